@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target makes its own environment first: a fresh clone needs `make demo` or `make test` and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+MODEL ?= model_cards/mdm-emoji-64
+OUTPUT ?= demo.png
+SEED ?= 0
+
+# Tests and the demo read local files only.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+.PHONY: demo test test-slow quality style
+
+demo: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m diffusers_mdm.demo --model "$(MODEL)" --output "$(OUTPUT)" --seed $(SEED) \
+		$(if $(PROMPTS),--prompts "$(PROMPTS)")
+
+test: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m pytest -m "slow or gpu"
+
+quality: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@

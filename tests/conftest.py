@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test starts from: no network, a fixed seed, few threads, and each device this machine has."""
+
+import os
+
+# Set before any Hugging Face library is imported, since they read these once, at import.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FIXTURES = Path(__file__).parent / "fixtures"
+# Tiny tensors gain nothing from many threads and lose a lot when machines are shared.
+MAX_THREADS = 2
+
+
+def available_devices() -> list:
+    """Return a parameter for every kind of device on this machine; accelerators carry the `gpu` mark."""
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append(pytest.param("cuda", marks=pytest.mark.gpu))
+    if torch.backends.mps.is_available():
+        devices.append(pytest.param("mps", marks=pytest.mark.gpu))
+    return devices
+
+
+@pytest.fixture(params=available_devices())
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Give each device of this machine in turn."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def limit_threads() -> None:
+    """Keep the thread count low and the same in every test."""
+    torch.set_num_threads(min(MAX_THREADS, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Start every test from the same random state, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """Give the folder of recorded inputs and outputs."""
+    return FIXTURES
