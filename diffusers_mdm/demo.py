@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draw a labelled grid of pictures, one column a prompt and one row a level of the pyramid.
+
+`python -m diffusers_mdm.demo --model FOLDER --prompts "red apple;sad cat" --output demo.png`
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .pipelines.pipeline_mdm import MDMPipeline
+
+# Four drawing styles; the last two name a concept in a style in which the demo model never saw it.
+DEFAULT_PROMPTS = (
+    "strawberry, 3d render",
+    "red heart, flat icon",
+    "fox, twemoji style",
+    "snowman, noto style",
+    "rainbow, 3d render",
+    "crescent moon, flat icon",
+    "sunflower, twemoji style",
+    "pizza, noto style",
+)
+MIN_CELL = 128  # pixels; smaller pictures are enlarged to at least this side
+GAP = 8  # pixels between cells
+FONT_SIZE = 14  # pixels
+INK = (32, 32, 32)
+
+
+def split_prompts(text: str) -> list[str]:
+    """Split a list of prompts written with semicolons, since prompts themselves have commas.
+
+    Raises:
+        ValueError: if nothing is left after dropping blank parts.
+    """
+    prompts = [part.strip() for part in text.split(";") if part.strip()]
+    if not prompts:
+        raise ValueError(f"No prompt in {text!r}. Separate prompts by semicolons, as in 'red apple;sad cat'.")
+    return prompts
+
+
+def load_pipeline(folder: str | Path, device: torch.device | str = "cpu") -> MDMPipeline:
+    """Load the pipeline saved in a local folder, in float32.
+
+    Raises:
+        ValueError: if the folder is missing or holds no pipeline.
+    """
+    folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        state = "holds no model_index.json" if folder.is_dir() else "does not exist"
+        raise ValueError(
+            f"The model folder '{folder}' {state}. Pass --model with a folder that `save_pretrained`, the training "
+            "command or a conversion command wrote."
+        )
+    # float32 is asked for because transformers would otherwise keep the dtype of the file beside a float32 U-Net.
+    pipeline = MDMPipeline.from_pretrained(folder, dtype=torch.float32)
+    return pipeline.to(device)
+
+
+def draw_pyramid(
+    pipeline: MDMPipeline,
+    prompts: Sequence[str],
+    seed: int = 0,
+    num_inference_steps: int = 25,
+    guidance_scale: float | None = None,
+) -> list[list[Image.Image]]:
+    """Draw one picture for each prompt and return every level of it.
+
+    Args:
+        pipeline: the loaded pipeline.
+        prompts: one text for each picture.
+        seed: picture i starts from the noise of `seed + i`, so that it does not depend on the other prompts.
+        num_inference_steps: steps of the sampler.
+        guidance_scale: strength of the guidance; `None` leaves the pipeline's own.
+
+    Returns:
+        For each level, innermost first, the pictures in the order of the prompts.
+    """
+    generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
+    options = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    output = pipeline(
+        list(prompts),
+        num_inference_steps=num_inference_steps,
+        generator=generators,
+        output_type="pil",
+        output_pyramid=True,
+        **options,
+    )
+    return output.pyramid
+
+
+def wrap_label(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """Break a text into lines of at most `width` pixels; a longer word keeps a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def make_grid(pyramid: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Image.Image:
+    """Lay out one column a prompt and one row a level, the smallest level on top, all enlarged to one size.
+
+    Args:
+        pyramid: for each level, innermost first, one picture a prompt.
+        prompts: the labels of the columns.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+    largest = pyramid[-1][0]
+    cell = max(largest.width, largest.height)
+    cell *= math.ceil(MIN_CELL / cell)
+    labels = [wrap_label(prompt, font, cell) for prompt in prompts]
+    header = (FONT_SIZE + 4) * max(label.count("\n") + 1 for label in labels) + 2 * GAP
+    margin = max(math.ceil(font.getlength(size_name(level[0]))) for level in pyramid) + 2 * GAP
+
+    size = (margin + len(prompts) * (cell + GAP), header + len(pyramid) * (cell + GAP))
+    grid = Image.new("RGB", size, "white")
+    ink = ImageDraw.Draw(grid)
+    for column, label in enumerate(labels):
+        ink.multiline_text((margin + column * (cell + GAP), GAP), label, INK, font)
+    for row, level in enumerate(pyramid):
+        top = header + row * (cell + GAP)
+        ink.text((GAP, top + cell // 2), size_name(level[0]), INK, font, anchor="lm")
+        for column, picture in enumerate(level):
+            # Nearest, because the point is to see what the level holds, pixel by pixel.
+            scale = cell / max(picture.size)
+            shown = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.NEAREST)
+            grid.paste(shown, (margin + column * (cell + GAP), top))
+    return grid
+
+
+def size_name(picture: Image.Image) -> str:
+    """Name the size of a picture: the side of a square, width x height otherwise."""
+    width, height = picture.size
+    return f"{width} px" if width == height else f"{width} x {height} px"
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m diffusers_mdm.demo", description="Draw a grid of pictures.")
+    parser.add_argument("--model", default="model_cards/mdm-emoji-64", help="folder of a saved pipeline")
+    parser.add_argument("--prompts", default=";".join(DEFAULT_PROMPTS), help="prompts, separated by semicolons")
+    parser.add_argument("--output", default="demo.png", help="the picture to write")
+    parser.add_argument("--seed", type=int, default=0, help="picture i starts from the noise of seed + i")
+    parser.add_argument("--num_inference_steps", type=int, default=25, help="steps of the sampler")
+    parser.add_argument("--guidance_scale", type=float, help="strength of the guidance (default: the pipeline's own)")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, mps (default: %(default)s)",
+    )
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Load the model, draw the grid, write it and say where it is."""
+    options = parse_args(args)
+    start = time.perf_counter()
+    try:
+        prompts = split_prompts(options.prompts)
+        print(f"Loading {options.model} ...", flush=True)
+        pipeline = load_pipeline(options.model, options.device)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    loaded = time.perf_counter()
+    pyramid = draw_pyramid(
+        pipeline, prompts, options.seed, options.num_inference_steps, guidance_scale=options.guidance_scale
+    )
+    drawn = time.perf_counter()
+    output = Path(options.output).resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    make_grid(pyramid, prompts).save(output)
+    sizes = ", ".join(size_name(level[0]) for level in pyramid)
+    print(f"{len(prompts)} pictures at {sizes}: loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s")
+    print(f"Wrote {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of the house that a machine can check: sizes, names, headers, the direction of imports, versions."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "diffusers_mdm"
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+HEADER = "# SPDX-License-Identifier: Apache-2.0"
+# A function without a home is a concept without a name.
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
+# What each part may import from the package besides itself. A part that is missing here fails
+# the test: give it a place.
+ALLOWED_IMPORTS = {
+    "pyramid": set(),
+    "models": {"pyramid"},
+    "schedulers": {"pyramid"},
+    "loaders": {"pyramid", "models", "schedulers"},
+    "pipelines": {"pyramid", "models", "schedulers", "loaders"},
+    "conversion": {"pyramid", "models", "schedulers"},
+    "registration": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
+    "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
+    "training": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
+}
+# The package root may gather all of what users get by `import diffusers_mdm`, and nothing of the commands.
+ROOT_IMPORTS = {"pyramid", "models", "schedulers", "loaders", "pipelines", "registration", "conversion"}
+
+
+def tracked_files() -> list[Path]:
+    """List what git tracks and what it would track, or everything outside hidden folders in a plain copy."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode == 0 and (ROOT / ".git").exists():
+        files = [ROOT / name for name in listing.stdout.splitlines()]
+    else:
+        files = [path for path in ROOT.rglob("*") if not any(part.startswith(".venv") for part in path.parts)]
+    return sorted(path for path in files if path.is_file())
+
+
+FILES = tracked_files()
+SOURCES = [path for path in FILES if path.suffix == ".py"]
+MODULES = [path for path in SOURCES if path.is_relative_to(ROOT / PACKAGE)]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the lines of a function without its decorators and its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function, clean=False) is not None:
+        lines -= first.end_lineno - first.lineno + 1
+    return lines
+
+
+def part_of(path: Path) -> str:
+    """Name the part of the package that a module belongs to: its folder, or its own stem at the root."""
+    first = path.relative_to(ROOT / PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Name the parts of the package that a module imports, wherever in the file it does."""
+    package = [PACKAGE, *path.relative_to(ROOT / PACKAGE).parts[:-1]]
+    found = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            targets = [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        found |= {target[1] for target in targets if target[0] == PACKAGE and len(target) > 1}
+    return found
+
+
+def imports_of(module: str) -> set[str]:
+    """Import a module in a fresh interpreter and list the modules of the package that came with it."""
+    code = f"import {module}, sys; print(*[name for name in sys.modules if name.startswith('{PACKAGE}.')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_file_has_licence_header(path):
+    assert path.read_text(encoding="utf-8").startswith(HEADER)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_file_is_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_functions_are_short(path):
+    functions = [node for node in ast.walk(parse(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    # A pipeline's __call__ tells the whole story in one place, as the host's pipelines do.
+    story = "__call__" if part_of_pipelines(path) else None
+    long = {f.name: function_lines(f) for f in functions if f.name != story and function_lines(f) > MAX_FUNCTION_LINES}
+    assert not long
+
+
+def part_of_pipelines(path: Path) -> bool:
+    return path.is_relative_to(ROOT / PACKAGE / "pipelines")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_names_say_what_is_inside(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    assert not VAGUE_NAMES & {word for part in parts for word in part.split("_")}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if part_of(path) != "__init__"], ids=name_of)
+def test_imports_run_one_way(path):
+    part = part_of(path)
+    assert part in ALLOWED_IMPORTS, f"say in ALLOWED_IMPORTS what '{part}' may import"
+    outside = {name for name in imported_parts(path) if name in ALLOWED_IMPORTS and name != part}
+    assert outside <= ALLOWED_IMPORTS[part]
+
+
+def test_import_table_has_no_cycle():
+    for part, allowed in ALLOWED_IMPORTS.items():
+        assert all(part not in ALLOWED_IMPORTS[other] for other in allowed)
+
+
+def test_importing_the_package_leaves_commands_alone():
+    parts = {name.split(".")[1] for name in imports_of(PACKAGE)}
+    assert parts <= ROOT_IMPORTS
+    assert {"models", "schedulers", "pipelines"} <= parts
+
+
+@pytest.mark.parametrize("module", ["pyramid", "models", "schedulers"])
+def test_every_part_can_be_imported_first(module):
+    imports_of(f"{PACKAGE}.{module}")
+
+
+def test_version_is_the_newest_of_the_changelog():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[?(\d+\.\d+\.\d+)", changelog, re.MULTILINE).group(1)
+    assert re.search(r'^version = "(.+)"$', project, re.MULTILINE).group(1) == newest
+
+
+def test_package_knows_its_version():
+    import diffusers_mdm
+
+    assert f'version = "{diffusers_mdm.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_no_machine_paths_or_package_indexes():
+    forbidden = re.compile(r"(?<![\w.~])/(?:work|home|Users|root|tmp)/")
+    index = re.compile(r"(?:extra-)?index[-_]url|find[-_]links|/simple/|pypi[.]org")
+    text_types = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".cfg", ""}
+    found = []
+    for path in FILES:
+        if path == Path(__file__) or path.suffix not in text_types or path.stat().st_size > 2**20:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="ignore").splitlines(), start=1):
+            if forbidden.search(line) or index.search(line):
+                found.append(f"{name_of(path)}:{number}")
+    assert not found
+
+
+def test_every_dependency_is_pinned_for_tests():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    ranges = re.findall(r'^    "([A-Za-z0-9_.-]+)>=([0-9.]+)"', project, re.MULTILINE)
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {normal(line.split("==")[0]): line.split("==")[1].split(";")[0] for line in lines if "==" in line}
+    assert ranges
+    for name, lower in ranges:
+        assert as_numbers(pins[normal(name)]) >= as_numbers(lower), name
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
