@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One level (one doll): a U-Net whose middle is the level inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .blocks import BlockSettings, DownBlock, MidBlock, UpBlock
+from .embeddings import LevelEmbedding
+from .level_config import LevelConfig
+from .text_conditioning import TextConditioning
+
+# Keeps a constant input from becoming NaN; noise never comes near it.
+_SMALLEST_STD = 1e-6
+
+
+class LevelEncoder(nn.Module):
+    """Way down of a level: from its pixels to its coarsest features, and to the level inside.
+
+    Args:
+        row: the level.
+        settings: of its blocks.
+        in_channels: of the picture.
+        inner_channels: finest channels of the level inside, or `None` for level 0.
+    """
+
+    def __init__(
+        self, row: LevelConfig, settings: BlockSettings, in_channels: int, inner_channels: int | None
+    ) -> None:
+        super().__init__()
+        channels = row.block_out_channels
+        self.normalize_input = row.normalize_input
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        last = len(channels) - 1
+        self.down_blocks = nn.ModuleList(
+            [
+                DownBlock(
+                    settings,
+                    channels[max(index - 1, 0)],
+                    channels[index],
+                    row.layers_per_block[index],
+                    row.attention_layers_per_block[index],
+                    downsample=index < last,
+                )
+                for index in range(len(channels))
+            ]
+        )
+        self.in_adapter = nn.Conv2d(channels[-1], inner_channels, 3, padding=1) if inner_channels else None
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        features: torch.Tensor | None,
+        embedding: torch.Tensor,
+        text: TextConditioning | None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """Encode.
+
+        Args:
+            sample: `(B, in_channels, H, W)`, noisy.
+            features: `(B', C_0, H, W)` with B' <= B from the level outside, or `None`; missing rows count as zero.
+            embedding: `(B, D)`.
+            text: the prompt, B rows.
+
+        Returns:
+            coarsest features, skips in the order they were made, features for the level inside.
+        """
+        if self.normalize_input:
+            std = sample.float().std(dim=(1, 2, 3), keepdim=True).clamp(min=_SMALLEST_STD)
+            sample = sample / std.to(sample.dtype)
+        hidden_states = self.conv_in(sample)
+        if features is not None:
+            num_missing = hidden_states.shape[0] - features.shape[0]
+            hidden_states = hidden_states + F.pad(features, (0, 0, 0, 0, 0, 0, 0, num_missing))
+        skips: tuple[torch.Tensor, ...] = (hidden_states,)
+        for block in self.down_blocks:
+            hidden_states, block_skips = block(hidden_states, embedding, text)
+            skips += block_skips
+        return hidden_states, skips, None if self.in_adapter is None else self.in_adapter(hidden_states)
+
+
+class LevelDecoder(nn.Module):
+    """Way up of a level: from its coarsest features and the level inside to its prediction.
+
+    Args:
+        row: the level.
+        settings: of its blocks.
+        out_channels: of the prediction.
+        inner_channels: finest channels of the level inside, or `None` for level 0.
+    """
+
+    def __init__(
+        self, row: LevelConfig, settings: BlockSettings, out_channels: int, inner_channels: int | None
+    ) -> None:
+        super().__init__()
+        channels = row.block_out_channels
+        self.out_adapter = nn.Conv2d(inner_channels, channels[-1], 3, padding=1) if inner_channels else None
+        self.mid_block = MidBlock(settings, channels[-1]) if row.has_mid_block else None
+        self.up_blocks = nn.ModuleList()
+        for index in reversed(range(len(channels))):
+            before = channels[min(index + 1, len(channels) - 1)]
+            # The last skip of a resolution is what came into it: its own resampled input, or conv_in's output.
+            skip_channels = [channels[index]] * row.layers_per_block[index] + [channels[max(index - 1, 0)]]
+            self.up_blocks.append(
+                UpBlock(
+                    settings,
+                    before,
+                    skip_channels,
+                    channels[index],
+                    row.attention_layers_per_block[index],
+                    upsample=index > 0,
+                )
+            )
+        self.norm_out = nn.GroupNorm(settings.norm_num_groups, channels[0], eps=settings.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        skips: tuple[torch.Tensor, ...],
+        inner_features: torch.Tensor | None,
+        embedding: torch.Tensor,
+        text: TextConditioning | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode.
+
+        Args:
+            hidden_states: `(B, C_last, h, w)`, the encoder's coarsest features.
+            skips: of the encoder, in the order they were made.
+            inner_features: `(B', c_0, h, w)` with B' >= B of the level inside, or `None` for level 0.
+            embedding: `(B, D)`.
+            text: the prompt, B rows.
+
+        Returns:
+            prediction `(B, out_channels, H, W)` and the features it was made of `(B, C_0, H, W)`.
+        """
+        if inner_features is not None and self.out_adapter is not None:
+            hidden_states = hidden_states + self.out_adapter(inner_features[: hidden_states.shape[0]])
+        if self.mid_block is not None:
+            hidden_states = self.mid_block(hidden_states, embedding, text)
+        remaining = skips
+        for block in self.up_blocks:
+            num_layers = len(block.resnets)
+            hidden_states = block(hidden_states, remaining[: -num_layers - 1 : -1], embedding, text)
+            remaining = remaining[:-num_layers]
+        return self.conv_out(F.silu(self.norm_out(hidden_states))), hidden_states
+
+
+class Level(nn.Module):
+    """One doll. Every call goes through `forward`, because offload, sharding and device-map hooks wrap only that.
+
+    Args:
+        row: its structure.
+        settings: of its blocks.
+        in_channels: of the picture.
+        out_channels: of the prediction.
+        inner_channels: finest channels of the level inside, or `None` for level 0.
+    """
+
+    def __init__(
+        self,
+        row: LevelConfig,
+        settings: BlockSettings,
+        in_channels: int,
+        out_channels: int,
+        inner_channels: int | None,
+    ) -> None:
+        super().__init__()
+        self.embedding = LevelEmbedding(row, settings.time_embed_dim)
+        self.encoder = LevelEncoder(row, settings, in_channels, inner_channels)
+        self.decoder = LevelDecoder(row, settings, out_channels, inner_channels)
+        # A grown model must start as the model it grew from: the adapters add nothing until they are trained.
+        for adapter in (self.encoder.in_adapter, self.decoder.out_adapter):
+            if adapter is not None:
+                nn.init.zeros_(adapter.weight)
+                nn.init.zeros_(adapter.bias)
+
+    def forward(self, part: Literal["encode", "decode"], *inputs: Any) -> Any:
+        """Run one half of the level: `encode` on the way in, `decode` on the way out."""
+        return self.encode(*inputs) if part == "encode" else self.decode(*inputs)
+
+    def encode(
+        self,
+        sample: torch.Tensor,
+        features: torch.Tensor | None,
+        timestep: torch.Tensor,
+        micro_conditioning: Mapping[str, torch.Tensor],
+        pooled: torch.Tensor | None,
+        text: TextConditioning | None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None, torch.Tensor]:
+        """Embed time and conditions, then run the way down; the result is what `decode` needs."""
+        embedding = self.embedding(timestep, micro_conditioning, pooled)
+        hidden_states, skips, inner = self.encoder(sample, features, embedding.to(sample.dtype), text)
+        return hidden_states, skips, inner, embedding.to(sample.dtype)
+
+    def decode(
+        self,
+        hidden_states: torch.Tensor,
+        skips: tuple[torch.Tensor, ...],
+        inner_features: torch.Tensor | None,
+        embedding: torch.Tensor,
+        text: TextConditioning | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the way up: prediction and features."""
+        return self.decoder(hidden_states, skips, inner_features, embedding, text)
+
+    @torch.no_grad()
+    def zero_init_(self) -> None:
+        """Zero the output, the adapters and the last layer of every residual branch (ml-mdm's zero_module)."""
+        for conv in (self.decoder.conv_out, self.encoder.in_adapter, self.decoder.out_adapter):
+            if conv is not None:
+                nn.init.zeros_(conv.weight)
+                nn.init.zeros_(conv.bias)
+        for module in self.modules():
+            if isinstance(module, (DownBlock, UpBlock, MidBlock)):
+                module.zero_init_()
+
+
+def build_levels(config: Mapping[str, Any], rows: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
+    """The levels of a model, innermost first, each knowing the channels of the one inside it."""
+    levels = []
+    for index, row in enumerate(rows):
+        settings = BlockSettings.of_level(
+            row,
+            time_embed_dim=time_embed_dim,
+            norm_eps=config["norm_eps"],
+            num_attention_heads=config["num_attention_heads"],
+            attention_norm_num_groups=config["attention_norm_num_groups"],
+            text_dim=config["cross_attention_dim"],
+        )
+        inner_channels = rows[index - 1].block_out_channels[0] if index else None
+        levels.append(Level(row, settings, config["in_channels"], config["out_channels"], inner_channels))
+    return levels

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Columns on disk, rows in code: one `LevelConfig` for each level of a `NestedUNetModel`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+# Columns that a config may leave out (None), with what every level then has.
+_OPTIONAL_COLUMNS: dict[str, Any] = {
+    "num_frames": 1,
+    "temporal_layers_per_block": None,
+    "temporal_downsample": False,
+    "temporal_rotary": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelConfig:
+    """The structure of one level (one doll). Every field is a column of the model's config.
+
+    Args:
+        block_out_channels: channels at each of the level's own resolutions, finest first. With n entries the level is
+            2^(n-1) times larger than the one it wraps.
+        layers_per_block: residual blocks at each resolution on the way down (one more on the way up).
+        attention_layers_per_block: spatial attention layers after each residual block at each resolution; 0 for none.
+        has_mid_block: residual, attention, residual at the coarsest resolution. Only level 0 can have one: the
+            middle of an outer level is the level inside it.
+        has_attention_ffn: whether each attention is followed by a feed-forward part of 4x width.
+        norm_num_groups: groups of every group norm outside attention.
+        normalize_input: divide the input by its standard deviation (per sample, unbiased). Outer levels only.
+        dropout: probability, in the residual blocks.
+        micro_conditioning_keys: names of the scalars that are embedded beside the time, e.g. ("scale",).
+        micro_conditioning_defaults: value of each when it is not given; for "scale" also its upper bound.
+        num_frames: frames a sample; 1 for pictures.
+        temporal_layers_per_block: temporal attention layers after each residual block; `None` for none.
+        temporal_downsample: resample frames instead of pixels between the level's resolutions.
+        temporal_rotary: rotary positions in the temporal attention.
+    """
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: tuple[int, ...]
+    attention_layers_per_block: tuple[int, ...]
+    has_mid_block: bool = False
+    has_attention_ffn: bool = False
+    norm_num_groups: int = 32
+    normalize_input: bool = False
+    dropout: float = 0.0
+    micro_conditioning_keys: tuple[str, ...] = ("scale",)
+    micro_conditioning_defaults: tuple[float, ...] = (64.0,)
+    num_frames: int = 1
+    temporal_layers_per_block: tuple[int, ...] | None = None
+    temporal_downsample: bool = False
+    temporal_rotary: bool = False
+
+    @property
+    def ratio(self) -> int:
+        """Side of this level over the side of the level inside it (its coarsest resolution)."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def rows_from(cls, config: Mapping[str, Any]) -> tuple[LevelConfig, ...]:
+        """Zip the columns of a model's config into rows, innermost level first.
+
+        Raises:
+            ValueError: the columns differ in length, or a row contradicts itself.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        num_levels = len(config["block_out_channels"])
+        columns: dict[str, Any] = {}
+        for name in names:
+            column = config[name]
+            if column is None and name in _OPTIONAL_COLUMNS:
+                column = (_OPTIONAL_COLUMNS[name],) * num_levels
+            if not isinstance(column, (list, tuple)) or len(column) != num_levels:
+                raise ValueError(
+                    f"`{name}` must have one entry for each of the {num_levels} levels that `block_out_channels` lists "
+                    f"(innermost first), got {column!r}."
+                )
+            columns[name] = column
+        rows = tuple(
+            cls(**{name: _frozen(columns[name][index], f"{name}[{index}]") for name in names})
+            for index in range(num_levels)
+        )
+        for index, row in enumerate(rows):
+            row.check(index)
+        return rows
+
+    @classmethod
+    def columns_from(cls, rows: tuple[LevelConfig, ...]) -> dict[str, Any]:
+        """The inverse of `rows_from`: one tuple a field, innermost level first."""
+        columns: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            column = tuple(getattr(row, field.name) for row in rows)
+            default = (_OPTIONAL_COLUMNS.get(field.name, ()),) * len(rows)
+            columns[field.name] = None if column == default else column
+        return columns
+
+    def check(self, index: int) -> None:
+        """Raise a ValueError that names level `index` and what contradicts what."""
+        _check_shapes(self, index)
+        _check_divisibility(self, index)
+        if index == 0 and self.normalize_input:
+            raise ValueError(
+                "normalize_input[0] is True, but the innermost level is never normalised; set it to False."
+            )
+        if index > 0 and self.has_mid_block:
+            raise ValueError(
+                f"has_mid_block[{index}] is True, but the middle of an outer level is the level inside it; set it to "
+                "False."
+            )
+        if index > 0 and len(self.block_out_channels) < 2:
+            raise ValueError(
+                f"block_out_channels[{index}] = {self.block_out_channels} has one resolution, so level {index} would "
+                "be no larger than the level inside it; give at least two."
+            )
+        video = {name: getattr(self, name) for name in _OPTIONAL_COLUMNS}
+        if video != _OPTIONAL_COLUMNS:
+            raise ValueError(
+                f"Level {index} asks for video ({video}). The config format reserves these fields, but this version "
+                f"has picture levels only: leave them out, or use {_OPTIONAL_COLUMNS}."
+            )
+
+
+def _frozen(entry: Any, name: str) -> Any:
+    """Lists (as JSON gives them) become tuples; mappings and nested lists are refused."""
+    if isinstance(entry, (list, tuple)):
+        if any(isinstance(item, (list, tuple, Mapping)) for item in entry):
+            raise ValueError(f"{name} = {entry!r} is nested too deeply; expected plain values.")
+        return tuple(entry)
+    if isinstance(entry, Mapping):
+        raise ValueError(f"{name} = {entry!r} is a mapping; expected plain values.")
+    return entry
+
+
+def _check_shapes(row: LevelConfig, index: int) -> None:
+    num_resolutions = len(row.block_out_channels) if isinstance(row.block_out_channels, tuple) else 0
+    if num_resolutions == 0:
+        raise ValueError(
+            f"block_out_channels[{index}] must list the channels of each resolution, got {row.block_out_channels!r}."
+        )
+    for name in ("layers_per_block", "attention_layers_per_block", "temporal_layers_per_block"):
+        entry = getattr(row, name)
+        if entry is None and name == "temporal_layers_per_block":
+            continue
+        if not isinstance(entry, tuple) or len(entry) != num_resolutions:
+            raise ValueError(
+                f"{name}[{index}] must have one entry for each of the {num_resolutions} resolutions of level {index}, "
+                f"got {entry!r}."
+            )
+    if any(layers < 1 for layers in row.layers_per_block):
+        raise ValueError(f"layers_per_block[{index}] = {row.layers_per_block}: every resolution needs at least 1.")
+    if any(layers < 0 for layers in row.attention_layers_per_block):
+        raise ValueError(f"attention_layers_per_block[{index}] = {row.attention_layers_per_block}: use 0 for none.")
+    keys, defaults = row.micro_conditioning_keys, row.micro_conditioning_defaults
+    if not isinstance(keys, tuple) or not isinstance(defaults, tuple) or len(keys) != len(defaults):
+        raise ValueError(
+            f"micro_conditioning_keys[{index}] = {keys!r} and micro_conditioning_defaults[{index}] = {defaults!r} must "
+            "pair up: one default for each key."
+        )
+
+
+def _check_divisibility(row: LevelConfig, index: int) -> None:
+    bad = [channels for channels in row.block_out_channels if channels % row.norm_num_groups]
+    if bad:
+        raise ValueError(
+            f"block_out_channels[{index}] has {bad}, not divisible by norm_num_groups[{index}] = "
+            f"{row.norm_num_groups}; change one of them."
+        )
+    if not 0.0 <= row.dropout < 1.0:
+        raise ValueError(f"dropout[{index}] = {row.dropout}; expected a probability in [0, 1).")

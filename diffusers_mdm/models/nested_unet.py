@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`NestedUNetModel`: one network that denoises every level of a pyramid at once (Gu et al. 2024, section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.utils import BaseOutput, apply_lora_scale
+from torch import nn
+
+from ..pyramid import Pyramid, as_pyramid, check_pyramid
+from .attention import SpatialAttention, TextSelfAttention
+from .config_checks import check_model_config, check_text, expand_to_batch, resolve_time_embed_dim
+from .level import build_levels
+from .level_config import LevelConfig
+from .text_conditioning import TextConditioning, masked_mean
+
+
+@dataclasses.dataclass
+class NestedUNetOutput(BaseOutput):
+    """Output of `NestedUNetModel`.
+
+    Args:
+        sample: the prediction, a pyramid (innermost first) shaped as the input; a tensor if the input was one.
+    """
+
+    sample: Pyramid | torch.Tensor
+
+
+class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin):
+    r"""
+    A flat list of levels, innermost first; level i wraps level i - 1. The structure of the levels is given in columns,
+    one entry a level: see [`LevelConfig`] for `block_out_channels` … `temporal_rotary`.
+
+    Args:
+        sample_size: side of level 0 in pixels; level i is 2^(resolutions of level i - 1) times larger than level i - 1.
+        in_channels: channels of the noisy picture.
+        out_channels: channels of the prediction.
+        num_attention_heads: of every attention.
+        attention_norm_num_groups: groups of the group norms in attention.
+        norm_eps: of every norm.
+        time_embed_dim: width of the time embedding; `None` for 4 times the first channels of level 0.
+        encoder_hid_dim: width of the text encoder's output when it is projected first, else `None`.
+        cross_attention_dim: width of the text inside the model; `None` for a model without text.
+        num_text_layers: transformer layers over the projected text.
+        use_cross_attention_mask: hide padding from the attention to the text. The published models hide it only from
+            the pooled text.
+        num_class_embeds: number of class labels, or `None`.
+        output_bound: s in tanh(v / s) s, or `None`; models of one level only.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Level", "TextSelfAttention"]  # noqa: RUF012 - host convention
+    _repeated_blocks = ["ResnetBlock2D", "SpatialAttention"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["norm"]  # noqa: RUF012
+    _supports_group_offloading = True
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        block_out_channels: tuple[tuple[int, ...], ...] = ((256, 512, 768),),
+        layers_per_block: tuple[tuple[int, ...], ...] = ((2, 2, 2),),
+        attention_layers_per_block: tuple[tuple[int, ...], ...] = ((0, 1, 5),),
+        has_mid_block: tuple[bool, ...] = (True,),
+        has_attention_ffn: tuple[bool, ...] = (True,),
+        norm_num_groups: tuple[int, ...] = (32,),
+        normalize_input: tuple[bool, ...] = (False,),
+        dropout: tuple[float, ...] = (0.0,),
+        micro_conditioning_keys: tuple[tuple[str, ...], ...] = (("scale",),),
+        micro_conditioning_defaults: tuple[tuple[float, ...], ...] = ((64.0,),),
+        num_frames: tuple[int, ...] | None = None,
+        temporal_layers_per_block: tuple[tuple[int, ...] | None, ...] | None = None,
+        temporal_downsample: tuple[bool, ...] | None = None,
+        temporal_rotary: tuple[bool, ...] | None = None,
+        num_attention_heads: int = 8,
+        attention_norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        time_embed_dim: int | None = None,
+        encoder_hid_dim: int | None = None,
+        cross_attention_dim: int | None = None,
+        num_text_layers: int = 0,
+        use_cross_attention_mask: bool = False,
+        num_class_embeds: int | None = None,
+        output_bound: float | None = None,
+    ) -> None:
+        super().__init__()
+        rows = LevelConfig.rows_from(self.config)
+        check_model_config(self.config, rows)
+        time_embed_dim = resolve_time_embed_dim(self.config, rows)
+
+        # Shared modules come before the levels, so that growing only appends parameters (EMA, optimizer state).
+        if encoder_hid_dim is not None:
+            self.encoder_hid_proj = nn.Linear(encoder_hid_dim, cross_attention_dim)
+        if cross_attention_dim is not None:
+            self.text_layers = nn.ModuleList(
+                [TextSelfAttention(cross_attention_dim, num_attention_heads, norm_eps) for _ in range(num_text_layers)]
+            )
+            self.text_embedding = nn.Linear(cross_attention_dim, time_embed_dim, bias=False)
+        if num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(num_class_embeds, time_embed_dim)
+        self.levels = nn.ModuleList(build_levels(self.config, rows, time_embed_dim))
+        for slot, attention in enumerate(self._text_attentions()):
+            attention.text_slot = slot
+
+    # --- shape of the pyramid ---
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels R."""
+        return len(self.config["block_out_channels"])
+
+    @property
+    def level_ratios(self) -> tuple[int, ...]:
+        """r_i / r_0: side of every level over that of level 0, e.g. (1, 4, 16)."""
+        ratios = [1]
+        for channels in self.config["block_out_channels"][1:]:
+            ratios.append(ratios[-1] * 2 ** (len(channels) - 1))
+        return tuple(ratios)
+
+    @property
+    def sample_sizes(self) -> tuple[int, ...]:
+        """Side of every level in pixels, e.g. (64, 256, 1024)."""
+        return tuple(self.config["sample_size"] * ratio for ratio in self.level_ratios)
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides of level 0 must be multiples of this."""
+        return 2 ** (len(self.config["block_out_channels"][0]) - 1)
+
+    # --- growing and opening ---
+
+    def add_level(self, row: LevelConfig) -> NestedUNetModel:
+        """A new model with one more level around this one; the inner levels' predictions do not change by a bit.
+
+        The old parameters keep their names and are the first of the new model's. The new level's adapters, output and
+        residual branches start at zero.
+
+        Args:
+            row: structure of the new level.
+        """
+        rows = (*LevelConfig.rows_from(self.config), row)
+        grown = self.from_config({**self.config, **LevelConfig.columns_from(rows)})
+        missing, unexpected = grown.load_state_dict(self.state_dict(), strict=False)
+        prefix = f"levels.{self.num_levels}."
+        if unexpected or any(not name.startswith(prefix) for name in missing):
+            raise ValueError(
+                "Only a plain model can grow: its parameters are not those of its config. Fuse or unload adapters and "
+                "unfuse projections first."
+            )
+        grown.levels[-1].zero_init_()
+        return grown.to(device=self.device, dtype=self.dtype).train(self.training)
+
+    def inner_model(self, num_levels: int) -> NestedUNetModel:
+        """The inner `num_levels` levels as a model of their own, with copied weights.
+
+        Raises:
+            ValueError: the model does not have that many levels.
+        """
+        if not 1 <= num_levels <= self.num_levels:
+            raise ValueError(f"Asked for the inner {num_levels} levels of a model with {self.num_levels}; use 1 … that.")
+        rows = LevelConfig.rows_from(self.config)[:num_levels]
+        inner = self.from_config({**self.config, **LevelConfig.columns_from(rows)})
+        state = self.state_dict()
+        inner.load_state_dict({name: state[name] for name in inner.state_dict()})
+        return inner.to(device=self.device, dtype=self.dtype).train(self.training)
+
+    def zero_init_(self) -> None:
+        """Zero every level's output, adapters and residual branches: how the published models start training."""
+        for level in self.levels:
+            level.zero_init_()
+
+    # --- text ---
+
+    def _text_attentions(self) -> list[SpatialAttention]:
+        """The attention layers that look at the text, in the order of `TextConditioning.keys_values`."""
+        return [
+            module
+            for module in self.modules()
+            if isinstance(module, SpatialAttention) and module.add_k_proj is not None
+        ]
+
+    def encode_text(
+        self,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        with_keys_values: bool = False,
+    ) -> TextConditioning:
+        """Compute all that the model makes of a prompt without knowing the timestep.
+
+        The result can be passed to `forward` as `encoder_hidden_states` at every step of a loop; the numbers do not
+        change.
+
+        Args:
+            encoder_hidden_states: `(B, L, encoder_hid_dim or cross_attention_dim)`, the text encoder's output, zero
+                where there is padding.
+            encoder_attention_mask: `(B, L)`, nonzero for tokens, zero for padding; `None` without padding.
+            with_keys_values: compute every attention layer's key and value of the text, too.
+        """
+        check_text(self.config, encoder_hidden_states, encoder_attention_mask)
+        hidden_states = encoder_hidden_states
+        if self.config["encoder_hid_dim"] is not None:
+            hidden_states = self.encoder_hid_proj(hidden_states)
+        use_mask = self.config["use_cross_attention_mask"]
+        mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
+        for layer in self.text_layers:
+            hidden_states = layer(hidden_states, mask if use_mask else None)
+        # ml-mdm: its text layers drop the mask before the text is pooled, unless attention uses the mask.
+        pooling_mask = mask if use_mask or len(self.text_layers) == 0 else None
+        pooled = self.text_embedding(masked_mean(hidden_states, pooling_mask))
+        text = TextConditioning(hidden_states, pooled, mask if use_mask else None)
+        if with_keys_values:
+            text.keys_values = tuple(attention.text_key_value(text) for attention in self._text_attentions())
+        return text
+
+    # --- forward ---
+
+    @apply_lora_scale("cross_attention_kwargs")
+    def forward(
+        self,
+        sample: Sequence[torch.Tensor] | torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor | TextConditioning | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> NestedUNetOutput | tuple[Pyramid | torch.Tensor]:
+        r"""
+        Predict for every level of a noisy pyramid.
+
+        Args:
+            sample: noisy levels `(B_i, in_channels, H_i, W_i)`, innermost first, B_0 >= B_1 >= …; with k levels only
+                the inner k dolls run. A bare tensor is level 0.
+            timestep: 0 … num_train_timesteps - 1, one for all rows or `(B_0,)`.
+            encoder_hidden_states: `(B_0, L, D)`, zero where there is padding, or the result of `encode_text`.
+            encoder_attention_mask: `(B_0, L)`, zero for padding; `None` without padding.
+            class_labels: `(B_0,)` integers, if the model has classes.
+            added_cond_kwargs: micro-conditions `(B_0,)` by name, e.g. `{"scale": ...}`; a missing one takes its default.
+            cross_attention_kwargs: `{"scale": s}` scales LoRA layers for this call.
+            return_dict: return a `NestedUNetOutput` instead of a tuple.
+
+        Raises:
+            ValueError: sizes, batches or conditions do not fit the model.
+        """
+        pyramid, is_tensor = as_pyramid(sample)
+        self._check_sample(pyramid)
+        batch, dtype = pyramid[0].shape[0], pyramid[0].dtype
+        timesteps = expand_to_batch(torch.as_tensor(timestep, device=pyramid[0].device), batch, "timestep")
+        micro = self._micro_conditioning(added_cond_kwargs, batch)
+        text = self._text(encoder_hidden_states, encoder_attention_mask, batch, dtype)
+        pooled = self._pooled(text, class_labels, batch, dtype)
+        texts = [None if text is None else text.first_rows(level.shape[0]) for level in pyramid]
+
+        # In: from the outermost level to the innermost one.
+        features = None
+        encoded: list[Any] = []
+        for index in reversed(range(len(pyramid))):
+            rows = pyramid[index].shape[0]
+            hidden_states, skips, features, embedding = self.levels[index](
+                "encode",
+                pyramid[index],
+                features,
+                timesteps[:rows],
+                {key: value[:rows] for key, value in micro.items()},
+                None if pooled is None else pooled[:rows],
+                texts[index],
+            )
+            encoded.insert(0, (hidden_states, skips, embedding))
+        # Out: from the innermost level to the outermost one.
+        features, predictions = None, []
+        for index, (hidden_states, skips, embedding) in enumerate(encoded):
+            prediction, features = self.levels[index](
+                "decode", hidden_states, skips, features, embedding, texts[index]
+            )
+            predictions.append(self._bound(prediction))
+
+        output = predictions[0] if is_tensor else predictions
+        return NestedUNetOutput(sample=output) if return_dict else (output,)
+
+    def _bound(self, prediction: torch.Tensor) -> torch.Tensor:
+        bound = self.config["output_bound"]
+        return prediction if bound is None else torch.tanh(prediction / bound) * bound
+
+    def _check_sample(self, pyramid: Pyramid) -> None:
+        check_pyramid(pyramid)
+        if len(pyramid) > self.num_levels:
+            raise ValueError(
+                f"`sample` has {len(pyramid)} levels but the model has {self.num_levels}, of sides {self.sample_sizes}."
+            )
+        height, width = pyramid[0].shape[2:]
+        if height % self.size_multiple or width % self.size_multiple:
+            raise ValueError(
+                f"Level 0 of `sample` is {height} x {width}; both must be multiples of {self.size_multiple}."
+            )
+        for index, (level, ratio) in enumerate(zip(pyramid, self.level_ratios, strict=False)):
+            if level.shape[1] != self.config["in_channels"]:
+                raise ValueError(
+                    f"Level {index} of `sample` has {level.shape[1]} channels; the model takes "
+                    f"{self.config['in_channels']}."
+                )
+            if tuple(level.shape[2:]) != (height * ratio, width * ratio):
+                raise ValueError(
+                    f"Level {index} of `sample` is {level.shape[2]} x {level.shape[3]}; level 0 is {height} x {width} "
+                    f"and level {index} of this model is {ratio} times larger: expected {height * ratio} x "
+                    f"{width * ratio}."
+                )
+
+    def _micro_conditioning(
+        self, added_cond_kwargs: Mapping[str, torch.Tensor] | None, batch: int
+    ) -> dict[str, torch.Tensor]:
+        given = dict(added_cond_kwargs or {})
+        known = {key for keys in self.config["micro_conditioning_keys"] for key in keys}
+        if not known.issuperset(given):
+            raise ValueError(
+                f"Unknown keys {sorted(set(given) - known)} in `added_cond_kwargs`; this model is conditioned on "
+                f"{sorted(known) or 'nothing'}."
+            )
+        return {key: expand_to_batch(torch.as_tensor(value, device=self.device), batch, key) for key, value in given.items()}
+
+    def _text(
+        self,
+        encoder_hidden_states: torch.Tensor | TextConditioning | None,
+        encoder_attention_mask: torch.Tensor | None,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> TextConditioning | None:
+        has_text = self.config["cross_attention_dim"] is not None
+        if has_text != (encoder_hidden_states is not None):
+            raise ValueError(
+                "This model reads text: pass `encoder_hidden_states` (see MDMPipeline.encode_prompt)."
+                if has_text
+                else "This model has no text (`cross_attention_dim` is None), but `encoder_hidden_states` was passed."
+            )
+        if encoder_hidden_states is None:
+            return None
+        text = encoder_hidden_states
+        if not isinstance(text, TextConditioning):
+            text = self.encode_text(text.to(dtype), encoder_attention_mask)
+        if text.hidden_states.shape[0] != batch:
+            raise ValueError(
+                f"`encoder_hidden_states` has {text.hidden_states.shape[0]} rows, level 0 of `sample` has {batch}."
+            )
+        return text
+
+    def _pooled(
+        self, text: TextConditioning | None, class_labels: torch.Tensor | None, batch: int, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        has_classes = self.config["num_class_embeds"] is not None
+        if has_classes != (class_labels is not None):
+            raise ValueError(
+                "This model is conditioned on classes: pass `class_labels` of shape (batch,)."
+                if has_classes
+                else "`class_labels` was passed, but this model has no classes (`num_class_embeds` is None)."
+            )
+        pooled = None if text is None else text.pooled
+        if class_labels is None:
+            return pooled
+        labels = self.class_embedding(expand_to_batch(class_labels, batch, "class_labels")).to(dtype)
+        return labels if pooled is None else pooled + labels
