@@ -2,8 +2,8 @@
 """The pyramid: one picture at several resolutions, innermost (smallest) first.
 
 A pyramid is a `list[Tensor]`; element i has shape `(B_i, C, H_i, W_i)` and holds D^i(x), the picture averaged down to
-level i, in [-1, 1] when clean. Batches may thin outwards (B_0 >= B_1 >= ...): the rows of level i are the first B_i rows
-of level i - 1.
+level i, in [-1, 1] when clean. Batches may thin outwards (B_0 >= B_1 >= ...): the rows of level i are the first B_i
+rows of level i - 1.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def pyramid_noise(
         shapes: `(B_i, C, H_i, W_i)` of every level, innermost first.
         generator: one generator, or one for each row of level 0. With a list, a row's noise depends on its own
             generator alone, so a picture does not change with the batch it is drawn in.
+        device: where the noise goes; it is drawn where the generator is.
+        dtype: of the noise.
 
     Raises:
         ValueError: the list of generators does not have one entry for each row of level 0.

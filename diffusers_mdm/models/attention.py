@@ -12,6 +12,13 @@ from torch import nn
 from .text_conditioning import TextConditioning
 
 
+def zero_(layer: nn.Module | None) -> None:
+    """Set every parameter of a layer to zero; `None` has none."""
+    if layer is not None:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
 class MatryoshkaAttnProcessor:
     """Self-attention plus attention to the text with the same query, through diffusers' attention backends."""
 
@@ -66,6 +73,7 @@ class FeedForward(nn.Module):
         self.proj_out = nn.Linear(4 * channels, channels)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Without the norm, which needs the caller's layout: `(B, N, C)` → `(B, N, C)`."""
         return self.proj_out(F.gelu(self.proj_in(tokens)))
 
 
@@ -79,17 +87,18 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         norm_eps: of the layer norm before the text's projections.
     """
 
-    ff: FeedForward | None
-    norm: nn.Module
+    to_qkv: nn.Linear
+    fused_projections: bool
+    processor: MatryoshkaAttnProcessor
     _default_processor_cls = MatryoshkaAttnProcessor
-    _available_processors = [MatryoshkaAttnProcessor]  # noqa: RUF012 - the host reads it as a plain class attribute
+    _available_processors = [MatryoshkaAttnProcessor]
 
     def __init__(self, channels: int, num_heads: int, text_dim: int | None, norm_eps: float) -> None:
         super().__init__()
         if channels % num_heads:
             raise ValueError(
-                f"An attention layer of {channels} channels cannot have {num_heads} heads (`num_attention_heads`); the "
-                "channels must be a multiple of it."
+                f"An attention layer of {channels} channels cannot have {num_heads} heads: the channels must be a "
+                "multiple of `num_attention_heads`."
             )
         self.heads = num_heads
         self.use_bias = True
@@ -103,12 +112,12 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Dropout(0.0)])
         # Position among the attention layers with text; the model sets it.
         self.text_slot = 0
-        self.set_processor(self._default_processor_cls())
+        self.processor = MatryoshkaAttnProcessor()
 
     def project(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Query, key and value, each `(B, N, C)`."""
         if self.fused_projections:
-            return self.to_qkv(tokens).chunk(3, dim=-1)
+            return tuple(self.to_qkv(tokens).chunk(3, dim=-1))
         return self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
@@ -119,16 +128,10 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         """Key and value of the text, `(B, L, heads, d)`: the precomputed ones if there are."""
         if text.keys_values is not None:
             return text.keys_values[self.text_slot]
+        if self.norm_encoder is None or self.add_k_proj is None or self.add_v_proj is None:
+            raise ValueError("This attention layer was built without text (`text_dim` is None).")
         normed = self.norm_encoder(text.hidden_states)
         return self.split_heads(self.add_k_proj(normed)), self.split_heads(self.add_v_proj(normed))
-
-    def zero_init_(self) -> None:
-        """Zero what adds to the residual stream (ml-mdm's zero_module)."""
-        nn.init.zeros_(self.to_out[0].weight)
-        nn.init.zeros_(self.to_out[0].bias)
-        if self.ff is not None:
-            nn.init.zeros_(self.ff.proj_out.weight)
-            nn.init.zeros_(self.ff.proj_out.bias)
 
 
 class SpatialAttention(MatryoshkaAttention):
@@ -170,6 +173,12 @@ class SpatialAttention(MatryoshkaAttention):
             tokens = self.ff.norm(hidden_states).flatten(2).transpose(1, 2)
             hidden_states = hidden_states + self.ff(tokens).transpose(1, 2).unflatten(2, hidden_states.shape[2:])
         return hidden_states
+
+    def zero_init_(self) -> None:
+        """Zero what adds to the residual stream (ml-mdm's zero_module)."""
+        zero_(self.to_out[0])
+        if self.ff is not None:
+            zero_(self.ff.proj_out)
 
 
 class TextSelfAttention(MatryoshkaAttention):

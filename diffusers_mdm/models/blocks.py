@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from diffusers.models.downsampling import Downsample2D
@@ -11,7 +13,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from .attention import SpatialAttention
+from .attention import SpatialAttention, zero_
 from .level_config import LevelConfig
 from .text_conditioning import TextConditioning
 
@@ -109,6 +111,10 @@ class ResolutionBlock(nn.Module):
             [settings.attention(out_channels) for _ in range(num_attentions * len(in_channels))]
         )
 
+    resnets: nn.ModuleList
+    attentions: nn.ModuleList
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
+
     def run_layers(
         self, index: int, hidden_states: torch.Tensor, embedding: torch.Tensor, text: TextConditioning | None
     ) -> torch.Tensor:
@@ -127,10 +133,9 @@ class ResolutionBlock(nn.Module):
     def zero_init_(self) -> None:
         """Zero the last layer of every residual branch."""
         for resnet in self.resnets:
-            nn.init.zeros_(resnet.conv2.weight)
-            nn.init.zeros_(resnet.conv2.bias)
+            zero_(cast(ResnetBlock2D, resnet).conv2)
         for attention in self.attentions:
-            attention.zero_init_()
+            cast(SpatialAttention, attention).zero_init_()
 
 
 class DownBlock(ResolutionBlock):

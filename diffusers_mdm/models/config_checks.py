@@ -55,6 +55,7 @@ def expand_to_batch(values: torch.Tensor, batch: int, name: str) -> torch.Tensor
     values = values.reshape(-1) if values.ndim == 0 else values
     if values.ndim != 1 or values.shape[0] not in (1, batch):
         raise ValueError(
-            f"`{name}` has shape {tuple(values.shape)}; expected one value for all {batch} rows of level 0, or one each."
+            f"`{name}` has shape {tuple(values.shape)}; expected one value for all, or one for each of the {batch} "
+            "rows of level 0."
         )
     return values.expand(batch)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .attention import zero_
 from .blocks import BlockSettings, DownBlock, MidBlock, UpBlock
 from .embeddings import LevelEmbedding
 from .level_config import LevelConfig
@@ -145,7 +146,7 @@ class LevelDecoder(nn.Module):
             hidden_states = self.mid_block(hidden_states, embedding, text)
         remaining = skips
         for block in self.up_blocks:
-            num_layers = len(block.resnets)
+            num_layers = len(cast(UpBlock, block).resnets)
             hidden_states = block(hidden_states, remaining[: -num_layers - 1 : -1], embedding, text)
             remaining = remaining[:-num_layers]
         return self.conv_out(F.silu(self.norm_out(hidden_states))), hidden_states
@@ -176,9 +177,7 @@ class Level(nn.Module):
         self.decoder = LevelDecoder(row, settings, out_channels, inner_channels)
         # A grown model must start as the model it grew from: the adapters add nothing until they are trained.
         for adapter in (self.encoder.in_adapter, self.decoder.out_adapter):
-            if adapter is not None:
-                nn.init.zeros_(adapter.weight)
-                nn.init.zeros_(adapter.bias)
+            zero_(adapter)
 
     def forward(self, part: Literal["encode", "decode"], *inputs: Any) -> Any:
         """Run one half of the level: `encode` on the way in, `decode` on the way out."""
@@ -213,9 +212,7 @@ class Level(nn.Module):
     def zero_init_(self) -> None:
         """Zero the output, the adapters and the last layer of every residual branch (ml-mdm's zero_module)."""
         for conv in (self.decoder.conv_out, self.encoder.in_adapter, self.decoder.out_adapter):
-            if conv is not None:
-                nn.init.zeros_(conv.weight)
-                nn.init.zeros_(conv.bias)
+            zero_(conv)
         for module in self.modules():
             if isinstance(module, (DownBlock, UpBlock, MidBlock)):
                 module.zero_init_()

@@ -75,7 +75,7 @@ class LevelConfig:
                 column = (_OPTIONAL_COLUMNS[name],) * num_levels
             if not isinstance(column, (list, tuple)) or len(column) != num_levels:
                 raise ValueError(
-                    f"`{name}` must have one entry for each of the {num_levels} levels that `block_out_channels` lists "
+                    f"`{name}` must have one entry for each of the {num_levels} levels in `block_out_channels` "
                     f"(innermost first), got {column!r}."
                 )
             columns[name] = column
@@ -156,8 +156,8 @@ def _check_shapes(row: LevelConfig, index: int) -> None:
     keys, defaults = row.micro_conditioning_keys, row.micro_conditioning_defaults
     if not isinstance(keys, tuple) or not isinstance(defaults, tuple) or len(keys) != len(defaults):
         raise ValueError(
-            f"micro_conditioning_keys[{index}] = {keys!r} and micro_conditioning_defaults[{index}] = {defaults!r} must "
-            "pair up: one default for each key."
+            f"micro_conditioning_keys[{index}] = {keys!r} and micro_conditioning_defaults[{index}] = {defaults!r} "
+            "must pair up: one default for each key."
         )
 
 

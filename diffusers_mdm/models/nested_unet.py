@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ModelMixin
@@ -18,7 +18,7 @@ from torch import nn
 from ..pyramid import Pyramid, as_pyramid, check_pyramid
 from .attention import SpatialAttention, TextSelfAttention
 from .config_checks import check_model_config, check_text, expand_to_batch, resolve_time_embed_dim
-from .level import build_levels
+from .level import Level, build_levels
 from .level_config import LevelConfig
 from .text_conditioning import TextConditioning, masked_mean
 
@@ -35,12 +35,13 @@ class NestedUNetOutput(BaseOutput):
 
 
 class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin):
-    r"""
-    A flat list of levels, innermost first; level i wraps level i - 1. The structure of the levels is given in columns,
-    one entry a level: see [`LevelConfig`] for `block_out_channels` … `temporal_rotary`.
+    r"""A flat list of levels, innermost first; level i wraps level i - 1.
+
+    The structure of the levels is given in columns, one entry a level: see [`LevelConfig`] for `block_out_channels` …
+    `temporal_rotary`.
 
     Args:
-        sample_size: side of level 0 in pixels; level i is 2^(resolutions of level i - 1) times larger than level i - 1.
+        sample_size: side of level 0 in pixels. Level i, of n resolutions, is 2^(n - 1) times larger than level i - 1.
         in_channels: channels of the noisy picture.
         out_channels: channels of the prediction.
         num_attention_heads: of every attention.
@@ -57,9 +58,9 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Level", "TextSelfAttention"]  # noqa: RUF012 - host convention
-    _repeated_blocks = ["ResnetBlock2D", "SpatialAttention"]  # noqa: RUF012
-    _skip_layerwise_casting_patterns = ["norm"]  # noqa: RUF012
+    _no_split_modules = ["Level", "TextSelfAttention"]
+    _repeated_blocks = ["ResnetBlock2D", "SpatialAttention"]
+    _skip_layerwise_casting_patterns = ["norm"]
     _supports_group_offloading = True
 
     @register_to_config
@@ -99,7 +100,7 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
         time_embed_dim = resolve_time_embed_dim(self.config, rows)
 
         # Shared modules come before the levels, so that growing only appends parameters (EMA, optimizer state).
-        if encoder_hid_dim is not None:
+        if encoder_hid_dim is not None and cross_attention_dim is not None:
             self.encoder_hid_proj = nn.Linear(encoder_hid_dim, cross_attention_dim)
         if cross_attention_dim is not None:
             self.text_layers = nn.ModuleList(
@@ -157,8 +158,8 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
                 "Only a plain model can grow: its parameters are not those of its config. Fuse or unload adapters and "
                 "unfuse projections first."
             )
-        grown.levels[-1].zero_init_()
-        return grown.to(device=self.device, dtype=self.dtype).train(self.training)
+        _level(grown, -1).zero_init_()
+        return self._like_self(grown)
 
     def inner_model(self, num_levels: int) -> NestedUNetModel:
         """The inner `num_levels` levels as a model of their own, with copied weights.
@@ -167,17 +168,25 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
             ValueError: the model does not have that many levels.
         """
         if not 1 <= num_levels <= self.num_levels:
-            raise ValueError(f"Asked for the inner {num_levels} levels of a model with {self.num_levels}; use 1 … that.")
+            raise ValueError(
+                f"Asked for the inner {num_levels} levels of a model with {self.num_levels}; ask for 1 or more."
+            )
         rows = LevelConfig.rows_from(self.config)[:num_levels]
         inner = self.from_config({**self.config, **LevelConfig.columns_from(rows)})
         state = self.state_dict()
         inner.load_state_dict({name: state[name] for name in inner.state_dict()})
-        return inner.to(device=self.device, dtype=self.dtype).train(self.training)
+        return self._like_self(inner)
 
     def zero_init_(self) -> None:
         """Zero every level's output, adapters and residual branches: how the published models start training."""
-        for level in self.levels:
-            level.zero_init_()
+        for index in range(self.num_levels):
+            _level(self, index).zero_init_()
+
+    def _like_self(self, other: NestedUNetModel) -> NestedUNetModel:
+        """`other` on this model's device, in its dtype and mode."""
+        if other.dtype != self.dtype:
+            other = other.to(dtype=self.dtype)
+        return other.to(device=self.device).train(self.training)
 
     # --- text ---
 
@@ -236,8 +245,7 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
         cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> NestedUNetOutput | tuple[Pyramid | torch.Tensor]:
-        r"""
-        Predict for every level of a noisy pyramid.
+        r"""Predict for every level of a noisy pyramid.
 
         Args:
             sample: noisy levels `(B_i, in_channels, H_i, W_i)`, innermost first, B_0 >= B_1 >= …; with k levels only
@@ -246,7 +254,8 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
             encoder_hidden_states: `(B_0, L, D)`, zero where there is padding, or the result of `encode_text`.
             encoder_attention_mask: `(B_0, L)`, zero for padding; `None` without padding.
             class_labels: `(B_0,)` integers, if the model has classes.
-            added_cond_kwargs: micro-conditions `(B_0,)` by name, e.g. `{"scale": ...}`; a missing one takes its default.
+            added_cond_kwargs: micro-conditions `(B_0,)` by name, e.g. `{"scale": ...}`; a missing one takes its
+                default.
             cross_attention_kwargs: `{"scale": s}` scales LoRA layers for this call.
             return_dict: return a `NestedUNetOutput` instead of a tuple.
 
@@ -296,7 +305,7 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
         check_pyramid(pyramid)
         if len(pyramid) > self.num_levels:
             raise ValueError(
-                f"`sample` has {len(pyramid)} levels but the model has {self.num_levels}, of sides {self.sample_sizes}."
+                f"`sample` has {len(pyramid)} levels; the model has {self.num_levels}, of sides {self.sample_sizes}."
             )
         height, width = pyramid[0].shape[2:]
         if height % self.size_multiple or width % self.size_multiple:
@@ -326,7 +335,10 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
                 f"Unknown keys {sorted(set(given) - known)} in `added_cond_kwargs`; this model is conditioned on "
                 f"{sorted(known) or 'nothing'}."
             )
-        return {key: expand_to_batch(torch.as_tensor(value, device=self.device), batch, key) for key, value in given.items()}
+        return {
+            key: expand_to_batch(torch.as_tensor(value, device=self.device), batch, key)
+            for key, value in given.items()
+        }
 
     def _text(
         self,
@@ -368,3 +380,7 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
             return pooled
         labels = self.class_embedding(expand_to_batch(class_labels, batch, "class_labels")).to(dtype)
         return labels if pooled is None else pooled + labels
+
+
+def _level(model: NestedUNetModel, index: int) -> Level:
+    return cast(Level, model.levels[index])
