@@ -160,7 +160,10 @@ class DownBlock(ResolutionBlock):
         downsample: bool,
     ) -> None:
         super().__init__(settings, [in_channels] + [out_channels] * (num_layers - 1), out_channels, num_attentions)
-        self.downsamplers = nn.ModuleList([Downsample2D(out_channels, use_conv=True)]) if downsample else None
+        # name="op" registers the convolution once; the default registers it under two names.
+        self.downsamplers = (
+            nn.ModuleList([Downsample2D(out_channels, use_conv=True, name="op")]) if downsample else None
+        )
 
     def forward(
         self, hidden_states: torch.Tensor, embedding: torch.Tensor, text: TextConditioning | None = None
