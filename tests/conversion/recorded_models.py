@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recorded models of the published code, and how they are run here."""
+
+from pathlib import Path
+
+import torch
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
+APPLE_MODELS = ["unet", "unet_options", "nested_unet", "nested_unet_attn", "nested2_unet"]
+# Largest model, not copied into the repository; present beside a developer's checkout only.
+COMMUNITY_NESTED = Path(__file__).parents[3] / "shared" / "golden" / "community_nested_unet"
+
+
+def checkpoint(name: str) -> Path:
+    return GOLDEN / name / "vis_model.pth"
+
+
+def config(name: str) -> Path:
+    return GOLDEN / name / "config.yaml"
+
+
+def predict(unet, io: dict[str, torch.Tensor], micros: bool = True, mask: bool = True) -> list[torch.Tensor]:
+    """Run on recorded inputs; recordings count levels from the outermost, so the result is turned around."""
+    num_levels = sum(name.startswith("x_t.") for name in io)
+    given = {name.removeprefix("micros."): value for name, value in io.items() if name.startswith("micros.")}
+    with torch.no_grad():
+        output = unet(
+            [io[f"x_t.{index}"] for index in reversed(range(num_levels))],
+            io["times"],
+            encoder_hidden_states=io["lm_outputs"],
+            encoder_attention_mask=io["lm_mask"] if mask else None,
+            added_cond_kwargs=given if micros else None,
+        )
+    return output.sample[::-1]
