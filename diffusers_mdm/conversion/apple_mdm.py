@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of the published implementation (Apple's ml-mdm): its names and ours, both ways.
+
+Outer levels of some checkpoints hold weights that the published code creates but never runs (middle blocks, text
+modules, `interp_layer*`: REFERENCE "Quirks"). Our model has no place for them, so they are kept in
+`unused_apple_mdm.safetensors` beside the weights; with them the way back is exact, tensor for tensor.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from ..models.nested_unet import NestedUNetModel
+from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .apple_mdm_config import map_apple_config, read_apple_config
+from .state_dict_table import MAX_LISTED, Row, StateDict, StateDictTable, count_levels, inner_levels
+from .untrusted_checkpoint import read_untrusted_checkpoint
+
+UNUSED_FILE = "unused_apple_mdm.safetensors"
+
+# What stands at each place of a level: (place there, place here).
+RESNET_PLACES = [
+    ("down_blocks.{i}.resnets.{j}", "encoder.down_blocks.{i}.resnets.{j}"),
+    ("mid_blocks.0.resnets.0", "decoder.mid_block.resnets.0"),
+    ("mid_blocks.1.resnets.0", "decoder.mid_block.resnets.1"),
+    ("up_blocks.{i}.resnets.{j}", "decoder.up_blocks.{i}.resnets.{j}"),
+]
+ATTENTION_PLACES = [
+    ("down_blocks.{i}.attn.{j}", "encoder.down_blocks.{i}.attentions.{j}"),
+    ("mid_blocks.0.attn.0", "decoder.mid_block.attentions.0"),
+    ("up_blocks.{i}.attn.{j}", "decoder.up_blocks.{i}.attentions.{j}"),
+]
+# (part there, parts here, is a 1x1 convolution there and a linear layer here)
+RESNET_PARTS: list[tuple[str, tuple[str, ...], bool]] = [
+    ("norm1", ("norm1",), False),
+    ("conv1", ("conv1",), False),
+    ("time_layer", ("time_emb_proj",), False),
+    ("norm2", ("norm2",), False),
+    ("conv2", ("conv2",), False),
+    ("conv3", ("conv_shortcut",), False),
+]
+ATTENTION_PARTS: list[tuple[str, tuple[str, ...], bool]] = [
+    ("norm", ("norm",), False),
+    ("qkv", ("to_q", "to_k", "to_v"), True),
+    ("norm_cond", ("norm_encoder",), False),
+    ("kv_cond", ("add_k_proj", "add_v_proj"), False),
+    ("proj_out", ("to_out.0",), True),
+    ("ffn.0", ("ff.norm",), False),
+    ("ffn.1", ("ff.proj_in",), True),
+    ("ffn.3", ("ff.proj_out",), True),
+]
+SINGLE_ROWS = [
+    Row("temb_layer1", ("embedding.time_embedding.linear_1",)),
+    Row("temb_layer2", ("embedding.time_embedding.linear_2",)),
+    Row("cond_layers.{m}.0", ("embedding.micro_embeddings.{m}.linear_1",)),
+    Row("cond_layers.{m}.1", ("embedding.micro_embeddings.{m}.linear_2",)),
+    Row("conv_in", ("encoder.conv_in",)),
+    Row("down_blocks.{i}.resample", ("encoder.down_blocks.{i}.downsamplers.0.conv",)),
+    Row("in_adapter", ("encoder.in_adapter",)),
+    Row("out_adapter", ("decoder.out_adapter",)),
+    Row("up_blocks.{i}.resample", ("decoder.up_blocks.{i}.upsamplers.0.conv",)),
+    Row("norm_out", ("decoder.norm_out",)),
+    Row("conv_out", ("decoder.conv_out",)),
+]
+TEXT_ROWS = [
+    Row("lm_proj", ("encoder_hid_proj",)),
+    Row("cond_emb", ("text_embedding",)),
+    Row("lm_head.{i}.attn.norm", ("text_layers.{i}.norm",)),
+    Row("lm_head.{i}.attn.qkv", ("text_layers.{i}.to_q", "text_layers.{i}.to_k", "text_layers.{i}.to_v")),
+    Row("lm_head.{i}.attn.proj_out", ("text_layers.{i}.to_out.0",)),
+    Row("lm_head.{i}.mlp.main.0", ("text_layers.{i}.ff.norm",)),
+    Row("lm_head.{i}.mlp.main.1", ("text_layers.{i}.ff.proj_in",)),
+    Row("lm_head.{i}.mlp.main.3", ("text_layers.{i}.ff.proj_out",)),
+]
+UNUSED_OF_OUTER_LEVELS = ("mid_blocks", "lm_proj", "cond_emb", "lm_head", "interp_layer1", "interp_layer2")
+
+
+def _rows_at(places: list[tuple[str, str]], parts: list[tuple[str, tuple[str, ...], bool]]) -> list[Row]:
+    return [
+        Row(f"{there}.{part}", tuple(f"{here}.{name}" for name in names), pointwise)
+        for there, here in places
+        for part, names, pointwise in parts
+    ]
+
+
+TABLE = StateDictTable(
+    [*SINGLE_ROWS, *_rows_at(RESNET_PLACES, RESNET_PARTS), *_rows_at(ATTENTION_PLACES, ATTENTION_PARTS)],
+    TEXT_ROWS,
+    UNUSED_OF_OUTER_LEVELS,
+)
+
+
+@dataclass
+class ConvertedCheckpoint:
+    """A foreign checkpoint as our classes.
+
+    Attributes:
+        unet: the model, in evaluation mode.
+        scheduler: the noise schedule and sampler settings it was trained with.
+        unused: tensors that the foreign code never runs, under their foreign names.
+    """
+
+    unet: NestedUNetModel
+    scheduler: MatryoshkaScheduler
+    unused: StateDict = field(default_factory=dict)
+
+
+def convert_apple_checkpoint(
+    checkpoint_path: str | Path, config_path: str | Path | None = None, num_levels: int | None = None
+) -> ConvertedCheckpoint:
+    """Convert a `vis_model.pth`, without running anything it contains.
+
+    Args:
+        checkpoint_path: what the published trainer writes: a dict with `state_dict` and perhaps its `args`.
+        config_path: the model's YAML; may be left out if the checkpoint pickles the trainer's arguments.
+        num_levels: take only the inner `num_levels` levels; all of them if None.
+
+    Raises:
+        FileNotFoundError: one of the files does not exist.
+        ValueError: a damaged file, a config that is wrong or of another model, missing or unknown tensors.
+    """
+    yaml = read_apple_config(config_path) if config_path is not None else None
+    checkpoint = read_untrusted_checkpoint(checkpoint_path)
+    foreign = state_dict_of(checkpoint)
+    unet_config, scheduler_config = map_apple_config(foreign, yaml, checkpoint.get("args"))
+    native, unused = TABLE.to_native(foreign)
+    unet = build_model(unet_config, native)
+    scheduler = MatryoshkaScheduler(**scheduler_config)
+    if num_levels is not None and num_levels != count_levels(foreign):
+        inner_levels(foreign, num_levels)  # refuses impossible numbers
+        unet, unused = unet.inner_model(num_levels).eval(), {}
+    return ConvertedCheckpoint(unet, scheduler, unused)
+
+
+def state_dict_of(checkpoint: Mapping[str, Any]) -> StateDict:
+    """Return the weights of a checkpoint: its `state_dict`, or the checkpoint itself if it is one.
+
+    Raises:
+        ValueError: there are none.
+    """
+    state_dict = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"The checkpoint's `state_dict` is a {type(state_dict).__name__}; expected a dict.")
+    # torch.nn.parallel.DistributedDataParallel puts its own name in front.
+    state_dict = {name.removeprefix("module.") if isinstance(name, str) else name: t for name, t in state_dict.items()}
+    count_levels(state_dict)
+    return state_dict
+
+
+def build_model(config: Mapping[str, Any], native: StateDict) -> NestedUNetModel:
+    """Return a model of this config with exactly these weights, in their own dtype.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape than the config says.
+    """
+    check_names_and_shapes(config, native)
+    with init_empty_weights():
+        unet = NestedUNetModel.from_config(dict(config))
+    unet.load_state_dict({name: tensor.contiguous() for name, tensor in native.items()}, strict=True, assign=True)
+    return unet.eval()
+
+
+def check_names_and_shapes(config: Mapping[str, Any], native: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError unless a model of this config has exactly the names and shapes of `native`."""
+    with init_empty_weights():
+        expected = NestedUNetModel.from_config(dict(config)).state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in native]
+    problems += [f"{name} has no place" for name in native if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(tensor.shape)} but the config asks for {tuple(expected[name].shape)}"
+        for name, tensor in native.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:MAX_LISTED]) + ("; …" if len(problems) > MAX_LISTED else "")
+        raise ValueError(
+            f"The checkpoint and its config do not fit ({len(problems)} tensors): {listed}. Use the config that "
+            "belongs to this checkpoint, and fetch the checkpoint again if it may be incomplete."
+        )
+
+
+def to_apple_state_dict(native: Mapping[str, torch.Tensor], unused: Mapping[str, torch.Tensor]) -> StateDict:
+    """Return the foreign state dict of our weights: the exact inverse of the conversion.
+
+    Args:
+        native: state dict of a NestedUNetModel.
+        unused: tensors that only the foreign format has, under their foreign names (empty if there were none).
+
+    Raises:
+        ValueError: the model has parts that the published code does not, such as class embeddings or adapters.
+    """
+    foreign = TABLE.to_foreign(native)
+    clashing = sorted(set(unused) & set(foreign))
+    if clashing:
+        raise ValueError(f"{UNUSED_FILE} holds {clashing[0]}, which the model itself has: it is of another model.")
+    # Clones, because tensors that share memory would be written with all of it.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**foreign, **unused}.items()}
+
+
+def read_converted(model_path: str | Path, variant: str | None = None) -> tuple[NestedUNetModel, StateDict]:
+    """Load a local model or pipeline folder in the dtype it was saved in, with what only the foreign format has.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no safetensors in it.
+        ValueError: the side file is damaged.
+    """
+    folder = Path(model_path)
+    folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    weights = sorted(path for path in folder.glob("*.safetensors") if path.name != UNUSED_FILE)
+    if not weights or not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model folder: it needs a config.json and safetensors.")
+    with safe_open(weights[0], "pt") as file:
+        dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    unet = NestedUNetModel.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True)
+    unused = folder / UNUSED_FILE
+    try:
+        return unet, load_file(unused) if unused.is_file() else {}
+    except SafetensorError as error:
+        raise ValueError(f"{unused} is damaged ({error}); convert the checkpoint again.") from error
+
+
+def map_single_file_checkpoint(
+    checkpoint: Mapping[str, Any], config: Mapping[str, Any], **kwargs: Any
+) -> dict[str, torch.Tensor]:
+    """Map a published checkpoint for `NestedUNetModel.from_single_file`: diffusers' `checkpoint_mapping_fn`.
+
+    A config of fewer levels than the checkpoint has takes its inner levels.
+
+    Raises:
+        ValueError: the checkpoint and the config do not fit.
+    """
+    foreign = state_dict_of(checkpoint)
+    num_levels = len(config["block_out_channels"])
+    native, _ = TABLE.to_native(inner_levels(foreign, min(num_levels, count_levels(foreign))))
+    # diffusers would load what fits and leave the rest uninitialised.
+    check_names_and_shapes(config, native)
+    return {name: tensor.contiguous() for name, tensor in native.items()}
+
+
+def map_single_file_config(original_config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our model config for `from_single_file(..., original_config="model.yaml")`: its `config_mapping_fn`."""
+    return map_apple_config(state_dict_of(checkpoint), original_config, checkpoint.get("args"))[0]
+
+
+def read_single_file(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the foreign state dict of a local `.pth`, for `from_single_file`, without running anything from it."""
+    return state_dict_of(read_untrusted_checkpoint(path))
