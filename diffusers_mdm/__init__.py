@@ -5,16 +5,24 @@
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from .models import LevelConfig, NestedUNetModel, TextConditioning
+from .pipelines import MDMPipeline, MDMPipelineOutput
 from .pyramid import Pyramid, build_pyramid, pyramid_noise
+from .registration import register_with_diffusers
+from .schedulers import MatryoshkaScheduler
 
 __version__ = "0.1.0"
 
 # Saved pipelines name their classes by module: the package root stays valid when code moves.
-NestedUNetModel.__module__ = __name__
+for _saved in (NestedUNetModel, MatryoshkaScheduler, MDMPipeline):
+    _saved.__module__ = __name__
+register_with_diffusers()
 
 __all__ = [
     "DiffusionPipeline",
     "LevelConfig",
+    "MDMPipeline",
+    "MDMPipelineOutput",
+    "MatryoshkaScheduler",
     "ModelMixin",
     "NestedUNetModel",
     "Pyramid",

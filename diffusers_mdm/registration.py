@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the host find this package's classes, as if they were its own."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pipelines import MDMPipeline
+from diffusers_mdm.schedulers import MatryoshkaScheduler
+
+PACKAGE = __name__.partition(".")[0]
+AUTO_PIPELINES = "diffusers.pipelines.auto_pipeline"
+# What the host calls to save and load a class, by the base class that it looks up in the package root.
+LOADABLE_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
+
+
+def register_with_diffusers() -> None:
+    """Enter the classes in the host's registries. Calling it again changes nothing.
+
+    After it, `DiffusionPipeline`, `AutoPipelineForText2Image` and `AutoModel` load what this package saved,
+    `NestedUNetModel.from_single_file` reads published checkpoints, and repositories on the Hub that name this package
+    are not refused.
+    """
+    for registered in (NestedUNetModel, MatryoshkaScheduler, MDMPipeline):
+        setattr(diffusers, registered.__name__, registered)
+    diffusers.pipelines.MDMPipeline = MDMPipeline
+    LOADABLE_CLASSES[PACKAGE] = {base: ["save_pretrained", "from_pretrained"] for base in LOADABLE_BASES}
+    SINGLE_FILE_LOADABLE_CLASSES[NestedUNetModel.__name__] = {
+        "checkpoint_mapping_fn": _map_published_checkpoint,
+        "config_mapping_fn": _map_published_config,
+        "default_subfolder": "unet",
+    }
+    if AUTO_PIPELINES in sys.modules:
+        _register_auto_pipeline(sys.modules[AUTO_PIPELINES])
+    elif not any(isinstance(finder, _AutoPipelineFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AutoPipelineFinder())
+
+
+def _map_published_checkpoint(checkpoint: Mapping[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
+    from diffusers_mdm.conversion.apple_mdm import map_single_file_checkpoint
+
+    return map_single_file_checkpoint(checkpoint, **kwargs)
+
+
+def _map_published_config(original_config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    from diffusers_mdm.conversion.apple_mdm import map_single_file_config
+
+    return map_single_file_config(original_config, checkpoint)
+
+
+def _register_auto_pipeline(module: ModuleType) -> None:
+    module.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["mdm"] = MDMPipeline
+
+
+class _AutoPipelineFinder(importlib.abc.MetaPathFinder):
+    """Registers the pipeline as soon as the host's auto pipelines are imported, and not before: they import every
+    pipeline of the host, which takes longer than all of this package.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != AUTO_PIPELINES:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(importlib.abc.Loader):
+    """A loader that registers the pipeline in the module it has loaded."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _register_auto_pipeline(module)
