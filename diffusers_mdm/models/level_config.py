@@ -93,8 +93,8 @@ class LevelConfig:
         columns: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             column = tuple(getattr(row, field.name) for row in rows)
-            default = (_OPTIONAL_COLUMNS.get(field.name, ()),) * len(rows)
-            columns[field.name] = None if column == default else column
+            is_unused = all(entry == _OPTIONAL_COLUMNS.get(field.name, ...) for entry in column)
+            columns[field.name] = None if is_unused else column
         return columns
 
     def check(self, index: int) -> None:
