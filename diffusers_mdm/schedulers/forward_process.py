@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From clean to noisy: z_t^i = alpha_t^i x^i + sigma_t^i eps^i on every level, what training needs of a scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..pyramid import Pyramid, as_pyramid, check_pyramid, level_ratios
+from .noise_schedules import shift_signal_power
+from .sample_checks import in_full_precision, matching_levels
+
+Sample = torch.Tensor | Sequence[torch.Tensor]
+
+
+class PyramidForwardProcess:
+    """The forward process of a pyramid; `MatryoshkaScheduler`, which has the config, adds the reverse one.
+
+    Attributes:
+        alphas_cumprod: signal power of level 0 at every timestep, `(T,)` float32.
+    """
+
+    config: Any
+    alphas_cumprod: torch.Tensor
+    _moved_table: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def _table_on(self, device: torch.device) -> torch.Tensor:
+        """`alphas_cumprod` on a device, moved there once."""
+        if self.alphas_cumprod.device == device:
+            return self.alphas_cumprod
+        if self._moved_table is None or self._moved_table.device != device:
+            self._moved_table = self.alphas_cumprod.to(device)
+        return self._moved_table
+
+    def alpha_cumprod(self, timesteps: torch.Tensor, ratio: float = 1.0) -> torch.Tensor:
+        """Signal power (alpha_bar) at a level.
+
+        Args:
+            timesteps: whole numbers in [0, T), any shape.
+            ratio: side of the level over that of level 0, at least 1.
+
+        Returns:
+            float32 tensor in [0, 1] of the shape of `timesteps`, on their device.
+        """
+        if timesteps.dtype.is_floating_point or timesteps.dtype.is_complex or timesteps.dtype == torch.bool:
+            raise ValueError(f"`timesteps` are {timesteps.dtype}; expected whole numbers.")
+        # Looking at values on an accelerator would make every training step wait for it.
+        if timesteps.device.type == "cpu" and timesteps.numel():
+            low, high = int(timesteps.min()), int(timesteps.max())
+            if low < 0 or high >= len(self):
+                raise ValueError(f"`timesteps` run from {low} to {high}; expected 0 to {len(self) - 1}.")
+        power = self._table_on(timesteps.device)[timesteps.long()]
+        if self.config.level_scaling == "rescale":
+            return power
+        return shift_signal_power(power, max(ratio, 1.0), self.config.shift_power)
+
+    def level_alphas_cumprod(self, pyramid: Sample, timesteps: torch.Tensor) -> list[torch.Tensor]:
+        """Signal power of every row of every level.
+
+        Args:
+            pyramid: levels of `(B_i, ...)`, for their shapes only.
+            timesteps: `(B_0,)`, or one number for all rows.
+
+        Returns:
+            Tensors `(B_i,)`, float32, innermost level first.
+        """
+        levels, ratios, _ = self._levels(pyramid, "pyramid")
+        rows = timesteps if timesteps.numel() != 1 else timesteps.reshape(1).expand(len(levels[0]))
+        if rows.shape != levels[0].shape[:1]:
+            raise ValueError(
+                f"`timesteps` has shape {tuple(timesteps.shape)}; expected one timestep, or one a row of level 0: "
+                f"({len(levels[0])},)."
+            )
+        return [self.alpha_cumprod(rows[: len(level)], ratio) for level, ratio in zip(levels, ratios, strict=True)]
+
+    def _levels(self, sample: Sample, name: str) -> tuple[Pyramid, list[float], bool]:
+        """Levels of a sample, their ratios (at least 1), and whether it was a bare tensor."""
+        levels, bare = as_pyramid(sample)
+        if not bare:
+            check_pyramid(levels, name=name)
+            return levels, level_ratios(levels), False
+        side = min(levels[0].shape[-2:])
+        return levels, [max(side / self.config.base_sample_size, 1.0)], True
+
+    def _image_scale(self, ratio: float) -> float:
+        """What a level's pictures are divided by before they are diffused."""
+        return ratio if self.config.level_scaling == "rescale" else 1.0
+
+    def add_noise(self, original_samples: Sample, noise: Sample, timesteps: torch.Tensor) -> torch.Tensor | Pyramid:
+        """z_t^i = alpha_t^i x^i + sigma_t^i eps^i for every level.
+
+        Args:
+            original_samples: clean pictures in [-1, 1].
+            noise: N(0, 1) of the same shapes.
+            timesteps: `(B_0,)`, level i uses the first B_i of them; or one number for all rows.
+        """
+        return self._over_levels(noisy_sample, original_samples, noise, timesteps)
+
+    def get_velocity(self, sample: Sample, noise: Sample, timesteps: torch.Tensor) -> torch.Tensor | Pyramid:
+        """v^i = alpha_t^i eps^i - sigma_t^i x^i for every level, what a "v_prediction" network learns.
+
+        Arguments as in `add_noise`; `sample` are the clean pictures.
+        """
+        return self._over_levels(velocity, sample, noise, timesteps)
+
+    def _over_levels(
+        self, mix: Callable[..., torch.Tensor], clean: Sample, noise: Sample, timesteps: torch.Tensor
+    ) -> torch.Tensor | Pyramid:
+        levels, ratios, bare = self._levels(clean, "the clean sample")
+        noises = matching_levels(noise, levels, "noise")
+        powers = self.level_alphas_cumprod(clean, torch.as_tensor(timesteps).to(levels[0].device))
+        mixed = [
+            mix(level, eps, power, self._image_scale(ratio))
+            for level, eps, power, ratio in zip(levels, noises, powers, ratios, strict=True)
+        ]
+        return mixed[0] if bare else mixed
+
+
+def noisy_sample(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """z_t = sqrt(g) x / scale + sqrt(1 - g) eps (ml-mdm, Schedule / diffusion: x_t).
+
+    Args:
+        clean: x, `(B, ...)`, in [-1, 1].
+        noise: eps, same shape.
+        power: g, signal power of each row, `(B,)`.
+        scale: what clean pictures are divided by before they are diffused.
+    """
+    signal, spread = amplitudes(power, clean)
+    mixed = signal * (in_full_precision(clean) / scale) + spread * in_full_precision(noise)
+    return mixed.to(clean.dtype)
+
+
+def velocity(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """v_t = sqrt(g) eps - sqrt(1 - g) x / scale (ml-mdm, Schedule / diffusion), arguments as in `noisy_sample`."""
+    signal, spread = amplitudes(power, clean)
+    mixed = signal * in_full_precision(noise) - spread * (in_full_precision(clean) / scale)
+    return mixed.to(clean.dtype)
+
+
+def amplitudes(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The alpha and sigma of each row, shaped to multiply `like`.
+
+    The exponential of half a logarithm is the published rounding of alpha: near t = 0 a last digit of it shows as 6e-6
+    in a noise that is computed from a prediction.
+    """
+    power = power.reshape(-1, *[1] * (like.ndim - 1))
+    return torch.exp(torch.log(power) / 2), (1 - power) ** 0.5

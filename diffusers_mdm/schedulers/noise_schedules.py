@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise families and the shift that a level's size puts on them.
+
+Glossary: beta_t = variance added by training step t; alpha_bar_t = signal power = product of (1 - beta) up to t;
+SNR = alpha_bar / (1 - alpha_bar); x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear", "cosine_log_snr")
+
+# Largest beta of the capped cosine, as published (ml-mdm, Schedule: DEEPFLOYD).
+_MAX_BETA = 0.999
+
+
+def betas_from_trained(trained_betas: Sequence[float] | np.ndarray) -> torch.Tensor:
+    """Betas given one by one: `(T,)`, float64."""
+    betas = torch.as_tensor(np.asarray(trained_betas, dtype=np.float64))
+    if betas.ndim != 1 or len(betas) == 0:
+        raise ValueError(f"`trained_betas` has shape {tuple(betas.shape)}; expected one number a training step.")
+    return betas
+
+
+def betas_of_family(
+    beta_schedule: str,
+    num_train_timesteps: int,
+    beta_start: float,
+    beta_end: float,
+    log_snr_max: float,
+    log_snr_min: float,
+) -> torch.Tensor:
+    """Betas of a named family: `(num_train_timesteps,)`, float64.
+
+    "squaredcos_cap_v2" is the published models' (ml-mdm, Schedule: DEEPFLOYD; Nichol & Dhariwal 2021, eq. 17),
+    "linear" that of DDPM, "scaled_linear" linear in sqrt(beta), "cosine_log_snr" the cosine between two log SNRs
+    (Hoogeboom et al. 2023, section 3.1). `beta_start` and `beta_end` belong to the linear families,
+    `log_snr_max` (at t = 0) and `log_snr_min` (at the last t) to the last one.
+
+    Raises:
+        ValueError: the family is unknown.
+    """
+    if beta_schedule == "linear":
+        return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
+    if beta_schedule == "scaled_linear":
+        return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
+    if beta_schedule == "squaredcos_cap_v2":
+        return _capped_cosine_betas(num_train_timesteps)
+    if beta_schedule == "cosine_log_snr":
+        return _log_snr_cosine_betas(num_train_timesteps, log_snr_max, log_snr_min)
+    raise ValueError(
+        f"`beta_schedule` is {beta_schedule!r}; expected one of {', '.join(BETA_SCHEDULES)}, or pass `trained_betas`."
+    )
+
+
+def _capped_cosine_betas(num_train_timesteps: int) -> torch.Tensor:
+    """beta_t = min(1 - ab(t + 1) / ab(t), 0.999) with ab(s) = cos^2((s / T + 0.008) / 1.008 * pi / 2)."""
+    u = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    power = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - power[1:] / power[:-1]).clamp(max=_MAX_BETA)
+
+
+def _log_snr_cosine_betas(num_train_timesteps: int, log_snr_max: float, log_snr_min: float) -> torch.Tensor:
+    """The log SNR(u) = -2 log tan(a u + b), so alpha_bar(u) = cos^2(a u + b), u from 0 to 1 over the timesteps."""
+    if not log_snr_max > log_snr_min:
+        raise ValueError(
+            f"`log_snr_max` ({log_snr_max}, at the first timestep) must be above `log_snr_min` ({log_snr_min})."
+        )
+    b = math.atan(math.exp(-log_snr_max / 2))
+    a = math.atan(math.exp(-log_snr_min / 2)) - b
+    u = torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
+    power = torch.cos(a * u + b) ** 2
+    return 1 - power / torch.cat([power.new_ones(1), power[:-1]])
+
+
+def zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
+    """Betas `(T,)` rescaled so that nothing of the picture is left at the last timestep (Lin et al. 2023, alg. 1)."""
+    return rescale_zero_terminal_snr(betas)
+
+
+def signal_power(betas: torch.Tensor) -> torch.Tensor:
+    """alpha_bar_t, `(T,)` float32, of betas `(T,)` float64.
+
+    Sum of logarithms in float64, rounded once at the end: the order of operations of ml-mdm (Schedule), bit for bit.
+    """
+    return torch.exp(torch.cumsum(torch.log(1 - betas), dim=0)).to(torch.float32)
+
+
+def shift_signal_power(power: torch.Tensor, ratio: float, shift_power: float) -> torch.Tensor:
+    """Signal power at a level whose side is `ratio` times the innermost one's: log SNR_i = log SNR_0 - p log(ratio).
+
+    A larger picture hides less of its content under the same noise, hence the shift (ml-mdm,
+    Schedule: shift for scale s > 1). A ratio of 1 gives `power` back untouched.
+
+    Args:
+        power: alpha_bar of level 0, any shape, in [0, 1].
+        ratio: r_i / r_0, at least 1.
+        shift_power: p.
+    """
+    if ratio == 1:
+        return power
+    snr = power / (1 - power) / ratio**shift_power
+    return 1 / (1 + 1 / snr)

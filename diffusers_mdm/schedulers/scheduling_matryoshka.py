@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One diffusion process over a pyramid: one noise schedule, shifted for each level by its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+
+from ..pyramid import Pyramid, pyramid_noise
+from .forward_process import PyramidForwardProcess, Sample
+from .noise_schedules import (
+    betas_from_trained,
+    betas_of_family,
+    signal_power,
+    zero_terminal_snr,
+)
+from .reverse_steps import (
+    amplitudes,
+    ancestral_step,
+    clean_from_prediction,
+    ddim_step,
+    dpm_solver_step,
+    dynamic_threshold,
+)
+from .sample_checks import check_finite, in_full_precision, matching_levels, whole_timestep
+from .scheduler_config import check_config, lasting_defaults, with_origin_spelled_out
+from .timestep_spacing import checked_timesteps, spaced_timesteps
+
+Generators = torch.Generator | list[torch.Generator]
+
+# Index of the clean picture, where a timestep after the last one is needed.
+_CLEAN = -1
+
+
+@dataclass
+class MatryoshkaSchedulerOutput(BaseOutput):
+    """What a reverse step gives: a pyramid (innermost level first) if it was given one, else a tensor.
+
+    Args:
+        prev_sample: the sample after the step; after the last step the picture, in [-1, 1].
+        pred_original_sample: the predicted clean picture of this step, thresholded, in [-1, 1].
+    """
+
+    prev_sample: torch.Tensor | Pyramid
+    pred_original_sample: torch.Tensor | Pyramid
+
+
+@dataclass(frozen=True)
+class _History:
+    """Clean predictions of the step before, for the two-step solver."""
+
+    timestep: int
+    next_timestep: int
+    clean: Pyramid
+
+
+class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
+    """Noise and reverse steps of Matryoshka Diffusion Models, for training and sampling.
+
+    z_t^i = alpha_t^i D^i(x) + sigma_t^i eps^i with independent eps^i, one t for all levels, and
+    log SNR_i(t) = log SNR_0(t) - p log(r_i / r_0). Every method takes a pyramid (list of `(B_i, C, H_i, W_i)`,
+    innermost first; batches may thin outwards) or a bare tensor and gives back the same kind. The ratio r_i / r_0 of a
+    level is H_i / H_0 in a pyramid, whose first entry is always level 0; for a bare tensor it is its shorter side over
+    `base_sample_size`, and 1 for tensors that are not larger than that.
+
+    Timesteps t run from 0 to `num_train_timesteps` - 1; `alphas_cumprod[t]` is the signal power of level 0 at t, and
+    the signal power after the last step is 1. Half-precision samples are computed with in float32 and cast back.
+
+    Args:
+        num_train_timesteps: T. With `trained_betas` it becomes their number.
+        beta_start: first beta of the families "linear" and "scaled_linear".
+        beta_end: last beta of these families.
+        beta_schedule: "squaredcos_cap_v2" (the published models), "linear", "scaled_linear" or "cosine_log_snr".
+        trained_betas: betas given one by one, instead of a family.
+        log_snr_max: log SNR at t = 0 of the family "cosine_log_snr".
+        log_snr_min: log SNR at the last t of this family.
+        rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise.
+        prediction_type: what the network predicts: "v_prediction", "epsilon" or "sample".
+        shift_power: p (published: 1 for two levels, 2 for three).
+        base_sample_size: side of level 0 in pixels, used for bare tensors only.
+        level_scaling: how a level's size enters. "shift" as above; "rescale" leaves the schedule alone and diffuses
+            D^i(x) r_0 / r_i instead (the published unshifted models). Pictures going in and coming out are in [-1, 1]
+            either way.
+        clip_sample: clamp predicted clean pictures to +- `clip_sample_range`, unless `thresholding`.
+        clip_sample_range: see there.
+        thresholding: dynamic thresholding of predicted clean pictures, each row of each level on its own.
+        dynamic_thresholding_ratio: its quantile. Published: 0.995 with a bound of 100, or (in the demo) 0.95 with 1.5.
+        sample_max_value: upper bound of the threshold.
+        timestep_spacing: "matryoshka" (published), or "leading", "trailing", "linspace" as in `DDIMScheduler`.
+        steps_offset: added to the timesteps of "leading".
+        algorithm: "ddim" (with `eta`; 1 is ancestral DDPM) or "dpmsolver++".
+        solver_order: 1 or 2, of "dpmsolver++". The last step, onto the clean picture, is always of order 1.
+
+    Raises:
+        ValueError: a value that is none of the above.
+    """
+
+    _compatibles = ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"]
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "squaredcos_cap_v2",
+        trained_betas: np.ndarray | list[float] | None = None,
+        log_snr_max: float = 5.0,
+        log_snr_min: float = -5.0,
+        rescale_betas_zero_snr: bool = False,
+        prediction_type: str = "v_prediction",
+        shift_power: float = 1.0,
+        base_sample_size: int = 64,
+        level_scaling: str = "shift",
+        clip_sample: bool = True,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "matryoshka",
+        steps_offset: int = 0,
+        algorithm: str = "ddim",
+        solver_order: int = 2,
+    ) -> None:
+        check_config(self.config)
+        if trained_betas is not None:
+            betas = betas_from_trained(trained_betas)
+            self.register_to_config(num_train_timesteps=len(betas))
+        else:
+            betas = betas_of_family(beta_schedule, num_train_timesteps, beta_start, beta_end, log_snr_max, log_snr_min)
+        if rescale_betas_zero_snr:
+            betas = zero_terminal_snr(betas)
+        self.register_to_config(**lasting_defaults(self.config))
+
+        self.betas = betas.to(torch.float32)
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = signal_power(betas)
+        self.final_alpha_cumprod = torch.tensor(1.0)
+        self.init_noise_sigma = 1.0
+
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(len(betas) - 1, -1, -1)
+        self._visited = self.timesteps.tolist()
+        self._history: _History | None = None
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    # Configuration beside other schedulers
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type[SchedulerMixin]]:
+        """This class, which the host looks up in its own module only, and the host's compatible ones."""
+        return [cls, *(other for other in super()._get_compatibles() if other is not cls)]
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Build from the config of this class or of a compatible one (`DDIMScheduler`, ...), whose noise schedule and
+        prediction type are kept even where they were its defaults.
+
+        Raises:
+            ValueError: the other scheduler does something that has no counterpart here (learned variance, other
+                solvers).
+        """
+        if isinstance(config, dict):
+            config = with_origin_spelled_out(config, cls._compatibles)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    # Sampling
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[int] | np.ndarray | torch.Tensor | None = None,
+    ) -> None:
+        """Choose the timesteps that sampling visits; `scheduler.timesteps` holds them, falling, one a network call.
+
+        Args:
+            num_inference_steps: how many, placed by the configured `timestep_spacing`.
+            device: where `scheduler.timesteps` shall be.
+            timesteps: the timesteps themselves instead, strictly falling.
+
+        Raises:
+            ValueError: both or neither given, or not in [0, T).
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("Pass either `num_inference_steps` or `timesteps` to `set_timesteps`, and not both.")
+        if timesteps is not None:
+            self._visited = checked_timesteps(timesteps, len(self))
+        elif num_inference_steps is not None:
+            self._visited = spaced_timesteps(
+                self.config.timestep_spacing, num_inference_steps, len(self), self.config.steps_offset
+            )
+        self.timesteps = torch.tensor(self._visited, dtype=torch.int64, device=device)
+        self.num_inference_steps = len(self._visited)
+        self._history = None
+        self._step_index = None
+        self._begin_index = None
+
+    @property
+    def step_index(self) -> int | None:
+        """Index in `timesteps` of the next step; None before the first one."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index in `timesteps` of the first step, if a pipeline has set it."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Say at which index of `timesteps` sampling begins. Steps are then counted, and a timestep that lies on an
+        accelerator need not be read back.
+        """
+        self._begin_index = begin_index
+
+    def previous_timestep(self, timestep: int | torch.Tensor) -> int:
+        """The timestep that a step from `timestep` leads to, or -1 for the clean picture."""
+        return self._after(whole_timestep(timestep, len(self)))[1]
+
+    def scale_model_input(self, sample: Sample, timestep: int | torch.Tensor | None = None) -> Sample:
+        """The sample as it is; other schedulers scale it."""
+        return sample
+
+    def _after(self, timestep: int) -> tuple[int, int]:
+        """Index in `timesteps` of the next step, and its timestep (-1 after the last one)."""
+        index = sum(visited >= timestep for visited in self._visited)
+        return index, self._visited[index] if index < len(self._visited) else _CLEAN
+
+    def _current_timestep(self, timestep: int | torch.Tensor) -> int:
+        index = self._begin_index if self._step_index is None else self._step_index
+        on_accelerator = isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu"
+        if on_accelerator and self._begin_index is not None and index is not None:
+            return self._visited[index]
+        return whole_timestep(timestep, len(self))
+
+    def _power(self, timestep: int, ratio: float) -> float:
+        """Signal power of a level as a number, rounded to float32 as in the tables; 1 for the clean picture."""
+        if timestep == _CLEAN:
+            return 1.0
+        return self.alpha_cumprod(torch.tensor(timestep), ratio).item()
+
+    def step(
+        self,
+        model_output: Sample,
+        timestep: int | torch.Tensor,
+        sample: Sample,
+        eta: float | None = 0.0,
+        generator: Generators | None = None,
+        variance_noise: Sample | None = None,
+        return_dict: bool = True,
+    ) -> MatryoshkaSchedulerOutput | tuple[torch.Tensor | Pyramid, torch.Tensor | Pyramid]:
+        """One reverse step of all levels, to the highest of `timesteps` below `timestep`, or to the clean picture.
+
+        So a t that is not among `timesteps` is no error, as in diffusers' `DDIMScheduler`, while it is in [0, T).
+
+        Args:
+            model_output: what the network predicted, shapes as `sample`.
+            timestep: t, one for all rows and levels.
+            sample: z_t.
+            eta: 0 (deterministic) to 1 (ancestral DDPM): share of noise injected by "ddim". None is ancestral too, in
+                the form that the published samplers use by default; it differs from 1 by rounding only.
+            generator: for the injected noise: one, or one for each row of level 0, whose noise then does not depend on
+                the other rows. Noise is drawn level by level, innermost first, in float32 for half-precision samples,
+                and only where it is used: eta not 0 and not the step onto the clean picture.
+            variance_noise: the noise itself, N(0, 1), instead of a generator.
+            return_dict: give a `MatryoshkaSchedulerOutput` instead of `(prev_sample, pred_original_sample)`.
+
+        Raises:
+            ValueError: before `set_timesteps`, a timestep outside [0, T), shapes that differ, a model output that is
+                not finite, eta with "dpmsolver++".
+        """
+        if self.num_inference_steps is None:
+            raise ValueError("`step` needs the list of timesteps: call `set_timesteps` first.")
+        now = self._current_timestep(timestep)
+        next_index, later = self._after(now)
+        levels, ratios, bare = self._levels(sample, "sample")
+        outputs = matching_levels(model_output, levels, "model_output")
+        check_finite(outputs, now, "model_output")
+        noises = self._injected_noise(levels, eta, later, generator, variance_noise)
+
+        cleans, results, earlier = [], [], self._earlier_cleans(now, levels)
+        for index, (level, output, ratio) in enumerate(zip(levels, outputs, ratios, strict=True)):
+            x, power, next_power = in_full_precision(level), self._power(now, ratio), self._power(later, ratio)
+            clean = self._predict_clean(in_full_precision(output), x, power, self._image_scale(ratio))
+            if eta is None:
+                result = ancestral_step(clean, x, power, next_power, noises[index])
+            elif self.config.algorithm == "ddim":
+                result = ddim_step(clean, x, power, next_power, eta, noises[index])
+            else:
+                before = (earlier.clean[index], self._power(earlier.timestep, ratio)) if earlier else None
+                result = dpm_solver_step(clean, x, power, next_power, before)
+            cleans.append(clean)
+            results.append(result)
+
+        if self.config.algorithm == "dpmsolver++" and self.config.solver_order == 2:
+            self._history = _History(now, later, cleans)
+        self._step_index = next_index
+        previous = self._handed_back(results, levels, ratios, bare, as_picture=later == _CLEAN)
+        original = self._handed_back(cleans, levels, ratios, bare, as_picture=True)
+        if not return_dict:
+            return previous, original
+        return MatryoshkaSchedulerOutput(prev_sample=previous, pred_original_sample=original)
+
+    def _predict_clean(self, output: torch.Tensor, sample: torch.Tensor, power: float, scale: float) -> torch.Tensor:
+        """Thresholded x0 of one level, in the units of the process."""
+        clean = clean_from_prediction(output, sample, *amplitudes(power), self.config.prediction_type)
+        return self._threshold(clean * scale) / scale
+
+    def _threshold(self, clean: torch.Tensor) -> torch.Tensor:
+        if self.config.thresholding:
+            return dynamic_threshold(clean, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        if self.config.clip_sample:
+            return clean.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return clean
+
+    def _injected_noise(
+        self,
+        levels: Pyramid,
+        eta: float | None,
+        later: int,
+        generator: Generators | None,
+        variance_noise: Sample | None,
+    ) -> Pyramid | list[None]:
+        if eta is not None and not 0 <= eta <= 1:
+            raise ValueError(f"`eta` is {eta}; expected 0 (deterministic) to 1 (ancestral), or None (ancestral).")
+        if eta != 0 and self.config.algorithm != "ddim":
+            raise ValueError(f"`eta` is {eta}, but the algorithm {self.config.algorithm!r} injects no noise; pass 0.")
+        if eta == 0 or later == _CLEAN:
+            return [None] * len(levels)
+        if variance_noise is None:
+            dtype = in_full_precision(levels[0]).dtype
+            return pyramid_noise([level.shape for level in levels], generator, device=levels[0].device, dtype=dtype)
+        if generator is not None:
+            raise ValueError("Pass either `generator` or `variance_noise`, not both.")
+        return [in_full_precision(noise) for noise in matching_levels(variance_noise, levels, "variance_noise")]
+
+    def _earlier_cleans(self, now: int, levels: Pyramid) -> _History | None:
+        """The step before, if this one goes on from where it ended."""
+        history = self._history
+        if history is None or history.next_timestep != now:
+            return None
+        same = [clean.shape for clean in history.clean] == [level.shape for level in levels]
+        return history if same else None
+
+    def _handed_back(
+        self, results: Pyramid, like: Pyramid, ratios: list[float], bare: bool, as_picture: bool
+    ) -> torch.Tensor | Pyramid:
+        """Levels in the dtypes of `like`; as pictures, in [-1, 1] also where the process divides them by the ratio."""
+        scales = [self._image_scale(ratio) if as_picture else 1.0 for ratio in ratios]
+        levels = [(result * scale).to(level.dtype) for result, scale, level in zip(results, scales, like, strict=True)]
+        return levels[0] if bare else levels
