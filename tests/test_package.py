@@ -25,7 +25,7 @@ ALLOWED_IMPORTS = {
     "loaders": {"pyramid", "models", "schedulers"},
     "pipelines": {"pyramid", "models", "schedulers", "loaders"},
     "conversion": {"pyramid", "models", "schedulers"},
-    "registration": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
+    "registration": {"pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
     "training": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
 }

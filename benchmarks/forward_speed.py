@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time the forward of the full-size models against the same models with attention written in plain einsum.
+
+The two variants take turns within one run, so that a busy machine slows both alike; the result is the
+ratio of their medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+
+import diffusers
+import torch
+
+from diffusers_mdm import LevelConfig, NestedUNetModel
+from diffusers_mdm.models.attention import MatryoshkaAttnProcessor
+
+TEXT_WIDTH = 2048  # FLAN-T5 XL
+TEXT_LENGTH = 32
+NUM_PARAMETERS = {64: 461_359_107, 256: 476_613_958}
+OUTER_LEVEL = LevelConfig(
+    block_out_channels=(64, 128, 256),
+    layers_per_block=(2, 2, 1),
+    attention_layers_per_block=(0, 0, 0),
+    micro_conditioning_defaults=(256.0,),
+)
+
+
+class EinsumAttnProcessor(MatryoshkaAttnProcessor):
+    """Attention as ml-mdm's SelfAttention writes it: einsum, softmax in float32, the scale split over q and k."""
+
+    def dispatch(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """softmax(q k^T / sqrt(d)) v on `(B, N, heads, d)`; `mask` `(B, 1, 1, L)` is True where it may look."""
+        scale = query.shape[-1] ** -0.25
+        scores = torch.einsum("bqhd,bkhd->bhqk", query * scale, key * scale)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.float().softmax(dim=-1).to(value.dtype)
+        return torch.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def build_model(size: int) -> NestedUNetModel:
+    """Build the released model that draws pictures of `size` pixels, with random weights."""
+    model = NestedUNetModel(encoder_hid_dim=TEXT_WIDTH, cross_attention_dim=TEXT_WIDTH)
+    if size == 256:
+        model = model.add_level(OUTER_LEVEL)
+    if model.num_parameters() != NUM_PARAMETERS[size]:
+        raise ValueError(f"{model.num_parameters()} parameters instead of {NUM_PARAMETERS[size]}.")
+    return model.eval()
+
+
+@torch.no_grad()
+def time_forward(model: NestedUNetModel, inputs: dict) -> tuple[float, torch.Tensor]:
+    """Run once; return seconds and the prediction of the outermost level."""
+    start = time.perf_counter()
+    prediction = model(**inputs).sample[-1]
+    if prediction.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, prediction
+
+
+def compare(size: int, args: argparse.Namespace) -> None:
+    """Alternate the two variants and print their medians and the ratio."""
+    model = build_model(size).to(args.device)
+    dtype = getattr(torch, args.dtype)
+    if dtype != model.dtype:
+        model = model.to(dtype)
+    rows = args.batch_size
+    draw = torch.Generator().manual_seed(0)
+    place = {"device": args.device, "dtype": dtype}
+    inputs = {
+        "sample": [torch.randn(rows, 3, side, side, generator=draw).to(**place) for side in model.sample_sizes],
+        "timestep": torch.full((rows,), 500, device=args.device),
+        "encoder_hidden_states": torch.randn(rows, TEXT_LENGTH, TEXT_WIDTH, generator=draw).to(**place),
+    }
+    variants = {"native": MatryoshkaAttnProcessor, "einsum": EinsumAttnProcessor}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    predictions = {}
+    for round_index in range(-1, args.rounds):  # the round before the first one warms up
+        for name, processor in variants.items():
+            model.set_attn_processor(processor())
+            elapsed, predictions[name] = time_forward(model, inputs)
+            if round_index >= 0:
+                seconds[name].append(elapsed)
+    native, einsum = (statistics.median(seconds[name]) for name in variants)
+    difference = (predictions["native"] - predictions["einsum"]).abs().max().item()
+    print(
+        f"{size} px, batch {rows}, {args.dtype}, {args.device}: native {native:.3f} s, einsum {einsum:.3f} s, "
+        f"native / einsum = {native / einsum:.3f} (medians of {args.rounds}), largest difference {difference:.1e}"
+    )
+
+
+def main() -> None:
+    """Read the options and compare at every size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], choices=[64, 256])
+    parser.add_argument("--batch_size", type=int, default=2, help="2 rows are one picture with guidance")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, {platform.machine()}", end=", ")
+    print(torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads")
+    for size in args.sizes:
+        compare(size, args)
+
+
+if __name__ == "__main__":
+    main()

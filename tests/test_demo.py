@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from diffusers_mdm import demo
+from tests.pipelines.conftest import make_pipeline
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "model"
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+def test_prompts_are_split_at_semicolons_only():
+    assert demo.split_prompts("red apple; sad cat, flat icon ;;") == ["red apple", "sad cat, flat icon"]
+
+
+@pytest.mark.parametrize("text", ["", " ; "])
+def test_no_prompt_is_an_error(text):
+    with pytest.raises(ValueError, match="semicolons"):
+        demo.split_prompts(text)
+
+
+def test_missing_folder_is_explained(tmp_path):
+    with pytest.raises(ValueError, match=r"does not exist.*--model"):
+        demo.load_pipeline(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"model_index\.json"):
+        demo.load_pipeline(tmp_path)
+
+
+def test_missing_folder_ends_the_command_without_a_traceback(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*nowhere"):
+        demo.main(["--model", str(tmp_path / "nowhere"), "--output", str(tmp_path / "demo.png")])
+
+
+def test_half_precision_weights_are_drawn_in_float32(tmp_path):
+    make_pipeline().to(torch.float16).save_pretrained(tmp_path)
+    pipeline = demo.load_pipeline(tmp_path)
+    assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+
+
+def test_command_writes_the_grid_and_says_where(model_folder, tmp_path, capsys):
+    output = tmp_path / "deep" / "demo.png"
+    options = ["--prompts", "a red apple;sad cat;dog", "--num_inference_steps", "2", "--seed", "3"]
+    demo.main(["--model", str(model_folder), "--output", str(output), "--device", "cpu", *options])
+    said = capsys.readouterr().out
+    assert f"Wrote {output}" in said
+    assert "3 pictures at 8 px, 16 px" in said
+    with Image.open(output) as grid:
+        assert grid.width > 3 * demo.MIN_CELL
+        assert grid.height > 2 * demo.MIN_CELL
+
+
+def test_picture_depends_on_its_own_seed_only():
+    pipeline = make_pipeline()
+    together = demo.draw_pyramid(pipeline, ["a red apple", "sad cat"], seed=5, num_inference_steps=2)
+    alone = demo.draw_pyramid(pipeline, ["sad cat"], seed=6, num_inference_steps=2)
+    for level, single in zip(together, alone, strict=True):
+        difference = [abs(a - b) for a, b in zip(level[1].tobytes(), single[0].tobytes(), strict=True)]
+        assert max(difference) <= 1  # batches of other sizes may round differently
+
+
+def test_grid_shows_every_pixel_of_every_level():
+    pyramid = [[Image.new("RGB", (side, side), color) for color in ("red", "blue")] for side in (16, 64)]
+    pyramid[0][1].putpixel((0, 0), (0, 255, 0))
+    grid = demo.make_grid(pyramid, ["one", "two"])
+    counts = {color: count for count, color in grid.getcolors(maxcolors=2**16)}
+    cell = demo.MIN_CELL
+    block = (cell // 16) ** 2
+    assert counts[(255, 0, 0)] == 2 * cell * cell
+    assert counts[(0, 255, 0)] == block
+    assert counts[(0, 0, 255)] == 2 * cell * cell - block
+
+
+def test_grid_takes_pictures_that_are_not_square():
+    pyramid = [[Image.new("RGB", (width, width // 2), "red")] for width in (16, 64)]
+    grid = demo.make_grid(pyramid, ["wide"])
+    assert (demo.MIN_CELL**2, (255, 0, 0)) in grid.getcolors(2**16)
+
+
+def test_long_labels_are_wrapped_to_the_cell():
+    font = ImageFont.load_default(demo.FONT_SIZE)
+    label = demo.wrap_label("a very long prompt that cannot stand on one line, 3d render", font, 100)
+    assert len(label.splitlines()) > 2
+    assert all(font.getlength(line) <= 100 for line in label.splitlines())
