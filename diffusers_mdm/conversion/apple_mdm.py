@@ -159,17 +159,21 @@ def build_model(config: Mapping[str, Any], native: StateDict) -> NestedUNetModel
     Raises:
         ValueError: a tensor is missing, left over or of another shape than the config says.
     """
-    check_names_and_shapes(config, native)
-    with init_empty_weights():
-        unet = NestedUNetModel.from_config(dict(config))
+    unet = empty_model(config)
+    check_names_and_shapes(unet, native)
     unet.load_state_dict({name: tensor.contiguous() for name, tensor in native.items()}, strict=True, assign=True)
     return unet.eval()
 
 
-def check_names_and_shapes(config: Mapping[str, Any], native: Mapping[str, torch.Tensor]) -> None:
-    """Raise a ValueError unless a model of this config has exactly the names and shapes of `native`."""
+def empty_model(config: Mapping[str, Any]) -> NestedUNetModel:
+    """Return a model of this config whose weights have shapes and no memory."""
     with init_empty_weights():
-        expected = NestedUNetModel.from_config(dict(config)).state_dict()
+        return NestedUNetModel.from_config(dict(config))
+
+
+def check_names_and_shapes(unet: NestedUNetModel, native: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError unless the model has exactly the names and shapes of `native`."""
+    expected = unet.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in native]
     problems += [f"{name} has no place" for name in native if name not in expected]
     problems += [
@@ -239,15 +243,25 @@ def map_single_file_checkpoint(
     num_levels = len(config["block_out_channels"])
     native, _ = TABLE.to_native(inner_levels(foreign, min(num_levels, count_levels(foreign))))
     # diffusers would load what fits and leave the rest uninitialised.
-    check_names_and_shapes(config, native)
+    check_names_and_shapes(empty_model(config), native)
     return {name: tensor.contiguous() for name, tensor in native.items()}
 
 
 def map_single_file_config(original_config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our model config for `from_single_file(..., original_config="model.yaml")`: its `config_mapping_fn`."""
+    """Return our model config for `from_single_file(..., original_config="model.yaml")`: its `config_mapping_fn`.
+
+    Args:
+        original_config: contents of the YAML; may be empty if the checkpoint holds the trainer's arguments.
+        checkpoint: a foreign state dict, or what `read_single_file` returns.
+    """
     return map_apple_config(state_dict_of(checkpoint), original_config, checkpoint.get("args"))[0]
 
 
-def read_single_file(path: str | Path) -> dict[str, torch.Tensor]:
-    """Return the foreign state dict of a local `.pth`, for `from_single_file`, without running anything from it."""
-    return state_dict_of(read_untrusted_checkpoint(path))
+def read_single_file(path: str | Path) -> dict[str, Any]:
+    """Return {"state_dict", "args"} of a local `.pth` for `from_single_file`, without running anything from it.
+
+    diffusers itself reads such files with `torch.load(weights_only=True)`, which refuses what the published trainer
+    writes. `args` (None if there are none) let `map_single_file_config` do without a YAML.
+    """
+    checkpoint = read_untrusted_checkpoint(path)
+    return {"state_dict": state_dict_of(checkpoint), "args": checkpoint.get("args")}

@@ -213,7 +213,7 @@ def _one_each(node: _Facts, key: str, count: int) -> tuple[int, ...]:
 
 
 def _refuse_unsupported(node: _Facts, is_inner: bool) -> None:
-    if node.get("temporal_mode", bool, default=False):
+    if node.yaml.get("temporal_mode") or node.args.get("temporal_mode"):
         raise ValueError(
             f"`{node.path}.temporal_mode` is true: this is a video checkpoint, and those are not supported yet. "
             "Picture checkpoints have temporal_mode false at every level."

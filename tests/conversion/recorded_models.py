@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recorded models of the published code, and how they are run here."""
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from diffusers_mdm.conversion.untrusted_checkpoint import read_untrusted_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 APPLE_MODELS = ["unet", "unet_options", "nested_unet", "nested_unet_attn", "nested2_unet"]
@@ -17,6 +21,12 @@ def checkpoint(name: str) -> Path:
 
 def config(name: str) -> Path:
     return GOLDEN / name / "config.yaml"
+
+
+@functools.cache
+def contents(name: str) -> dict[str, Any]:
+    """What a checkpoint holds, read once; tests must not change it."""
+    return read_untrusted_checkpoint(checkpoint(name))
 
 
 def predict(unet, io: dict[str, torch.Tensor], micros: bool = True, mask: bool = True) -> list[torch.Tensor]:

@@ -146,7 +146,7 @@ PAYLOADS = [reduce_program, exec_program, new_object_program, build_program]
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_payloads_do_not_run(tmp_path, payload):
     armed, marker = tmp_path / "armed", tmp_path / "marker"
-    pickle.loads(payload(armed))  # the control: this is what an unpickler that calls would do
+    pickle.loads(payload(armed))  # noqa: S301  # the control: what an unpickler that calls would do
     assert armed.exists()
     contents = read_untrusted_checkpoint(write_zip(tmp_path / "evil.pth", payload(marker)))
     assert isinstance(contents["args"], PickledObject)
@@ -204,7 +204,7 @@ def test_extension_codes_are_refused(tmp_path):
     ids=lambda item: item[0],
 )
 def test_strange_pickles_are_refused(tmp_path, program):
-    with pytest.raises(ValueError, match="evil.pth"):
+    with pytest.raises(ValueError, match=r"cannot be read as a checkpoint|holds a int"):
         read_untrusted_checkpoint(write_zip(tmp_path / "evil.pth", program[1]))
 
 
