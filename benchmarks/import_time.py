@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time what `import diffusers_mdm` adds to a program that imports diffusers' own pipeline classes.
+"""Time what `import diffusers_mdm` adds to a program that has imported diffusers' own pipeline classes.
 
-The program with and the program without it take turns, each in a fresh interpreter.
+Both imports are timed in turn in one fresh interpreter, several times over: other programs on the machine slow the
+host's import by seconds from one run to the next, so the difference between two programs would measure them.
 """
 
 from __future__ import annotations
@@ -12,32 +13,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-HOST = "from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel"
-PROGRAMS = {"host": HOST, "with plugin": f"{HOST}; import diffusers_mdm"}
-TIMED = "import time; start = time.perf_counter(); {program}; print(time.perf_counter() - start)"
+PROGRAM = """
+from time import perf_counter, process_time
+start = perf_counter()
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+host, host_cpu = perf_counter(), process_time()
+import diffusers_mdm
+print(host - start, perf_counter() - host, process_time() - host_cpu)
+"""
 
 
-def seconds_of(program: str) -> float:
-    """Run a line of imports in a fresh interpreter; return the seconds it took, the interpreter's start excluded."""
-    command = [sys.executable, "-c", TIMED.format(program=program)]
+def seconds_of_imports() -> tuple[float, float, float]:
+    """Import in a fresh interpreter; return seconds of the host, of the plugin after it, and its processor seconds."""
     root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=True)
+    host, added, added_cpu = (float(word) for word in done.stdout.split()[-3:])
+    return host, added, added_cpu
 
 
 def main() -> None:
-    """Alternate the two programs and print the difference of their medians."""
+    """Import several times and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    seconds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for round_index in range(-1, args.rounds):  # the round before the first one fills the disk cache
-        for name, program in PROGRAMS.items():
-            elapsed = seconds_of(program)
-            if round_index >= 0:
-                seconds[name].append(elapsed)
-    host, both = (statistics.median(seconds[name]) for name in PROGRAMS)
-    print(f"host {host:.2f} s, with diffusers_mdm {both:.2f} s, added {both - host:+.2f} s (medians of {args.rounds})")
+    seconds_of_imports()  # fills the disk cache
+    runs = [seconds_of_imports() for _ in range(args.rounds)]
+    host, added, added_cpu = (statistics.median(column) for column in zip(*runs, strict=True))
+    print(
+        f"diffusers' classes {host:.2f} s, diffusers_mdm after them {added:.3f} s ({added_cpu:.3f} s of processor "
+        f"time); medians of {args.rounds}, largest {max(run[1] for run in runs):.3f} s"
+    )
 
 
 if __name__ == "__main__":
