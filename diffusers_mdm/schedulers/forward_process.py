@@ -54,6 +54,11 @@ class PyramidForwardProcess:
             low, high = int(timesteps.min()), int(timesteps.max())
             if low < 0 or high >= len(self):
                 raise ValueError(f"`timesteps` run from {low} to {high}; expected 0 to {len(self) - 1}.")
+            if self.alphas_cumprod[high].isnan():
+                raise ValueError(
+                    f"Timestep {high} has no signal power, because betas up to it exceed 1; lower `beta_end` or "
+                    "correct `trained_betas`."
+                )
         power = self._table_on(timesteps.device)[timesteps.long()]
         if self.config.level_scaling == "rescale":
             return power

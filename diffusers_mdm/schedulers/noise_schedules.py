@@ -88,7 +88,13 @@ def signal_power(betas: torch.Tensor) -> torch.Tensor:
     """alpha_bar_t, `(T,)` float32, of betas `(T,)` float64.
 
     Sum of logarithms in float64, rounded once at the end: the order of operations of ml-mdm (Schedule), bit for bit.
+    Betas above 1, which diffusers' schedulers do not refuse, leave NaN from their timestep on.
+
+    Raises:
+        ValueError: a beta is negative or NaN.
     """
+    if not bool((betas >= 0).all()):
+        raise ValueError(f"The betas run from {betas.min():g} to {betas.max():g}; expected numbers from 0 to 1.")
     return torch.exp(torch.cumsum(torch.log(1 - betas), dim=0)).to(torch.float32)
 
 

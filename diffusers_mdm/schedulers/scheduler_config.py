@@ -80,36 +80,32 @@ def lasting_defaults(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def with_origin_spelled_out(config: Mapping[str, Any], compatibles: Sequence[str]) -> dict[str, Any]:
-    """The config of another scheduler class of diffusers, with what it leaves to its defaults written out.
+    """A config, perhaps of another scheduler class of diffusers, with what it leaves to its class written out.
 
-    Configs of this package, and those of classes that are not in `compatibles`, come back unchanged.
+    A saved config names its class, and old ones lack keys that had not been invented; the config of a scheduler in
+    memory names no class, but has every key.
+
+    Args:
+        config: a scheduler's config.
+        compatibles: names of the classes of diffusers whose defaults may be filled in.
 
     Raises:
         ValueError: the other scheduler does something that has no counterpart here.
     """
-    config = dict(config)
-    origin = config.get("_class_name")
-    if not isinstance(origin, str) or origin not in compatibles:
-        return config
-    _check_counterpart(config)
-    defaults = {
-        key: parameter.default for key, parameter in inspect.signature(getattr(diffusers, origin)).parameters.items()
-    }
-    for key in SHARED_KEYS & defaults.keys():
-        config.setdefault(key, defaults[key])
-    if "algorithm_type" in defaults:
-        config.setdefault("algorithm", config.get("algorithm_type", defaults["algorithm_type"]))
-    if "clip_sample" not in defaults:
-        config.setdefault("clip_sample", False)
-    if "_use_default_values" in config:
-        config.update(lasting_defaults(config))
-    return config
-
-
-def _check_counterpart(config: Mapping[str, Any]) -> None:
     if str(config.get("variance_type")).startswith("learned"):
         raise ValueError(
-            f"The config of {config['_class_name']} has variance_type={config['variance_type']!r}: its network "
-            "predicts the variance as well, which MatryoshkaScheduler cannot use. Use a network that predicts the "
-            "sample, the noise or the velocity alone."
+            f"The config has variance_type={config['variance_type']!r}: its network predicts the variance as well, "
+            "which MatryoshkaScheduler cannot use. Use a network that predicts the sample, the noise or the velocity "
+            "alone."
         )
+    config = {**config, **lasting_defaults(config)}
+    origin = config.get("_class_name")
+    if isinstance(origin, str) and origin in compatibles:
+        for key, parameter in inspect.signature(getattr(diffusers, origin)).parameters.items():
+            if key in SHARED_KEYS or key == "algorithm_type":
+                config.setdefault(key, parameter.default)
+    if "algorithm_type" in config and "clip_sample" not in config:
+        # A multistep solver of the host: it does not clip.
+        config.setdefault("algorithm", config["algorithm_type"])
+        config["clip_sample"] = False
+    return config
