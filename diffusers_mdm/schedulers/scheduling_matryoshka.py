@@ -216,9 +216,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Say at which index of `timesteps` sampling begins. Steps are then counted, and a timestep that lies on an
-        accelerator need not be read back.
-        """
+        """Note at which index of `timesteps` sampling begins, for pipelines that say so; a step needs only its t."""
         self._begin_index = begin_index
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> int:
@@ -233,13 +231,6 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         """Index in `timesteps` of the next step, and its timestep (-1 after the last one)."""
         index = sum(visited >= timestep for visited in self._visited)
         return index, self._visited[index] if index < len(self._visited) else _CLEAN
-
-    def _current_timestep(self, timestep: int | torch.Tensor) -> int:
-        index = self._begin_index if self._step_index is None else self._step_index
-        on_accelerator = isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu"
-        if on_accelerator and self._begin_index is not None and index is not None:
-            return self._visited[index]
-        return whole_timestep(timestep, len(self))
 
     def _power(self, timestep: int, ratio: float) -> float:
         """Signal power of a level as a number, rounded to float32 as in the tables; 1 for the clean picture."""
@@ -279,7 +270,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         """
         if self.num_inference_steps is None:
             raise ValueError("`step` needs the list of timesteps: call `set_timesteps` first.")
-        now = self._current_timestep(timestep)
+        now = whole_timestep(timestep, len(self))
         next_index, later = self._after(now)
         levels, ratios, bare = self._levels(sample, "sample")
         outputs = matching_levels(model_output, levels, "model_output")
@@ -301,7 +292,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
             results.append(result)
 
         if self.config.algorithm == "dpmsolver++" and self.config.solver_order == 2:
-            self._history = _History(now, later, cleans)
+            self._history = _History(now, later, cleans) if later != _CLEAN else None
         self._step_index = next_index
         previous = self._handed_back(results, levels, ratios, bare, as_picture=later == _CLEAN)
         original = self._handed_back(cleans, levels, ratios, bare, as_picture=True)
