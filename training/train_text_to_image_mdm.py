@@ -9,6 +9,7 @@ Repeating the command resumes from its newest checkpoint.
 import argparse
 import dataclasses
 import logging
+import os
 from pathlib import Path
 
 from diffusers_mdm.training.engine import SAVE_DTYPES, resolve_recipe, run_recipe
@@ -43,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parse, then print or run."""
     args = parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     recipe = load_recipe(args.recipe)
     if args.train_data_dir is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=args.train_data_dir))

@@ -69,8 +69,9 @@ def start_run(recipe: Recipe, options: RunOptions, captions: list[str]) -> Run:
     text_encoder.requires_grad_(recipe.text_encoder.train_text_encoder)
     unet = build_unet(recipe, recipe.stages[0].levels)
     scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **recipe.scheduler})
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    (options.output_dir / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
+    if accelerator.is_main_process:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        (options.output_dir / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
     accelerator.init_trackers("training")
     return Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
 

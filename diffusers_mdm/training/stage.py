@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..models.nested_unet import NestedUNetModel
 from ..pipelines.pipeline_mdm import MDMPipeline
 from ..pyramid import build_pyramid, pyramid_noise
 from .averaging import new_average
@@ -44,9 +43,7 @@ def train_stage(run: Run, stage: StageRecipe, images: CaptionedImages, on_checkp
         world=process.num_processes,
     )
     batches = endless_batches(images, order, run.options.dataloader_num_workers)
-    model = process.prepare(run.unet)
-    if run.options.torch_compile:
-        model = torch.compile(model)
+    model = torch.compile(run.unet) if run.options.torch_compile else run.unet
     pipeline = run.pipeline()
     meter = Meter(run, stage)
     while progress.stage_step < stage.steps:
@@ -89,6 +86,7 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
         betas=(optimizer.adam_beta1, optimizer.adam_beta2),
         eps=optimizer.adam_epsilon,
         weight_decay=optimizer.adam_weight_decay,
+        fused=True,
     )
     if run.saved_optimizer is not None:
         carry_optimizer_state(run.saved_optimizer, run.optimizer)
@@ -96,10 +94,9 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
 
 
 def end_stage(run: Run) -> None:
-    """Take the model back from accelerate and keep the optimizer's state for the next stage."""
+    """Keep the optimizer's state for the next stage and point the counters at it."""
     assert run.optimizer is not None
     run.saved_optimizer, run.optimizer = run.optimizer.state_dict(), None
-    run.accelerator.free_memory()
     run.progress.stage_index += 1
     run.progress.stage_step = 0
 
@@ -147,6 +144,7 @@ def update_weights(run: Run, stage: StageRecipe) -> None:
     progress, optimizer = run.progress, run.optimizer
     assert optimizer is not None
     parameters = [parameter for module in run.trained_modules.values() for parameter in module.parameters()]
+    average_gradients(run, parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, run.recipe.optimizer.max_grad_norm)
     for group in optimizer.param_groups:
         group["lr"] = stage.learning_rate * learning_rate_factor(stage, progress.stage_step)
@@ -167,6 +165,20 @@ def update_weights(run: Run, stage: StageRecipe) -> None:
             f"{progress.skipped_in_a_row} steps in a row had gradients that are not finite (stage {stage.name!r}, step "
             f"{progress.stage_step}). Lower `learning_rate`, or train with --mixed_precision no."
         )
+
+
+def average_gradients(run: Run, parameters: list[torch.nn.Parameter]) -> None:
+    """Replace the gradients by their mean over all processes, in one exchange.
+
+    Text is encoded outside of any module that could be wrapped for this, so it is done here for all modules at once.
+    """
+    if run.accelerator.num_processes == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = run.accelerator.reduce(flat, reduction="mean")
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def learning_rate_factor(stage: StageRecipe, step: int) -> float:
