@@ -32,7 +32,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep")
     parser.add_argument("--max_train_steps", type=int, help="at most so many steps in every stage")
     parser.add_argument(
-        "--resume_from_checkpoint", choices=["latest", "none"], default="latest", help="where to start (default latest)"
+        "--resume_from_checkpoint",
+        choices=["latest", "none"],
+        default="latest",
+        help="where to start (default latest)",
     )
     parser.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--torch_compile", action="store_true", help="compile the U-Net")
@@ -44,7 +47,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Parse, then print or run."""
     args = parse_args()
-    logging.basicConfig(level=logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    is_main = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if is_main else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     recipe = load_recipe(args.recipe)
     if args.train_data_dir is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=args.train_data_dir))

@@ -14,7 +14,6 @@ from transformers import AutoTokenizer
 from ..models.nested_unet import NestedUNetModel
 from .run import Progress, Run
 
-
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"

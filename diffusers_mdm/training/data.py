@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .recipe import DataRecipe
 
-
 CACHE_LIMIT_BYTES = 512 * 2**20  # decoded pictures of one stage are kept in memory below this size
 
 
@@ -130,8 +129,8 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def endless_batches(images: CaptionedImages, batches: ShuffledBatches, num_workers: int = 0) -> Iterator[dict[str, Any]]:
+def endless_batches(
+    images: CaptionedImages, batches: ShuffledBatches, num_workers: int = 0
+) -> Iterator[dict[str, Any]]:
     """Collated batches in the order of `batches`, without end."""
     return iter(DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=num_workers))
-
-

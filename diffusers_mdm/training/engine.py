@@ -13,7 +13,6 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from .averaging import averaged_weights
 from .checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from .data import CaptionedImages, load_captioned_split
 from .recipe import Recipe
@@ -21,7 +20,6 @@ from .run import Run, RunOptions
 from .stage import train_stage
 from .text_encoder import build_text_encoder
 from .validation import draw_validation_grid
-
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +40,9 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
         side = stage_side(recipe, stage.levels)
         logger.info("Stage %s: %d level(s), %d pixels, %d steps.", stage.name, stage.levels, side, stage.steps)
         train_stage(run, stage, CaptionedImages(rows, recipe.data, side), keep_checkpoint)
+    output_dir = save_pipeline(run)
     run.accelerator.end_training()
-    return save_pipeline(run)
+    return output_dir
 
 
 def resolve_recipe(recipe: Recipe, options: RunOptions) -> Recipe:
@@ -58,11 +57,11 @@ def resolve_recipe(recipe: Recipe, options: RunOptions) -> Recipe:
 
 
 def start_run(recipe: Recipe, options: RunOptions, captions: list[str]) -> Run:
-    """Make the models from scratch, as the recipe's first stage needs them, and note the recipe in the output folder."""
+    """Make the models from scratch, as the first stage needs them, and write the recipe into the output folder."""
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         log_with=options.report_to,
-        project_config=ProjectConfiguration(project_dir=str(options.output_dir), logging_dir=str(options.output_dir / "logs")),
+        project_config=ProjectConfiguration(str(options.output_dir), logging_dir=str(options.output_dir / "logs")),
     )
     set_seed(options.seed)
     text_encoder, tokenizer = build_text_encoder(recipe.text_encoder, [caption or "" for caption in captions])
@@ -111,13 +110,17 @@ def keep_checkpoint(run: Run) -> None:
 
 
 def save_pipeline(run: Run) -> Path:
-    """Save the pipeline with averaged weights in `save_dtype` to the output folder."""
+    """Save the pipeline with averaged weights in `save_dtype` to the output folder; the run ends with this.
+
+    The run's modules keep the averaged and rounded weights; its last checkpoint has the exact ones.
+    """
     if run.accelerator.is_main_process:
-        with averaged_weights(run):
-            pipeline = run.pipeline()
-            dtype = SAVE_DTYPES[run.options.save_dtype]
-            if dtype != torch.float32:
-                pipeline.to(dtype=dtype)
-            pipeline.save_pretrained(run.options.output_dir)
+        dtype = SAVE_DTYPES[run.options.save_dtype]
+        for name, average in run.ema.items():
+            average.copy_to(run.trained_modules[name].parameters())
+        for module in (run.text_encoder, run.unet):
+            torch.nn.Module.to(module.eval(), dtype=dtype)  # the host's own `to` warns about dtypes it would keep
+        run.pipeline().save_pretrained(run.options.output_dir)
         logger.info("Saved the pipeline to %s.", run.options.output_dir)
+    run.accelerator.wait_for_everyone()
     return run.options.output_dir

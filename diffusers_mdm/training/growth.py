@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Growing a model in the middle of training: weights, averaged weights and optimizer state of old parameters stay.
 
-A grown `NestedUNetModel` lists its old parameters first and in their old order, so what is kept by position (diffusers'
-`EMAModel`, torch optimizers) carries over as a prefix.
+A grown `NestedUNetModel` lists its old parameters first and in their old order, so what is kept by position
+(diffusers' `EMAModel`, torch optimizers) carries over as a prefix.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 """The pyramid loss: one denoising error per level, each averaged over its own rows, summed with level weights.
 
 Glossary: x clean level, eps its noise, alpha = the level's signal power (`alphas_cumprod` after its shift),
-z = sqrt(alpha) x + sqrt(1 - alpha) eps the noisy level, v = sqrt(alpha) eps - sqrt(1 - alpha) x what the model predicts.
+z = sqrt(alpha) x + sqrt(1 - alpha) eps the noisy level, v = sqrt(alpha) eps - sqrt(1 - alpha) x the prediction.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 class PyramidLoss:
     """What one batch costs.
 
-    total: scalar to minimise. per_level: scalar means over each level's own rows before level weights, innermost first.
+    total: scalar to minimise.
+    per_level: scalar means over each level's own rows, before level weights, innermost first.
     per_row: (B_0,), whose mean is `total`; rows that a level lacks count zero there, the others B_0 / B_i times.
     """
 

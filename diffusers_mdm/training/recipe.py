@@ -3,6 +3,7 @@
 
 import dataclasses
 import inspect
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .recipe_fields import FieldError, read_fields
+
+Precision = Literal["no", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class StageRecipe:
 
     def _check_batch_fractions(self) -> None:
         fractions = self.fractions
-        thins = all(0 < outer <= inner for inner, outer in zip(fractions, fractions[1:], strict=False))
+        thins = all(0 < outer <= inner for inner, outer in itertools.pairwise(fractions))
         if fractions[0] != 1.0 or not thins:
             raise ValueError(f"`batch_fractions` must start with 1.0 and not grow outwards, got {list(fractions)}.")
         if self.rows_per_level[-1] < 1:
@@ -156,7 +159,7 @@ class Recipe:
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: OptimizerRecipe = OptimizerRecipe()
     validation: ValidationRecipe = ValidationRecipe()
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     channels_last: bool = True
 
     def __post_init__(self) -> None:
@@ -168,6 +171,9 @@ class Recipe:
         base = self.scheduler.get("base_sample_size", self.sample_size)
         if base != self.sample_size:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
+        if self.scheduler.get("prediction_type", "v_prediction") != "v_prediction":
+            raise FieldError("scheduler.prediction_type", "must be 'v_prediction', which is what the loss compares.")
+        self._check_text_width()
         before = 1
         for position, stage in enumerate(self.stages):
             if not before <= stage.levels <= len(self.levels):
@@ -175,6 +181,18 @@ class Recipe:
                     f"stages[{position}].levels", f"must be {before} to {len(self.levels)}, got {stage.levels}."
                 )
             before = stage.levels
+
+    def _check_text_width(self) -> None:
+        width, inside = self.text_encoder.d_model, self.model.get("cross_attention_dim")
+        if inside is None:
+            raise FieldError("model.cross_attention_dim", "must be set: the model would not see the captions.")
+        expected = self.model.get("encoder_hid_dim") or inside
+        if width is not None and width != expected:
+            raise FieldError(
+                "text_encoder.d_model",
+                f"is {width}, but the model takes {expected} (`model.encoder_hid_dim`, or without it "
+                "`model.cross_attention_dim`).",
+            )
 
     @property
     def sample_size(self) -> int:
@@ -184,9 +202,7 @@ class Recipe:
     @property
     def rows(self) -> tuple[LevelConfig, ...]:
         """The level rows, innermost first."""
-        return tuple(
-            read_fields(LevelConfig, row, f"levels[{position}]") for position, row in enumerate(self.levels)
-        )
+        return tuple(read_fields(LevelConfig, row, f"levels[{position}]") for position, row in enumerate(self.levels))
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -222,4 +238,6 @@ def _argument_names(cls: type) -> set[str]:
 def _refuse_unknown(where: str, values: dict[str, Any], known: set[str]) -> None:
     for name in values:
         if name not in known:
-            raise FieldError(f"{where}.{name}", f"is not a known field; here one can write {', '.join(sorted(known))}.")
+            raise FieldError(
+                f"{where}.{name}", f"is not a known field; here one can write {', '.join(sorted(known))}."
+            )

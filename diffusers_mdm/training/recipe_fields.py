@@ -6,7 +6,6 @@ import types
 import typing
 from typing import Any, TypeVar
 
-
 T = TypeVar("T")
 
 
@@ -89,5 +88,10 @@ def _read_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _spell(hint: type) -> str:
-    words = {int: "an integer", float: "a number (write 1.0e-3, YAML reads 1e-3 as text)", str: "text", bool: "true or false"}
+    words = {
+        int: "an integer",
+        float: "a number (write 1.0e-3, YAML reads 1e-3 as text)",
+        str: "text",
+        bool: "true or false",
+    }
     return words.get(hint, hint.__name__)

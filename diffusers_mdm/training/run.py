@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..models.nested_unet import NestedUNetModel
 from ..pipelines.pipeline_mdm import MDMPipeline
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from .recipe import Recipe
+from .recipe import Precision, Recipe
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RunOptions:
 
     output_dir: Path
     seed: int = 0
-    mixed_precision: str | None = None  # None: the recipe's
+    mixed_precision: Precision | None = None  # None: the recipe's
     report_to: str | None = "tensorboard"
     logging_steps: int = 50
     checkpointing_steps: int = 500

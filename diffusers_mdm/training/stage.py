@@ -5,20 +5,19 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from tqdm.auto import tqdm
+from diffusers.utils.logging import tqdm
 
 from ..pipelines.pipeline_mdm import MDMPipeline
-from ..pyramid import build_pyramid, pyramid_noise
+from ..pyramid import Pyramid, build_pyramid, pyramid_noise
 from .averaging import new_average
 from .data import CaptionedImages, ShuffledBatches, derive_seed, endless_batches, to_unit_range
 from .growth import carry_optimizer_state, grow_ema, grow_model
 from .loss import PyramidLoss, pyramid_loss, thin_rows
 from .recipe import StageRecipe
 from .run import Run
-
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def train_stage(run: Run, stage: StageRecipe, images: CaptionedImages, on_checkp
         world=process.num_processes,
     )
     batches = endless_batches(images, order, run.options.dataloader_num_workers)
-    model = torch.compile(run.unet) if run.options.torch_compile else run.unet
+    model = cast(torch.nn.Module, torch.compile(run.unet)) if run.options.torch_compile else run.unet
     pipeline = run.pipeline()
     meter = Meter(run, stage)
     while progress.stage_step < stage.steps:
@@ -122,7 +121,7 @@ def compute_loss(
     noise = pyramid_noise([level.shape for level in clean], device=device)
     timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(pixels),), device=device)
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    velocities = scheduler.get_velocity(clean, noise, timesteps)
+    velocities = cast(Pyramid, scheduler.get_velocity(clean, noise, timesteps))
     if run.recipe.channels_last:
         noisy = [level.contiguous(memory_format=torch.channels_last) for level in noisy]
     captions = drop_captions(batch["captions"], stage.caption_dropout)
@@ -162,8 +161,8 @@ def update_weights(run: Run, stage: StageRecipe) -> None:
     progress.total_images += stage.images_per_step * run.accelerator.num_processes
     if progress.skipped_in_a_row >= run.options.max_skipped_steps:
         raise FloatingPointError(
-            f"{progress.skipped_in_a_row} steps in a row had gradients that are not finite (stage {stage.name!r}, step "
-            f"{progress.stage_step}). Lower `learning_rate`, or train with --mixed_precision no."
+            f"{progress.skipped_in_a_row} steps in a row had gradients that are not finite (stage {stage.name!r}, "
+            f"step {progress.stage_step}). Lower `learning_rate`, or train with --mixed_precision no."
         )
 
 

@@ -15,7 +15,6 @@ from transformers import (
 
 from .recipe import TextEncoderRecipe
 
-
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
@@ -33,9 +32,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, EOS, UNKNOWN], show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[PAD, EOS, UNKNOWN], show_progress=False)
     tokenizer.train_from_iterator(captions, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))]
@@ -57,7 +54,10 @@ def build_text_encoder(
     if recipe.pretrained is not None:
         encoder = T5EncoderModel.from_pretrained(recipe.pretrained)
         return encoder, AutoTokenizer.from_pretrained(recipe.pretrained)
-    assert recipe.tokenizer and recipe.d_model and recipe.num_heads  # the recipe has checked it
+    # The recipe has checked that the sizes of a new encoder are all there.
+    assert recipe.tokenizer is not None
+    assert recipe.d_model is not None
+    assert recipe.num_heads is not None
     tokenizer = train_tokenizer(captions, recipe.tokenizer.vocab_size)
     config = T5Config(
         vocab_size=len(tokenizer),

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -31,7 +32,7 @@ def draw_validation_grid(run: Run) -> Path | None:
         )
     path = run.options.output_dir / "samples" / f"step-{run.progress.total_steps:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(result.pyramid).save(path)
+    image_grid(cast(Any, result).pyramid).save(path)
     return path
 
 
