@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.loaders import FromOriginalModelMixin
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
@@ -42,10 +45,36 @@ def register_with_diffusers() -> None:
         "config_mapping_fn": _map_published_config,
         "default_subfolder": "unet",
     }
+    # Set from here because models know nothing of conversion.
+    NestedUNetModel.from_single_file = classmethod(_from_single_file)
     if AUTO_PIPELINES in sys.modules:
         _register_auto_pipeline(sys.modules[AUTO_PIPELINES])
     elif not any(isinstance(finder, _AutoPipelineFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AutoPipelineFinder())
+
+
+def _from_single_file(
+    cls: type[NestedUNetModel],
+    pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, Any],
+    **kwargs: Any,
+) -> NestedUNetModel:
+    """Load a published checkpoint, as the host does from a link, a path or a dict.
+
+    A local `.pth` is read without running anything from it; the host's own reader refuses what the published trainer
+    writes.
+
+    Args:
+        cls: the model class.
+        pretrained_model_link_or_path_or_dict: e.g. `vis_model.pth`.
+        kwargs: as in `FromOriginalModelMixin.from_single_file`: `config` (a folder with our `config.json`), or
+            `original_config` (the published YAML).
+    """
+    source = pretrained_model_link_or_path_or_dict
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_file() and Path(source).suffix != ".safetensors":
+        from diffusers_mdm.conversion.apple_mdm import read_single_file
+
+        source = read_single_file(Path(source))
+    return FromOriginalModelMixin.from_single_file.__func__(cls, source, **kwargs)
 
 
 def _map_published_checkpoint(checkpoint: Mapping[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
