@@ -291,6 +291,25 @@ def test_from_pipe_shares_components(pipe):
     assert torch.equal(draw(other), images)
 
 
+def test_compiled_model(pipe):
+    images = draw(pipe)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    torch.testing.assert_close(draw(pipe), images, atol=BATCH_TOLERANCE, rtol=0)
+
+
+def test_layerwise_casting_keeps_the_compute_precision(pipe):
+    images = draw(pipe)
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert (draw(pipe) - images).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("options", [{"offload_type": "leaf_level"}, {"num_blocks_per_group": 1}])
+def test_group_offload_changes_nothing(pipe, options):
+    images = draw(pipe)
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), **{"offload_type": "block_level", **options})
+    assert torch.equal(draw(pipe), images)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not (torch.cuda.is_available() and is_accelerate_available()), reason="needs an accelerator")
 @pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
