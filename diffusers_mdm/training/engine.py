@@ -76,9 +76,10 @@ def start_run(recipe: Recipe, options: RunOptions, captions: list[str]) -> Run:
 
 
 def build_unet(recipe: Recipe, num_levels: int) -> NestedUNetModel:
-    """A new model with the inner `num_levels` levels of the recipe; residual branches start as zero."""
+    """A new model with the inner `num_levels` levels of the recipe; `zero_init` silences its branches and output."""
     unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows[:num_levels]))
-    unet.zero_init_()
+    if recipe.zero_init:
+        unet.zero_init_()
     return unet
 
 

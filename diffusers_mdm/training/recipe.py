@@ -35,7 +35,11 @@ class TextEncoderRecipe:
     num_layers: int | None = None
     num_heads: int | None = None
     d_ff: int | None = None
+    initializer_factor: float = 1.0  # of a new encoder, as in `T5Config`
     train_text_encoder: bool = False  # optimise it together with the U-Net
+    # Learning rate of the token table over the stage's. A batch touches few of its rows, so that at the common rate a
+    # table trained from scratch hardly leaves its random start.
+    token_learning_rate_scale: float = 1.0
 
     def __post_init__(self) -> None:
         sizes = [self.tokenizer, self.d_model, self.num_layers, self.num_heads, self.d_ff]
@@ -53,6 +57,9 @@ class TextEncoderRecipe:
             raise ValueError("a new text encoder knows nothing: set `train_text_encoder: true`.")
         if self.d_model is not None and self.num_heads is not None and self.d_model % self.num_heads:
             raise ValueError(f"`d_model` {self.d_model} must be a multiple of `num_heads` {self.num_heads}.")
+        for field in ("initializer_factor", "token_learning_rate_scale"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"`{field}` must be positive, got {getattr(self, field)}.")
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,7 @@ class Recipe:
     validation: ValidationRecipe = ValidationRecipe()
     mixed_precision: Precision = "no"
     channels_last: bool = True
+    zero_init: bool = True  # start with silent residual branches and output, as the published models do
 
     def __post_init__(self) -> None:
         row_fields = {field.name for field in dataclasses.fields(LevelConfig)}

@@ -64,6 +64,8 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
     """Grow the model to the stage's levels, and make the optimizer with what it knew about the old parameters."""
     device = run.accelerator.device
     layout = torch.channels_last if run.recipe.channels_last else torch.contiguous_format
+    # A new level's weights depend on the seed alone, not on what was drawn before, so that a resumed run has the same.
+    torch.manual_seed(derive_seed(run.options.seed, stage.seed, run.progress.stage_index))
     while run.unet.num_levels < stage.levels:
         run.unet = grow_model(run.unet, run.recipe.rows[run.unet.num_levels])
         if "unet" in run.ema:
@@ -71,16 +73,14 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
     run.unet.to(device=device, memory_format=layout)
     run.text_encoder.to(device)
     optimizer = run.recipe.optimizer
-    groups = []
     for name, module in run.trained_modules.items():
         module.train()
-        groups.append({"name": name, "params": list(module.parameters())})
         if name not in run.ema:
             run.ema[name] = new_average(module, stage.ema_decay)
         run.ema[name].decay = stage.ema_decay
         run.ema[name].to(device)
     run.optimizer = torch.optim.AdamW(
-        groups,
+        parameter_groups(run),
         lr=stage.learning_rate,
         betas=(optimizer.adam_beta1, optimizer.adam_beta2),
         eps=optimizer.adam_epsilon,
@@ -90,6 +90,24 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
     if run.saved_optimizer is not None:
         carry_optimizer_state(run.saved_optimizer, run.optimizer)
         run.saved_optimizer = None
+
+
+def parameter_groups(run: Run) -> list[dict[str, Any]]:
+    """What the optimizer trains: a group a module, and one for the token table, with its own learning rate.
+
+    Each has a `name`, by which its state is carried into the next stage, and `lr_scale`, its learning rate over the
+    stage's.
+    """
+    groups: list[dict[str, Any]] = []
+    for name, module in run.trained_modules.items():
+        parameters = list(module.parameters())
+        if module is run.text_encoder:
+            tokens = run.text_encoder.get_input_embeddings().weight
+            scale = run.recipe.text_encoder.token_learning_rate_scale
+            groups.append({"name": f"{name}.tokens", "params": [tokens], "lr_scale": scale})
+            parameters = [parameter for parameter in parameters if parameter is not tokens]
+        groups.append({"name": name, "params": parameters, "lr_scale": 1.0})
+    return groups
 
 
 def end_stage(run: Run) -> None:
@@ -146,7 +164,8 @@ def update_weights(run: Run, stage: StageRecipe) -> None:
     average_gradients(run, parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, run.recipe.optimizer.max_grad_norm)
     for group in optimizer.param_groups:
-        group["lr"] = stage.learning_rate * learning_rate_factor(stage, progress.stage_step)
+        factor = learning_rate_factor(stage, progress.stage_step)
+        group["lr"] = group["lr_scale"] * stage.learning_rate * factor
     if bool(torch.isfinite(norm)):
         progress.skipped_in_a_row = 0
         optimizer.step()

@@ -68,6 +68,7 @@ def build_text_encoder(
         num_heads=recipe.num_heads,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
+        initializer_factor=recipe.initializer_factor,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
