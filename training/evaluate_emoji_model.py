@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from diffusers_mdm import MDMPipeline
-from diffusers_mdm.training.retrieval import evaluate_retrieval, load_gallery
+from diffusers_mdm.training.retrieval import GROUPS, evaluate_retrieval, load_gallery
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-styles-64"
 
@@ -23,6 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model_dir", required=True, help="pipeline folder or Hub id")
     parser.add_argument("--data_dir", default=DATA_DIR, help="emoji data set (default: the shipped one)")
     parser.add_argument("--num_seen", type=int, default=200, help="captions of the training split to draw")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, help="what to draw (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="which captions, and their noise")
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=2.0)
@@ -44,7 +45,7 @@ def main() -> None:
         "height": args.height,
     }
     gallery = load_gallery(args.data_dir)
-    scores = evaluate_retrieval(pipeline, gallery, args.num_seen, args.batch_size, args.seed, **settings)
+    scores = evaluate_retrieval(pipeline, gallery, args.num_seen, args.batch_size, args.seed, args.groups, **settings)
     for name, score in scores.items():
         print(
             f"{name}: {score.num_drawn} drawn; nearest picture is the captioned one {score.picture:.1%}, "

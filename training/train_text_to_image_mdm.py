@@ -18,7 +18,7 @@ from diffusers_mdm.training.run import RunOptions
 from diffusers_mdm.training.summary import describe_run
 
 
-def parse_args() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     """The command's flags, named as in the training scripts of diffusers."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file with model, data and stages")
@@ -41,16 +41,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--torch_compile", action="store_true", help="compile the U-Net")
     parser.add_argument("--save_dtype", choices=sorted(SAVE_DTYPES), default="fp32", help="of the final pipeline")
     parser.add_argument("--dry_run", action="store_true", help="print what would be trained, and stop")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Parse, then print or run."""
-    args = parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
     is_main = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if is_main else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    recipe = load_recipe(args.recipe)
+    try:
+        recipe = load_recipe(args.recipe)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if args.train_data_dir is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=args.train_data_dir))
     fields = {field.name for field in dataclasses.fields(RunOptions)}

@@ -20,6 +20,7 @@ from ..pipelines.pipeline_output import MDMPipelineOutput
 from .data import square_pixels, to_unit_range
 
 COMPARED_SIDE = 16
+GROUPS = ("seen", "combination", "concept")
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,18 @@ def evaluate_retrieval(
     num_seen: int = 200,
     batch_size: int = 25,
     seed: int = 0,
+    groups: Sequence[str] = GROUPS,
     **settings: Any,
 ) -> dict[str, RetrievalScores]:
-    """Scores for `num_seen` captions of the training split, all held-out combinations, and all held-out concepts."""
-    groups = {
+    """Scores of `groups`: `num_seen` captions of the training split, held-out combinations, held-out concepts."""
+    rows_of_group = {
         "seen": choose_rows(gallery.rows_of("none"), num_seen, seed),
         "combination": gallery.rows_of("combination"),
         "concept": gallery.rows_of("concept"),
     }
     scores = {}
-    for name, rows in groups.items():
-        if rows:
-            nearest = draw_nearest(pipeline, gallery, rows, batch_size, seed, **settings)
-            scores[name] = score_rows(gallery, rows, nearest)
+    for name in groups:
+        rows = rows_of_group[name]
+        nearest = draw_nearest(pipeline, gallery, rows, batch_size, seed, **settings)
+        scores[name] = score_rows(gallery, rows, nearest)
     return scores

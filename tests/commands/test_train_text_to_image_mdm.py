@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training and the evaluation command, as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from diffusers_mdm import MDMPipeline
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "training" / script), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_tiny_recipe_from_dry_run_to_scores(tmp_path):
+    recipe = ["--recipe", ROOT / "training" / "recipes" / "tiny.yaml", "--output_dir", tmp_path / "model"]
+    dry = run("train_text_to_image_mdm.py", *recipe, "--dry_run", "--max_train_steps", 1)
+    assert dry.returncode == 0, dry.stderr
+    assert "stage inner: levels 0-0, 8 pixels, 1 steps" in dry.stdout
+    assert not (tmp_path / "model").exists()
+
+    trained = run("train_text_to_image_mdm.py", *recipe, "--max_train_steps", 1, "--save_dtype", "fp16")
+    assert trained.returncode == 0, trained.stderr
+    assert MDMPipeline.from_pretrained(tmp_path / "model").unet.num_levels == 2
+    assert list((tmp_path / "model" / "logs").rglob("events.out.tfevents.*"))
+
+    scores = tmp_path / "scores.json"
+    evaluated = run(
+        "evaluate_emoji_model.py",
+        *("--model_dir", tmp_path / "model", "--num_seen", 2, "--groups", "seen"),
+        *("--num_inference_steps", 1, "--output", scores),
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(scores.read_text())["scores"]["seen"]["num_drawn"] == 2
+
+
+def test_a_mistake_in_a_recipe_is_one_line_that_names_it(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    text = (ROOT / "training" / "recipes" / "tiny.yaml").read_text()
+    recipe.write_text(text.replace("batch_size: 4", "batch_sise: 4", 1))
+    failed = run("train_text_to_image_mdm.py", "--recipe", recipe, "--output_dir", tmp_path / "model")
+    assert failed.returncode == 2
+    assert "mine.yaml" in failed.stderr
+    assert "stages[0].batch_sise" in failed.stderr
+    assert "Traceback" not in failed.stderr
