@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from diffusers_mdm import MDMPipeline
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +20,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_tiny_recipe_from_dry_run_to_scores(tmp_path):
     recipe = ["--recipe", ROOT / "training" / "recipes" / "tiny.yaml", "--output_dir", tmp_path / "model"]
     dry = run("train_text_to_image_mdm.py", *recipe, "--dry_run", "--max_train_steps", 1)

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_processes_stay_equal_through_growth(pictures_dir, tmp_path):
     """Different pictures and noise on each process, the same weights on all of them, old level and new."""
     environment = {
