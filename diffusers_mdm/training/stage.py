@@ -101,7 +101,7 @@ def parameter_groups(run: Run) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = []
     for name, module in run.trained_modules.items():
         parameters = list(module.parameters())
-        if module is run.text_encoder:
+        if name == "text_encoder":
             tokens = run.text_encoder.get_input_embeddings().weight
             scale = run.recipe.text_encoder.token_learning_rate_scale
             groups.append({"name": f"{name}.tokens", "params": [tokens], "lr_scale": scale})
