@@ -179,7 +179,7 @@ def test_variant(tmp_path, pipe, images):
     pipe.save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
     assert torch.equal(draw(MDMPipeline.from_pretrained(tmp_path, variant="fp16")), images)
-    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+    with pytest.raises(OSError, match="no file named"):
         MDMPipeline.from_pretrained(tmp_path)
 
 
