@@ -47,10 +47,10 @@ RESNET_PARTS: list[tuple[str, tuple[str, ...], bool]] = [
 ]
 ATTENTION_PARTS: list[tuple[str, tuple[str, ...], bool]] = [
     ("norm", ("norm",), False),
-    ("qkv", ("to_q", "to_k", "to_v"), True),
-    ("norm_cond", ("norm_encoder",), False),
-    ("kv_cond", ("add_k_proj", "add_v_proj"), False),
-    ("proj_out", ("to_out.0",), True),
+    ("qkv", ("attn.to_q", "attn.to_k", "attn.to_v"), True),
+    ("norm_cond", ("attn.norm_encoder",), False),
+    ("kv_cond", ("attn.add_k_proj", "attn.add_v_proj"), False),
+    ("proj_out", ("attn.to_out.0",), True),
     ("ffn.0", ("ff.norm",), False),
     ("ffn.1", ("ff.proj_in",), True),
     ("ffn.3", ("ff.proj_out",), True),
@@ -72,8 +72,10 @@ TEXT_ROWS = [
     Row("lm_proj", ("encoder_hid_proj",)),
     Row("cond_emb", ("text_embedding",)),
     Row("lm_head.{i}.attn.norm", ("text_layers.{i}.norm",)),
-    Row("lm_head.{i}.attn.qkv", ("text_layers.{i}.to_q", "text_layers.{i}.to_k", "text_layers.{i}.to_v")),
-    Row("lm_head.{i}.attn.proj_out", ("text_layers.{i}.to_out.0",)),
+    Row(
+        "lm_head.{i}.attn.qkv", ("text_layers.{i}.attn.to_q", "text_layers.{i}.attn.to_k", "text_layers.{i}.attn.to_v")
+    ),
+    Row("lm_head.{i}.attn.proj_out", ("text_layers.{i}.attn.to_out.0",)),
     Row("lm_head.{i}.mlp.main.0", ("text_layers.{i}.ff.norm",)),
     Row("lm_head.{i}.mlp.main.1", ("text_layers.{i}.ff.proj_in",)),
     Row("lm_head.{i}.mlp.main.3", ("text_layers.{i}.ff.proj_out",)),

@@ -55,10 +55,10 @@ _MID_LAYER = re.compile(r"mid_block\.attentions\.0\.transformer_blocks\.0\.")
 RESNET_PARTS = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
 ATTENTION_PARTS: list[tuple[str, tuple[str, ...]]] = [
     ("attn1.group_norm", ("norm",)),
-    ("attn1.to_qkv", ("to_q", "to_k", "to_v")),
-    ("attn2.norm_cross", ("norm_encoder",)),
-    ("attn2.to_kv", ("add_k_proj", "add_v_proj")),
-    ("proj_out", ("to_out.0",)),
+    ("attn1.to_qkv", ("attn.to_q", "attn.to_k", "attn.to_v")),
+    ("attn2.norm_cross", ("attn.norm_encoder",)),
+    ("attn2.to_kv", ("attn.add_k_proj", "attn.add_v_proj")),
+    ("proj_out", ("attn.to_out.0",)),
     ("ff.group_norm", ("ff.norm",)),
     ("ff.linear_gelu.proj", ("ff.proj_in",)),
     ("ff.linear_out", ("ff.proj_out",)),

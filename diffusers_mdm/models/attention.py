@@ -78,7 +78,7 @@ class FeedForward(nn.Module):
 
 
 class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
-    """Projections of one attention layer. Subclasses add the norm, the residual and the shape of their input.
+    """Projections of one attention among tokens, and from them to the text.
 
     Args:
         channels: C, a multiple of `num_heads`.
@@ -114,6 +114,15 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         self.text_slot = 0
         self.processor = MatryoshkaAttnProcessor()
 
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        text: TextConditioning | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`(B, N, C)` → `(B, N, C)`; arguments as in `MatryoshkaAttnProcessor`."""
+        return self.processor(self, hidden_states, text, attention_mask)
+
     def project(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Query, key and value, each `(B, N, C)`."""
         if self.fused_projections:
@@ -134,8 +143,8 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         return self.split_heads(self.add_k_proj(normed)), self.split_heads(self.add_v_proj(normed))
 
 
-class SpatialAttention(MatryoshkaAttention):
-    """Attention among the pixels of a feature map, and from them to the text.
+class SpatialAttention(nn.Module):
+    """Attention among the pixels of a feature map, and from them to the text, then optionally a feed-forward part.
 
     Args:
         channels: of the feature map.
@@ -155,19 +164,19 @@ class SpatialAttention(MatryoshkaAttention):
         norm_eps: float,
         has_ffn: bool,
     ) -> None:
-        super().__init__(channels, num_heads, text_dim, norm_eps)
+        super().__init__()
         if channels % norm_num_groups:
             raise ValueError(
                 f"An attention layer of {channels} channels cannot be normalised in {norm_num_groups} groups "
                 "(`attention_norm_num_groups`); the channels must be a multiple of it."
             )
         self.norm = nn.GroupNorm(norm_num_groups, channels, eps=norm_eps)
+        self.attn = MatryoshkaAttention(channels, num_heads, text_dim, norm_eps)
         self.ff = FeedForward(channels, nn.GroupNorm(norm_num_groups, channels, eps=norm_eps)) if has_ffn else None
 
     def forward(self, hidden_states: torch.Tensor, text: TextConditioning | None = None) -> torch.Tensor:
         """`(B, C, H, W)` → `(B, C, H, W)`."""
-        tokens = self.norm(hidden_states).flatten(2).transpose(1, 2)
-        attended = self.processor(self, tokens, text)
+        attended = self.attn(self.norm(hidden_states).flatten(2).transpose(1, 2), text)
         hidden_states = hidden_states + attended.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
         if self.ff is not None:
             tokens = self.ff.norm(hidden_states).flatten(2).transpose(1, 2)
@@ -176,12 +185,12 @@ class SpatialAttention(MatryoshkaAttention):
 
     def zero_init_(self) -> None:
         """Zero what adds to the residual stream (ml-mdm's zero_module)."""
-        zero_(self.to_out[0])
+        zero_(self.attn.to_out[0])
         if self.ff is not None:
             zero_(self.ff.proj_out)
 
 
-class TextSelfAttention(MatryoshkaAttention):
+class TextSelfAttention(nn.Module):
     """Attention among the tokens of a prompt, followed by a feed-forward part.
 
     Args:
@@ -191,11 +200,12 @@ class TextSelfAttention(MatryoshkaAttention):
     """
 
     def __init__(self, channels: int, num_heads: int, norm_eps: float) -> None:
-        super().__init__(channels, num_heads, None, norm_eps)
+        super().__init__()
         self.norm = nn.LayerNorm(channels, eps=norm_eps)
+        self.attn = MatryoshkaAttention(channels, num_heads, None, norm_eps)
         self.ff = FeedForward(channels, nn.LayerNorm(channels, eps=norm_eps))
 
     def forward(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """`(B, L, C)` → `(B, L, C)`; `attention_mask` `(B, L)` is True for the tokens to look at."""
-        tokens = tokens + self.processor(self, self.norm(tokens), attention_mask=attention_mask)
+        tokens = tokens + self.attn(self.norm(tokens), attention_mask=attention_mask)
         return tokens + self.ff(self.ff.norm(tokens))

@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from ..pyramid import Pyramid, as_pyramid, check_pyramid
-from .attention import SpatialAttention, TextSelfAttention
+from .attention import MatryoshkaAttention, TextSelfAttention
 from .config_checks import check_model_config, check_text, expand_to_batch, resolve_time_embed_dim
 from .level import Level, build_levels
 from .level_config import LevelConfig
@@ -190,12 +190,12 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
 
     # --- text ---
 
-    def _text_attentions(self) -> list[SpatialAttention]:
+    def _text_attentions(self) -> list[MatryoshkaAttention]:
         """The attention layers that look at the text, in the order of `TextConditioning.keys_values`."""
         return [
             module
             for module in self.modules()
-            if isinstance(module, SpatialAttention) and module.add_k_proj is not None
+            if isinstance(module, MatryoshkaAttention) and module.add_k_proj is not None
         ]
 
     def encode_text(

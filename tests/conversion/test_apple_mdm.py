@@ -177,7 +177,7 @@ def test_config_of_another_model_is_refused():
 
 def test_fused_part_that_is_missing_is_named():
     native, _ = TABLE.to_native(foreign("unet"))
-    native.pop("levels.0.decoder.mid_block.attentions.0.to_k.weight")
+    native.pop("levels.0.decoder.mid_block.attentions.0.attn.to_k.weight")
     with pytest.raises(ValueError, match=r"mid_blocks\.0\.attn\.0\.qkv\.weight cannot be put together: .*to_k"):
         TABLE.to_foreign(native)
 

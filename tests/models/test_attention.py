@@ -28,10 +28,10 @@ def test_two_softmaxes_share_one_query():
     )
     states = torch.randn(2, 16, 3, 2)
     tokens = layer.norm(states).flatten(2).transpose(1, 2)
-    query, key, value = (layer.split_heads(part) for part in layer.project(tokens))
+    query, key, value = (layer.attn.split_heads(part) for part in layer.attn.project(tokens))
     own = softmax_attention(query, key, value)
-    other = softmax_attention(query, *layer.text_key_value(text), text.attention_mask)
-    expected = layer.to_out[0]((own + other).float().flatten(2)).transpose(1, 2).unflatten(2, (3, 2)) + states
+    other = softmax_attention(query, *layer.attn.text_key_value(text), text.attention_mask)
+    expected = layer.attn.to_out[0]((own + other).float().flatten(2)).transpose(1, 2).unflatten(2, (3, 2)) + states
     torch.testing.assert_close(layer(states, text), expected, **ROUNDING)
 
 

@@ -215,6 +215,17 @@ def test_lora_is_added_scaled_saved_loaded_and_removed(model, inputs, tmp_path):
     assert not any("lora" in name for name in model.state_dict())
 
 
+def test_lora_strength_by_part_of_the_network(model):
+    """A dict of strengths names parts of module names; text layers, which are in no level, keep 1."""
+    model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "style")
+    for weights in ({"down": 5.0}, {"up": 5.0}, {"mid": 5.0, "down": 2.0}):
+        model.set_adapters("style", weights)
+        scales = {name: layer.scaling["style"] for name, layer in model.named_modules() if hasattr(layer, "scaling")}
+        assert all(scale == 1.0 for name, scale in scales.items() if name.startswith("text_layers"))
+        for part, strength in weights.items():
+            assert {scale for name, scale in scales.items() if part in name} == {strength}
+
+
 def test_moving_average_round_trip(model, tmp_path):
     average = EMAModel(model.parameters(), model_cls=NestedUNetModel, model_config=model.config)
     average.save_pretrained(tmp_path)
