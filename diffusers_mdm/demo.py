@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -84,16 +85,17 @@ def draw_pyramid(
         For each level, innermost first, the pictures in the order of the prompts.
     """
     generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
-    options = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    output = pipeline(
+    options: dict[str, Any] = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    drawn = pipeline(
         list(prompts),
         num_inference_steps=num_inference_steps,
         generator=generators,
         output_type="pil",
         output_pyramid=True,
+        return_dict=False,
         **options,
     )
-    return output.pyramid
+    return cast(tuple[Any, list[list[Image.Image]]], drawn)[1]
 
 
 def wrap_label(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
