@@ -154,7 +154,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", default="demo.png", help="the picture to write")
     parser.add_argument("--seed", type=int, default=0, help="picture i starts from the noise of seed + i")
     parser.add_argument("--num_inference_steps", type=int, default=25, help="steps of the sampler")
-    parser.add_argument("--guidance_scale", type=float, help="strength of the guidance (default: the pipeline's own)")
+    parser.add_argument("--guidance_scale", type=float, default=3.0, help="strength of the guidance (default 3)")
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
