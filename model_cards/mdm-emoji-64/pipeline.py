@@ -1,0 +1,1 @@
+from diffusers_mdm import MDMPipeline  # noqa: F401
