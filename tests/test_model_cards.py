@@ -53,16 +53,17 @@ def test_folder_draws_at_every_level(card):
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(
         "strawberry, 3d render",
-        num_inference_steps=4,
+        num_inference_steps=8,
+        guidance_scale=3.0,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
         output_pyramid=True,
     )
     assert [level.shape[-1] for level in drawn.pyramid] == list(pipeline.unet.sample_sizes)
-    # The levels show the same picture: pooled, the outer one is close to the inner one.
+    # The levels show the same picture: pooled, the outer one is close to the inner one (0.056; its mirror image 0.097).
     inner, outer = drawn.pyramid[0], drawn.pyramid[-1]
     pooled = torch.nn.functional.avg_pool2d(outer, outer.shape[-1] // inner.shape[-1])
-    assert (pooled - inner).abs().mean() < 0.1
+    assert (pooled - inner).abs().mean() < 0.07
 
 
 def test_recipe_is_the_one_of_the_model(card):
