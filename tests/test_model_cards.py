@@ -60,7 +60,7 @@ def test_folder_draws_at_every_level(card):
         output_pyramid=True,
     )
     assert [level.shape[-1] for level in drawn.pyramid] == list(pipeline.unet.sample_sizes)
-    # The levels show the same picture: pooled, the outer one is close to the inner one (0.056; its mirror image 0.097).
+    # The levels show the same picture: pooled, the outer one is close to the inner one (0.056; mirrored 0.097).
     inner, outer = drawn.pyramid[0], drawn.pyramid[-1]
     pooled = torch.nn.functional.avg_pool2d(outer, outer.shape[-1] // inner.shape[-1])
     assert (pooled - inner).abs().mean() < 0.07
