@@ -45,7 +45,8 @@ def tracked_files() -> list[Path]:
 
 
 FILES = tracked_files()
-SOURCES = [path for path in FILES if path.suffix == ".py"]
+# What a model folder holds beside its weights is written by `save_pretrained`, not by hand.
+SOURCES = [path for path in FILES if path.suffix == ".py" and not path.is_relative_to(ROOT / "model_cards")]
 MODULES = [path for path in SOURCES if path.is_relative_to(ROOT / PACKAGE)]
 
 

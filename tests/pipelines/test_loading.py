@@ -133,7 +133,8 @@ def test_without_importing_the_package_first(folder, images, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     drawn = load_file(tmp_path / "images.safetensors")
-    torch.testing.assert_close(drawn["folder"], images, atol=1e-6, rtol=0)
+    # The other process may have another number of threads, which changes the order of sums (1.7e-6 seen).
+    torch.testing.assert_close(drawn["folder"], images, atol=1e-5, rtol=0)
     assert torch.equal(drawn["folder"], drawn["file"])
     assert (tmp_path / "again" / "pipeline.py").read_text() == (folder / "pipeline.py").read_text()
     assert index_of(tmp_path / "again") == index_of(folder)
