@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument("--torch_compile", action="store_true", help="compile the U-Net")
+    parser.add_argument("--attention_backend", help="of diffusers, such as _native_math, the fastest in bf16 on CPUs")
     parser.add_argument("--save_dtype", choices=sorted(SAVE_DTYPES), default="fp32", help="of the final pipeline")
     parser.add_argument("--dry_run", action="store_true", help="print what would be trained, and stop")
     return parser

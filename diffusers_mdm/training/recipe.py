@@ -89,6 +89,9 @@ class StageRecipe:
     level_weights: tuple[float, ...] | None = None  # None: 1 for every level
     batch_fractions: tuple[float, ...] | None = None  # share of the batch's rows a level sees; None: all of them
     caption_dropout: float = 0.1  # share of captions replaced by "", for guidance without a classifier
+    timestep_bias_strategy: Literal["none", "earlier", "later"] = "none"  # draw low or high t more often
+    timestep_bias_portion: float = 0.25  # share of the range of t that is drawn more often
+    timestep_bias_multiplier: float = 1.0  # how many times as often
     ema_decay: float = 0.9999  # upper limit, reached by a warm-up
     seed: int = 0
 
@@ -102,6 +105,8 @@ class StageRecipe:
                 raise ValueError(f"`{field}` needs {self.levels} entries, one a level, got {len(column)}.")
         if not 0 <= self.caption_dropout < 1 or not 0 <= self.ema_decay < 1:
             raise ValueError("`caption_dropout` and `ema_decay` must lie in [0, 1).")
+        if not 0 < self.timestep_bias_portion <= 1 or self.timestep_bias_multiplier <= 0:
+            raise ValueError("`timestep_bias_portion` must lie in (0, 1], `timestep_bias_multiplier` above 0.")
         self._check_batch_fractions()
 
     def _check_batch_fractions(self) -> None:

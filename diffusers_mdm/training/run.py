@@ -32,6 +32,7 @@ class RunOptions:
     dataloader_num_workers: int = 0
     max_skipped_steps: int = 20  # steps in a row with non-finite gradients before the run stops
     torch_compile: bool = False
+    attention_backend: str | None = None  # one of diffusers' attention backends; None: its default
     save_dtype: str = "fp32"
 
 

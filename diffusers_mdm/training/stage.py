@@ -71,6 +71,8 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
         if "unet" in run.ema:
             grow_ema(run.ema["unet"], run.unet)
     run.unet.to(device=device, memory_format=layout)
+    if run.options.attention_backend is not None:
+        run.unet.set_attention_backend(run.options.attention_backend)
     run.text_encoder.to(device)
     optimizer = run.recipe.optimizer
     for name, module in run.trained_modules.items():
@@ -137,7 +139,7 @@ def compute_loss(
     sides = run.unet.sample_sizes[: stage.levels]
     clean = thin_rows(build_pyramid(to_unit_range(pixels), sides), stage.rows_per_level)
     noise = pyramid_noise([level.shape for level in clean], device=device)
-    timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(pixels),), device=device)
+    timesteps = draw_timesteps(stage, scheduler.config.num_train_timesteps, len(pixels), device)
     noisy = scheduler.add_noise(clean, noise, timesteps)
     velocities = cast(Pyramid, scheduler.get_velocity(clean, noise, timesteps))
     if run.recipe.channels_last:
@@ -148,6 +150,20 @@ def compute_loss(
         predictions = model(noisy, timesteps, encoder_hidden_states=text, encoder_attention_mask=mask).sample
     alphas = scheduler.level_alphas_cumprod(clean, timesteps)
     return pyramid_loss(predictions, velocities, alphas, stage.weights, stage.loss_weighting)
+
+
+def draw_timesteps(stage: StageRecipe, num_train_timesteps: int, number: int, device: torch.device) -> torch.Tensor:
+    """Draw t for each of `number` pictures, (number,) in [0, num_train_timesteps): evenly, or with the stage's bias.
+
+    High t decide what is drawn, low t its finish; a bias spends the steps where the model still has to learn.
+    """
+    if stage.timestep_bias_strategy == "none":
+        return torch.randint(0, num_train_timesteps, (number,), device=device)
+    weights = torch.ones(num_train_timesteps, device=device)
+    favoured = max(1, int(stage.timestep_bias_portion * num_train_timesteps))
+    where = slice(favoured) if stage.timestep_bias_strategy == "earlier" else slice(-favoured, None)
+    weights[where] *= stage.timestep_bias_multiplier
+    return torch.multinomial(weights, number, replacement=True)
 
 
 def drop_captions(captions: list[str], probability: float) -> list[str]:
