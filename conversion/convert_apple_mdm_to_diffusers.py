@@ -10,8 +10,9 @@ Nothing in the checkpoint is executed. The folder appears when all of it was wri
 import argparse
 import sys
 
-from diffusers_mdm.conversion.apple_mdm import UNUSED_FILE, convert_apple_checkpoint
-from diffusers_mdm.conversion.write_pipeline import DTYPES, assemble_pipeline, check_output_is_new, write_model
+from diffusers_mdm import MDMPipeline
+from diffusers_mdm.conversion.apple_mdm import UNUSED_FILE, ConvertedCheckpoint, convert_apple_checkpoint
+from diffusers_mdm.conversion.folder_command import add_folder_arguments, convert_to_folder, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,41 +24,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config_path", help="the model's YAML; may be left out if the checkpoint holds the trainer's arguments"
     )
-    parser.add_argument("--output_dir", required=True, help="folder to make; must not exist")
-    parser.add_argument(
-        "--text_encoder",
-        help="folder or Hub id of the text encoder; makes a complete pipeline (without it: unet/ and scheduler/)",
-    )
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="save in this dtype (default: the checkpoint's own)")
-    parser.add_argument("--level", type=int, help="keep only this many levels, counted from the innermost")
+    add_folder_arguments(parser)
     return parser.parse_args(argv)
 
 
-def convert(args: argparse.Namespace) -> None:
-    """Convert as the command line says."""
-    check_output_is_new(args.output_dir)
-    converted = convert_apple_checkpoint(args.checkpoint_path, args.config_path, num_levels=args.level)
-    unet = converted.unet.to(DTYPES[args.dtype]) if args.dtype else converted.unet
-    make_pipeline = None
-    if args.text_encoder:
-        from diffusers_mdm.pipelines.pipeline_mdm import MDMPipeline
-
-        def make_pipeline(unet, scheduler):
-            return assemble_pipeline(MDMPipeline, unet, scheduler, args.text_encoder, unet.dtype)
-
-    write_model(args.output_dir, unet, converted.scheduler, {UNUSED_FILE: converted.unused}, make_pipeline)
+def read(args: argparse.Namespace) -> ConvertedCheckpoint:
+    """Convert in memory."""
+    return convert_apple_checkpoint(args.checkpoint_path, args.config_path, num_levels=args.level)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = parse_args(argv)
-    try:
-        convert(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"Wrote {args.output_dir}")
-    return 0
+    return run_command(lambda: convert_to_folder(args, read, MDMPipeline, UNUSED_FILE), args.output_dir)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from diffusers_mdm.conversion.apple_mdm import read_converted, to_apple_state_dict
+from diffusers_mdm.conversion.folder_command import run_command
 from diffusers_mdm.conversion.write_pipeline import check_output_is_new, write_checkpoint
 
 
@@ -37,13 +38,7 @@ def convert(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = parse_args(argv)
-    try:
-        convert(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"Wrote {args.output_path}")
-    return 0
+    return run_command(lambda: convert(args), args.output_path)
 
 
 if __name__ == "__main__":
