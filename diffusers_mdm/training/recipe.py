@@ -3,7 +3,6 @@
 
 import dataclasses
 import inspect
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .recipe_fields import FieldError, read_fields
+from .recipe_stage import StageRecipe
 
 Precision = Literal["no", "fp16", "bf16"]
 
@@ -30,6 +30,7 @@ class TextEncoderRecipe:
     """Where the text encoder comes from: `pretrained` (folder or Hub id), or a new small T5 of the given size."""
 
     pretrained: str | None = None
+    from_pipeline: bool = False  # the encoder of the recipe's `pretrained` pipeline
     tokenizer: TokenizerRecipe | None = None
     d_model: int | None = None
     num_layers: int | None = None
@@ -37,105 +38,99 @@ class TextEncoderRecipe:
     d_ff: int | None = None
     initializer_factor: float = 1.0  # of a new encoder, as in `T5Config`
     train_text_encoder: bool = False  # optimise it together with the U-Net
+    max_sequence_length: int = 128  # longer captions are cut
+    learning_rate_scale: float = 1.0  # learning rate of the encoder over the stage's
     # Learning rate of the token table over the stage's. A batch touches few of its rows, so that at the common rate a
     # table trained from scratch hardly leaves its random start.
     token_learning_rate_scale: float = 1.0
 
     def __post_init__(self) -> None:
         sizes = [self.tokenizer, self.d_model, self.num_layers, self.num_heads, self.d_ff]
-        if self.pretrained is not None and any(size is not None for size in sizes):
+        if self.pretrained is not None and self.from_pipeline:
+            raise ValueError("`pretrained` and `from_pipeline` each name an encoder; keep one of them.")
+        saved = self.pretrained is not None or self.from_pipeline
+        if saved and any(size is not None for size in sizes):
             raise ValueError(
-                "`pretrained` loads an encoder as it is; remove `tokenizer`, `d_model`, `num_layers`, `num_heads` "
-                "and `d_ff`, or remove `pretrained` to start a new encoder of that size."
+                "`pretrained` and `from_pipeline` load an encoder as it is; remove `tokenizer`, `d_model`, "
+                "`num_layers`, `num_heads` and `d_ff`, or start a new encoder of that size."
             )
-        if self.pretrained is None and any(size is None for size in sizes):
+        if not saved and any(size is None for size in sizes):
             raise ValueError(
                 "a new text encoder needs `tokenizer`, `d_model`, `num_layers`, `num_heads` and `d_ff`; "
                 "or give `pretrained`, a folder or Hub id."
             )
-        if self.pretrained is None and not self.train_text_encoder:
+        if not saved and not self.train_text_encoder:
             raise ValueError("a new text encoder knows nothing: set `train_text_encoder: true`.")
         if self.d_model is not None and self.num_heads is not None and self.d_model % self.num_heads:
             raise ValueError(f"`d_model` {self.d_model} must be a multiple of `num_heads` {self.num_heads}.")
-        for field in ("initializer_factor", "token_learning_rate_scale"):
+        for field in ("initializer_factor", "token_learning_rate_scale", "learning_rate_scale", "max_sequence_length"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"`{field}` must be positive, got {getattr(self, field)}.")
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """A captioned image dataset: a folder (parquet files or an imagefolder) or a Hub dataset id."""
+    """Captioned pictures: a folder (parquet files or an imagefolder) or Hub dataset id, or WebDataset shards."""
 
-    path: str
+    path: str | None = None
+    shards: tuple[str, ...] | None = None  # tar files; {000..123} in a name stands for many
+    config_name: str | None = None
     train_split: str = "train"
+    validation_split: str | None = None  # held out, for the validation loss
     image_column: str = "image"
     caption_column: str = "text"
+    max_train_samples: int | None = None
     random_flip: bool = False
+    center_crop: bool = True  # of the square; otherwise cropped at random
+    image_interpolation_mode: Literal["area", "lanczos", "bicubic", "bilinear", "nearest"] = "area"
+    micro_conditioning_offsets: dict[str, float] = dataclasses.field(default_factory=dict)
+    min_image_side: int = 0  # smaller pictures are skipped
+    max_skipped_images: int = 100  # corrupt or too small ones, before the run stops
+    shuffle_buffer: int = 1000  # samples of the shards that are shuffled together
+    embeddings_dir: str | None = None  # of training/precompute_text_embeddings.py
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.shards is None):
+            raise ValueError("give either `path` (a folder or Hub dataset) or `shards` (WebDataset tar files).")
+        for field in ("min_image_side", "max_skipped_images"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
+        if self.shuffle_buffer < 1 or (self.max_train_samples is not None and self.max_train_samples < 1):
+            raise ValueError("`shuffle_buffer` and `max_train_samples` must be at least 1.")
 
 
 @dataclass(frozen=True)
-class StageRecipe:
-    """One stage of training: the inner `levels` levels, for `steps` optimizer steps. Lists are innermost first."""
+class PretrainedRecipe:
+    """A saved pipeline that the run starts from, a folder or Hub id; its levels are the inner ones of the recipe's."""
 
-    name: str
-    levels: int
-    steps: int
-    batch_size: int  # images per forward pass and process
-    learning_rate: float
-    gradient_accumulation_steps: int = 1
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
-    lr_warmup_steps: int = 0
-    loss_weighting: Literal["epsilon", "v"] = "epsilon"
-    level_weights: tuple[float, ...] | None = None  # None: 1 for every level
-    batch_fractions: tuple[float, ...] | None = None  # share of the batch's rows a level sees; None: all of them
-    caption_dropout: float = 0.1  # share of captions replaced by "", for guidance without a classifier
-    timestep_bias_strategy: Literal["none", "earlier", "later"] = "none"  # draw low or high t more often
-    timestep_bias_portion: float = 0.25  # share of the range of t that is drawn more often
-    timestep_bias_multiplier: float = 1.0  # how many times as often
-    ema_decay: float = 0.9999  # upper limit, reached by a warm-up
-    seed: int = 0
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """Train low-rank adapters of the U-Net and nothing else."""
+
+    rank: int = 4
+    alpha: float | None = None  # None: the rank
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | None = None  # None: the attention projections
 
     def __post_init__(self) -> None:
-        for field in ("levels", "steps", "batch_size", "gradient_accumulation_steps"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
-        for field in ("level_weights", "batch_fractions"):
-            column = getattr(self, field)
-            if column is not None and len(column) != self.levels:
-                raise ValueError(f"`{field}` needs {self.levels} entries, one a level, got {len(column)}.")
-        if not 0 <= self.caption_dropout < 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError("`caption_dropout` and `ema_decay` must lie in [0, 1).")
-        if not 0 < self.timestep_bias_portion <= 1 or self.timestep_bias_multiplier <= 0:
-            raise ValueError("`timestep_bias_portion` must lie in (0, 1], `timestep_bias_multiplier` above 0.")
-        self._check_batch_fractions()
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("`rank` must be at least 1 and `dropout` lie in [0, 1).")
 
-    def _check_batch_fractions(self) -> None:
-        fractions = self.fractions
-        thins = all(0 < outer <= inner for inner, outer in itertools.pairwise(fractions))
-        if fractions[0] != 1.0 or not thins:
-            raise ValueError(f"`batch_fractions` must start with 1.0 and not grow outwards, got {list(fractions)}.")
-        if self.rows_per_level[-1] < 1:
-            raise ValueError(f"`batch_fractions` leave level {self.levels - 1} no row of {self.batch_size} images.")
 
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Loss weight of each level, innermost first."""
-        return self.level_weights or (1.0,) * self.levels
+@dataclass(frozen=True)
+class PriorRecipe:
+    """Prior preservation (DreamBooth): pictures of the subject's class, drawn by the model before it learns."""
 
-    @property
-    def fractions(self) -> tuple[float, ...]:
-        """Share of the batch each level sees, innermost first."""
-        return self.batch_fractions or (1.0,) * self.levels
-
-    @property
-    def rows_per_level(self) -> tuple[int, ...]:
-        """Rows B_i of a batch that level i sees, innermost first."""
-        return tuple(int(fraction * self.batch_size) for fraction in self.fractions)
-
-    @property
-    def images_per_step(self) -> int:
-        """Images of one optimizer step on one process."""
-        return self.batch_size * self.gradient_accumulation_steps
+    class_data_dir: str
+    class_prompt: str
+    num_class_images: int = 100
+    weight: float = 1.0
+    sample_batch_size: int = 4
 
 
 @dataclass(frozen=True)
@@ -147,15 +142,18 @@ class OptimizerRecipe:
     adam_epsilon: float = 1e-8
     adam_weight_decay: float = 0.0
     max_grad_norm: float = 2.0
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
 
 
 @dataclass(frozen=True)
 class ValidationRecipe:
-    """Pictures drawn at every checkpoint with the averaged weights."""
+    """What is drawn at every checkpoint, and measured on held-out pictures, with the averaged weights."""
 
     prompts: tuple[str, ...] = ()
     num_inference_steps: int = 25
     guidance_scale: float = 3.0
+    num_validation_images: int = 1  # a prompt
+    num_loss_images: int = 64  # of the validation split, for the validation loss
 
 
 @dataclass(frozen=True)
@@ -168,10 +166,14 @@ class Recipe:
     text_encoder: TextEncoderRecipe
     data: DataRecipe
     stages: tuple[StageRecipe, ...]
+    pretrained: PretrainedRecipe | None = None
+    lora: LoraRecipe | None = None
+    prior_preservation: PriorRecipe | None = None
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: OptimizerRecipe = OptimizerRecipe()
     validation: ValidationRecipe = ValidationRecipe()
     mixed_precision: Precision = "no"
+    use_ema: bool = True
     channels_last: bool = True
     zero_init: bool = True  # start with silent residual branches and output, as the published models do
 
@@ -186,7 +188,12 @@ class Recipe:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
         if self.scheduler.get("prediction_type", "v_prediction") != "v_prediction":
             raise FieldError("scheduler.prediction_type", "must be 'v_prediction', which is what the loss compares.")
+        if self.text_encoder.from_pipeline and self.pretrained is None:
+            raise FieldError("text_encoder.from_pipeline", "needs `pretrained`, the pipeline whose encoder it is.")
         self._check_text_width()
+        self._check_stages()
+
+    def _check_stages(self) -> None:
         before = 1
         for position, stage in enumerate(self.stages):
             if not before <= stage.levels <= len(self.levels):
@@ -194,6 +201,10 @@ class Recipe:
                     f"stages[{position}].levels", f"must be {before} to {len(self.levels)}, got {stage.levels}."
                 )
             before = stage.levels
+            if stage.until_plateau is not None and self.data.validation_split is None:
+                raise FieldError(
+                    f"stages[{position}].until_plateau", "needs held-out pictures: set `data.validation_split`."
+                )
 
     def _check_text_width(self) -> None:
         width, inside = self.text_encoder.d_model, self.model.get("cross_attention_dim")
@@ -219,7 +230,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe file; a relative `data.path` or `text_encoder.pretrained` is looked up beside it.
+    """Read and check a recipe file; the relative paths in it are looked up beside it first.
 
     Raises:
         ValueError: if the file is not YAML, or a field is unknown, missing, of a wrong type or impossible together
@@ -232,16 +243,33 @@ def load_recipe(path: str | Path) -> Recipe:
         recipe.rows  # noqa: B018  rows are checked when they are built
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    data = dataclasses.replace(recipe.data, path=_beside(path, recipe.data.path))
+    data = recipe.data
+    if data.path is not None:
+        data = dataclasses.replace(data, path=_beside(path, data.path))
+    if data.shards is not None:
+        data = dataclasses.replace(data, shards=tuple(_shards_beside(path, name) for name in data.shards))
+    if data.embeddings_dir is not None:
+        data = dataclasses.replace(data, embeddings_dir=_beside(path, data.embeddings_dir))
     encoder = recipe.text_encoder
     if encoder.pretrained is not None:
         encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
-    return dataclasses.replace(recipe, data=data, text_encoder=encoder)
+    pretrained = recipe.pretrained
+    if pretrained is not None:
+        pretrained = dataclasses.replace(pretrained, path=_beside(path, pretrained.path))
+    return dataclasses.replace(recipe, data=data, text_encoder=encoder, pretrained=pretrained)
 
 
 def _beside(recipe_path: Path, name: str) -> str:
     local = recipe_path.parent / name
     return str(local.resolve()) if local.exists() else name
+
+
+def _shards_beside(recipe_path: Path, pattern: str) -> str:
+    """A tar pattern relative to the recipe, if its folder is there; braces need not name existing files."""
+    if "://" in pattern or Path(pattern).is_absolute():
+        return pattern
+    folder = recipe_path.parent / Path(pattern).parent
+    return str(folder.resolve() / Path(pattern).name) if folder.is_dir() else pattern
 
 
 def _argument_names(cls: type) -> set[str]:

@@ -7,6 +7,7 @@ import yaml
 from tiny_run import RECIPES
 
 from diffusers_mdm.training.recipe import load_recipe
+from diffusers_mdm.training.recipe_stage import PlateauRecipe
 
 
 def edited(path: str, value: object) -> dict:
@@ -48,7 +49,7 @@ def test_unknown_path_stays_a_hub_id(tmp_path):
 
 MISTAKES = [
     ("stages.0.learnig_rate", 1.0, "learnig_rate"),
-    ("stages.0.steps", ..., "stages[0].steps"),
+    ("stages.0.steps", ..., "needs an end"),
     ("stages.0.steps", "many", "stages[0].steps"),
     ("stages.0.steps", True, "stages[0].steps"),
     ("stages.0.steps", 0, "steps"),
@@ -60,7 +61,17 @@ MISTAKES = [
     ("stages.1.level_weights", [1.0, 1.0, 1.0], "level_weights"),
     ("stages.1.batch_fractions", [0.5, 1.0], "batch_fractions"),
     ("stages.1.batch_fractions", [1.0, 0.1], "no row"),
+    ("stages.0.lr_num_cycles", 0, "lr_num_cycles"),
+    ("stages.1.frozen_levels", 2, "frozen_levels"),
+    ("stages.1.level_learning_rate_scales", [1.0], "level_learning_rate_scales"),
+    ("stages.1.snr_gamma", -1.0, "snr_gamma"),
+    ("stages.0.until_plateau", {"every_steps": 2}, "validation_split"),
+    ("stages.0.until_plateau", {"every_steps": 0}, "every_steps"),
     ("stages", [], "stages"),
+    ("data.path", ..., "shards"),
+    ("data.image_interpolation_mode", "sharp", "data.image_interpolation_mode"),
+    ("lora", {"rank": 0}, "rank"),
+    ("text_encoder.from_pipeline", True, "from_pipeline"),
     ("levels.1.channels", [8], "levels[1].channels"),
     ("model.sample_sise", 8, "model.sample_sise"),
     ("model.block_out_channels", [[8]], "model.block_out_channels"),
@@ -90,6 +101,20 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     path.write_text("name: [")
     with pytest.raises(ValueError, match=r"broken\.yaml"):
         load_recipe(path)
+
+
+def test_the_first_end_to_come_counts():
+    stage = load_recipe(RECIPES / "tiny.yaml").stages[1]
+    assert (stage.steps, stage.max_steps()) == (4, 4)
+    by_images = dataclasses.replace(stage, images=20)  # 8 images a step and process
+    assert by_images.max_steps() == 3
+    assert by_images.max_steps(num_processes=2) == 2
+    with pytest.raises(ValueError, match="known last step"):
+        dataclasses.replace(stage, steps=None, until_plateau=PlateauRecipe(every_steps=2))
+    open_ended = dataclasses.replace(
+        stage, steps=None, until_plateau=PlateauRecipe(every_steps=2), lr_scheduler="constant_with_warmup"
+    )
+    assert open_ended.max_steps() is None
 
 
 def test_stage_counts_images_and_rows():
