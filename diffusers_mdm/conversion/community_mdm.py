@@ -18,27 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..models.level_config import LevelConfig
+from ..schedulers.scheduler_config import SHARED_KEYS
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .apple_mdm import ConvertedCheckpoint, build_model
 from .state_dict_table import INNER, Row, StateDict, StateDictTable
 
 CLASS_NAMES = ("MatryoshkaUNet2DConditionModel", "NestedUNet2DConditionModel")
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-# Scheduler settings that mean the same here and there; the shift is not among them, that pipeline does not save it.
-SCHEDULER_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-    "prediction_type",
-    "clip_sample",
-    "clip_sample_range",
-    "thresholding",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-)
 # What the published models were trained and are sampled with (ml-mdm "Schedule / diffusion").
 PUBLISHED_SCHEDULER: dict[str, Any] = {
     "beta_schedule": "squaredcos_cap_v2",
@@ -124,7 +110,8 @@ def convert_community_checkpoint(
     unet = build_model(map_community_config(config, foreign), native)
     scheduler_file = model_path / "scheduler" / "scheduler_config.json"
     settings = _read_json(scheduler_file) if scheduler_file.is_file() else {}
-    kept = {key: settings[key] for key in SCHEDULER_KEYS if key in settings}
+    # The shift is not among them: that pipeline does not save it.
+    kept = {key: value for key, value in settings.items() if key in SHARED_KEYS}
     power = shift_power if shift_power is not None else (2.0 if unet.num_levels == 3 else 1.0)
     scheduler = MatryoshkaScheduler(
         **{**PUBLISHED_SCHEDULER, **kept, "shift_power": power, "base_sample_size": unet.config["sample_size"]}
