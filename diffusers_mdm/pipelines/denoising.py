@@ -135,7 +135,8 @@ class DenoisingMixin:
                 f"{type(self.scheduler).__name__} does not take `timesteps` of your own; pass `num_inference_steps`, "
                 "or use another scheduler."
             )
-        # Counted steps need not read a timestep back from an accelerator.
+        # A scheduler of the host that is told where it begins need not read its first timestep back from an
+        # accelerator; `MatryoshkaScheduler` goes by the timestep of each step all the same.
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)
         return self.scheduler.timesteps
