@@ -132,8 +132,8 @@ def load_lora(unet: NestedUNetModel, folder: str | Path) -> None:
     )
     if different:
         raise ValueError(
-            f"The LoRA weights in {folder} do not fit the model's adapter: {len(different)} of {len(expected)} differ, "
-            f"e.g. {different[0]}. Continue with the rank and the target modules it was saved with."
+            f"The LoRA weights in {folder} do not fit the model's adapter: {len(different)} of {len(expected)} "
+            f"differ, e.g. {different[0]}. Continue with the rank and the target modules it was saved with."
         )
     set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
 

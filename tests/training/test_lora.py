@@ -128,7 +128,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
     add_lora(unet, LoraRecipe(rank=2))
     save_lora(unet, tmp_path)
     add_lora(other, LoraRecipe(rank=4))
-    with pytest.raises(ValueError, match="do not fit the model's adapter.*rank"):
+    with pytest.raises(ValueError, match=r"do not fit the model's adapter.*rank"):
         load_lora(other, tmp_path)
     with pytest.raises(ValueError, match="already"):
         add_lora(unet, LoraRecipe())
