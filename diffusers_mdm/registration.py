@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
@@ -15,11 +14,11 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders import FromOriginalModelMixin
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
 from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.models.single_file import register_checkpoint_reader
 from diffusers_mdm.pipelines import MDMPipeline
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 
@@ -45,36 +44,17 @@ def register_with_diffusers() -> None:
         "config_mapping_fn": _map_published_config,
         "default_subfolder": "unet",
     }
-    # Set from here because models know nothing of conversion.
-    NestedUNetModel.from_single_file = classmethod(_from_single_file)
+    register_checkpoint_reader(NestedUNetModel.__name__, _read_published_checkpoint)
     if AUTO_PIPELINES in sys.modules:
         _register_auto_pipeline(sys.modules[AUTO_PIPELINES])
     elif not any(isinstance(finder, _AutoPipelineFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AutoPipelineFinder())
 
 
-def _from_single_file(
-    cls: type[NestedUNetModel],
-    pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, Any],
-    **kwargs: Any,
-) -> NestedUNetModel:
-    """Load a published checkpoint, as the host does from a link, a path or a dict.
+def _read_published_checkpoint(path: Path) -> dict[str, Any]:
+    from diffusers_mdm.conversion.apple_mdm import read_single_file
 
-    A local `.pth` is read without running anything from it; the host's own reader refuses what the published trainer
-    writes.
-
-    Args:
-        cls: the model class.
-        pretrained_model_link_or_path_or_dict: e.g. `vis_model.pth`.
-        kwargs: as in `FromOriginalModelMixin.from_single_file`: `config` (a folder with our `config.json`), or
-            `original_config` (the published YAML).
-    """
-    source = pretrained_model_link_or_path_or_dict
-    if isinstance(source, (str, os.PathLike)) and Path(source).is_file() and Path(source).suffix != ".safetensors":
-        from diffusers_mdm.conversion.apple_mdm import read_single_file
-
-        source = read_single_file(Path(source))
-    return FromOriginalModelMixin.from_single_file.__func__(cls, source, **kwargs)
+    return read_single_file(path)
 
 
 def _map_published_checkpoint(checkpoint: Mapping[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
@@ -20,6 +20,7 @@ from .attention import MatryoshkaAttention, TextSelfAttention
 from .config_checks import check_model_config, check_text, expand_to_batch, resolve_time_embed_dim
 from .level import Level, build_levels
 from .level_config import LevelConfig
+from .single_file import SingleFileMixin
 from .text_conditioning import TextConditioning, masked_mean
 
 
@@ -34,7 +35,7 @@ class NestedUNetOutput(BaseOutput):
     sample: Pyramid | torch.Tensor
 
 
-class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin):
+class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, SingleFileMixin):
     r"""A flat list of levels, innermost first; level i wraps level i - 1.
 
     The structure of the levels is given in columns, one entry a level: see [`LevelConfig`] for `block_out_channels` …
