@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 
 from diffusers_mdm import demo
+from diffusers_mdm.pipelines.picture_grid import MIN_CELL
 from tests.pipelines.conftest import make_pipeline
 
 
@@ -50,8 +51,8 @@ def test_command_writes_the_grid_and_says_where(model_folder, tmp_path, capsys):
     assert f"Wrote {output}" in said
     assert "3 pictures at 8 px, 16 px" in said
     with Image.open(output) as grid:
-        assert grid.width > 3 * demo.MIN_CELL
-        assert grid.height > 2 * demo.MIN_CELL
+        assert grid.width > 3 * MIN_CELL
+        assert grid.height > 2 * MIN_CELL
 
 
 def test_picture_depends_on_its_own_seed_only():
@@ -61,28 +62,3 @@ def test_picture_depends_on_its_own_seed_only():
     for level, single in zip(together, alone, strict=True):
         difference = [abs(a - b) for a, b in zip(level[1].tobytes(), single[0].tobytes(), strict=True)]
         assert max(difference) <= 1  # batches of other sizes may round differently
-
-
-def test_grid_shows_every_pixel_of_every_level():
-    pyramid = [[Image.new("RGB", (side, side), color) for color in ("red", "blue")] for side in (16, 64)]
-    pyramid[0][1].putpixel((0, 0), (0, 255, 0))
-    grid = demo.make_grid(pyramid, ["one", "two"])
-    counts = {color: count for count, color in grid.getcolors(maxcolors=2**16)}
-    cell = demo.MIN_CELL
-    block = (cell // 16) ** 2
-    assert counts[(255, 0, 0)] == 2 * cell * cell
-    assert counts[(0, 255, 0)] == block
-    assert counts[(0, 0, 255)] == 2 * cell * cell - block
-
-
-def test_grid_takes_pictures_that_are_not_square():
-    pyramid = [[Image.new("RGB", (width, width // 2), "red")] for width in (16, 64)]
-    grid = demo.make_grid(pyramid, ["wide"])
-    assert (demo.MIN_CELL**2, (255, 0, 0)) in grid.getcolors(2**16)
-
-
-def test_long_labels_are_wrapped_to_the_cell():
-    font = ImageFont.load_default(demo.FONT_SIZE)
-    label = demo.wrap_label("a very long prompt that cannot stand on one line, 3d render", font, 100)
-    assert len(label.splitlines()) > 2
-    assert all(font.getlength(line) <= 100 for line in label.splitlines())
