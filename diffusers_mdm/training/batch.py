@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the data side hands to the training loop: one micro-batch of captioned pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Batch:
+    """B captioned pictures of side S.
+
+    Attributes:
+        pixels: `(B, 3, S, S)` uint8.
+        captions: B texts; the empty one is a caption like any other.
+        positions: `(B,)` int64, the place of each row in the endless stream of the stage. Every random number of a
+            row depends on the seed, the stage and this place alone.
+        micro_conditioning: name to `(B,)` float32, for `added_cond_kwargs`.
+        row_weights: `(B,)` float32, weight of each row in the loss; None for 1.
+        prompt_embeds: `(B, L, D)`, the captions' features if they were computed beforehand, zero at pads.
+        prompt_attention_mask: `(B, L)` bool, True where `prompt_embeds` has a token.
+        empty_prompt_embeds: `(K, D)`, the features of the empty caption that belong to `prompt_embeds`.
+        class_labels: `(B,)` int64 for models with classes.
+    """
+
+    pixels: torch.Tensor
+    captions: list[str]
+    positions: torch.Tensor
+    micro_conditioning: dict[str, torch.Tensor] = field(default_factory=dict)
+    row_weights: torch.Tensor | None = None
+    prompt_embeds: torch.Tensor | None = None
+    prompt_attention_mask: torch.Tensor | None = None
+    empty_prompt_embeds: torch.Tensor | None = None
+    class_labels: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; `DataLoader` calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        values = {name: getattr(self, name) for name in (entry.name for entry in dataclasses.fields(self))}
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                values[name] = change(value)
+        values["micro_conditioning"] = {key: change(value) for key, value in self.micro_conditioning.items()}
+        return Batch(**values)
+
+
+def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor) -> Batch:
+    """Give some rows the empty caption, as text and, where there are any, as features.
+
+    Features are cut to the longest row that is left, as if the captions had been encoded afterwards: models that do
+    not mask pads notice their number.
+
+    Args:
+        batch: from the data side.
+        dropped: `(B,)` bool, True for the rows whose caption goes.
+
+    Returns:
+        A new batch; the given one is unchanged.
+
+    Raises:
+        ValueError: if there are features of the captions, but none of the empty one.
+    """
+    flags = dropped.tolist()
+    captions = ["" if drop else caption for caption, drop in zip(batch.captions, flags, strict=True)]
+    if batch.prompt_embeds is None:
+        return dataclasses.replace(batch, captions=captions)
+    if batch.empty_prompt_embeds is None or batch.prompt_attention_mask is None:
+        raise ValueError(
+            "This batch has text features, but not those of the empty caption (`empty_prompt_embeds`) or no mask; "
+            "`TextEmbeddings` gives all of them."
+        )
+    embeds, mask = _with_empty_rows(
+        batch.prompt_embeds,
+        batch.prompt_attention_mask,
+        batch.empty_prompt_embeds,
+        dropped.to(batch.prompt_embeds.device),
+    )
+    return dataclasses.replace(batch, captions=captions, prompt_embeds=embeds, prompt_attention_mask=mask)
+
+
+def _with_empty_rows(
+    embeds: torch.Tensor, mask: torch.Tensor, empty: torch.Tensor, dropped: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = mask.sum(1).masked_fill(dropped, len(empty))
+    length = max(int(lengths.max()), 1)
+    missing = max(length - embeds.shape[1], 0)
+    embeds = torch.nn.functional.pad(embeds, (0, 0, 0, missing))[:, :length].clone()
+    embeds[dropped] = torch.nn.functional.pad(empty, (0, 0, 0, max(length - len(empty), 0)))[:length].to(embeds)
+    return embeds, torch.arange(length, device=mask.device) < lengths[:, None]
