@@ -79,6 +79,7 @@ class DataRecipe:
     validation_split: str | None = None  # held out, for the validation loss
     image_column: str = "image"
     caption_column: str = "text"
+    caption: str | None = None  # of every picture, in place of a column
     max_train_samples: int | None = None
     random_flip: bool = False
     center_crop: bool = True  # of the square; otherwise cropped at random
@@ -131,6 +132,13 @@ class PriorRecipe:
     num_class_images: int = 100
     weight: float = 1.0
     sample_batch_size: int = 4
+    precision: Literal["fp32", "fp16", "bf16"] | None = None  # to draw in; None: that of the run
+
+    def __post_init__(self) -> None:
+        if self.num_class_images < 1 or self.sample_batch_size < 1:
+            raise ValueError("`num_class_images` and `sample_batch_size` must be at least 1.")
+        if self.weight < 0:
+            raise ValueError(f"`weight` must not be negative, got {self.weight}.")
 
 
 @dataclass(frozen=True)
