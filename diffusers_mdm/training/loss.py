@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..pyramid import Pyramid
-from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .loss_weights import error_weights
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,16 @@ class PyramidLoss:
     """What one batch costs.
 
     total: scalar to minimise.
-    per_level: scalar means over each level's own rows, before level weights, innermost first.
+    per_level: scalar means over each level's own rows, innermost first, with the weights that depend on t, and without
+        level weights and row weights: what a level has learnt, whatever it counts for.
     per_row: (B_0,), whose mean is `total`; rows that a level lacks count zero there, the others B_0 / B_i times.
+    row_errors: (B_i,) of each level, detached; `per_level` are their means.
     """
 
     total: torch.Tensor
     per_level: tuple[torch.Tensor, ...]
     per_row: torch.Tensor
+    row_errors: tuple[torch.Tensor, ...]
 
 
 def pyramid_loss(
@@ -34,42 +37,44 @@ def pyramid_loss(
     alphas: Sequence[torch.Tensor],
     level_weights: Sequence[float],
     weighting: str = "epsilon",
+    snr_gamma: float | None = None,
+    row_weights: torch.Tensor | None = None,
 ) -> PyramidLoss:
-    """Sum over levels i of w_i * mean over its B_i rows of the prediction error (eq. 5 of the paper).
+    """Sum over levels i of w_i * mean over its B_i rows b of r_b u_i(t_b) |v^ - v|^2 (eq. 5 of the paper).
 
     Args:
         predictions: v as the model predicts it, element i (B_i, C, H_i, W_i), innermost first.
         velocities: the true v, same shapes.
         alphas: signal power of every row, element i (B_i,).
         level_weights: w_i, innermost first.
-        weighting: "v": mean squared error of v. "epsilon": that times alpha, which equals the mean squared error of
-            the noise that v implies (ml-mdm's DDPM target), because eps^ - eps = sqrt(alpha) (v^ - v).
+        weighting: u_i, "v": 1. "epsilon": alpha, which turns the error of v into that of the noise it implies, because
+            eps^ - eps = sqrt(alpha) (v^ - v).
+        snr_gamma: bend u_i by Min-SNR-gamma; see `error_weights`.
+        row_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for the rows of its class. They
+            multiply, and are not divided by their sum: a row's gradient does not depend on the other rows.
     """
-    if weighting not in ("epsilon", "v"):
-        raise ValueError(f"`weighting` must be 'epsilon' or 'v', got {weighting!r}.")
     num_rows = predictions[0].shape[0]
+    if row_weights is not None and row_weights.shape != (num_rows,):
+        raise ValueError(f"`row_weights` has shape {tuple(row_weights.shape)}; expected one a row, ({num_rows},).")
     per_row = predictions[0].new_zeros(num_rows, dtype=torch.float32)
-    per_level = []
+    row_errors = []
     for prediction, velocity, alpha, weight in zip(predictions, velocities, alphas, level_weights, strict=True):
         errors = (prediction.float() - velocity.float()).square().flatten(1).mean(1)
-        if weighting == "epsilon":
-            errors = errors * alpha.to(errors)
-        per_level.append(errors.mean())
+        timestep_weights = error_weights(alpha.to(errors), weighting, snr_gamma)
+        if timestep_weights is not None:
+            errors = errors * timestep_weights
+        row_errors.append(errors)
         rows = errors.shape[0]
         spread = torch.nn.functional.pad(errors, (0, num_rows - rows)) * (num_rows / rows)
         per_row = per_row + weight * spread
-    return PyramidLoss(total=per_row.mean(), per_level=tuple(per_level), per_row=per_row)
-
-
-def vdm_weights(scheduler: MatryoshkaScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """SNR(t - 1) / SNR(t) - 1 of level 0, (B,): the weights of the variational bound, as ml-mdm's option has them.
-
-    t = 0 has no step before it and takes the weight of t = 1.
-    """
-    timesteps = timesteps.clamp(min=1)
-    alphas = scheduler.alphas_cumprod.to(device=timesteps.device, dtype=torch.float32)
-    snr = alphas / (1 - alphas)
-    return snr[timesteps - 1] / snr[timesteps] - 1
+    if row_weights is not None:
+        per_row = per_row * row_weights.to(per_row)
+    return PyramidLoss(
+        total=per_row.mean(),
+        per_level=tuple(errors.mean() for errors in row_errors),
+        per_row=per_row,
+        row_errors=tuple(errors.detach() for errors in row_errors),
+    )
 
 
 def vdm_weighted_total(per_row: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

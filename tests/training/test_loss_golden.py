@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from diffusers_mdm import MatryoshkaScheduler, build_pyramid
 from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint, to_apple_state_dict
-from diffusers_mdm.training.loss import PyramidLoss, pyramid_loss, thin_rows, vdm_weighted_total, vdm_weights
+from diffusers_mdm.training.loss import PyramidLoss, pyramid_loss, thin_rows, vdm_weighted_total
+from diffusers_mdm.training.loss_weights import vdm_weights
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 # Observed in float32 on CPU: losses 1.9e-6, totals 2.4e-7, gradients 7.4e-7, norms of gradients 7.9e-6 of their size.
