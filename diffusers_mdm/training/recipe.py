@@ -77,9 +77,11 @@ class DataRecipe:
     config_name: str | None = None
     train_split: str = "train"
     validation_split: str | None = None  # held out, for the validation loss
+    validation_shards: tuple[str, ...] | None = None  # the same, where `shards` are trained on
     image_column: str = "image"
     caption_column: str = "text"
     caption: str | None = None  # of every picture, in place of a column
+    label_column: str | None = None  # class of every picture, for models with classes
     max_train_samples: int | None = None
     random_flip: bool = False
     center_crop: bool = True  # of the square; otherwise cropped at random
@@ -93,11 +95,23 @@ class DataRecipe:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.shards is None):
             raise ValueError("give either `path` (a folder or Hub dataset) or `shards` (WebDataset tar files).")
+        if self.shards is not None and (self.validation_split is not None or self.max_train_samples is not None):
+            raise ValueError(
+                "`shards` have neither splits nor a number of pictures: name fewer shards in place of "
+                "`max_train_samples`, and others as `validation_shards` in place of `validation_split`."
+            )
+        if self.shards is None and self.validation_shards is not None:
+            raise ValueError("`validation_shards` go with `shards`; beside `path` give `validation_split`.")
         for field in ("min_image_side", "max_skipped_images"):
             if getattr(self, field) < 0:
                 raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
         if self.shuffle_buffer < 1 or (self.max_train_samples is not None and self.max_train_samples < 1):
             raise ValueError("`shuffle_buffer` and `max_train_samples` must be at least 1.")
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether pictures are held out."""
+        return self.validation_split is not None or self.validation_shards is not None
 
 
 @dataclass(frozen=True)
@@ -209,7 +223,7 @@ class Recipe:
                     f"stages[{position}].levels", f"must be {before} to {len(self.levels)}, got {stage.levels}."
                 )
             before = stage.levels
-            if stage.until_plateau is not None and self.data.validation_split is None:
+            if stage.until_plateau is not None and not self.data.has_validation:
                 raise FieldError(
                     f"stages[{position}].until_plateau", "needs held-out pictures: set `data.validation_split`."
                 )
@@ -254,8 +268,9 @@ def load_recipe(path: str | Path) -> Recipe:
     data = recipe.data
     if data.path is not None:
         data = dataclasses.replace(data, path=_beside(path, data.path))
-    if data.shards is not None:
-        data = dataclasses.replace(data, shards=tuple(_shards_beside(path, name) for name in data.shards))
+    for field in ("shards", "validation_shards"):
+        if (patterns := getattr(data, field)) is not None:
+            data = dataclasses.replace(data, **{field: tuple(_shards_beside(path, name) for name in patterns)})
     if data.embeddings_dir is not None:
         data = dataclasses.replace(data, embeddings_dir=_beside(path, data.embeddings_dir))
     encoder = recipe.text_encoder
