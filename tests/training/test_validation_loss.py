@@ -174,8 +174,18 @@ def test_predictions_that_are_not_finite_show():
 def test_the_curve_of_the_inner_level_goes_on_where_the_model_grows():
     torch.manual_seed(0)
     level = {"norm_num_groups": 4, "micro_conditioning_keys": (), "micro_conditioning_defaults": ()}
-    rows = [LevelConfig(block_out_channels=(8,), layers_per_block=(1,), attention_layers_per_block=(0,), **level)] * 2
-    model = NestedUNetModel(sample_size=4, time_embed_dim=16, **LevelConfig.columns_from(rows[:1]))
+    rows = [
+        LevelConfig(
+            block_out_channels=(8,) * blocks,
+            layers_per_block=(1,) * blocks,
+            attention_layers_per_block=(0,) * blocks,
+            has_mid_block=blocks == 1,
+            **level,
+        )
+        for blocks in (1, 2)
+    ]
+    sizes = {"sample_size": 4, "time_embed_dim": 16, "num_attention_heads": 2, "attention_norm_num_groups": 4}
+    model = NestedUNetModel(**sizes, **LevelConfig.columns_from(rows[:1]))
     grown = model.add_level(rows[1])
 
     def means(measured, **options):
