@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tiny_run import tiny_recipe
 
 from diffusers_mdm import MDMPipeline
+from diffusers_mdm.pipelines.picture_grid import GAP, MIN_CELL
 from diffusers_mdm.training.checkpoints import list_checkpoints
 from diffusers_mdm.training.engine import run_recipe
 from diffusers_mdm.training.run import RunOptions
@@ -41,9 +42,9 @@ def test_a_run_saves_checkpoints_samples_and_a_pipeline(finished):
     assert [path.name for path in list_checkpoints(finished)] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
     samples = sorted((finished / "samples").glob("*.png"))
     assert len(samples) == 4
-    # Two prompts; one row of pictures per trained level.
-    assert Image.open(samples[0]).size == (256, 128)
-    assert Image.open(samples[-1]).size == (256, 256)
+    # One more row of pictures for the second level.
+    heights = [Image.open(path).height for path in samples]
+    assert heights[-1] - heights[0] == MIN_CELL + GAP
     assert (finished / "recipe.json").is_file()
     pipeline = MDMPipeline.from_pretrained(finished)
     assert pipeline.unet.sample_sizes == (8, 16)
