@@ -1,136 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captioned pictures for training: reading, resizing, and an order that depends on nothing but seed and position."""
+"""What a recipe trains on: the one place that knows all kinds of data sets."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
 
-import datasets
-import numpy as np
-import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from .batch import Batch
+from .batch_reading import BatchReader, closed_at_exit, read_batches
+from .captioned_images import CaptionedImages, ShuffledImages
+from .dataset_rows import DatasetRows, iterate_captions, load_captioned_split, load_training_rows
+from .image_decoding import square_pixels, to_unit_range
+from .order import BatchOrder
+from .recipe import DataRecipe, Recipe
+from .sample_decoding import SampleDecoder, sample_decoder
+from .shard_files import list_shards
+from .skip_budget import SkipBudget
+from .tar_samples import ListedSamples, TarSamples, iterate_shard_captions
+from .text_embeddings import TextEmbeddings
+from .webdataset_stream import ShardStream
 
-from .recipe import DataRecipe
+__all__ = [
+    "CaptionedImages",
+    "TrainingImages",
+    "load_captioned_split",
+    "open_text_embeddings",
+    "open_training_images",
+    "open_validation_images",
+    "square_pixels",
+    "to_unit_range",
+    "training_captions",
+    "validation_captions",
+]
 
-CACHE_LIMIT_BYTES = 512 * 2**20  # decoded pictures of one stage are kept in memory below this size
+
+class TrainingImages(Protocol):
+    """Captioned pictures in the order of training.
+
+    Attributes:
+        skipped: those that this process met and could not use.
+    """
+
+    skipped: SkipBudget
+
+    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Iterator[Batch]:
+        """The micro-batches of one process from optimizer step `start_step` on, without end.
+
+        Raises:
+            ValueError: if too many pictures had to be skipped.
+        """
 
 
-def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
-    """Open one split of a folder (parquet, imagefolder) or Hub dataset and check the columns that training reads.
+class StreamedImages:
+    """Pictures that are streamed from WebDataset shards; see `webdataset_stream`."""
+
+    def __init__(
+        self,
+        recipe: DataRecipe,
+        shards: Sequence[str],
+        decoder: SampleDecoder,
+        skipped: SkipBudget,
+        embeddings: TextEmbeddings | None = None,
+    ):
+        self.recipe, self.shards, self.decoder = recipe, shards, decoder
+        self.skipped, self.embeddings = skipped, embeddings
+
+    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Iterator[Batch]:
+        """The micro-batches of one process from optimizer step `start_step` on, without end."""
+        stream = ShardStream(self.shards, order, self.recipe.shuffle_buffer, self.skipped, num_workers)
+        source = TarSamples(self.recipe)
+        reader = BatchReader(source, self.decoder, order.seed, self.skipped.limit, self.embeddings)
+        return closed_at_exit(read_batches(reader, stream.requests(start_step), num_workers, self.skipped))
+
+
+def open_training_images(
+    recipe: DataRecipe,
+    side: int,
+    micro_conditioning: Mapping[str, float] | None = None,
+    embeddings: TextEmbeddings | None = None,
+) -> TrainingImages:
+    """The pictures that a stage trains on.
+
+    Args:
+        recipe: where they are, and what is done with them.
+        side: of the stage's outermost level, in pixels.
+        micro_conditioning: names that the model is conditioned on, with their defaults (see
+            `micro_conditioning_defaults`); None for none.
+        embeddings: text features of the captions; None opens the recipe's `embeddings_dir`, if it has one.
 
     Raises:
-        ValueError: if the split or a column does not exist; the message lists those that do.
+        ValueError: if something in the recipe does not fit the data; the message says what there is.
     """
-    splits = datasets.load_dataset(recipe.path)
-    if split not in splits:
-        raise ValueError(f"{recipe.path} has no split {split!r}; it has {', '.join(splits)}.")
-    rows = splits[split]
-    for column in (recipe.image_column, recipe.caption_column):
-        if column not in rows.column_names:
-            raise ValueError(f"{recipe.path} has no column {column!r}; it has {', '.join(rows.column_names)}.")
-    if not len(rows):
-        raise ValueError(f"Split {split!r} of {recipe.path} has no rows.")
-    return rows
+    decoder = sample_decoder(recipe, side, micro_conditioning or {})
+    skipped = SkipBudget(recipe.max_skipped_images)
+    if embeddings is None and recipe.embeddings_dir is not None:
+        embeddings = TextEmbeddings(recipe.embeddings_dir)
+    if recipe.shards is not None:
+        return StreamedImages(recipe, list_shards(recipe.shards), decoder, skipped, embeddings)
+    rows = load_training_rows(recipe)
+    if embeddings is not None:
+        embeddings.check_captions(iterate_captions(rows, recipe))
+    source = DatasetRows(rows, recipe, recipe.train_split, list(decoder.micro_conditioning))
+    return ShuffledImages(CaptionedImages(source, decoder, skipped, embeddings))
 
 
-def square_pixels(image: Image.Image, side: int) -> torch.Tensor:
-    """Crop the centre square of a picture and resize it by area averaging: uint8 (3, side, side), transparency white.
+def open_validation_images(
+    recipe: DataRecipe,
+    side: int,
+    micro_conditioning: Mapping[str, float] | None = None,
+    embeddings: TextEmbeddings | None = None,
+) -> CaptionedImages | None:
+    """The held-out pictures, cropped in the centre and by number; None if the recipe has none.
 
-    Area averaging is what `build_pyramid` does between levels, so a stage of small pictures sees the same pixels as
-    the inner levels of a later stage, up to rounding to 8 bits.
+    Arguments and errors are those of `open_training_images`.
     """
-    if image.mode in ("RGBA", "LA", "P"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    box = (left, top, left + short, top + short)
-    if (short, short) != (side, side):
-        method = Image.Resampling.BOX if short >= side else Image.Resampling.BICUBIC
-        image = image.resize((side, side), method, box=box)
-    else:
-        image = image.crop(box)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    if not recipe.has_validation:
+        return None
+    decoder = replace(sample_decoder(recipe, side, micro_conditioning or {}), random_crop=False)
+    skipped = SkipBudget(recipe.max_skipped_images)
+    if embeddings is None and recipe.embeddings_dir is not None:
+        embeddings = TextEmbeddings(recipe.embeddings_dir)
+    if recipe.validation_shards is not None:
+        listed = ListedSamples(recipe, list_shards(recipe.validation_shards), skipped)
+        return CaptionedImages(listed, decoder, skipped, embeddings)
+    split = str(recipe.validation_split)
+    rows = load_captioned_split(recipe, split)
+    if embeddings is not None:
+        embeddings.check_captions(iterate_captions(rows, recipe))
+    source = DatasetRows(rows, recipe, split, list(decoder.micro_conditioning))
+    return CaptionedImages(source, decoder, skipped, embeddings)
 
 
-def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels 0..255 -> float32 in [-1, 1], the range the pipeline's pictures have."""
-    return pixels.float() / 127.5 - 1.0
+def open_text_embeddings(recipe: Recipe) -> TextEmbeddings | None:
+    """The text features that a run reads, checked against its model; None if it encodes the captions itself.
 
-
-class CaptionedImages(Dataset[dict[str, Any]]):
-    """Pictures at one side with their captions; decoded once and kept in memory when the whole set is small."""
-
-    def __init__(self, rows: datasets.Dataset, recipe: DataRecipe, side: int):
-        self.rows = rows
-        self.side = side
-        self.image_column = recipe.image_column
-        self.captions: list[str] = [caption or "" for caption in rows[recipe.caption_column]]
-        self.pixels: torch.Tensor | None = None
-        if len(rows) * 3 * side * side <= CACHE_LIMIT_BYTES:
-            self.pixels = torch.stack([self._decode(index) for index in range(len(rows))])
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One picture, `{"pixels": uint8 (3, side, side), "caption": text}`."""
-        pixels = self._decode(index) if self.pixels is None else self.pixels[index]
-        return {"pixels": pixels, "caption": self.captions[index]}
-
-    def _decode(self, index: int) -> torch.Tensor:
-        return square_pixels(self.rows[index][self.image_column], self.side)
-
-
-class ShuffledBatches(Sampler[list[int]]):
-    """Endless batches of row numbers, a function of (seed, position) alone: any worker count, any restart, same order.
-
-    Position p of the endless stream is entry p mod N of a permutation drawn from (seed, p div N). A process takes the
-    rows `rank * batch_size ...` of each global batch.
+    Raises:
+        ValueError: if they were made for another model or cut elsewhere.
     """
-
-    def __init__(self, num_rows: int, batch_size: int, seed: int, start_batch: int = 0, rank: int = 0, world: int = 1):
-        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
-        self.start_batch, self.rank, self.world = start_batch, rank, world
-
-    def __iter__(self) -> Iterator[list[int]]:
-        position = (self.start_batch * self.world + self.rank) * self.batch_size
-        epoch, order = -1, torch.empty(0, dtype=torch.long)
-        while True:
-            batch = []
-            for offset in range(self.batch_size):
-                wanted, entry = divmod(position + offset, self.num_rows)
-                if wanted != epoch:
-                    epoch, order = wanted, epoch_order(self.num_rows, self.seed, wanted)
-                batch.append(int(order[entry]))
-            yield batch
-            position += self.batch_size * self.world
+    if recipe.data.embeddings_dir is None:
+        return None
+    width = recipe.model.get("encoder_hid_dim") or recipe.model.get("cross_attention_dim")
+    return TextEmbeddings(recipe.data.embeddings_dir, width, recipe.text_encoder.max_sequence_length)
 
 
-def epoch_order(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
-    """The permutation of 0..num_rows-1 that belongs to (seed, epoch)."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    return torch.randperm(num_rows, generator=generator)
+def training_captions(recipe: DataRecipe) -> Iterator[str]:
+    """All captions of the training data, in the order in which it is stored.
+
+    Raises:
+        ValueError: as `open_training_images`.
+    """
+    if recipe.shards is not None:
+        return iterate_shard_captions(recipe, list_shards(recipe.shards))
+    return iterate_captions(load_training_rows(recipe), recipe)
 
 
-def derive_seed(*numbers: int) -> int:
-    """Mix integers into one 63-bit seed, so that neighbouring (seed, step, rank) give unrelated random streams."""
-    words = [part for number in numbers for part in (number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF)]
-    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
-
-
-def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`{"pixels": uint8 (B, 3, side, side), "captions": B texts}`."""
-    return {
-        "pixels": torch.stack([example["pixels"] for example in examples]),
-        "captions": [example["caption"] for example in examples],
-    }
-
-
-def endless_batches(
-    images: CaptionedImages, batches: ShuffledBatches, num_workers: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Collated batches in the order of `batches`, without end."""
-    return iter(DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=num_workers))
+def validation_captions(recipe: DataRecipe) -> Iterator[str]:
+    """The same of the held-out pictures; none if the recipe has none."""
+    if recipe.validation_shards is not None:
+        return iterate_shard_captions(recipe, list_shards(recipe.validation_shards))
+    if recipe.validation_split is not None:
+        return iterate_captions(load_captioned_split(recipe, recipe.validation_split), recipe)
+    return iter(())

@@ -268,9 +268,11 @@ def load_recipe(path: str | Path) -> Recipe:
     data = recipe.data
     if data.path is not None:
         data = dataclasses.replace(data, path=_beside(path, data.path))
-    for field in ("shards", "validation_shards"):
-        if (patterns := getattr(data, field)) is not None:
-            data = dataclasses.replace(data, **{field: tuple(_shards_beside(path, name) for name in patterns)})
+    if data.shards is not None:
+        data = dataclasses.replace(data, shards=tuple(_shards_beside(path, name) for name in data.shards))
+    if data.validation_shards is not None:
+        held_out = tuple(_shards_beside(path, name) for name in data.validation_shards)
+        data = dataclasses.replace(data, validation_shards=held_out)
     if data.embeddings_dir is not None:
         data = dataclasses.replace(data, embeddings_dir=_beside(path, data.embeddings_dir))
     encoder = recipe.text_encoder

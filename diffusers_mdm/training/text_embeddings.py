@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text features that were computed beforehand, read from disk in place of a text encoder in memory.
+
+A folder holds
+
+    index.json                      what they were made with, and how many captions each file has
+    embeddings-00000.safetensors    "keys" (n,) int64: hashes of the captions, sorted
+                                    "offsets" (n + 1,) int64: caption i has the tokens offsets[i] … offsets[i + 1] - 1
+                                    "tokens" (offsets[n], D): features of the tokens of all captions, without pads
+
+Each caption is there once, whatever the number of its pictures. The files are mapped into memory, so that all
+processes of a machine share what the system has read of them. `text_embeddings_writer.py` makes them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn.utils.rnn import pad_sequence
+
+from .batch import Batch
+
+INDEX_NAME = "index.json"
+FORMAT = "diffusers-mdm text embeddings 1"
+COMMAND = "training/precompute_text_embeddings.py"
+NAMED_IN_ERROR = 3
+
+
+def caption_key(caption: str) -> int:
+    """The first 64 bits of the caption's SHA-256, signed: among 12 million, two are alike once in 250,000 sets."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little", signed=True)
+
+
+@dataclass(frozen=True)
+class EmbeddingsIndex:
+    """What a folder of text embeddings says of itself.
+
+    Attributes:
+        text_encoder: what the command was given, a folder or Hub id.
+        fingerprint: hash of the encoder's weights.
+        width: D of the features.
+        dtype: of the features, and of the encoder that made them: "fp32", "bf16" or "fp16".
+        max_sequence_length: captions were cut after so many tokens.
+        files: number of captions by file.
+        is_complete: whether the command came to its end.
+    """
+
+    text_encoder: str
+    fingerprint: str
+    width: int
+    dtype: str
+    max_sequence_length: int
+    files: dict[str, int] = dataclasses.field(default_factory=dict)
+    is_complete: bool = False
+    format: str = FORMAT
+
+
+def read_index(folder: Path) -> EmbeddingsIndex:
+    """The index of a folder.
+
+    Raises:
+        ValueError: if there is none, or one of another format.
+    """
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no text embeddings (there is no {INDEX_NAME}); write them with {COMMAND}.")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        index = EmbeddingsIndex(**values)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is no index of text embeddings: {error}. Write them anew with {COMMAND}.") from error
+    if index.format != FORMAT:
+        raise ValueError(f"{path} has the format {index.format!r}, expected {FORMAT!r}; write them anew.")
+    return index
+
+
+class TextEmbeddings:
+    """The features of many captions, by caption.
+
+    Args:
+        folder: that the command wrote.
+        width: D that the model takes; None for any.
+        max_sequence_length: after which the run cuts captions; None for any.
+
+    Raises:
+        ValueError: if the folder is unfinished, broken, or was made for another model; the message says what to do.
+    """
+
+    def __init__(self, folder: str | Path, width: int | None = None, max_sequence_length: int | None = None):
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        self._check(width, max_sequence_length)
+        self._open_files()
+        if (empty := self._find("")) is None:
+            raise ValueError(f"{folder} lacks the empty caption, which guidance needs; write it anew with {COMMAND}.")
+        self.empty = empty.clone()
+
+    def _check(self, width: int | None, max_sequence_length: int | None) -> None:
+        index = self.index
+        if not index.is_complete:
+            raise ValueError(f"{self.folder} is unfinished; repeat the command that writes it, and it will go on.")
+        if width is not None and width != index.width:
+            raise ValueError(
+                f"The text embeddings in {self.folder} are {index.width} wide (made with {index.text_encoder}), but "
+                f"the model takes {width}; write them with the model's own text encoder."
+            )
+        if max_sequence_length is not None and max_sequence_length != index.max_sequence_length:
+            raise ValueError(
+                f"The captions of {self.folder} were cut after {index.max_sequence_length} tokens, the recipe cuts "
+                f"after {max_sequence_length} (`text_encoder.max_sequence_length`); give both the same number."
+            )
+
+    def _open_files(self) -> None:
+        keys, places, self._tokens = [], [], []
+        for number, (name, count) in enumerate(self.index.files.items()):
+            path = self.folder / name
+            try:
+                with safe_open(path, framework="pt") as file:
+                    stored, offsets, tokens = (file.get_tensor(key) for key in ("keys", "offsets", "tokens"))
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{path} is missing or broken ({error}); remove it and repeat {COMMAND}.") from error
+            starts = offsets.numpy()
+            if len(stored) != count or len(starts) != count + 1 or tokens.shape != (starts[-1], self.index.width):
+                raise ValueError(f"{path} does not hold what {INDEX_NAME} says; remove it and repeat {COMMAND}.")
+            keys.append(stored.numpy())
+            places.append(np.stack([np.full(count, number), starts[:-1], starts[1:]], axis=1))
+            self._tokens.append(tokens)
+        all_keys = np.concatenate(keys) if keys else np.empty(0, np.int64)
+        order = np.argsort(all_keys, kind="stable")
+        self._keys = all_keys[order]
+        self._places = np.concatenate(places)[order] if places else np.empty((0, 3), np.int64)
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return type(self), (self.folder,)  # another process maps the files for itself
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, caption: str) -> bool:
+        return self._find(caption) is not None
+
+    def _find(self, caption: str) -> torch.Tensor | None:
+        key = caption_key(caption)
+        row = int(np.searchsorted(self._keys, key))
+        if row == len(self._keys) or self._keys[row] != key:
+            return None
+        file, start, end = self._places[row].tolist()
+        return self._tokens[file][start:end]
+
+    def look_up(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of captions as an encoder would give them.
+
+        Returns:
+            `(B, L, D)`, zero at pads, L the length of the longest, and the mask `(B, L)` bool, True where there is a
+            token.
+
+        Raises:
+            ValueError: if a caption is not there.
+        """
+        found = [self._find(caption) for caption in captions]
+        rows = [row for row in found if row is not None]
+        if len(rows) < len(found):
+            self.check_captions(captions)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        return pad_sequence(rows, batch_first=True), mask
+
+    def add_to(self, batch: Batch) -> Batch:
+        """The batch with the features of its captions."""
+        embeds, mask = self.look_up(batch.captions)
+        return dataclasses.replace(
+            batch, prompt_embeds=embeds, prompt_attention_mask=mask, empty_prompt_embeds=self.empty
+        )
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Make sure that captions are there.
+
+        Raises:
+            ValueError: naming the first ones that are not.
+        """
+        unique = dict.fromkeys(captions)
+        missing = [caption for caption in unique if caption not in self]
+        if missing:
+            named = ", ".join(repr(caption) for caption in missing[:NAMED_IN_ERROR])
+            raise ValueError(
+                f"{self.folder} lacks {len(missing)} of {len(unique)} captions, such as {named}. It was written for "
+                f"others; repeat {COMMAND} with this data set and the same folder, which adds what is missing."
+            )
