@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks measure with: calls timed by turns, counted operations, models and inputs of known size."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusers_mdm import LevelConfig, NestedUNetModel
+from diffusers_mdm.training.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+EMOJI_RECIPE = ROOT / "training" / "recipes" / "emoji_64.yaml"
+MODELS = ("emoji", "middle")
+TEXT_LENGTH = 16
+LAYOUT = {"memory_format": torch.channels_last}  # as training has it
+
+
+def describe_machine(device: str) -> str:
+    """Versions and processor, for the line above a table of results."""
+    where = (
+        torch.cuda.get_device_name()
+        if torch.device(device).type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    return f"torch {torch.__version__}, diffusers {diffusers.__version__}, {where}"
+
+
+def time_by_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, `rounds` of them, taken in turn after one round that warms up.
+
+    Whatever slows the machine down slows all calls alike, so that ratios of medians mean something.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-1, rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median of `over` divided by that of `under`."""
+    return statistics.median(over) / statistics.median(under)
+
+
+def count_flops(call: Callable[[], Any]) -> int:
+    """Floating-point operations of all matrix products and convolutions in `call`, with their backward passes.
+
+    Attention is taken apart into matrix products, because the counter does not know the fused kernel of CPUs.
+    """
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        call()
+    return counter.get_total_flops()
+
+
+def build_model(name: str) -> NestedUNetModel:
+    """A two-level model with random weights.
+
+    "emoji" is that of the emoji_64 recipe, 16 and 64 pixels; "middle" has 32 and 128 pixels and the proportions of the
+    published 256-pixel model at a third of its width.
+    """
+    if name == "emoji":
+        recipe = load_recipe(EMOJI_RECIPE)
+        model = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows))
+        return model.to(**LAYOUT)
+    rows = (
+        LevelConfig((96, 192, 288), (2, 2, 2), (0, 1, 3), has_mid_block=True, micro_conditioning_defaults=(32.0,)),
+        LevelConfig((32, 64, 96), (2, 2, 1), (0, 0, 0), norm_num_groups=8, micro_conditioning_defaults=(128.0,)),
+    )
+    model = NestedUNetModel(
+        sample_size=32, encoder_hid_dim=512, cross_attention_dim=512, **LevelConfig.columns_from(rows)
+    )
+    return model.to(**LAYOUT)
+
+
+def random_inputs(
+    model: NestedUNetModel, rows_per_level: Sequence[int], device: str = "cpu", seed: int = 0
+) -> dict[str, Any]:
+    """Arguments for `model`: noise at every level, `rows_per_level[i]` rows at level i, and text of 16 tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    sides = model.sample_sizes[: len(rows_per_level)]
+    width = model.config.encoder_hid_dim or model.config.cross_attention_dim
+    num_rows = rows_per_level[0]
+    return {
+        "sample": [
+            torch.randn(rows, model.config.in_channels, side, side, generator=draw).to(device, **LAYOUT)
+            for rows, side in zip(rows_per_level, sides, strict=True)
+        ],
+        "timestep": torch.randint(0, 1000, (num_rows,), generator=draw).to(device),
+        "encoder_hidden_states": torch.randn(num_rows, TEXT_LENGTH, width, generator=draw).to(device),
+    }
+
+
+def forward_and_backward(model: NestedUNetModel, inputs: Mapping[str, Any]) -> None:
+    """The work of a training step that depends on its rows: predictions, mean square of each level, gradients.
+
+    The optimizer is left out: its cost is that of the parameters, whatever the batch.
+    """
+    predictions = model(**inputs).sample
+    torch.stack([level.square().mean() for level in predictions]).sum().backward()
+    model.zero_grad(set_to_none=True)

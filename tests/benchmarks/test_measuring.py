@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+import time
+
+import pytest
+import torch
+from measuring import build_model, count_flops, random_inputs, ratio_of_medians, time_by_turns
+
+
+def test_calls_take_turns_after_one_round_of_warming_up():
+    order = []
+    calls = {"a": lambda: order.append("a"), "b": lambda: (order.append("b"), time.sleep(0.01))}
+    seconds = time_by_turns(calls, rounds=3)
+    assert order == ["a", "b"] * 4
+    assert [len(values) for values in seconds.values()] == [3, 3]
+    assert ratio_of_medians(seconds["b"], seconds["a"]) > 1
+
+
+def test_operations_of_matrix_product_convolution_and_attention():
+    left, right = torch.randn(3, 4), torch.randn(4, 5)
+    assert count_flops(lambda: left @ right) == 2 * 3 * 4 * 5
+    picture, conv = torch.randn(2, 3, 8, 8), torch.nn.Conv2d(3, 6, 3, padding=1)
+    assert count_flops(lambda: conv(picture)) == 2 * (2 * 8 * 8) * 6 * (3 * 9)
+    query = torch.randn(1, 2, 5, 8)
+    assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query)) == (
+        2 * 2 * (2 * 5 * 5 * 8)
+    )
+
+
+def test_operations_grow_with_the_rows(tiny_model):
+    def cost(rows):
+        inputs = random_inputs(tiny_model, rows)
+        return count_flops(lambda: tiny_model(**inputs))
+
+    full, mixed, inner = cost([4, 4]), cost([4, 2]), cost([4])
+    assert mixed - inner == pytest.approx((full - inner) / 2)
+    assert full > mixed > inner > 0
+
+
+@pytest.mark.parametrize(("name", "sides"), [("emoji", (16, 64)), ("middle", (32, 128))])
+def test_models_take_the_inputs_made_for_them(name, sides):
+    model = build_model(name)
+    assert model.sample_sizes == sides
+    with torch.no_grad():
+        predictions = model(**random_inputs(model, [2, 1])).sample
+    assert [tuple(level.shape) for level in predictions] == [(2, 3, sides[0], sides[0]), (1, 3, sides[1], sides[1])]
