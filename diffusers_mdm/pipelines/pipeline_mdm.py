@@ -3,32 +3,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from diffusers_mdm.loaders import MDMLoraLoaderMixin
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines import input_checks as checks
-from diffusers_mdm.pipelines.denoising import DenoisingMixin, Sample
+from diffusers_mdm.pipelines.denoising import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
-from diffusers_mdm.pipelines.text_encoding import PromptEncodingMixin, TextFeatures, group_rows_by_text
-from diffusers_mdm.pyramid import as_pyramid
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 
-# Written beside the weights, so that the host finds the class where this package was not imported before.
-CUSTOM_PIPELINE_FILE = "pipeline.py"
 
-
-class MDMPipeline(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MDMLoraLoaderMixin):
+class MDMPipeline(MDMPipelineBase):
     """Draw pictures from prompts, at every resolution of the model at once (Gu et al., arXiv:2310.15111).
 
     Args:
@@ -41,17 +32,6 @@ class MDMPipeline(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MDMLor
     `encode_prompt` needs nothing else.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet"
-    _optional_components: list[str] = []
-    _callback_tensor_inputs = [
-        "latents",
-        "pred_original_sample",
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_attention_mask",
-    ]
-
     def __init__(
         self,
         text_encoder: PreTrainedModel | None,
@@ -59,55 +39,7 @@ class MDMPipeline(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MDMLor
         unet: NestedUNetModel | None,
         scheduler: MatryoshkaScheduler | KarrasDiffusionSchedulers | None,
     ) -> None:
-        super().__init__()
-        self.register_modules(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> MDMPipeline:
-        """Load a pipeline as the host does; a component that was None when it was saved is None again.
-
-        Args:
-            pretrained_model_name_or_path: a folder written by `save_pretrained`, or a repository id.
-            kwargs: as in `DiffusionPipeline.from_pretrained`.
-        """
-        where = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
-        index = cls.load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in where if key in kwargs})
-        absent = {key: None for key, value in index.items() if isinstance(value, list) and value[0] is None}
-        return super().from_pretrained(pretrained_model_name_or_path, **{**absent, **kwargs})
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save every component, and beside them the small file through which `DiffusionPipeline` finds this class.
-
-        That file lets `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`
-        work without importing this package first.
-
-        Args:
-            save_directory: folder, made if missing.
-            args: as in `DiffusionPipeline.save_pretrained`.
-            kwargs: as in `DiffusionPipeline.save_pretrained`.
-        """
-        package = type(self).__module__.partition(".")[0]
-        if package == __name__.partition(".")[0]:
-            folder = Path(save_directory)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CUSTOM_PIPELINE_FILE).write_text(f"from {package} import {type(self).__name__}  # noqa: F401\n")
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def resolve_size(self, height: int | None, width: int | None, latents: Sample | None) -> tuple[int, int]:
-        """Give height and width in pixels: the given ones, those of given noise, or the largest doll's.
-
-        Args:
-            height: alone it means a square.
-            width: alone it means a square.
-            latents: starting noise, innermost level first.
-        """
-        if height is not None or width is not None:
-            return height or width or 0, width or height or 0
-        if latents is not None and len(latents):
-            outermost = as_pyramid(latents)[0][-1]
-            return outermost.shape[-2], outermost.shape[-1]
-        return self.unet.sample_sizes[-1], self.unet.sample_sizes[-1]
+        super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
 
     def check_inputs(
         self,
@@ -133,27 +65,17 @@ class MDMPipeline(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MDMLor
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
         checks.check_choices(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        checks.check_prompt("prompt", prompt, prompt_embeds, prompt_attention_mask)
-        checks.check_prompt("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
-        checks.check_prompt_pair(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        text_width = self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
-        checks.check_text_width("prompt_embeds", prompt_embeds, text_width)
-        checks.check_text_width("negative_prompt_embeds", negative_prompt_embeds, text_width)
+        self.check_prompts(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+        )
         checks.check_count("num_images_per_prompt", num_images_per_prompt)
-
         num_images = self.num_prompts(prompt, prompt_embeds) * num_images_per_prompt
-        multiples = [ratio * self.unet.size_multiple for ratio in self.unet.level_ratios]
-        checks.check_size(height, width, self.unet.sample_sizes, multiples)
-        shapes = self.level_shapes(num_images, height, width)
-        if len(shapes) > 1 and not isinstance(self.scheduler, MatryoshkaScheduler):
-            raise ValueError(
-                f"{type(self.scheduler).__name__} steps one tensor, but {height} x {width} pixels open {len(shapes)} "
-                f"dolls; use MatryoshkaScheduler, or draw {self.unet.sample_sizes[0]} pixels (the innermost doll)."
-            )
-        if latents is not None:
-            checks.check_latents(latents, shapes)
-        checks.check_generator(generator, num_images)
-        checks.check_micro_conditioning(micro_conditioning, self.unet.config.micro_conditioning_keys, num_images)
+        self.check_size_and_noise(num_images, height, width, generator, latents, micro_conditioning)
 
     @torch.no_grad()
     def __call__(
@@ -179,7 +101,7 @@ class MDMPipeline(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MDMLor
         output_pyramid: bool = False,
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
-        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 128,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
@@ -245,64 +167,36 @@ class MDMPipeline(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MDMLor
             output_type,
             callback_on_step_end_tensor_inputs,
         )
-        self._guidance_scale = guidance_scale
-        self._guidance_rescale = guidance_rescale
-        self._cross_attention_kwargs = cross_attention_kwargs
-        self._interrupt = False
+        self.begin_drawing(guidance_scale, guidance_rescale, cross_attention_kwargs)
         device = self._execution_device
         num_images = self.num_prompts(prompt, prompt_embeds) * num_images_per_prompt
 
-        # 1. The prompts. Pads among embeddings that are given are meant; those of our own making are not.
-        own_pads = prompt_embeds is None and negative_prompt_embeds is None
-        text = TextFeatures(
-            *self.encode_prompt(
-                prompt,
-                device,
-                num_images_per_prompt,
-                self.do_classifier_free_guidance,
-                negative_prompt,
-                prompt_embeds,
-                negative_prompt_embeds,
-                prompt_attention_mask,
-                negative_prompt_attention_mask,
-                max_sequence_length,
-            )
+        # 1. The prompts.
+        conditioning, groups = self.encode_conditioning(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+            num_images_per_prompt,
+            max_sequence_length,
         )
-        groups = group_rows_by_text(text, own_columns=own_pads and not self.unet.config.use_cross_attention_mask)
 
         # 2. Time steps, starting noise, everything else a step needs.
         schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps)
-        self._num_timesteps = len(schedule)
-        sample_dtype = torch.promote_types(self.unet.dtype, torch.float32)
-        latents = self.prepare_latents(num_images, height, width, sample_dtype, device, generator, latents)
-        micro_rows = self.prepare_micro_conditioning(micro_conditioning, num_images, device)
-        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+        latents = self.prepare_latents(num_images, height, width, self.sample_dtype, device, generator, latents)
+        drawing = Drawing(
+            conditioning,
+            groups,
+            self.prepare_micro_conditioning(micro_conditioning, num_images, device),
+            self.prepare_extra_step_kwargs(generator, eta),
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
 
         # 3. Denoise all levels together.
-        with self.progress_bar(total=len(schedule)) as progress_bar:
-            for step, timestep in enumerate(schedule):
-                if self.interrupt:
-                    continue
-                model_input = self.scheduler.scale_model_input(latents, timestep)
-                prediction = self.predict(model_input, timestep, text, groups, micro_rows)
-                step_output = self.scheduler.step(prediction, timestep, latents, **step_kwargs)
-                latents = step_output.prev_sample
-
-                if callback_on_step_end is not None:
-                    tensors = {
-                        "latents": latents,
-                        "pred_original_sample": getattr(step_output, "pred_original_sample", None),
-                        **text._asdict(),
-                    }
-                    asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, step, timestep, asked)
-                    latents = changed.get("latents", latents)
-                    text = text._replace(**{name: changed[name] for name in text._fields if name in changed})
-                progress_bar.update()
+        latents = self.denoise(latents, schedule, drawing)
 
         # 4. Pictures.
-        pyramid = self.postprocess(latents if output_pyramid else as_pyramid(latents)[0][-1], output_type)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (pyramid[-1], pyramid) if output_pyramid else (pyramid[-1],)
-        return MDMPipelineOutput(images=pyramid[-1], pyramid=pyramid if output_pyramid else None)
+        return self.finish_drawing(latents, output_type, output_pyramid, return_dict)

@@ -3,65 +3,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from diffusers.utils import logging
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.get_logger(__name__)
-
-
-class RowGroup(NamedTuple):
-    """Rows of a batch that go through the model together.
-
-    Attributes:
-        rows: which rows, None for all.
-        columns: which text columns they see, None for all.
-        has_pads: whether any of these columns is a pad in one of these rows.
-    """
-
-    rows: torch.Tensor | None
-    columns: torch.Tensor | None
-    has_pads: bool
-
-
-class TextFeatures(NamedTuple):
-    """Encoded prompts as `encode_prompt` returns them; the negative ones are None without guidance.
-
-    Attributes:
-        prompt_embeds: `(B, L, width)`.
-        negative_prompt_embeds: `(B, L, width)`.
-        prompt_attention_mask: `(B, L)` bool, True where there is a token.
-        negative_prompt_attention_mask: `(B, L)` bool.
-    """
-
-    prompt_embeds: torch.Tensor
-    negative_prompt_embeds: torch.Tensor | None
-    prompt_attention_mask: torch.Tensor
-    negative_prompt_attention_mask: torch.Tensor | None
-
-    def select(self, group: RowGroup) -> TextFeatures:
-        """Keep the rows and columns of a group."""
-        rows = slice(None) if group.rows is None else group.rows
-        columns = slice(None) if group.columns is None else group.columns
-        kept = {name: entry[rows][:, columns] for name, entry in self._asdict().items() if entry is not None}
-        return self._replace(**kept)
-
-    def stack(self, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and mask of one model call: with guidance the unconditional rows come first."""
-        if not guided:
-            return self.prompt_embeds, self.prompt_attention_mask
-        if self.negative_prompt_embeds is None or self.negative_prompt_attention_mask is None:
-            raise ValueError(
-                "Guidance was turned on while drawing, but there are no negative prompts: start with "
-                "`guidance_scale` above 1."
-            )
-        return (
-            torch.cat([self.negative_prompt_embeds, self.prompt_embeds]),
-            torch.cat([self.negative_prompt_attention_mask, self.prompt_attention_mask]),
-        )
 
 
 def encode_texts(
@@ -111,30 +58,6 @@ def pad_to_length(features: torch.Tensor, mask: torch.Tensor, length: int) -> tu
     """
     missing = length - features.shape[1]
     return F.pad(features, (0, 0, 0, missing)), F.pad(mask, (0, missing), value=False)
-
-
-def group_rows_by_text(text: TextFeatures, *, own_columns: bool) -> list[RowGroup]:
-    """Split a batch into the parts that one model call may take together.
-
-    Published models do not mask pads in their cross-attention: a short prompt would see the pads that a longer
-    neighbour made necessary, and its picture would depend on the batch it is drawn in. With `own_columns` every row
-    keeps only the columns it would have in a batch of its own, so rows with different columns need their own call.
-
-    Args:
-        text: what the batch is conditioned on.
-        own_columns: False puts all rows into one group and keeps every column.
-    """
-    masks = [mask for mask in (text.prompt_attention_mask, text.negative_prompt_attention_mask) if mask is not None]
-    taken = torch.stack(masks).any(dim=0)
-    if not own_columns or bool(taken.all()):
-        return [RowGroup(rows=None, columns=None, has_pads=not all(bool(mask.all()) for mask in masks))]
-    patterns, pattern_of_row = torch.unique(taken, dim=0, return_inverse=True)
-    groups = []
-    for index, pattern in enumerate(patterns):
-        rows, columns = (pattern_of_row == index).nonzero()[:, 0], pattern.nonzero()[:, 0]
-        has_pads = not all(bool(mask[rows][:, columns].all()) for mask in masks)
-        groups.append(RowGroup(rows, columns, has_pads))
-    return groups
 
 
 class PromptEncodingMixin:

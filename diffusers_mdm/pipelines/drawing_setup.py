@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a drawing needs before its first step: sizes, starting noise, time steps, micro-conditions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
+
+# A pyramid, or a bare tensor where one doll is open: what host schedulers and callbacks expect.
+Sample = torch.Tensor | Pyramid
+# Micro-conditions by name, (2, B): those of the unconditional rows, then those of the conditional ones.
+MicroConditioning = dict[str, torch.Tensor]
+
+
+class DrawingSetupMixin:
+    """Sizes, starting noise and time steps of a drawing, as the model and the scheduler of a pipeline want them."""
+
+    unet: NestedUNetModel
+    scheduler: Any
+
+    def level_shapes(self, num_images: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
+        """Shapes `(B, C, H_i, W_i)` of the dolls that are opened for a picture of this size, innermost first.
+
+        Args:
+            num_images: B.
+            height: pixels of the outermost opened doll; see `check_inputs` for what is possible.
+            width: pixels of the outermost opened doll.
+        """
+        ratios = self.unet.level_ratios[: self.unet.sample_sizes.index(max(height, width)) + 1]
+        channels = self.unet.config.in_channels
+        return [(num_images, channels, height * ratio // ratios[-1], width * ratio // ratios[-1]) for ratio in ratios]
+
+    def prepare_latents(
+        self,
+        num_images: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Sample | None = None,
+    ) -> Sample:
+        """Draw the starting noise of every opened doll, level 0 first, or take what is given.
+
+        Args:
+            num_images: B.
+            height: pixels of the picture.
+            width: pixels of the picture.
+            dtype: of the samples between the steps.
+            device: of the samples.
+            generator: one, or one a picture; with a list a picture does not change with the batch it is drawn in.
+            latents: noise of unit variance for every level, innermost first; a bare tensor where one doll is opened.
+
+        Returns:
+            The pyramid, or a bare tensor where one doll is opened.
+        """
+        if latents is None:
+            levels = pyramid_noise(self.level_shapes(num_images, height, width), generator, device, dtype)
+        else:
+            levels = [level.to(device, dtype) for level in as_pyramid(latents)[0]]
+        levels = [level * self.scheduler.init_noise_sigma for level in levels]
+        return levels[0] if len(levels) == 1 else levels
+
+    def retrieve_timesteps(
+        self, num_inference_steps: int | None, device: torch.device, timesteps: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Set the scheduler's time steps, and return them in the order of drawing.
+
+        Args:
+            num_inference_steps: how many; ignored where `timesteps` are given.
+            device: of the time steps.
+            timesteps: the time steps themselves, descending.
+
+        Raises:
+            ValueError: the scheduler takes no time steps of one's own.
+        """
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        elif "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters:
+            self.scheduler.set_timesteps(timesteps=timesteps, device=device)
+        else:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} does not take `timesteps` of your own; pass `num_inference_steps`, "
+                "or use another scheduler."
+            )
+        # A scheduler of the host that is told where it begins need not read its first timestep back from an
+        # accelerator; `MatryoshkaScheduler` goes by the timestep of each step all the same.
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)
+        return self.scheduler.timesteps
+
+    def prepare_extra_step_kwargs(
+        self, generator: torch.Generator | list[torch.Generator] | None, eta: float
+    ) -> dict[str, Any]:
+        """Give those of `eta` and `generator` that this scheduler's `step` takes.
+
+        Raises:
+            ValueError: `eta` is not 0 and the scheduler has no use for it.
+        """
+        known = inspect.signature(self.scheduler.step).parameters
+        if eta != 0.0 and "eta" not in known:
+            raise ValueError(f"{type(self.scheduler).__name__} has no `eta` ({eta}); leave it at 0.")
+        return {key: value for key, value in (("eta", eta), ("generator", generator)) if key in known}
+
+    def prepare_micro_conditioning(
+        self, micro_conditioning: Mapping[str, Any] | None, num_images: int, device: torch.device
+    ) -> MicroConditioning:
+        """Bring micro-conditions to `(2, B)`: those of the unconditional rows, then those of the conditional ones.
+
+        Args:
+            micro_conditioning: name to a number, B numbers (one a picture) or 2 B (unconditional rows first). A name
+                that is missing takes the model's own value.
+            num_images: B.
+            device: of the numbers.
+        """
+        rows = {}
+        for key, value in (micro_conditioning or {}).items():
+            numbers = torch.as_tensor(value, dtype=torch.float32, device=device)
+            rows[key] = (numbers.view(-1, num_images) if numbers.numel() > 1 else numbers).expand(2, num_images)
+        return rows
