@@ -23,7 +23,7 @@ class RowGroup(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """Encoded prompts as `encode_prompt` returns them, or class labels; the negative prompts are None without guidance.
+    """Encoded prompts as `encode_prompt` returns them; the negative prompts are None without guidance.
 
     Attributes:
         prompt_embeds: `(B, L, width)`.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -18,7 +18,7 @@ from diffusers_mdm.pipelines.guidance import guide
 from diffusers_mdm.pipelines.pipeline_output import Images
 from diffusers_mdm.pyramid import as_pyramid
 
-StepCallback = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
+StepCallback: TypeAlias = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
 
 
 def each_level(function: Callable[[torch.Tensor], torch.Tensor], sample: Sample) -> Sample:
