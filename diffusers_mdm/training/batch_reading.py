@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import signal
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -143,7 +143,7 @@ def read_batches(
         yield checked(batch, skips)
 
 
-def closed_at_exit(batches: Generator[Batch, None, None]) -> Iterator[Batch]:
+def closed_at_exit(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
     """The same batches; their workers end in good order even if an error keeps the generator alive to the end."""
     _open_batches.add(batches)
     return batches

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -139,7 +139,7 @@ class ShuffledImages:
         self.images, self.skipped = images, images.skipped
         images.decode(range(len(images)))
 
-    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Iterator[Batch]:
+    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
         """The micro-batches of one process from optimizer step `start_step` on, without end.
 
         Pictures that are kept in memory are taken from there, and `num_workers` are not started.
@@ -150,7 +150,7 @@ class ShuffledImages:
         requests = _Requests(places)
         return closed_at_exit(read_batches(self.images.reader(order.seed), requests, num_workers, self.skipped))
 
-    def _kept_batches(self, places: PositionedBatches, seed: int) -> Iterator[Batch]:
+    def _kept_batches(self, places: PositionedBatches, seed: int) -> Generator[Batch, None, None]:
         for pairs in places:
             yield self.images.load([row for _, row in pairs], [place for place, _ in pairs], seed)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe trains on: the one place that knows all kinds of data sets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -42,7 +42,7 @@ class TrainingImages(Protocol):
 
     skipped: SkipBudget
 
-    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Iterator[Batch]:
+    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
         """The micro-batches of one process from optimizer step `start_step` on, without end.
 
         Raises:
@@ -64,7 +64,7 @@ class StreamedImages:
         self.recipe, self.shards, self.decoder = recipe, shards, decoder
         self.skipped, self.embeddings = skipped, embeddings
 
-    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Iterator[Batch]:
+    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
         """The micro-batches of one process from optimizer step `start_step` on, without end."""
         stream = ShardStream(self.shards, order, self.recipe.shuffle_buffer, self.skipped, num_workers)
         source = TarSamples(self.recipe)
@@ -139,7 +139,7 @@ def open_text_embeddings(recipe: Recipe) -> TextEmbeddings | None:
     if recipe.data.embeddings_dir is None:
         return None
     width = recipe.model.get("encoder_hid_dim") or recipe.model.get("cross_attention_dim")
-    return TextEmbeddings(recipe.data.embeddings_dir, width, recipe.text_encoder.max_sequence_length)
+    return TextEmbeddings(recipe.data.embeddings_dir, width, recipe.max_sequence_length)
 
 
 def training_captions(recipe: DataRecipe) -> Iterator[str]:
