@@ -1,27 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Averaged weights (EMA) of the trained modules: made, and lent to the modules for drawing and saving."""
+"""Averaged weights (EMA) of the trained modules: made, grown, sharded, and lent for drawing and saving."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers.training_utils import EMAModel
 
 from .run import Run
+from .sharding import laid_out_like, whole
 
 
-def new_average(module: torch.nn.Module, decay: float) -> EMAModel:
-    """An average of `module`'s parameters whose decay warms up as 1 - (1 + step)^-3/4 to `decay`."""
-    return EMAModel(module.parameters(), decay=decay, use_ema_warmup=True, power=0.75, foreach=True)
+def new_average(parameters: Sequence[torch.nn.Parameter], decay: float, foreach: bool = True) -> EMAModel:
+    """An average of `parameters` whose decay warms up as 1 - (1 + step)^-3/4 to `decay`."""
+    return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75, foreach=foreach)
+
+
+def lay_out_averages(run: Run, decay: float) -> None:
+    """Give every trained module its average, on the run's device and sharded as the module is; new ones start here.
+
+    A module that has grown since its average was made has its old parameters first; the new ones join as they are.
+    """
+    if not run.recipe.use_ema:
+        return
+    for name in run.trained_modules:
+        parameters = run.averaged_parameters(name)
+        if name not in run.ema:
+            run.ema[name] = new_average(parameters, decay, run.options.foreach_ema)
+        average = run.ema[name]
+        average.decay = decay
+        shadows = [
+            laid_out_like(shadow, like) for shadow, like in zip(average.shadow_params, parameters, strict=False)
+        ]
+        average.shadow_params = shadows + [value.detach().clone() for value in parameters[len(shadows) :]]
+        if run.options.offload_ema:
+            average.to(torch.device("cpu"))
+
+
+def update_averages(run: Run) -> None:
+    """Move every average towards its module's weights, after an optimizer step."""
+    for name, average in run.ema.items():
+        parameters = run.averaged_parameters(name)
+        if not any(parameter.requires_grad for parameter in parameters):
+            continue  # frozen as a whole: its average is what it is
+        if run.options.offload_ema:
+            average.to(run.accelerator.device, non_blocking=True)
+        average.step(parameters)
+        if run.options.offload_ema:
+            average.to(torch.device("cpu"))
+
+
+def whole_averages(run: Run) -> dict[str, list[torch.Tensor]]:
+    """The averages in whole CPU tensors, in the order of `run.averaged_parameters`; every process has to ask."""
+    return {name: [whole(shadow) for shadow in average.shadow_params] for name, average in run.ema.items()}
 
 
 @contextlib.contextmanager
 def averaged_weights(run: Run) -> Iterator[None]:
-    """Inside the block the trained modules hold their averaged weights, and are in evaluation mode."""
+    """Inside the block the trained modules hold their averaged weights, if there are any, in evaluation mode."""
     modules = run.trained_modules
     for name, average in run.ema.items():
-        average.store(modules[name].parameters())
-        average.copy_to(modules[name].parameters())
+        average.store(run.averaged_parameters(name))
+        average.copy_to(run.averaged_parameters(name))
     training = {name: module.training for name, module in modules.items()}
     for module in modules.values():
         module.eval()
@@ -29,6 +69,6 @@ def averaged_weights(run: Run) -> Iterator[None]:
         yield
     finally:
         for name, average in run.ema.items():
-            average.restore(modules[name].parameters())
+            average.restore(run.averaged_parameters(name))
         for name, module in modules.items():
             module.train(training[name])

@@ -5,20 +5,34 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
+from ..pipelines.pipeline_mdm import MDMPipeline
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from .checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
-from .data import CaptionedImages, load_captioned_split
+from .checkpoints import WRITE_ERRORS, choose_checkpoint, load_checkpoint, save_checkpoint
+from .data import TrainingImages, open_text_embeddings, open_training_images, training_captions
+from .fine_tuning import write_own_embeddings
+from .held_out import open_held_out
+from .history import FILE_NAME, History
+from .interruption import Interruption
+from .lora import add_lora, save_lora
+from .micro_conditioning import micro_conditioning_defaults
+from .prior_preservation import open_subject_images, prepare_class_pictures
 from .recipe import Recipe
 from .run import Run, RunOptions
-from .stage import train_stage
+from .saving import forget_origin
+from .sharding import check_supported
+from .stage import StageHooks, train_stage
+from .text_embeddings import TextEmbeddings
 from .text_encoder import build_text_encoder
+from .trackers import start_trackers, tracker_names
 from .validation import draw_validation_grid
 
 logger = logging.getLogger(__name__)
@@ -30,16 +44,27 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
     """Train every stage of `recipe` and save the pipeline to `output_dir`; repeating the call resumes.
 
     Returns:
-        The folder that `MDMPipeline.from_pretrained` loads.
+        The folder that `MDMPipeline.from_pretrained` (with LoRA: `load_lora_weights`) loads.
+
+    Raises:
+        RunInterrupted: a signal asked the run to stop; a checkpoint is saved.
+        FloatingPointError: too many steps in a row were not finite; a checkpoint is saved.
+        ValueError: something in the recipe, the data or the checkpoint does not fit.
     """
     recipe = resolve_recipe(recipe, options)
-    rows = load_captioned_split(recipe.data, recipe.data.train_split)
-    run = start_run(recipe, options, rows[recipe.data.caption_column])
+    run = start_run(recipe, options)
     resume_run(run)
-    for stage in recipe.stages[run.progress.stage_index :]:
-        side = stage_side(recipe, stage.levels)
-        logger.info("Stage %s: %d level(s), %d pixels, %d steps.", stage.name, stage.levels, side, stage.steps)
-        train_stage(run, stage, CaptionedImages(rows, recipe.data, side), keep_checkpoint)
+    interruption, embeddings = Interruption(), open_text_embeddings(recipe)
+    with interruption.listening():
+        for stage in recipe.stages[run.progress.stage_index :]:
+            side = stage_side(recipe, stage.levels)
+            logger.info("Stage %s: %d level(s), %d pixels.", stage.name, stage.levels, side)
+            micro = micro_conditioning_defaults(recipe.rows[: stage.levels])
+            images = open_images(recipe, side, micro, embeddings)
+            hooks = StageHooks(
+                keep_checkpoint, draw_validation, open_held_out(run, side, micro, embeddings), interruption
+            )
+            train_stage(run, stage, images, hooks)
     output_dir = save_pipeline(run)
     run.accelerator.end_training()
     return output_dir
@@ -49,30 +74,107 @@ def resolve_recipe(recipe: Recipe, options: RunOptions) -> Recipe:
     """Apply the command's overrides: `max_train_steps` limits every stage, `mixed_precision` replaces the recipe's."""
     limit = options.max_train_steps
     if limit is not None:
-        stages = tuple(dataclasses.replace(stage, steps=min(stage.steps, limit)) for stage in recipe.stages)
+        stages = tuple(dataclasses.replace(stage, steps=min(stage.steps or limit, limit)) for stage in recipe.stages)
         recipe = dataclasses.replace(recipe, stages=stages)
     if options.mixed_precision is not None:
         recipe = dataclasses.replace(recipe, mixed_precision=options.mixed_precision)
     return recipe
 
 
-def start_run(recipe: Recipe, options: RunOptions, captions: list[str]) -> Run:
-    """Make the models from scratch, as the first stage needs them, and write the recipe into the output folder."""
+def start_run(recipe: Recipe, options: RunOptions) -> Run:
+    """Make or load the models, as the first stage needs them, and write the recipe into the output folder."""
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
-        log_with=options.report_to,
-        project_config=ProjectConfiguration(str(options.output_dir), logging_dir=str(options.output_dir / "logs")),
+        log_with=cast(Any, tracker_names(options.report_to)),
+        project_config=ProjectConfiguration(
+            str(options.output_dir), logging_dir=str(options.output_dir / options.logging_dir)
+        ),
     )
+    check_supported(accelerator)
+    if options.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    # These draw and encode with models of their own, which have left the memory when the run's come.
+    prepare_class_pictures(recipe, options, accelerator)
+    write_own_embeddings(recipe, options, accelerator)
     set_seed(options.seed)
-    text_encoder, tokenizer = build_text_encoder(recipe.text_encoder, [caption or "" for caption in captions])
-    text_encoder.requires_grad_(recipe.text_encoder.train_text_encoder)
-    unet = build_unet(recipe, recipe.stages[0].levels)
-    scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **recipe.scheduler})
+    run = (
+        start_from_pipeline(recipe, options, accelerator)
+        if recipe.pretrained
+        else start_anew(recipe, options, accelerator)
+    )
+    run.shift_power = run.scheduler.config["shift_power"]
+    if recipe.lora is not None:
+        check_lora_levels(recipe, run.unet)
+        add_lora(run.unet, recipe.lora)
     if accelerator.is_main_process:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         (options.output_dir / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
-    accelerator.init_trackers("training")
+        run.history = History(options.output_dir / FILE_NAME)
+    return run
+
+
+def check_lora_levels(recipe: Recipe, unet: NestedUNetModel) -> None:
+    """Refuse LoRA on levels that the pipeline does not have.
+
+    Raises:
+        ValueError: says how many levels there are.
+    """
+    levels = recipe.stages[0].levels
+    if levels > unet.num_levels:
+        raise ValueError(
+            f"LoRA adapts levels that have learnt: the stages train {levels}, but the pipeline has {unet.num_levels}; "
+            "train so many, or grow the model without LoRA first."
+        )
+
+
+def open_images(
+    recipe: Recipe, side: int, micro_conditioning: dict[str, float], embeddings: TextEmbeddings | None
+) -> TrainingImages:
+    """The pictures of a stage; with prior preservation those of the class among them."""
+    if recipe.prior_preservation is not None:
+        return open_subject_images(recipe, side, micro_conditioning, embeddings)
+    return open_training_images(recipe.data, side, micro_conditioning, embeddings)
+
+
+def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
+    """A run whose U-Net starts from random weights, and its text encoder too or from a saved one."""
+    text_encoder, tokenizer = open_text_encoder(recipe)
+    unet = build_unet(recipe, recipe.stages[0].levels)
+    scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **recipe.scheduler})
     return Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
+
+
+def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
+    """A run whose modules start as those of a saved pipeline, with the inner levels that the first stage trains."""
+    assert recipe.pretrained is not None
+    source, encoder = recipe.pretrained, recipe.text_encoder
+    own_encoder = encoder is not None and encoder.from_pipeline and not uses_embeddings(recipe)
+    pipeline = MDMPipeline.from_pretrained(
+        source.path,
+        revision=source.revision,
+        variant=source.variant,
+        cache_dir=options.cache_dir,
+        dtype=torch.float32,
+        **({} if own_encoder else {"text_encoder": None}),
+    )
+    unet: NestedUNetModel = pipeline.unet
+    if recipe.stages[0].levels < unet.num_levels:
+        unet = unet.inner_model(recipe.stages[0].levels)
+    text_encoder, tokenizer = (pipeline.text_encoder, pipeline.tokenizer) if own_encoder else open_text_encoder(recipe)
+    scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **recipe.scheduler)
+    return Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
+
+
+def uses_embeddings(recipe: Recipe) -> bool:
+    """Whether captions come encoded, so that no text encoder is kept in memory."""
+    return recipe.data.embeddings_dir is not None
+
+
+def open_text_encoder(recipe: Recipe) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
+    """The text encoder and tokenizer that the recipe names or describes; None where none is needed."""
+    if uses_embeddings(recipe) or recipe.text_encoder is None:
+        return None, None
+    return build_text_encoder(recipe.text_encoder, training_captions(recipe.data))
 
 
 def build_unet(recipe: Recipe, num_levels: int) -> NestedUNetModel:
@@ -84,13 +186,18 @@ def build_unet(recipe: Recipe, num_levels: int) -> NestedUNetModel:
 
 
 def resume_run(run: Run) -> None:
-    """Load the newest complete checkpoint, if there is one and it is wanted."""
-    checkpoints = list_checkpoints(run.options.output_dir)
-    if run.options.resume_from_checkpoint == "none" or not checkpoints:
-        return
-    load_checkpoint(run, checkpoints[-1])
-    progress = run.progress
-    logger.info("Resuming from %s (stage %d, step %d).", checkpoints[-1], progress.stage_index, progress.stage_step)
+    """Load the checkpoint that is wanted, if there is one."""
+    if run.accelerator.is_main_process:
+        run.options.output_dir.mkdir(parents=True, exist_ok=True)
+    run.accelerator.wait_for_everyone()
+    checkpoint = choose_checkpoint(run.options.output_dir, run.options.resume_from_checkpoint)
+    if checkpoint is not None:
+        load_checkpoint(run, checkpoint)
+        progress = run.progress
+        logger.info("Resuming from %s (stage %d, step %d).", checkpoint, progress.stage_index, progress.stage_step)
+    if run.history is not None:
+        run.history.cut_after(run.progress.total_steps)
+    start_trackers(run.accelerator, run.options.tracker_project_name, run.recipe, run.progress.total_steps)
 
 
 def stage_side(recipe: Recipe, num_levels: int) -> int:
@@ -101,27 +208,62 @@ def stage_side(recipe: Recipe, num_levels: int) -> int:
     return side
 
 
-def keep_checkpoint(run: Run) -> None:
-    """Save a checkpoint and draw the validation prompts."""
-    run.accelerator.wait_for_everyone()
-    if run.accelerator.is_main_process:
+def keep_checkpoint(run: Run, needed: bool) -> None:
+    """Save a checkpoint. One that cannot be written, and is not `needed`, is reported, and training goes on.
+
+    Raises:
+        OSError, SafetensorError: if it is needed and cannot be written; older ones are untouched.
+    """
+    try:
         logger.info("Saved %s.", save_checkpoint(run))
-        draw_validation_grid(run)
+    except WRITE_ERRORS as error:
+        if needed:
+            raise
+        logger.error("No checkpoint at step %d, training goes on: %s", run.progress.total_steps, error)
+    run.accelerator.wait_for_everyone()
+
+
+def draw_validation(run: Run) -> None:
+    """Draw the validation prompts on the main process."""
+    draw_validation_grid(run)
     run.accelerator.wait_for_everyone()
 
 
 def save_pipeline(run: Run) -> Path:
-    """Save the pipeline with averaged weights in `save_dtype` to the output folder; the run ends with this.
+    """Save the pipeline with averaged weights in `save_dtype`, or the adapter's weights; the run ends with this.
 
     The run's modules keep the averaged and rounded weights; its last checkpoint has the exact ones.
     """
+    output_dir = run.options.output_dir
     if run.accelerator.is_main_process:
         dtype = SAVE_DTYPES[run.options.save_dtype]
         for name, average in run.ema.items():
-            average.copy_to(run.trained_modules[name].parameters())
-        for module in (run.text_encoder, run.unet):
-            torch.nn.Module.to(module.eval(), dtype=dtype)  # the host's own `to` warns about dtypes it would keep
-        run.pipeline().save_pretrained(run.options.output_dir)
-        logger.info("Saved the pipeline to %s.", run.options.output_dir)
+            average.copy_to(run.averaged_parameters(name))
+        if run.recipe.lora is not None:
+            save_lora(run.unet, output_dir)
+        else:
+            complete_text(run)
+            for module in (run.text_encoder, run.unet):
+                if module is not None:
+                    forget_origin(module)
+                    # The host's own `to` warns about dtypes it would keep.
+                    torch.nn.Module.to(module.eval(), dtype=dtype)
+            run.pipeline().save_pretrained(output_dir)
+        logger.info("Saved to %s.", output_dir)
     run.accelerator.wait_for_everyone()
-    return run.options.output_dir
+    return output_dir
+
+
+def complete_text(run: Run) -> None:
+    """Give a run that trained on encoded captions its text encoder, which a pipeline needs to draw from prompts."""
+    recipe = run.recipe
+    if run.text_encoder is not None or recipe.text_encoder is None:
+        return
+    if recipe.text_encoder.from_pipeline and recipe.pretrained is not None:
+        source = recipe.pretrained
+        pipeline = MDMPipeline.from_pretrained(
+            source.path, revision=source.revision, variant=source.variant, cache_dir=run.options.cache_dir, unet=None
+        )
+        run.text_encoder, run.tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    else:
+        run.text_encoder, run.tokenizer = build_text_encoder(recipe.text_encoder, training_captions(recipe.data))

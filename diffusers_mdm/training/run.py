@@ -3,10 +3,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +15,9 @@ from ..models.nested_unet import NestedUNetModel
 from ..pipelines.pipeline_mdm import MDMPipeline
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .recipe import Precision, Recipe
+
+if TYPE_CHECKING:
+    from .history import History
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,30 @@ class RunOptions:
     seed: int = 0
     mixed_precision: Precision | None = None  # None: the recipe's
     report_to: str | None = "tensorboard"
+    tracker_project_name: str = "text2image-mdm"
+    logging_dir: str = "logs"  # inside output_dir
     logging_steps: int = 50
     checkpointing_steps: int = 500
-    checkpoints_total_limit: int = 2
+    checkpoints_total_limit: int | None = 2  # None keeps all
+    validation_steps: int | None = None  # None: at every checkpoint
     max_train_steps: int | None = None  # upper limit of every stage's steps; None: the recipe's
-    resume_from_checkpoint: str = "latest"  # "latest" or "none"
+    resume_from_checkpoint: str = "latest"  # "latest", "none", or a checkpoint's name or folder
     dataloader_num_workers: int = 0
     max_skipped_steps: int = 20  # steps in a row with non-finite gradients before the run stops
+    gradient_checkpointing: bool = False
     torch_compile: bool = False
     attention_backend: str | None = None  # one of diffusers' attention backends; None: its default
+    allow_tf32: bool = False
+    offload_ema: bool = False  # keep the averages in CPU memory
+    foreach_ema: bool = True
     save_dtype: str = "fp32"
+    cache_dir: str | None = None
+    pre_compute_text_embeddings: bool = False  # encode all captions first, into the recipe's `data.embeddings_dir`
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_token: str | None = None
+    hub_private_repo: bool = False
+    resume_command: str = "the same command"  # what to type to go on, for messages
 
 
 @dataclass
@@ -46,32 +64,58 @@ class Progress:
     total_images: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    stage_ended: str | None = None  # why the current stage has ended, once it has
+    stage_ends: list[str] = field(default_factory=list)  # why each finished stage ended
+    plateau: dict[str, Any] = field(default_factory=dict)  # `PlateauState` of the current stage
 
 
 @dataclass
 class Run:
-    """Everything that changes during training, and what it is trained with."""
+    """Everything that changes during training, and what it is trained with.
+
+    `unet` and `text_encoder` are the plain modules. Between `begin_stage` and `end_stage` their parameters are those
+    that `model`, the module as accelerate prepared it, trains; under FSDP these are this process' shards.
+    """
 
     recipe: Recipe
     options: RunOptions
     accelerator: Accelerator
     unet: NestedUNetModel
-    text_encoder: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    text_encoder: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase | None
     scheduler: MatryoshkaScheduler
+    shift_power: float = 1.0  # of stages that do not set their own
     progress: Progress = field(default_factory=Progress)
+    history: "History | None" = None
     ema: dict[str, EMAModel] = field(default_factory=dict)
-    optimizer: torch.optim.Optimizer | None = None
-    saved_optimizer: dict[str, Any] | None = None  # state of the optimizer before this stage or restart
+    model: torch.nn.Module | None = None  # prepared `ConditionedUNet`
+    optimizer: Any = None  # accelerate's wrapper of a torch optimizer
+    optimizer_state: dict[str, torch.Tensor] | None = None  # whole tensors by name, between stages and after loading
 
     @property
     def trained_modules(self) -> dict[str, torch.nn.Module]:
-        """The modules that training changes, in the order of the optimizer's groups."""
+        """The modules that training changes."""
         modules: dict[str, torch.nn.Module] = {}
-        if self.recipe.text_encoder.train_text_encoder:
+        if self.recipe.trains_text_encoder and self.text_encoder is not None:
             modules["text_encoder"] = self.text_encoder
         modules["unet"] = self.unet
         return modules
+
+    def averaged_parameters(self, name: str) -> list[torch.nn.Parameter]:
+        """The parameters of a trained module that have averages: all, or the adapters where only they are trained."""
+        parameters = self.trained_modules[name].named_parameters()
+        return [value for key, value in parameters if self.recipe.lora is None or ".lora_" in key]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds only a part of every parameter (FSDP)."""
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The dtype of modules that are not trained."""
+        dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        return dtypes.get(cast(str, self.accelerator.mixed_precision), torch.float32)
 
     def pipeline(self) -> MDMPipeline:
         """The pipeline made of the run's current modules (shared, not copied)."""

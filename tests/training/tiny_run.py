@@ -8,6 +8,7 @@ import datasets
 from PIL import Image, ImageDraw
 
 from diffusers_mdm.training.recipe import Recipe, load_recipe
+from diffusers_mdm.training.recipe_stage import StageRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 COLORS = ("red", "green", "blue", "orange")
@@ -35,3 +36,9 @@ def tiny_recipe(data_dir: Path, **stage_fields: object) -> Recipe:
     stages = tuple(dataclasses.replace(stage, **stage_fields) for stage in recipe.stages)
     data = dataclasses.replace(recipe.data, path=str(data_dir))
     return dataclasses.replace(recipe, data=data, stages=stages)
+
+
+def learning_stage(**fields: object) -> StageRecipe:
+    """A stage of one level, with these fields."""
+    settings: dict[str, object] = {"name": "one", "levels": 1, "batch_size": 4, "learning_rate": 1e-3, "steps": 4}
+    return StageRecipe(**{**settings, **fields})

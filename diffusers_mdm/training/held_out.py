@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The validation loss of a run: its averaged weights on the held-out pictures."""
+
+from collections.abc import Mapping
+
+from .averaging import averaged_weights
+from .batch import Batch
+from .data import open_validation_images
+from .quartiles import level_means, table_values
+from .recipe_stage import StageRecipe
+from .run import Run
+from .step import predict
+from .text_embeddings import TextEmbeddings
+from .validation_loss import HeldOutSamples, validation_loss_table
+
+
+def open_held_out(
+    run: Run, side: int, micro_conditioning: Mapping[str, float], embeddings: TextEmbeddings | None
+) -> HeldOutSamples[Batch] | None:
+    """The recipe's held-out pictures at `side` pixels; None if it has none."""
+    images = open_validation_images(run.recipe.data, side, micro_conditioning, embeddings)
+    if images is None:
+        return None
+    return HeldOutSamples(images.load, len(images), run.recipe.validation.num_loss_images, run.options.seed)
+
+
+def measure_validation_loss(
+    run: Run, stage: StageRecipe, held_out: HeldOutSamples[Batch]
+) -> tuple[list[float], dict[str, float]]:
+    """Error of v of each level with the averaged weights, and all values as they are logged.
+
+    Every process has to ask; all get the same numbers.
+    """
+    process = run.accelerator
+    with averaged_weights(run):
+        table = validation_loss_table(
+            lambda noisy, timesteps, batch: predict(run, noisy, timesteps, batch.to(process.device)),
+            run.scheduler,
+            held_out,
+            run.unet.sample_sizes[: stage.levels],
+            batch_size=stage.batch_size,
+            rank=process.process_index,
+            world=process.num_processes,
+            device=process.device,
+            modules=[run.model] if run.model is not None else [],
+        )
+    if process.num_processes > 1:
+        table = process.reduce(table, "sum")
+    # Every level has pictures, so no mean is missing.
+    losses = [mean if mean is not None else float("nan") for mean in level_means(table)]
+    return losses, table_values(table, "validation_loss")

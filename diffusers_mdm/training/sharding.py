@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between whole tensors and the shards that FSDP leaves on each process."""
+
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from diffusers import ConfigMixin
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor on the CPU, detached; every process has to ask, since shards are gathered."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.cpu().contiguous()
+
+
+def laid_out_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of a whole tensor that lies as `parameter` does: device, order in memory, and this process' shard.
+
+    Fused optimizers walk through parameters and moments in memory order, so that both have to agree in it. Tensors of
+    another shape, such as step counters, are only moved.
+    """
+    tensor = tensor.to(parameter.device)
+    if tensor.shape != parameter.shape:
+        return tensor.clone()
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+
+
+def whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a module in whole CPU tensors, the same on every process."""
+    return {name: whole(value) for name, value in module.state_dict().items()}
+
+
+def check_supported(accelerator: Accelerator) -> None:
+    """Refuse ways of sharding for which stages, averages and checkpoints would not be exact.
+
+    Raises:
+        ValueError: for FSDP 1 and for DeepSpeed's stage 3.
+    """
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    if fsdp is not None and fsdp.fsdp_version != 2:
+        raise ValueError(
+            "FSDP 1 flattens parameters, so that averages and growth cannot find them; set `fsdp_version: 2` in the "
+            "accelerate config (see training/accelerate/fsdp.yaml)."
+        )
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    if deepspeed is not None and deepspeed.zero_stage not in (0, 1, 2):
+        raise ValueError(
+            f"DeepSpeed's stage {deepspeed.zero_stage} shards parameters in a way that growth cannot follow; use "
+            "stage 2 (training/accelerate/deepspeed_zero2.yaml), or FSDP 2 to shard parameters."
+        )
+
+
+def plain_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A sharded model as an ordinary one with the same config and whole weights; every process has to ask.
+
+    FSDP gives wrapped modules a class of its own, so the one to build is found below it.
+    """
+    state = whole_state(module)
+    cls: Any = next(base for base in type(module).__mro__ if not issubclass(base, FSDPModule))
+    config = cast(Any, module).config
+    copy = cls.from_config(config) if isinstance(module, ConfigMixin) else cls(config)
+    copy.load_state_dict(state)
+    return cast(torch.nn.Module, copy)
