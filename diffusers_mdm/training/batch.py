@@ -57,8 +57,8 @@ class Batch:
         return Batch(**values)
 
 
-def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor) -> Batch:
-    """Give some rows the empty caption, as text and, where there are any, as features.
+def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor, null_class: int | None = None) -> Batch:
+    """Give some rows the empty caption, as text and, where there are any, as features; and the null class.
 
     Features are cut to the longest row that is left, as if the captions had been encoded afterwards: models that do
     not mask pads notice their number.
@@ -66,6 +66,7 @@ def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor) -> Batch:
     Args:
         batch: from the data side.
         dropped: `(B,)` bool, True for the rows whose caption goes.
+        null_class: the class that stands for none, for models with classes.
 
     Returns:
         A new batch; the given one is unchanged.
@@ -75,6 +76,9 @@ def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor) -> Batch:
     """
     flags = dropped.tolist()
     captions = ["" if drop else caption for caption, drop in zip(batch.captions, flags, strict=True)]
+    if batch.class_labels is not None and null_class is not None:
+        labels = batch.class_labels.masked_fill(dropped.to(batch.class_labels.device), null_class)
+        batch = dataclasses.replace(batch, class_labels=labels)
     if batch.prompt_embeds is None:
         return dataclasses.replace(batch, captions=captions)
     if batch.empty_prompt_embeds is None or batch.prompt_attention_mask is None:

@@ -185,9 +185,9 @@ class Recipe:
     name: str
     model: dict[str, Any]
     levels: tuple[dict[str, Any], ...]  # `LevelConfig` rows, innermost first
-    text_encoder: TextEncoderRecipe
     data: DataRecipe
     stages: tuple[StageRecipe, ...]
+    text_encoder: TextEncoderRecipe | None = None  # None: for models of classes, which see no text
     pretrained: PretrainedRecipe | None = None
     lora: LoraRecipe | None = None
     prior_preservation: PriorRecipe | None = None
@@ -210,10 +210,9 @@ class Recipe:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
         if self.scheduler.get("prediction_type", "v_prediction") != "v_prediction":
             raise FieldError("scheduler.prediction_type", "must be 'v_prediction', which is what the loss compares.")
-        if self.text_encoder.from_pipeline and self.pretrained is None:
-            raise FieldError("text_encoder.from_pipeline", "needs `pretrained`, the pipeline whose encoder it is.")
-        self._check_text_width()
+        self._check_conditions()
         self._check_stages()
+        self._check_lora()
 
     def _check_stages(self) -> None:
         before = 1
@@ -228,17 +227,67 @@ class Recipe:
                     f"stages[{position}].until_plateau", "needs held-out pictures: set `data.validation_split`."
                 )
 
-    def _check_text_width(self) -> None:
-        width, inside = self.text_encoder.d_model, self.model.get("cross_attention_dim")
-        if inside is None:
-            raise FieldError("model.cross_attention_dim", "must be set: the model would not see the captions.")
-        expected = self.model.get("encoder_hid_dim") or inside
-        if width is not None and width != expected:
+    def _check_conditions(self) -> None:
+        sees_text = self.model.get("cross_attention_dim") is not None
+        has_classes = self.model.get("num_class_embeds") is not None
+        if has_classes != (self.data.label_column is not None):
+            raise FieldError(
+                "data.label_column", "and `model.num_class_embeds` belong together: set both, or leave both out."
+            )
+        if sees_text and self.text_encoder is None:
+            raise FieldError("text_encoder", "is missing; the model takes text (`model.cross_attention_dim` is set).")
+        if not sees_text and (self.text_encoder is not None or not has_classes):
+            raise FieldError(
+                "model.cross_attention_dim",
+                "must be set: the model would not see the captions. A model of classes alone has no `text_encoder`, "
+                "but `model.num_class_embeds` and `data.label_column`.",
+            )
+        if self.prior_preservation is not None and (not sees_text or self.data.path is None):
+            raise FieldError(
+                "prior_preservation", "needs a model that takes text, and `data.path` in place of shards."
+            )
+        if self.text_encoder is not None:
+            self._check_text(self.text_encoder)
+
+    def _check_text(self, encoder: TextEncoderRecipe) -> None:
+        if encoder.from_pipeline and self.pretrained is None:
+            raise FieldError("text_encoder.from_pipeline", "needs `pretrained`, the pipeline whose encoder it is.")
+        if encoder.train_text_encoder and self.data.embeddings_dir is not None:
+            raise FieldError(
+                "data.embeddings_dir", "holds what a frozen encoder wrote; with it set `train_text_encoder: false`."
+            )
+        expected = self.model.get("encoder_hid_dim") or self.model.get("cross_attention_dim")
+        if encoder.d_model is not None and encoder.d_model != expected:
             raise FieldError(
                 "text_encoder.d_model",
-                f"is {width}, but the model takes {expected} (`model.encoder_hid_dim`, or without it "
+                f"is {encoder.d_model}, but the model takes {expected} (`model.encoder_hid_dim`, or without it "
                 "`model.cross_attention_dim`).",
             )
+
+    def _check_lora(self) -> None:
+        if self.lora is None:
+            return
+        if self.pretrained is None:
+            raise FieldError("lora", "adapts a model that has learnt: set `pretrained`, the pipeline to start from.")
+        if self.trains_text_encoder:
+            raise FieldError(
+                "lora", "saves adapters of the U-Net alone: set `text_encoder.train_text_encoder: false`."
+            )
+        trained = sorted({stage.levels for stage in self.stages})
+        if len(trained) > 1:
+            raise FieldError("lora", f"cannot grow: all stages must train the same levels, not {trained} of them.")
+        if any(stage.frozen_levels for stage in self.stages):
+            raise FieldError("lora", "freezes the model itself: leave `frozen_levels` out, and name `target_modules`.")
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the text encoder learns together with the U-Net."""
+        return self.text_encoder is not None and self.text_encoder.train_text_encoder
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Captions are cut after so many tokens; 0 for a model without text."""
+        return 0 if self.text_encoder is None else self.text_encoder.max_sequence_length
 
     @property
     def sample_size(self) -> int:
@@ -276,7 +325,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if data.embeddings_dir is not None:
         data = dataclasses.replace(data, embeddings_dir=_beside(path, data.embeddings_dir))
     encoder = recipe.text_encoder
-    if encoder.pretrained is not None:
+    if encoder is not None and encoder.pretrained is not None:
         encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
     pretrained = recipe.pretrained
     if pretrained is not None:

@@ -64,7 +64,7 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
         if not is_main:
             return None
         with run.accelerator.autocast():
-            pyramid = draw_prompts(pipeline, settings, run.recipe.text_encoder.max_sequence_length, features)
+            pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
     labels = [prompt for prompt in settings.prompts for _ in range(settings.num_validation_images)]
     return _keep(run, make_grid(pyramid, labels))
 

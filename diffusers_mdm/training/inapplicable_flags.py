@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of the host's training scripts that do not apply here: each is an error that says what to use instead."""
+
+_LATENTS = "there is no autoencoder: the model works on pixels"
+_FLOW = "the model is trained with a discrete noise schedule; use --timestep_bias_strategy to favour time steps"
+_PRODIGY = "the optimizer is AdamW; use --learning_rate and --adam_beta1, --adam_beta2"
+_SCHEDULE = "the noise schedule belongs to the model; set `scheduler` in a recipe"
+_DREAM = "DREAM is not part of this training; --snr_gamma is the weighting that is"
+_RANGE = "time steps are favoured at one end of the range; use --timestep_bias_strategy and --timestep_bias_portion"
+
+REASONS: dict[str, str] = {
+    "adam_weight_decay_text_encoder": "one weight decay serves all parts; use --adam_weight_decay",
+    "cache_latents": _LATENTS,
+    "class_labels_conditioning": "the text encoder conditions the model; give --instance_prompt and --class_prompt",
+    "ddpm_beta_schedule": _SCHEDULE,
+    "ddpm_num_inference_steps": "set `validation.num_inference_steps` in a recipe",
+    "ddpm_num_steps": _SCHEDULE,
+    "debug_loss": "the loss of every level is always reported; use --logging_steps",
+    "dream_detail_preservation": _DREAM,
+    "dream_training": _DREAM,
+    "ema_inv_gamma": "the averages' warm-up is fixed; use --ema_max_decay",
+    "ema_power": "the averages' warm-up is fixed; use --ema_max_decay",
+    "enable_npu_flash_attention": "use --attention_backend _native_npu",
+    "eval_batch_size": "use --validation_prompts and --num_validation_images",
+    "guidance_scale": "the model has no guidance input; set `validation.guidance_scale` in a recipe for what is drawn",
+    "input_perturbation": "it is not part of this training; --noise_offset is",
+    "logger": "use --report_to",
+    "logit_mean": _FLOW,
+    "logit_std": _FLOW,
+    "mode_scale": _FLOW,
+    "model_config_name_or_path": "the model's structure stands in a recipe, under `model` and `levels`; use --recipe",
+    "non_ema_revision": "a pipeline holds one set of weights; use --revision",
+    "num_epochs": "use --num_train_epochs",
+    "offset_noise": "use --noise_offset 0.1",
+    "optimizer": "the optimizer is AdamW, and with --use_8bit_adam its 8-bit form",
+    "overwrite_output_dir": "a run resumes from its folder; give a new --output_dir, or --resume_from_checkpoint none",
+    "preserve_input_precision": "pictures are read with 8 bits a channel",
+    "pretrained_vae_model_name_or_path": _LATENTS,
+    "prodigy_beta3": _PRODIGY,
+    "prodigy_decouple": _PRODIGY,
+    "prodigy_safeguard_warmup": _PRODIGY,
+    "prodigy_use_bias_correction": _PRODIGY,
+    "repeats": "pictures are drawn without end; use --max_train_steps or --num_train_epochs",
+    "save_images_epochs": "use --validation_steps or --validation_epochs",
+    "save_model_epochs": "use --checkpointing_steps",
+    "skip_save_text_encoder": "the saved pipeline has to draw by itself; delete its folder text_encoder afterwards",
+    "timestep_bias_begin": _RANGE,
+    "timestep_bias_end": _RANGE,
+    "tokenizer_max_length": "use --max_sequence_length",
+    "tokenizer_name": "the tokenizer is that of the pipeline",
+    "validation_images": "the model draws from text; use --validation_prompts",
+    "validation_scheduler": "validation draws with the pipeline's own scheduler",
+    "weighting_scheme": _FLOW,
+}
+
+# What these ask for is so in every run; they are accepted, and change nothing.
+ALWAYS_SO: dict[str, str] = {
+    "set_grads_to_none": "gradients are set to none between steps",
+    "text_encoder_use_attention_mask": "the mask of the captions goes wherever the captions go",
+    "upcast_before_saving": "LoRA weights are trained and saved in fp32; of pipelines see --save_dtype",
+}
