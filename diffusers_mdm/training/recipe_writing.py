@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing the recipe of a run beside its results, such that `load_recipe` reads it back."""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from .recipe import Recipe
+
+FILE_NAME = "recipe.json"
+# A JSON string, or a number that YAML would take for text because there is no point in it.
+_STRING_OR_NUMBER = re.compile(r'("(?:[^"\\]|\\.)*")|(?<![\d.])(-?\d+)(e[-+]\d+)')
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> Path:
+    """Write `recipe.json` into `folder`.
+
+    Folders and files of this machine are written relative to `folder`, where `load_recipe` looks for them first: the
+    recipe then works from anywhere, and tells no more of the machine than it has to.
+
+    Returns:
+        The file.
+    """
+    values = dataclasses.asdict(recipe)
+    data, encoder, pretrained = values["data"], values["text_encoder"], values["pretrained"]
+    for part, field in ((data, "path"), (data, "embeddings_dir"), (encoder, "pretrained"), (pretrained, "path")):
+        if part is not None and part[field] is not None:
+            part[field] = relative_path(part[field], folder)
+    for field in ("shards", "validation_shards"):
+        if data[field] is not None:
+            data[field] = [relative_path(pattern, folder) for pattern in data[field]]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE_NAME).write_text(as_json(values), encoding="utf-8")
+    return folder / FILE_NAME
+
+
+def relative_path(name: str, folder: Path) -> str:
+    """A path or pattern of tar files relative to `folder`, if it is on this machine; other names as they are."""
+    path = Path(name)
+    is_pattern = path.suffix == ".tar"
+    if "://" in name or not (path.parent.is_dir() if is_pattern else path.exists()):
+        return name
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return name
+
+
+def as_json(values: Any) -> str:
+    """JSON that is YAML 1.1, too, where 5e-05 is text and 5.0e-05 a number."""
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    return _STRING_OR_NUMBER.sub(lambda match: match[1] or f"{match[2]}.0{match[3]}", text)
