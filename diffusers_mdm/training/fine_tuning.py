@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning: the recipe that continues the training of a saved pipeline."""
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Iterator
@@ -57,6 +58,9 @@ def recipe_for_pipeline(
     rows = LevelConfig.rows_from(unet)
     num_levels = inner_levels(level_sides(unet["sample_size"], rows), train_levels, resolution)
     columns = set(LevelConfig.columns_from(rows))
+    sees_text = unet.get("cross_attention_dim") is not None
+    if not sees_text and data.caption is None:
+        data = dataclasses.replace(data, caption="")
     stage = StageRecipe(
         name="fine-tuning",
         levels=num_levels,
@@ -69,7 +73,7 @@ def recipe_for_pipeline(
         name=f"{Path(pretrained.path).name}-finetuned",
         model={key: value for key, value in unet.items() if key not in columns},
         levels=tuple(_as_mapping(row) for row in rows[:num_levels]),
-        text_encoder=None if unet.get("cross_attention_dim") is None else TextEncoderRecipe(from_pipeline=True),
+        text_encoder=TextEncoderRecipe(from_pipeline=True) if sees_text else None,
         data=data,
         stages=(stage,),
         pretrained=pretrained,

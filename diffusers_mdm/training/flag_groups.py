@@ -250,6 +250,7 @@ OUTPUT = (
     Flag("hub_model_id", "options.hub_model_id", "its repository (default: the output folder's name)"),
     Flag("hub_token", "options.hub_token", "to write with; better is `hf auth login`, which no log shows"),
     switch("hub_private_repo", "options.hub_private_repo", "make that repository private"),
+    Flag("license", "options.license", "of the result, for its model card, such as apache-2.0 (default: none said)"),
 )
 
 SPEED = (

@@ -233,7 +233,8 @@ def override_data(data: DataRecipe, given: Mapping[str, Any]) -> DataRecipe:
     fields = fields_of("data", given)
     if "path" in fields:
         fields["shards"] = None
-        fields.setdefault("caption", None)
+        if data.label_column is None:  # pictures with classes need no captions
+            fields.setdefault("caption", None)
     elif "shards" in fields:
         fields["path"] = None
     if given.get("pre_compute_text_embeddings"):

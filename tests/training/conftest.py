@@ -5,8 +5,18 @@ import datasets
 import pytest
 from tiny_run import write_pictures
 
+from tests.pipelines.tiny_pipeline import make_pipeline
+
 
 @pytest.fixture(scope="session")
 def pictures_dir(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
     return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def pipeline_dir(tmp_path_factory):
+    """A saved pipeline of 8 and 16 pixels."""
+    folder = tmp_path_factory.mktemp("saved") / "tiny-dolls"
+    make_pipeline().save_pretrained(folder)
+    return folder
