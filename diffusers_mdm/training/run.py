@@ -51,6 +51,7 @@ class RunOptions:
     hub_model_id: str | None = None
     hub_token: str | None = None
     hub_private_repo: bool = False
+    license: str | None = None  # of the result, for its model card, as the Hub abbreviates it
     resume_command: str = "the same command"  # what to type to go on, for messages
 
 
