@@ -63,10 +63,11 @@ def estimate_stage(
         options: of the run.
         num_text_parameters: of the text encoder in memory; 0 without one, None if unknown.
     """
-    with FakeTensorMode():
-        unet = fake_unet(recipe, stage.levels)
-        freeze(unet, recipe, stage)
-        activations = activation_bytes(unet, recipe, stage, options)
+    unet = fake_unet(recipe, stage.levels)
+    freeze(unet, recipe, stage)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # Autocast knows the CPU, but not the meta device.
+        activations = activation_bytes(unet.to_empty(device="cpu"), recipe, stage, options)
     trained = count(unet, trained_only=True)
     frozen_bytes = HALF_BYTES if recipe.lora is not None and _is_half(recipe, options) else FP32_BYTES
     averaged = trained if recipe.lora is not None else count(unet)
@@ -82,11 +83,12 @@ def estimate_stage(
 
 
 def fake_unet(recipe: Recipe, num_levels: int) -> NestedUNetModel:
-    """The inner levels of the recipe's model; call it where tensors are fake or on the meta device."""
+    """The inner levels of the recipe's model on the meta device, where weights have shapes but no contents."""
     rows = recipe.rows[:num_levels]
-    unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
-    if recipe.lora is not None:
-        add_lora(unet, recipe.lora)
+    with torch.device("meta"):
+        unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
+        if recipe.lora is not None:
+            add_lora(unet, recipe.lora)
     return unet.train()
 
 

@@ -52,8 +52,7 @@ def _data(recipe: Recipe) -> str:
 def _describe_models(recipe: Recipe, num_text_parameters: int | None) -> Iterable[str]:
     if recipe.pretrained is not None:
         yield f"  starts from {recipe.pretrained.path}"
-    with torch.device("meta"):
-        unet = fake_unet(recipe, len(recipe.levels))
+    unet = fake_unet(recipe, len(recipe.levels))
     sides = level_sides(recipe.sample_size, recipe.rows)
     plain = {name: value for name, value in unet.named_parameters() if ".lora_" not in name}
     total = sum(value.numel() for name, value in plain.items() if not name.startswith("levels."))
@@ -76,8 +75,7 @@ def _describe_models(recipe: Recipe, num_text_parameters: int | None) -> Iterabl
 
 
 def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int) -> Iterable[str]:
-    with torch.device("meta"):
-        unet = fake_unet(recipe, stage.levels)
+    unet = fake_unet(recipe, stage.levels)
     freeze(unet, recipe, stage)
     side = level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1]
     per_step = stage.images_per_step * num_processes
