@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model card that a run leaves in its folder: what was trained, on what, how far, and how to draw with it."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+
+from .. import __version__
+from .curve_plot import can_plot, plot_curves
+from .fine_tuning import level_sides
+from .history import FILE_NAME as HISTORY_FILE
+from .history import History
+from .recipe import DataRecipe, Recipe
+from .recipe_writing import FILE_NAME as RECIPE_FILE
+from .run import Run, RunOptions
+from .stage_results import StageResult, final_losses, stage_results
+from .validation import SAMPLES_FOLDER
+
+logger = logging.getLogger(__name__)
+
+CARD_FILE, CURVES_FILE, SAMPLES_FILE = "README.md", "curves.png", "samples.png"
+PLACEHOLDER_PROMPT = "what the picture shall show"
+
+
+def repository_name(options: RunOptions) -> str:
+    """What the result is called: its repository on the Hub, or its folder."""
+    return options.hub_model_id or options.output_dir.resolve().name
+
+
+def write_model_card(run: Run, name: str | None = None) -> Path | None:
+    """Write `README.md` with `curves.png` and `samples.png` into the output folder; on the main process.
+
+    A card that cannot be written is reported and not fatal: the model is saved already.
+
+    Args:
+        run: at its end.
+        name: of the result, in the examples; by default `repository_name`.
+
+    Returns:
+        The card; None if it could not be written.
+    """
+    folder = run.options.output_dir
+    try:
+        pictures = [*copy_samples(run), *draw_curves(run)]
+        content = f"---\n{card_data(run.recipe, run.options)}\n---\n\n{card_text(run, name, pictures)}"
+        ModelCard(content).save(folder / CARD_FILE)
+    except OSError as error:
+        logger.error("The model card could not be written (%s); the model is complete.", error)
+        return None
+    return folder / CARD_FILE
+
+
+def copy_samples(run: Run) -> Iterator[str]:
+    """Copy the newest grid of validation pictures, if there is one, and give its new name."""
+    target = run.options.output_dir / SAMPLES_FILE
+    target.unlink(missing_ok=True)
+    grids = {
+        int(path.stem.split("-")[1]): path for path in run.options.output_dir.glob(f"{SAMPLES_FOLDER}/step-*.png")
+    }
+    done = [step for step in grids if step <= run.progress.total_steps]
+    if done:
+        shutil.copyfile(grids[max(done)], target)
+        yield SAMPLES_FILE
+
+
+def draw_curves(run: Run) -> Iterator[str]:
+    """Plot the losses of the run, if something was measured and matplotlib is there, and give the picture's name."""
+    target = run.options.output_dir / CURVES_FILE
+    target.unlink(missing_ok=True)
+    if not can_plot():
+        logger.info("The model card has no plot of the losses: pip install matplotlib to have one.")
+    elif plot_curves(history_of(run), target, sides_of(run.recipe)):
+        yield CURVES_FILE
+
+
+def history_of(run: Run) -> History:
+    """The numbers of the run."""
+    return run.history or History(run.options.output_dir / HISTORY_FILE)
+
+
+def sides_of(recipe: Recipe) -> tuple[int, ...]:
+    """Sides in pixels of the levels that the stages reach, innermost first."""
+    return level_sides(recipe.sample_size, recipe.rows)[: max(stage.levels for stage in recipe.stages)]
+
+
+# --- metadata ---
+
+
+def card_data(recipe: Recipe, options: RunOptions) -> str:
+    """The card's metadata as YAML.
+
+    Names of folders are left out where the Hub expects ids of its own.
+    """
+    task = "text-to-image" if sees_text(recipe) else "unconditional-image-generation"
+    tags = [task, "diffusers", "diffusers-mdm", "diffusers-training", "matryoshka"]
+    tags += ["lora"] if recipe.lora is not None else []
+    tags += ["dreambooth"] if subject_prompt(recipe) is not None else []
+    base = recipe.pretrained.path if recipe.pretrained is not None else None
+    has_base_id = base is not None and is_hub_id(base)
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=task,
+        license=options.license,
+        base_model=base if has_base_id else None,
+        base_model_relation=("finetune" if recipe.lora is None else "adapter") if has_base_id else None,
+        datasets=[recipe.data.path] if recipe.data.path and is_hub_id(recipe.data.path) else None,
+        instance_prompt=subject_prompt(recipe),
+        tags=tags,
+    )
+    return data.to_yaml()
+
+
+def sees_text(recipe: Recipe) -> bool:
+    """Whether the model draws from texts."""
+    return recipe.model.get("cross_attention_dim") is not None
+
+
+def subject_prompt(recipe: Recipe) -> str | None:
+    """The one caption of all pictures, where a subject was learnt."""
+    return (recipe.data.caption or None) if sees_text(recipe) else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is that of a repository rather than a folder on this machine."""
+    return not Path(name).exists() and not Path(name).is_absolute() and name.count("/") <= 1 and name[:1] != "."
+
+
+def public_name(name: str) -> str:
+    """An id of the Hub as it is, a folder by its name alone."""
+    return name if is_hub_id(name) else Path(name).name
+
+
+# --- text ---
+
+
+def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
+    """The card below its metadata."""
+    recipe = run.recipe
+    name = name or repository_name(run.options)
+    rows = history_of(run).read()
+    results = stage_results(recipe.stages, rows, run.progress.stage_ends)
+    parts = [f"# {name.rpartition('/')[2]}", summary(recipe)]
+    if SAMPLES_FILE in pictures:
+        parts += [f"![Pictures of the validation prompts]({SAMPLES_FILE})", samples_caption(recipe)]
+    parts += ["## Use", usage(recipe, name), "## Training", data_text(recipe.data)]
+    parts += [stages_table(recipe, results, run.accelerator.num_processes), settings_text(run)]
+    parts += losses_text(rows, sides_of(recipe))
+    if CURVES_FILE in pictures:
+        parts.append(f"![Loss of each level over the images seen]({CURVES_FILE})")
+    parts.append(
+        f"[`{RECIPE_FILE}`]({RECIPE_FILE}) is the whole recipe, as the training command reads it with `--recipe`. "
+        f"Versions: diffusers-mdm {__version__}, diffusers {diffusers.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}."
+    )
+    unsaid = ["what the model is good for", "what it cannot do"]
+    unsaid += [] if run.options.license else ["under which licence it is given"]
+    parts.append(
+        f"*This card was written from the records of the run: {join_words(unsaid)} are for its author to say.*"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(recipe: Recipe) -> str:
+    """What the result is, in one sentence or two."""
+    sides = join_words([str(side) for side in sides_of(recipe)])
+    base = f"`{public_name(recipe.pretrained.path)}`" if recipe.pretrained is not None else None
+    if recipe.lora is not None:
+        text = f"LoRA weights of rank {recipe.lora.rank} for the Matryoshka diffusion model {base}"
+    elif base is not None:
+        text = f"A Matryoshka diffusion model, fine-tuned from {base}"
+    else:
+        text = "A Matryoshka diffusion model, trained from scratch"
+    text += f", for pictures of {sides} pixels" + (", drawn together." if len(sides_of(recipe)) > 1 else ".")
+    if subject_prompt(recipe) is not None:
+        text += f" It has learnt a subject, which `{subject_prompt(recipe)}` calls up."
+    return text
+
+
+def samples_caption(recipe: Recipe) -> str:
+    """What `samples.png` shows."""
+    settings = recipe.validation
+    weights = "averaged (EMA)" if recipe.use_ema else "final"
+    return (
+        f"The validation prompts, drawn with the {weights} weights in {settings.num_inference_steps} steps at "
+        f"guidance {settings.guidance_scale:g}: one row a level, the smallest on top and all enlarged to one size. "
+        "Nothing was chosen by hand."
+    )
+
+
+def usage(recipe: Recipe, name: str) -> str:
+    """A Python example that draws a picture."""
+    settings, sides = recipe.validation, sides_of(recipe)
+    if not sees_text(recipe):
+        return f"The model draws classes; it was saved in the format of diffusers and is loaded from `{name}`."
+    prompt = subject_prompt(recipe) or next(iter(settings.prompts), PLACEHOLDER_PROMPT)
+    base, size = (recipe.pretrained.path if recipe.lora and recipe.pretrained else None), ""
+    lines = ["from diffusers_mdm import MDMPipeline", ""]
+    lines.append(f"pipe = MDMPipeline.from_pretrained({quote(name if base is None else public_name(base))})")
+    if base is not None:
+        lines.append(f"pipe.load_lora_weights({quote(name)})")
+        # The pipeline may have further levels, outside of those that were adapted.
+        size = f"height={sides[-1]}, "
+    how = f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}"
+    lines.append(f"prompt = {quote(prompt)}")
+    lines.append(f"image = pipe(prompt, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels")
+    if len(sides) > 1:
+        lines.append(f"small = pipe(prompt, height={sides[0]}, {how}).images[0]  # the innermost level alone")
+    lines.append('image.save("picture.png")')
+    code = "\n".join(lines)
+    text = f"With the package diffusers-mdm installed:\n\n```python\n{code}\n```"
+    if "/" not in name or (base is not None and not is_hub_id(base)):
+        text += "\n\nA name without a slash is that of a folder here: write the path to where you keep it."
+    return text
+
+
+def data_text(data: DataRecipe) -> str:
+    """What was trained on."""
+    if data.path is not None:
+        kind = "the data set" if is_hub_id(data.path) else "the folder"
+        source = f"{kind} `{public_name(data.path)}`, split `{data.train_split}`"
+    else:
+        shards = [pattern if "://" in pattern else Path(pattern).name for pattern in data.shards or ()]
+        source = f"the shards {join_words([f'`{name}`' for name in shards])}"
+    if data.max_train_samples is not None:
+        source += f", of it at most {data.max_train_samples:,} pictures"
+    captions = f"the caption `{data.caption}`" if data.caption else f"the captions in `{data.caption_column}`"
+    if data.label_column is not None:
+        captions = f"the classes in `{data.label_column}`"
+    crop = "centre" if data.center_crop else "random"
+    flipped = ", half of them mirrored" if data.random_flip else ""
+    return f"Data: {source}, with {captions}. Pictures are cropped to squares ({crop} crop){flipped}."
+
+
+def stages_table(recipe: Recipe, results: Sequence[StageResult], num_processes: int) -> str:
+    """The stages in order, as a Markdown table."""
+    sides = sides_of(recipe)
+    lines = [
+        "| stage | levels (pixels) | optimizer steps | images seen | images a step | learning rate | why it ended |",
+        "|---|---|--:|--:|--:|--:|---|",
+    ]
+    for stage, steps, images, why in results:
+        shown = ", ".join(f"{side}" for side in sides[: stage.levels])
+        cells = [f"`{stage.name}`", shown, spell(steps), spell(images), spell(stage.images_per_step * num_processes)]
+        cells += [f"{stage.learning_rate:g}, {stage.lr_scheduler}", why or "–"]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def settings_text(run: Run) -> str:
+    """How it was trained, beside the stages."""
+    recipe, processes = run.recipe, run.accelerator.num_processes
+    kinds = list(dict.fromkeys(stage.loss_weighting for stage in recipe.stages))
+    error = {"epsilon": "of the noise", "v": "of v"}
+    encoder = "trained along" if recipe.trains_text_encoder else "frozen"
+    lines = [
+        f"- {processes} process{'es' if processes > 1 else ''}, mixed precision `{recipe.mixed_precision}`, "
+        f"optimizer `{recipe.optimizer.name}`, seed {run.options.seed}",
+        f"- v-prediction; loss: squared error {join_words([error[kind] for kind in kinds])} at every level",
+        f"- the model's weights are {'averages (EMA)' if recipe.use_ema else 'those of the last step'}, saved in "
+        f"`{run.options.save_dtype if recipe.lora is None else 'fp32'}`",
+    ]
+    if recipe.text_encoder is not None:
+        lines.append(f"- the text encoder was {encoder}")
+    if recipe.prior_preservation is not None:
+        prior = recipe.prior_preservation
+        lines.append(
+            f"- prior preservation: {prior.num_class_images} pictures of `{prior.class_prompt}`, weight "
+            f"{prior.weight:g}"
+        )
+    if run.progress.skipped_steps:
+        lines.append(f"- {run.progress.skipped_steps} steps were skipped because a gradient was not finite")
+    return "\n".join(lines)
+
+
+def losses_text(rows: Sequence[dict[str, object]], sides: Sequence[int]) -> Iterator[str]:
+    """The last losses of the levels as a table; nothing where nothing was measured."""
+    losses = final_losses(rows, len(sides))
+    if all(loss.training is None for loss in losses):
+        return
+    yield (
+        "Last losses. Those of training are means since the report before and weighted as the last stage says; those "
+        "of validation are the plain squared error of v on held-out pictures."
+    )
+    lines = ["| level | pixels | training loss | validation loss |", "|--:|--:|--:|--:|"]
+    for level, (side, loss) in enumerate(zip(sides, losses, strict=True)):
+        lines.append(f"| {level} | {side} | {spell(loss.training)} | {spell(loss.validation)} |")
+    yield "\n".join(lines)
+
+
+def spell(number: float | None) -> str:
+    """A number for a table; a dash for what is not known."""
+    if number is None:
+        return "–"
+    return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+
+
+def quote(text: str) -> str:
+    """A text as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join "a", "b" and "c" to "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
