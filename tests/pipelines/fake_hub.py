@@ -20,11 +20,15 @@ INFO = re.compile(rf"/api/models/{REPOSITORY}(/revision/[^/]+)?")
 TREE = re.compile(rf"/api/models/{REPOSITORY}/tree/[^/]+(/.*)?")
 PREUPLOAD = re.compile(rf"/api/models/{REPOSITORY}/preupload/[^/]+")
 COMMIT_CHANGES = re.compile(rf"/api/models/{REPOSITORY}/commit/[^/]+")
+AUTH_CHECK = re.compile(rf"/api/models/{REPOSITORY}/auth-check/write")
 
 
 class _Handler(BaseHTTPRequestHandler):
     root: Path
     downloads: list[str]
+    token: str | None
+    failures: dict[str, int]
+    created: list[dict[str, Any]]
 
     def log_message(self, *args: Any) -> None:
         """Keep quiet."""
@@ -34,10 +38,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlparse(self.path).path)
+        if self._fails(path):
+            return
         if match := RESOLVE.fullmatch(path):
             self._send_file(match["repo"], match["path"])
         elif match := TREE.fullmatch(path):
             self._send_json([{"type": "file", **entry} for entry in self._entries(match["repo"])])
+        elif match := AUTH_CHECK.fullmatch(path):
+            self._send_json({}, status=200 if (self.root / match["repo"]).is_dir() and self._may_write() else 403)
         elif match := INFO.fullmatch(path):
             siblings = [{"rfilename": entry["path"]} for entry in self._entries(match["repo"])]
             repo = match["repo"]
@@ -48,8 +56,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path = unquote(urlparse(self.path).path)
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        if path == "/api/repos/create":
+        if self._fails(path):
+            return
+        if not self._may_write():
+            self._send_json({"error": "Invalid username or password."}, status=401)
+        elif path == "/api/repos/create":
             request = json.loads(body)
+            self.created.append(request)
             repo = f"{request.get('organization') or 'someone'}/{request['name']}"
             (self.root / repo).mkdir(parents=True, exist_ok=True)
             self._send_json({"url": f"http://{self.headers['Host']}/{repo}", "name": repo, "id": repo})
@@ -67,6 +80,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"commitUrl": f"http://{self.headers['Host']}/{match['repo']}", "commitOid": COMMIT})
         else:
             self._send_json({"error": f"not faked: POST {path}"}, status=404)
+
+    def _fails(self, path: str) -> bool:
+        """Answer with the error that requests to such a path are to get, if any."""
+        status = next((status for part, status in self.failures.items() if part in path), None)
+        if status is not None:
+            self._send_json({"error": "made to fail"}, status=status)
+        return status is not None
+
+    def _may_write(self) -> bool:
+        return self.token is None or self.headers.get("Authorization") == f"Bearer {self.token}"
 
     def _entries(self, repo: str) -> list[dict[str, Any]]:
         folder = self.root / repo
@@ -104,14 +127,27 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def fake_hub(root: Path) -> Iterator[tuple[str, list[str]]]:
+def fake_hub(
+    root: Path,
+    token: str | None = None,
+    failures: dict[str, int] | None = None,
+    created: list[dict[str, Any]] | None = None,
+) -> Iterator[tuple[str, list[str]]]:
     """Serve `root/<owner>/<name>/` as model repositories.
+
+    Args:
+        root: folder of the repositories.
+        token: the one that may write; None lets everyone.
+        failures: HTTP status that requests get whose path has a certain part; may change while the server runs.
+        created: gets the requests to create a repository.
 
     Yields:
         The address for `HF_ENDPOINT`, and the list of files fetched so far, which grows.
     """
     downloads: list[str] = []
-    handler = type("Handler", (_Handler,), {"root": root, "downloads": downloads})
+    settings = {"token": token, "failures": {} if failures is None else failures}
+    settings["created"] = [] if created is None else created
+    handler = type("Handler", (_Handler,), {"root": root, "downloads": downloads, **settings})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
