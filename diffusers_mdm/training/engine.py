@@ -2,7 +2,6 @@
 """Running a recipe: start or resume, train its stages in order, save the pipeline."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -24,8 +23,11 @@ from .history import FILE_NAME, History
 from .interruption import Interruption
 from .lora import add_lora, save_lora
 from .micro_conditioning import micro_conditioning_defaults
+from .model_card import write_model_card
 from .prior_preservation import open_subject_images, prepare_class_pictures
+from .publishing import prepare_repository, push_output
 from .recipe import Recipe
+from .recipe_writing import write_recipe
 from .run import Run, RunOptions
 from .saving import forget_origin
 from .sharding import check_supported
@@ -67,6 +69,8 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
             train_stage(run, stage, images, hooks)
     output_dir = save_pipeline(run)
     run.accelerator.end_training()
+    if run.accelerator.is_main_process:
+        push_output(run)
     return output_dir
 
 
@@ -91,6 +95,8 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         ),
     )
     check_supported(accelerator)
+    if accelerator.is_main_process:
+        options = prepare_repository(options)
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     # These draw and encode with models of their own, which have left the memory when the run's come.
@@ -108,7 +114,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         add_lora(run.unet, recipe.lora)
     if accelerator.is_main_process:
         options.output_dir.mkdir(parents=True, exist_ok=True)
-        (options.output_dir / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
+        write_recipe(recipe, options.output_dir)
         run.history = History(options.output_dir / FILE_NAME)
     return run
 
@@ -250,6 +256,7 @@ def save_pipeline(run: Run) -> Path:
                     torch.nn.Module.to(module.eval(), dtype=dtype)
             run.pipeline().save_pretrained(output_dir)
         logger.info("Saved to %s.", output_dir)
+        write_model_card(run)
     run.accelerator.wait_for_everyone()
     return output_dir
 
