@@ -3,8 +3,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,28 @@ def test_a_mistake_in_a_recipe_is_one_line_that_names_it(tmp_path):
     assert "mine.yaml" in failed.stderr
     assert "stages[0].batch_sise" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
+    script, output_dir = ROOT / "training" / "train_text_to_image_mdm.py", tmp_path / "model"
+    words = ["--recipe", ROOT / "training" / "recipes" / "tiny.yaml", "--output_dir", output_dir]
+    words += ["--lr_scheduler", "constant", "--num_train_epochs", 1000, "--max_train_samples", 64]
+    words += ["--checkpointing_steps", 3, "--report_to", "none", "--hub_token", "hf_secret"]
+    command = [sys.executable, str(script), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    until = time.monotonic() + 240
+    while not list(output_dir.glob("checkpoint-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "Stopped by SIGTERM" in printed
+    assert printed.strip().endswith(f"resume with {' '.join(command[:-2])}")
+    assert "hf_secret" not in printed + errors

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that encodes captions beforehand, and training on what it wrote."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from diffusers_mdm.training.engine import run_recipe
+from diffusers_mdm.training.fine_tuning import recipe_for_pipeline
+from diffusers_mdm.training.recipe import DataRecipe, PretrainedRecipe
+from diffusers_mdm.training.run import RunOptions
+from diffusers_mdm.training.text_embeddings import TextEmbeddings, read_index
+from tests.pipelines.tiny_pipeline import make_pipeline
+
+ROOT = Path(__file__).parents[2]
+CAPTIONS = ("a red apple", "the blue house", "a very happy dog")
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("precompute", ROOT / "training" / "precompute_text_embeddings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = {"image": [Image.new("RGB", (16, 16), "red")] * 3, "text": list(CAPTIONS)}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "train.parquet"))
+    return folder
+
+
+def flags(model_dir, data_dir, folder) -> list[str]:
+    words = ["--pretrained_model_name_or_path", model_dir, "--train_data_dir", data_dir, "--embeddings_dir", folder]
+    return list(map(str, words))
+
+
+def test_training_reads_what_it_wrote(command, model_dir, data_dir, tmp_path):
+    command.main([*flags(model_dir, data_dir, tmp_path / "features"), "--validation_prompts", "a cat", "a dog"])
+    features = TextEmbeddings(tmp_path / "features")
+    assert all(text in features for text in (*CAPTIONS, "", "a cat", "a dog"))
+    data = DataRecipe(path=str(data_dir), embeddings_dir=str(tmp_path / "features"))
+    recipe = recipe_for_pipeline(PretrainedRecipe(str(model_dir)), data, 1)
+    stage = dataclasses.replace(recipe.stages[0], batch_size=2)
+    run_recipe(dataclasses.replace(recipe, stages=(stage,)), RunOptions(output_dir=tmp_path / "model", report_to=None))
+    assert (tmp_path / "model" / "text_encoder").is_dir()
+
+
+def test_precision_length_and_files_are_as_asked(command, model_dir, data_dir, tmp_path):
+    words = ["--precision", "bf16", "--max_sequence_length", "3", "--captions_per_file", "2", "--batch_size", "1"]
+    command.main([*flags(model_dir, data_dir, tmp_path), *words])
+    index = read_index(tmp_path)
+    assert (index.dtype, index.max_sequence_length, index.is_complete) == ("bf16", 3, True)
+    assert list(index.files.values()) == [2, 2]
+
+
+def test_a_folder_of_another_precision_is_left_alone(command, model_dir, data_dir, tmp_path):
+    command.main(flags(model_dir, data_dir, tmp_path))
+    with pytest.raises(SystemExit, match="begun with dtype fp32"):
+        command.main([*flags(model_dir, data_dir, tmp_path), "--precision", "fp16"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", str(ROOT / "training/recipes/tiny.yaml")], "not trained"),
+        (["--recipe", str(ROOT / "training/recipes/imagenet_64.yaml")], "not trained"),
+        (["--train_data_dir", "somewhere"], "--pretrained_model_name_or_path"),
+    ],
+)
+def test_mistakes_are_one_line(command, words, message, tmp_path):
+    with pytest.raises(SystemExit, match=message) as ended:
+        command.main([*words, "--embeddings_dir", str(tmp_path / "features")])
+    assert "\n" not in str(ended.value)
+    assert not (tmp_path / "features").exists()
