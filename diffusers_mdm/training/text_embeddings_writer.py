@@ -142,7 +142,7 @@ def resume_index(folder: Path, identity: EmbeddingsIndex) -> EmbeddingsIndex:
     if not (folder / INDEX_NAME).exists():
         return identity
     index = read_index(folder)
-    for field in ("fingerprint", "width", "dtype", "max_sequence_length"):
+    for field in ("dtype", "width", "max_sequence_length", "fingerprint"):
         old, new = getattr(index, field), getattr(identity, field)
         if old != new:
             raise ValueError(
