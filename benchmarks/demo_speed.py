@@ -13,14 +13,14 @@ import torch
 from diffusers_mdm.demo import DEFAULT_PROMPTS, draw_pyramid, load_pipeline
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Load the model once, draw several times and print the median."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="model_cards/mdm-emoji-64")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     start = time.perf_counter()
     pipeline = load_pipeline(args.model, args.device)
     loaded = time.perf_counter() - start

@@ -8,12 +8,11 @@ ratio of their medians.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 
-import diffusers
 import torch
+from measuring import describe_machine
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
 from diffusers_mdm.models.attention import MatryoshkaAttnProcessor
@@ -64,9 +63,9 @@ def time_forward(model: NestedUNetModel, inputs: dict) -> tuple[float, torch.Ten
     return time.perf_counter() - start, prediction
 
 
-def compare(size: int, args: argparse.Namespace) -> None:
+def compare(model: NestedUNetModel, args: argparse.Namespace) -> None:
     """Alternate the two variants and print their medians and the ratio."""
-    model = build_model(size).to(args.device)
+    model = model.to(args.device)
     dtype = getattr(torch, args.dtype)
     if dtype != model.dtype:
         model = model.to(dtype)
@@ -76,7 +75,9 @@ def compare(size: int, args: argparse.Namespace) -> None:
     inputs = {
         "sample": [torch.randn(rows, 3, side, side, generator=draw).to(**place) for side in model.sample_sizes],
         "timestep": torch.full((rows,), 500, device=args.device),
-        "encoder_hidden_states": torch.randn(rows, TEXT_LENGTH, TEXT_WIDTH, generator=draw).to(**place),
+        "encoder_hidden_states": torch.randn(rows, TEXT_LENGTH, model.config.encoder_hid_dim, generator=draw).to(
+            **place
+        ),
     }
     variants = {"native": MatryoshkaAttnProcessor, "einsum": EinsumAttnProcessor}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -90,24 +91,29 @@ def compare(size: int, args: argparse.Namespace) -> None:
     native, einsum = (statistics.median(seconds[name]) for name in variants)
     difference = (predictions["native"] - predictions["einsum"]).abs().max().item()
     print(
-        f"{size} px, batch {rows}, {args.dtype}, {args.device}: native {native:.3f} s, einsum {einsum:.3f} s, "
+        f"{model.sample_sizes[-1]} px, batch {rows}, {args.dtype}, {args.device}: "
+        f"native {native:.3f} s, einsum {einsum:.3f} s, "
         f"native / einsum = {native / einsum:.3f} (medians of {args.rounds}), largest difference {difference:.1e}"
     )
 
 
-def main() -> None:
-    """Read the options and compare at every size."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], choices=[64, 256])
     parser.add_argument("--batch_size", type=int, default=2, help="2 rows are one picture with guidance")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    args = parser.parse_args()
-    print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, {platform.machine()}", end=", ")
-    print(torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compare at every size."""
+    args = parse_args(argv)
+    print(describe_machine(args.device))
     for size in args.sizes:
-        compare(size, args)
+        compare(build_model(size), args)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,11 @@ def seconds_of_imports() -> tuple[float, float, float]:
     return host, added, added_cpu
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Import several times and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     seconds_of_imports()  # fills the disk cache
     runs = [seconds_of_imports() for _ in range(args.rounds)]
     host, added, added_cpu = (statistics.median(column) for column in zip(*runs, strict=True))
