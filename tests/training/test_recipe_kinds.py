@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_run import RECIPES, learning_stage
 
+from diffusers_mdm import MDMPipeline
 from diffusers_mdm.models.nested_unet import NestedUNetModel
 from diffusers_mdm.training.batch import Batch, replace_rows_by_empty
 from diffusers_mdm.training.engine import run_recipe
@@ -43,6 +44,7 @@ def test_it_trains_without_text_and_learns_its_classes(labelled_dir, tmp_path):
     options = RunOptions(output_dir=tmp_path, report_to=None, checkpointing_steps=1, checkpoints_total_limit=None)
     run_recipe(recipe, options)
     assert not (tmp_path / "text_encoder").exists()
+    assert MDMPipeline.from_pretrained(tmp_path).text_encoder is None
     first = NestedUNetModel.from_pretrained(tmp_path / "checkpoint-1" / "unet").class_embedding.weight
     last = NestedUNetModel.from_pretrained(tmp_path / "unet").class_embedding.weight
     # With half of the classes dropped, the embedding of none, the last one, learns too.
