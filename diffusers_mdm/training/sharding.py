@@ -41,7 +41,7 @@ def check_supported(accelerator: Accelerator) -> None:
     """Refuse ways of sharding for which stages, averages and checkpoints would not be exact.
 
     Raises:
-        ValueError: for FSDP 1 and for DeepSpeed's stage 3.
+        ValueError: for FSDP 1 and for DeepSpeed.
     """
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and fsdp.fsdp_version != 2:
@@ -49,11 +49,11 @@ def check_supported(accelerator: Accelerator) -> None:
             "FSDP 1 flattens parameters, so that averages and growth cannot find them; set `fsdp_version: 2` in the "
             "accelerate config (see training/accelerate/fsdp.yaml)."
         )
-    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
-    if deepspeed is not None and deepspeed.zero_stage not in (0, 1, 2):
+    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         raise ValueError(
-            f"DeepSpeed's stage {deepspeed.zero_stage} shards parameters in a way that growth cannot follow; use "
-            "stage 2 (training/accelerate/deepspeed_zero2.yaml), or FSDP 2 to shard parameters."
+            "DeepSpeed steps inside its backward pass and keeps the optimizer's state without names, so that bad "
+            "steps could not be skipped and stages not grown; shard with FSDP 2 instead: "
+            "training/accelerate/fsdp_zero2.yaml (as ZeRO stage 2) or fsdp.yaml (as stage 3)."
         )
 
 
