@@ -2,9 +2,9 @@
 """Compare training from the inside out with training all levels from the start, at equal compute.
 
 The recipe's stages are trained as they are. Then its last stage alone is trained from scratch, for as many steps as
-cost the same number of operations (forward and backward of the U-Net; text encoder and optimizer are left out of both).
-Both runs measure the same held-out pictures with the same noise and averaged weights. Runs that were interrupted go on
-where they were.
+cost the same number of operations (forward and backward of the U-Net, without text encoder and optimizer). Both runs
+measure the same held-out pictures with the same noise and averaged weights. Runs that were interrupted go on where
+they were.
 
 python benchmarks/progressive_vs_scratch.py --output_dir runs/growth
 """

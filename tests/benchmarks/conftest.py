@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from diffusers_mdm import NestedUNetModel
+from tests.training.tiny_run import RECIPES, write_pictures
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -31,3 +33,14 @@ def tiny_model() -> NestedUNetModel:
         cross_attention_dim=12,
     )
     return model.train()
+
+
+@pytest.fixture
+def tiny_recipe_file(tmp_path_factory) -> Path:
+    """The shipped tiny recipe on twelve drawn pictures."""
+    folder = tmp_path_factory.mktemp("recipe")
+    recipe = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
+    recipe["data"]["path"] = str(write_pictures(folder / "pictures"))
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
