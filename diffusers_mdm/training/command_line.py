@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
-import psutil  # type: ignore[import-untyped]  # a requirement of accelerate
+import psutil  # type: ignore[import-untyped]
 
 _SECRETS = ("--hub_token",)
 

@@ -327,10 +327,14 @@ def load_recipe(path: str | Path) -> Recipe:
     encoder = recipe.text_encoder
     if encoder is not None and encoder.pretrained is not None:
         encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
-    pretrained = recipe.pretrained
+    pretrained, prior = recipe.pretrained, recipe.prior_preservation
     if pretrained is not None:
         pretrained = dataclasses.replace(pretrained, path=_beside(path, pretrained.path))
-    return dataclasses.replace(recipe, data=data, text_encoder=encoder, pretrained=pretrained)
+    if prior is not None:
+        prior = dataclasses.replace(prior, class_data_dir=_beside(path, prior.class_data_dir))
+    return dataclasses.replace(
+        recipe, data=data, text_encoder=encoder, pretrained=pretrained, prior_preservation=prior
+    )
 
 
 def _beside(recipe_path: Path, name: str) -> str:

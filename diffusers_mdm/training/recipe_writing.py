@@ -25,8 +25,11 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
         The file.
     """
     values = dataclasses.asdict(recipe)
-    data, encoder, pretrained = values["data"], values["text_encoder"], values["pretrained"]
-    for part, field in ((data, "path"), (data, "embeddings_dir"), (encoder, "pretrained"), (pretrained, "path")):
+    data, encoder, pretrained, prior = (
+        values[part] for part in ("data", "text_encoder", "pretrained", "prior_preservation")
+    )
+    local = ((data, "path"), (data, "embeddings_dir"), (encoder, "pretrained"), (pretrained, "path"))
+    for part, field in (*local, (prior, "class_data_dir")):
         if part is not None and part[field] is not None:
             part[field] = relative_path(part[field], folder)
     for field in ("shards", "validation_shards"):

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_run import RECIPES, tiny_recipe
 
-from diffusers_mdm.training.recipe import PretrainedRecipe, load_recipe
+from diffusers_mdm.training.recipe import PretrainedRecipe, PriorRecipe, load_recipe
 from diffusers_mdm.training.recipe_writing import as_json, write_recipe
 
 
@@ -18,9 +18,15 @@ def test_what_is_written_reads_back_as_the_same_recipe(path, tmp_path):
 def test_paths_of_this_machine_are_relative_to_the_recipe(pictures_dir, tmp_path):
     recipe = tiny_recipe(pictures_dir)
     (tmp_path / "base").mkdir()
-    recipe = dataclasses.replace(recipe, pretrained=PretrainedRecipe(str(tmp_path / "base")))
+    (tmp_path / "frogs").mkdir()
+    recipe = dataclasses.replace(
+        recipe,
+        pretrained=PretrainedRecipe(str(tmp_path / "base")),
+        prior_preservation=PriorRecipe(str(tmp_path / "frogs"), "a frog"),
+    )
     written = json.loads(write_recipe(recipe, tmp_path / "run").read_text())
     assert written["pretrained"]["path"] == "../base"
+    assert written["prior_preservation"]["class_data_dir"] == "../frogs"
     assert written["data"]["path"].startswith("../")
     assert load_recipe(tmp_path / "run" / "recipe.json") == recipe
 
