@@ -36,6 +36,50 @@ class DrawingSetupMixin:
         channels = self.unet.config.in_channels
         return [(num_images, channels, height * ratio // ratios[-1], width * ratio // ratios[-1]) for ratio in ratios]
 
+    def prepare_noise(
+        self,
+        num_images: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Sample | None = None,
+    ) -> Pyramid:
+        """Draw noise of unit variance for every opened doll, level 0 first, or take what is given.
+
+        Arguments as in `prepare_latents`.
+        """
+        if latents is None:
+            return pyramid_noise(self.level_shapes(num_images, height, width), generator, device, dtype)
+        return [level.to(device, dtype) for level in as_pyramid(latents)[0]]
+
+    def as_sample(self, noise: Pyramid) -> Sample:
+        """Make noise of unit variance the sample that the scheduler starts from.
+
+        Args:
+            noise: levels `(B, C, H_i, W_i)`, innermost first.
+
+        Returns:
+            The pyramid, or a bare tensor where one doll is opened.
+        """
+        levels = [level * self.scheduler.init_noise_sigma for level in noise]
+        return levels[0] if len(levels) == 1 else levels
+
+    def noised(self, clean: Pyramid, noise: Pyramid, timestep: torch.Tensor, *, bare: bool) -> Pyramid:
+        """Pictures as they are at a time step of the process.
+
+        Args:
+            clean: levels in [-1, 1], level 0 and those around it.
+            noise: N(0, 1), the same shapes.
+            timestep: t.
+            bare: whether the samples between the steps are a bare tensor; the scheduler is given one then.
+        """
+        # One time step of shape (1,) is what the schedulers of the host take for all rows.
+        if bare:
+            return [self.scheduler.add_noise(clean[0], noise[0], timestep.reshape(1))]
+        return self.scheduler.add_noise(clean, noise, timestep.reshape(1))
+
     def prepare_latents(
         self,
         num_images: int,
@@ -60,12 +104,7 @@ class DrawingSetupMixin:
         Returns:
             The pyramid, or a bare tensor where one doll is opened.
         """
-        if latents is None:
-            levels = pyramid_noise(self.level_shapes(num_images, height, width), generator, device, dtype)
-        else:
-            levels = [level.to(device, dtype) for level in as_pyramid(latents)[0]]
-        levels = [level * self.scheduler.init_noise_sigma for level in levels]
-        return levels[0] if len(levels) == 1 else levels
+        return self.as_sample(self.prepare_noise(num_images, height, width, dtype, device, generator, latents))
 
     def retrieve_timesteps(
         self, num_inference_steps: int | None, device: torch.device, timesteps: Sequence[int] | None = None

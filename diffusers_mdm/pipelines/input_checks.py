@@ -87,6 +87,24 @@ def _num_rows(prompt: Prompt, embeds: torch.Tensor | None) -> int:
     return len(prompt) if isinstance(prompt, list) else 1
 
 
+def check_reads_text(config: Any) -> None:
+    """Refuse a model that does not draw from texts alone.
+
+    Args:
+        config: of the model.
+    """
+    if config.cross_attention_dim is None:
+        raise ValueError(
+            "This model reads no text (`cross_attention_dim` is None), so there is no prompt that it could draw; "
+            "draw the classes of a class-conditional model with MDMClassConditionalPipeline."
+        )
+    if config.num_class_embeds is not None:
+        raise ValueError(
+            f"This model is conditioned on {config.num_class_embeds} classes besides its text, and this pipeline "
+            "takes no `class_labels`."
+        )
+
+
 def check_text_width(name: str, embeds: torch.Tensor | None, width: int | None) -> None:
     """Refuse embeddings of another text encoder than the model was made for."""
     if embeds is not None and width is not None and embeds.shape[-1] != width:
@@ -116,6 +134,37 @@ def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequenc
             f"`height` and `width` have to be positive multiples of {multiple} for pictures whose larger side is "
             f"{max(height, width)} (resolution between the levels times downsampling within the innermost one), "
             f"but are {height} and {width}."
+        )
+
+
+def check_picture_size(name: str, height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:
+    """Refuse given pictures whose size no doll has.
+
+    Args:
+        name: what the error message calls the pictures.
+        height: pixels.
+        width: pixels.
+        sides: side of every doll, innermost first.
+        multiples: for every doll, what height and width must be multiples of.
+    """
+    if max(height, width) not in sides:
+        raise ValueError(
+            f"`{name}` is {height} x {width} pixels (height x width), the size of no doll: the larger side has to be "
+            f"one of {', '.join(map(str, sides))}, the sizes of this model's dolls, innermost first. Resize it first."
+        )
+    multiple = multiples[list(sides).index(max(height, width))]
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"`{name}` is {height} x {width} pixels (height x width); both have to be multiples of {multiple} for "
+            f"pictures whose larger side is {max(height, width)}. Crop or resize it first."
+        )
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a strength outside [0, 1]."""
+    if not 0 <= strength <= 1:
+        raise ValueError(
+            f"`strength` is {strength}; expected 0 (the picture as it is) to 1 (nothing but its trace is left)."
         )
 
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from diffusers.image_processor import VaeImageProcessor
 
 from diffusers_mdm.loaders import MDMLoraLoaderMixin
 from diffusers_mdm.pipelines import input_checks as checks
-from diffusers_mdm.pipelines.conditioning import Conditioning, RowGroup, group_rows_by_text
+from diffusers_mdm.pipelines.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
 from diffusers_mdm.pipelines.denoising import DenoisingMixin, Sample
+from diffusers_mdm.pipelines.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pipelines.text_encoding import PromptEncodingMixin
 from diffusers_mdm.pyramid import as_pyramid
@@ -81,6 +83,28 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
             (folder / CUSTOM_PIPELINE_FILE).write_text(f"from {package} import {type(self).__name__}  # noqa: F401\n")
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """Make a pipeline of this class around the components of another one, which are shared, not copied.
+
+        Unlike the host's, it leaves every component in its precision unless a `dtype` is asked for.
+
+        Args:
+            pipeline: e.g. an `MDMPipeline`.
+            kwargs: as in `DiffusionPipeline.from_pipe`: components to use in place of the pipeline's own, `dtype`.
+        """
+        if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None:
+            return super().from_pipe(pipeline, **kwargs)
+        models = [part for part in {**pipeline.components, **kwargs}.values() if isinstance(part, torch.nn.Module)]
+        dtypes = [model.dtype for model in models]
+        # The host casts to one dtype: the widest one loses nothing on the way there and back.
+        widest = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+        converted = super().from_pipe(pipeline, **{**kwargs, "dtype": widest})
+        for model, dtype in zip(models, dtypes, strict=True):
+            if model.dtype != dtype:
+                model.to(dtype=dtype)
+        return converted
+
     # Checks
 
     def resolve_size(self, height: int | None, width: int | None, latents: Sample | None) -> tuple[int, int]:
@@ -98,27 +122,39 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
             return outermost.shape[-2], outermost.shape[-1]
         return self.unet.sample_sizes[-1], self.unet.sample_sizes[-1]
 
-    def check_prompts(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-    ) -> None:
-        """Refuse prompts that do not belong together or to this model. Arguments as in `encode_prompt`.
+    def check_conditions(self, inputs: ConditionInputs) -> int:
+        """Refuse prompts that do not belong together or to this model.
+
+        Args:
+            inputs: what is asked for.
+
+        Returns:
+            How many different pictures are asked for.
 
         Raises:
             ValueError: says what was wrong, what was expected and what to do.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        checks.check_prompt("prompt", prompt, prompt_embeds, prompt_attention_mask)
-        checks.check_prompt("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
-        checks.check_prompt_pair(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        checks.check_reads_text(self.unet.config)
+        return self.check_texts(inputs)
+
+    def check_texts(self, inputs: ConditionInputs) -> int:
+        """Refuse prompts that do not belong together, or embeddings of another text encoder.
+
+        Args:
+            inputs: what is asked for; labels are not looked at.
+
+        Returns:
+            How many prompts there are.
+        """
+        prompt, negative_prompt, embeds, negative_embeds, mask, negative_mask, *_ = inputs
+        checks.check_prompt("prompt", prompt, embeds, mask)
+        checks.check_prompt("negative_prompt", negative_prompt, negative_embeds, negative_mask)
+        checks.check_prompt_pair(prompt, negative_prompt, embeds, negative_embeds)
         text_width = self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
-        checks.check_text_width("prompt_embeds", prompt_embeds, text_width)
-        checks.check_text_width("negative_prompt_embeds", negative_prompt_embeds, text_width)
+        checks.check_text_width("prompt_embeds", embeds, text_width)
+        checks.check_text_width("negative_prompt_embeds", negative_embeds, text_width)
+        return self.num_prompts(prompt, embeds)
 
     def check_size_and_noise(
         self,
@@ -173,35 +209,30 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         self._interrupt = False
 
     def encode_conditioning(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        num_images_per_prompt: int = 1,
-        max_sequence_length: int = 128,
+        self, inputs: ConditionInputs, num_images: int, max_sequence_length: int = 128
     ) -> tuple[Conditioning, list[RowGroup]]:
         """Encode what is asked for, and say which rows may go through the model together.
 
-        Arguments as in `encode_prompt`.
+        Args:
+            inputs: what is asked for.
+            num_images: B; each prompt is repeated for its share of the rows.
+            max_sequence_length: longer prompts are cut, with a warning.
         """
         text = self.encode_prompt(
-            prompt,
+            inputs.prompt,
             self._execution_device,
-            num_images_per_prompt,
+            num_images // self.num_prompts(inputs.prompt, inputs.prompt_embeds),
             self.do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
+            inputs.negative_prompt,
+            inputs.prompt_embeds,
+            inputs.negative_prompt_embeds,
+            inputs.prompt_attention_mask,
+            inputs.negative_prompt_attention_mask,
             max_sequence_length,
         )
         conditioning = Conditioning(*text)
         # Pads among embeddings that are given are meant; those of our own making are not.
-        own_pads = prompt_embeds is None and negative_prompt_embeds is None
+        own_pads = inputs.prompt_embeds is None and inputs.negative_prompt_embeds is None
         own_columns = own_pads and not self.unet.config.use_cross_attention_mask
         return conditioning, group_rows_by_text(conditioning, own_columns=own_columns)
 
@@ -211,7 +242,12 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         return torch.promote_types(self.unet.dtype, torch.float32)
 
     def finish_drawing(
-        self, latents: Sample, output_type: str, output_pyramid: bool, return_dict: bool
+        self,
+        latents: Sample,
+        output_type: str,
+        output_pyramid: bool,
+        return_dict: bool,
+        known: KnownPixels | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
         """Turn the last samples into what the pipeline returns, and let offloaded models go.
 
@@ -220,9 +256,12 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
             output_type: see `postprocess`.
             output_pyramid: also return the pictures of the dolls inside.
             return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
+            known: what was given of the pictures, and comes out as it was.
         """
-        shown: Sequence[torch.Tensor] = as_pyramid(latents)[0]
-        pyramid = self.postprocess(list(shown) if output_pyramid else shown[-1], output_type)
+        levels = as_pyramid(latents)[0]
+        # What is known is listed by level, so all of them are needed to find the outermost one's.
+        shown = levels if output_pyramid or known is not None else levels[-1:]
+        pyramid = self.postprocess(shown, output_type, known)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (pyramid[-1], pyramid) if output_pyramid else (pyramid[-1],)
