@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pipelines for models of classes: labels are checked, encoded, and saved with their names."""
+
+from __future__ import annotations
+
+from diffusers_mdm.pipelines.class_labels import ClassLabelMixin, normalised_id2label
+from diffusers_mdm.pipelines.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
+from diffusers_mdm.pipelines.image_inputs import check_rows
+from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
+
+
+class ClassPipelineBase(ClassLabelMixin, MDMPipelineBase):
+    """Draws what a model's texts, classes or both ask for, whichever the model has."""
+
+    _callback_tensor_inputs = [*MDMPipelineBase._callback_tensor_inputs, "class_labels", "negative_class_labels"]
+
+    def register_labels(self, id2label: dict[int, str] | None) -> None:
+        """Note the names of the classes, so that they are saved with the pipeline.
+
+        Args:
+            id2label: names by number; None registers nothing.
+        """
+        names = normalised_id2label(id2label)
+        if names is not None:
+            self.register_to_config(id2label=names)
+
+    def check_conditions(self, inputs: ConditionInputs) -> int:
+        """Refuse prompts and labels that do not belong together or to this model.
+
+        Args:
+            inputs: what is asked for.
+
+        Returns:
+            How many different pictures are asked for.
+
+        Raises:
+            ValueError: says what was wrong, what was expected and what to do.
+            TypeError: `prompt` and `negative_prompt` are of different types.
+        """
+        config = self.unet.config
+        counts = {}
+        if config.cross_attention_dim is not None:
+            counts["prompt"] = self.check_texts(inputs)
+        elif inputs.has_text:
+            raise ValueError(
+                "This model reads no text (`cross_attention_dim` is None); pass `class_labels` instead of prompts."
+            )
+        labels, negatives = inputs.class_labels, inputs.negative_class_labels
+        if config.num_class_embeds is None and not (labels is None and negatives is None):
+            raise ValueError(
+                "This model has no classes (`num_class_embeds` is None); pass `prompt` instead of labels."
+            )
+        if config.num_class_embeds is not None:
+            if labels is None:
+                raise ValueError(
+                    f"This model draws classes: pass `class_labels`, numbers from 0 to {self.null_class - 1} or names "
+                    "of `pipeline.labels`."
+                )
+            counts["class_labels"] = len(self.resolve_class_labels(labels))
+            if negatives is not None:
+                counts["negative_class_labels"] = len(self.resolve_class_labels(negatives, "negative_class_labels"))
+                if counts["negative_class_labels"] > counts["class_labels"]:
+                    raise ValueError(
+                        f"Got {counts['negative_class_labels']} negative labels for {counts['class_labels']} labels; "
+                        "pass one for each label, one for all, or none."
+                    )
+        return check_rows(counts)
+
+    def encode_conditioning(
+        self, inputs: ConditionInputs, num_images: int, max_sequence_length: int = 128
+    ) -> tuple[Conditioning, list[RowGroup]]:
+        """Encode what is asked for, and say which rows may go through the model together.
+
+        Args:
+            inputs: what is asked for.
+            num_images: B; each prompt and each label is repeated for its share of the rows.
+            max_sequence_length: longer prompts are cut, with a warning.
+        """
+        if self.unet.config.cross_attention_dim is not None:
+            conditioning, groups = super().encode_conditioning(inputs, num_images, max_sequence_length)
+        else:
+            conditioning = Conditioning()
+            groups = group_rows_by_text(conditioning, own_columns=False)
+        if inputs.class_labels is None:
+            return conditioning, groups
+        num_labels = len(self.resolve_class_labels(inputs.class_labels))
+        labels = self.encode_class_labels(
+            inputs.class_labels, inputs.negative_class_labels, num_images // num_labels, self._execution_device
+        )
+        return conditioning._replace(class_labels=labels[0], negative_class_labels=labels[1]), groups
