@@ -19,7 +19,7 @@ from diffusers_mdm.pipelines.guidance import guide
 from diffusers_mdm.pipelines.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.pipeline_output import Images
 from diffusers_mdm.pipelines.resampling import diffuse_from
-from diffusers_mdm.pyramid import as_pyramid, pyramid_noise
+from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 
 StepCallback = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
 
@@ -149,7 +149,7 @@ class DenoisingMixin(DrawingSetupMixin):
         truth = known.clean
         if timestep is not None:
             truth = self.noised(truth, known.noise, timestep, bare=bare)
-        held = known.put_into(levels, truth)
+        held = known.put_into_samples(levels, truth)
         return held[0] if bare else held
 
     def go_back(self, latents: Sample, timestep: torch.Tensor, back_to: torch.Tensor, drawing: Drawing) -> Sample:
@@ -242,22 +242,32 @@ class DenoisingMixin(DrawingSetupMixin):
         w, rescale = self.guidance_scale, self.guidance_rescale
         return each_level(lambda level: guide(level.chunk(2)[0], level.chunk(2)[1], w, rescale), prediction)
 
-    def postprocess(self, latents: Sample, output_type: str, known: KnownPixels | None = None) -> list[Images]:
+    def postprocess(
+        self,
+        latents: Sample,
+        output_type: str,
+        known: KnownPixels | None = None,
+        refine: Callable[[Pyramid], Pyramid] | None = None,
+    ) -> list[Images]:
         """Turn the last samples into pictures, one entry a level, innermost first.
 
         Args:
-            latents: the last samples, in [-1, 1] as far as the model got there; clipped here.
+            latents: the last samples; pictures are in [-1, 1] as far as the model got there, and clipped here.
             output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the
                 samples as they are, not clipped).
             known: pixels that come out as they were given, to the last bit.
+            refine: changes the pictures of all levels, about in [-1, 1], before they are clipped.
         """
         levels = as_pyramid(latents)[0]
         if output_type == "latent":
-            return list(levels if known is None else known.put_into(levels, known.clean))
+            levels = levels if known is None else known.put_into_samples(levels, known.clean)
+            return list(levels if refine is None or self.vae is not None else refine(levels))
         processor = self.image_processor
-        tensors = [processor.postprocess(level.clamp(-1.0, 1.0), output_type="pt") for level in levels]
+        pictures = [self.decode_latents(level) for level in levels]
+        pictures = pictures if refine is None else refine(pictures)
+        tensors = [processor.postprocess(level.clamp(-1.0, 1.0), output_type="pt") for level in pictures]
         if known is not None:
-            tensors = known.put_into(tensors, known.pixels)
+            tensors = known.put_into_pictures(tensors)
         if output_type == "pt":
             return list(tensors)
         arrays = [processor.pt_to_numpy(level) for level in tensors]

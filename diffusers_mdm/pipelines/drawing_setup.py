@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pipelines.latent_space import LatentSpaceMixin
 from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 
 # A pyramid, or a bare tensor where one doll is open: what host schedulers and callbacks expect.
@@ -18,10 +18,9 @@ Sample = torch.Tensor | Pyramid
 MicroConditioning = dict[str, torch.Tensor]
 
 
-class DrawingSetupMixin:
+class DrawingSetupMixin(LatentSpaceMixin):
     """Sizes, starting noise and time steps of a drawing, as the model and the scheduler of a pipeline want them."""
 
-    unet: NestedUNetModel
     scheduler: Any
 
     def level_shapes(self, num_images: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
@@ -29,12 +28,12 @@ class DrawingSetupMixin:
 
         Args:
             num_images: B.
-            height: pixels of the outermost opened doll; see `check_inputs` for what is possible.
-            width: pixels of the outermost opened doll.
+            height: pixels of the outermost opened doll's pictures; see `check_inputs` for what is possible.
+            width: pixels of the outermost opened doll's pictures.
         """
-        ratios = self.unet.level_ratios[: self.unet.sample_sizes.index(max(height, width)) + 1]
-        channels = self.unet.config.in_channels
-        return [(num_images, channels, height * ratio // ratios[-1], width * ratio // ratios[-1]) for ratio in ratios]
+        ratios = self.unet.level_ratios[: self.picture_sides.index(max(height, width)) + 1]
+        channels, shrunk = self.unet.config.in_channels, ratios[-1] * self.vae_scale_factor
+        return [(num_images, channels, height * ratio // shrunk, width * ratio // shrunk) for ratio in ratios]
 
     def prepare_noise(
         self,
@@ -70,7 +69,7 @@ class DrawingSetupMixin:
         """Pictures as they are at a time step of the process.
 
         Args:
-            clean: levels in [-1, 1], level 0 and those around it.
+            clean: levels in [-1, 1], or of latents, level 0 and those around it.
             noise: N(0, 1), the same shapes.
             timestep: t.
             bare: whether the samples between the steps are a bare tensor; the scheduler is given one then.
@@ -79,6 +78,31 @@ class DrawingSetupMixin:
         if bare:
             return [self.scheduler.add_noise(clean[0], noise[0], timestep.reshape(1))]
         return self.scheduler.add_noise(clean, noise, timestep.reshape(1))
+
+    def noised_sample(self, clean: Pyramid, noise: Pyramid, timestep: torch.Tensor) -> Sample:
+        """Make noised pictures the sample that the scheduler goes on from; a bare tensor where one doll is opened.
+
+        Args:
+            clean: every opened level, in [-1, 1] or of latents.
+            noise: N(0, 1), the same shapes.
+            timestep: t.
+        """
+        bare = len(clean) == 1
+        noised = self.noised(clean, noise, timestep, bare=bare)
+        return noised[0] if bare else noised
+
+    def weaken(self, schedule: torch.Tensor, strength: float) -> torch.Tensor:
+        """Keep the last time steps of a schedule, and tell the scheduler where the drawing begins.
+
+        Args:
+            schedule: time steps, descending.
+            strength: which share of them to keep, rounded down; above 0 one is kept at least.
+        """
+        kept = max(int(len(schedule) * strength), 1) if strength > 0 else 0
+        skipped = len(schedule) - kept
+        if kept and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(skipped)
+        return schedule[skipped:]
 
     def prepare_latents(
         self,

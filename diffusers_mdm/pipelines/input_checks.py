@@ -160,6 +160,33 @@ def check_picture_size(name: str, height: int, width: int, sides: Sequence[int],
         )
 
 
+def check_mask_size(masks: torch.Tensor, height: int, width: int) -> None:
+    """Refuse masks `(B, 1, H, W)` of another size than the pictures."""
+    if masks.shape[-2:] != (height, width):
+        got_height, got_width = masks.shape[-2:]
+        raise ValueError(
+            f"`mask_image` is {got_height} x {got_width} pixels (height x width), but `image` is {height} x {width}; "
+            "pass a mask of the size of the pictures."
+        )
+
+
+def check_resampling(num_resampling_steps: int, jump_length: int, scheduler: Any) -> None:
+    """Refuse counts below 1, and resampling with a scheduler that cannot say how noisy its samples are.
+
+    Args:
+        num_resampling_steps: see `resampled_positions`.
+        jump_length: see `resampled_positions`.
+        scheduler: of the pipeline.
+    """
+    check_count("num_resampling_steps", num_resampling_steps)
+    check_count("jump_length", jump_length)
+    if num_resampling_steps > 1 and not hasattr(scheduler, "level_alphas_cumprod"):
+        raise ValueError(
+            f"`num_resampling_steps` is {num_resampling_steps}, but {type(scheduler).__name__} cannot go back to more "
+            "noise; use MatryoshkaScheduler, or `num_resampling_steps=1`."
+        )
+
+
 def check_strength(strength: float) -> None:
     """Refuse a strength outside [0, 1]."""
     if not 0 <= strength <= 1:

@@ -10,69 +10,87 @@ draws, and see the truth only as far as the noise of level i lets it through.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from diffusers_mdm.pyramid import Pyramid
+
+Masks = list[torch.Tensor | None]
 
 
 @dataclass
 class KnownPixels:
     """What is known of the pictures that are drawn.
 
+    Everything is listed by level, level 0 first; the outermost levels may be missing, and are drawn.
+
     Attributes:
-        pixels: known pictures `(B, C, H_i, W_i)` in [0, 1] of level 0 and those around it, innermost first; the
-            outermost ones may be missing, and are drawn.
-        drawn: for each of these levels `(B, 1, H_i, W_i)` bool, True where the model draws; None where it draws
-            nothing of the level.
-        noise: N(0, 1) `(B, C, H_i, W_i)` of these levels.
+        pixels: known pictures `(B, C, H_i, W_i)` in [0, 1].
+        clean: what the model denoises of them, `encode_pyramid(pixels)`: the same in [-1, 1], or latents.
+        noise: N(0, 1) in the shapes of `clean`.
+        drawn: for each level `(B, 1, h_i, w_i)` bool in the sizes of `clean`, True where the model draws; None where
+            it draws nothing of the level.
+        drawn_pixels: the same in the sizes of `pixels`.
     """
 
     pixels: Pyramid
-    drawn: list[torch.Tensor | None]
-    noise: Pyramid = field(default_factory=list)
+    clean: Pyramid
+    noise: Pyramid
+    drawn: Masks
+    drawn_pixels: Masks
 
     @classmethod
-    def whole(cls, pixels: Pyramid, noise: Pyramid) -> KnownPixels:
+    def whole(cls, pixels: Pyramid, clean: Pyramid, noise: Pyramid) -> KnownPixels:
         """Levels of which every pixel is known.
 
         Args:
             pixels: as the attribute.
+            clean: as the attribute.
             noise: N(0, 1) of these levels; further ones are left out.
         """
-        return cls(pixels, [None] * len(pixels), noise[: len(pixels)])
+        nothing: Masks = [None] * len(pixels)
+        return cls(pixels, clean, noise[: len(pixels)], nothing, nothing)
 
-    @property
-    def clean(self) -> Pyramid:
-        """The known pictures in [-1, 1]."""
-        return [2 * level - 1 for level in self.pixels]
+    def of_level(self, index: int) -> KnownPixels:
+        """What is known of one level only, as if it were level 0."""
+        one = slice(index, index + 1)
+        return KnownPixels(self.pixels[one], self.clean[one], self.noise[one], self.drawn[one], self.drawn_pixels[one])
 
-    def put_into(self, levels: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> Pyramid:
-        """Levels in which `truth` has replaced what is known.
+    def put_into_samples(self, levels: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> Pyramid:
+        """Samples in which `truth` has replaced what is known.
 
         Args:
-            levels: of the pictures or samples, innermost first.
-            truth: what is known, in the same units, of the first of these levels.
+            levels: of the samples, innermost first.
+            truth: `clean`, or what it is at a time step.
         """
-        replaced = [
-            known.to(level.dtype) if drawn is None else torch.where(drawn, level, known.to(level.dtype))
-            for level, known, drawn in zip(levels, truth, self.drawn, strict=False)
-        ]
-        return [*replaced, *levels[len(replaced) :]]
+        return _replaced(levels, truth, self.drawn)
+
+    def put_into_pictures(self, levels: Sequence[torch.Tensor]) -> Pyramid:
+        """Pictures in [0, 1], innermost first, in which the given pixels have replaced what was made of them."""
+        return _replaced(levels, self.pixels, self.drawn_pixels)
 
 
-def pool_mask(mask: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def _replaced(levels: Sequence[torch.Tensor], truth: Sequence[torch.Tensor], drawn: Masks) -> Pyramid:
+    """Levels in which `truth` stands wherever `drawn` is not True."""
+    replaced = [
+        known.to(level.dtype) if mask is None else torch.where(mask, level, known.to(level.dtype))
+        for level, known, mask in zip(levels, truth, drawn, strict=False)
+    ]
+    return [*replaced, *levels[len(replaced) :]]
+
+
+def pool_mask(mask: torch.Tensor, like: Sequence[torch.Tensor]) -> Masks:
     """A mask at every level: a pixel is repainted as soon as one of the picture's pixels inside it is.
 
     So no level sees anything of what is to be painted over.
 
     Args:
         mask: `(B, 1, H, W)` bool, True where to repaint.
-        shapes: `(B, C, H_i, W_i)` of every level, innermost first; H_i divides H.
+        like: levels `(B, C, H_i, W_i)`, innermost first; H_i divides H.
 
     Returns:
         `(B, 1, H_i, W_i)` bool, innermost first.
     """
     as_numbers = mask.to(torch.float32)
-    return [torch.nn.functional.adaptive_max_pool2d(as_numbers, tuple(shape[-2:])) > 0 for shape in shapes]
+    return [torch.nn.functional.adaptive_max_pool2d(as_numbers, tuple(level.shape[-2:])) > 0 for level in like]

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
 
 from diffusers_mdm.loaders import MDMLoraLoaderMixin
 from diffusers_mdm.pipelines import input_checks as checks
@@ -20,8 +21,10 @@ from diffusers_mdm.pipelines.denoising import DenoisingMixin, Sample
 from diffusers_mdm.pipelines.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pipelines.text_encoding import PromptEncodingMixin
-from diffusers_mdm.pyramid import as_pyramid
+from diffusers_mdm.pyramid import Pyramid, as_pyramid
 from diffusers_mdm.schedulers import MatryoshkaScheduler
+
+logger = logging.get_logger(__name__)
 
 # Written beside the weights, so that the host finds the class where this package was not imported before.
 CUSTOM_PIPELINE_FILE = "pipeline.py"
@@ -34,8 +37,8 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         components: the components of the task, by name.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet"
-    _optional_components: list[str] = []
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["vae"]
     _callback_tensor_inputs = [
         "latents",
         "pred_original_sample",
@@ -48,6 +51,11 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
     def __init__(self, **components: Any) -> None:
         super().__init__()
         self.register_modules(**components)
+        if components.get("vae") is not None and _clips_to_pictures(components.get("scheduler")):
+            logger.warning(
+                "The scheduler clips predicted samples to [-1, 1], but latents of unit variance reach beyond that; "
+                "build it with `clip_sample=False` for a pipeline with a `vae`."
+            )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
     # Saving, loading, converting
@@ -118,9 +126,9 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         if height is not None or width is not None:
             return height or width or 0, width or height or 0
         if latents is not None and len(latents):
-            outermost = as_pyramid(latents)[0][-1]
-            return outermost.shape[-2], outermost.shape[-1]
-        return self.unet.sample_sizes[-1], self.unet.sample_sizes[-1]
+            outermost, factor = as_pyramid(latents)[0][-1], self.vae_scale_factor
+            return outermost.shape[-2] * factor, outermost.shape[-1] * factor
+        return self.picture_sides[-1], self.picture_sides[-1]
 
     def check_conditions(self, inputs: ConditionInputs) -> int:
         """Refuse prompts that do not belong together or to this model.
@@ -178,13 +186,12 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         Raises:
             ValueError: says what was wrong, what was expected and what to do.
         """
-        multiples = [ratio * self.unet.size_multiple for ratio in self.unet.level_ratios]
-        checks.check_size(height, width, self.unet.sample_sizes, multiples)
+        checks.check_size(height, width, self.picture_sides, self.picture_multiples)
         shapes = self.level_shapes(num_images, height, width)
         if len(shapes) > 1 and not isinstance(self.scheduler, MatryoshkaScheduler):
             raise ValueError(
                 f"{type(self.scheduler).__name__} steps one tensor, but {height} x {width} pixels open {len(shapes)} "
-                f"dolls; use MatryoshkaScheduler, or draw {self.unet.sample_sizes[0]} pixels (the innermost doll)."
+                f"dolls; use MatryoshkaScheduler, or draw {self.picture_sides[0]} pixels (the innermost doll)."
             )
         if latents is not None:
             checks.check_latents(latents, shapes)
@@ -248,6 +255,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         output_pyramid: bool,
         return_dict: bool,
         known: KnownPixels | None = None,
+        refine: Callable[[Pyramid], Pyramid] | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
         """Turn the last samples into what the pipeline returns, and let offloaded models go.
 
@@ -257,12 +265,21 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
             output_pyramid: also return the pictures of the dolls inside.
             return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
             known: what was given of the pictures, and comes out as it was.
+            refine: see `postprocess`.
         """
         levels = as_pyramid(latents)[0]
-        # What is known is listed by level, so all of them are needed to find the outermost one's.
-        shown = levels if output_pyramid or known is not None else levels[-1:]
-        pyramid = self.postprocess(shown, output_type, known)
+        if not output_pyramid:
+            known = None if known is None else known.of_level(len(levels) - 1)
+            levels = levels[-1:]
+        pyramid = self.postprocess(levels, output_type, known, refine)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (pyramid[-1], pyramid) if output_pyramid else (pyramid[-1],)
         return MDMPipelineOutput(images=pyramid[-1], pyramid=pyramid if output_pyramid else None)
+
+
+def _clips_to_pictures(scheduler: Any) -> bool:
+    """Whether a scheduler cuts predicted samples to [-1, 1]."""
+    config = {} if scheduler is None else scheduler.config
+    clips = config.get("clip_sample", False) and not config.get("thresholding", False)
+    return clips and config.get("clip_sample_range", 1.0) <= 1

@@ -3,16 +3,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from diffusers import AutoencoderKL
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pipelines import input_checks as checks
 from diffusers_mdm.pipelines.class_labels import ClassLabelMixin, normalised_id2label
 from diffusers_mdm.pipelines.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
 from diffusers_mdm.pipelines.image_inputs import check_rows
 from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
+from diffusers_mdm.schedulers import MatryoshkaScheduler
 
 
 class ClassPipelineBase(ClassLabelMixin, MDMPipelineBase):
-    """Draws what a model's texts, classes or both ask for, whichever the model has."""
+    """Draws what a model's texts, classes or both ask for, whichever the model has.
+
+    Args:
+        unet: the dolls, conditioned on texts, classes or both.
+        scheduler: `MatryoshkaScheduler`, or one of the host's where a single doll is opened.
+        text_encoder: as in `MDMPipeline`; None for a model of classes.
+        tokenizer: its tokenizer.
+        vae: for a model of latents, see `MDMPipeline`.
+        id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
+    """
 
     _callback_tensor_inputs = [*MDMPipelineBase._callback_tensor_inputs, "class_labels", "negative_class_labels"]
+
+    _optional_components = ["text_encoder", "tokenizer", "vae"]
+
+    def __init__(
+        self,
+        unet: NestedUNetModel | None,
+        scheduler: MatryoshkaScheduler | KarrasDiffusionSchedulers | None,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        vae: AutoencoderKL | None = None,
+        id2label: dict[int, str] | None = None,
+    ) -> None:
+        super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)
+        self.register_labels(id2label)
 
     def register_labels(self, id2label: dict[int, str] | None) -> None:
         """Note the names of the classes, so that they are saved with the pipeline.
@@ -65,6 +97,34 @@ class ClassPipelineBase(ClassLabelMixin, MDMPipelineBase):
                         "pass one for each label, one for all, or none."
                     )
         return check_rows(counts)
+
+    def check_batch(
+        self,
+        inputs: ConditionInputs,
+        num_pictures: Mapping[str, int],
+        num_images_per_prompt: int,
+        output_type: str,
+        callback_inputs: Sequence[str] | None,
+        count_name: str = "num_images_per_prompt",
+    ) -> int:
+        """Refuse conditions and pictures that do not make one batch.
+
+        Args:
+            inputs: what is asked for.
+            num_pictures: how many pictures or masks were given, by the name of the argument.
+            num_images_per_prompt: see `__call__`.
+            output_type: see `__call__`.
+            callback_inputs: see `callback_on_step_end_tensor_inputs` of `__call__`.
+            count_name: what the error message calls `num_images_per_prompt`.
+
+        Returns:
+            B, the number of pictures to draw.
+        """
+        checks.check_choices(output_type, callback_inputs, self._callback_tensor_inputs)
+        checks.check_count(count_name, num_images_per_prompt)
+        num_conditions = self.check_conditions(inputs)
+        asked = "class_labels" if inputs.class_labels is not None else "prompt"
+        return check_rows({asked: num_conditions, **num_pictures}) * num_images_per_prompt
 
     def encode_conditioning(
         self, inputs: ConditionInputs, num_images: int, max_sequence_length: int = 128

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +29,9 @@ class MDMPipeline(MDMPipelineBase):
         tokenizer: its tokenizer.
         unet: the dolls. `height` chooses how many of them are opened.
         scheduler: `MatryoshkaScheduler`, or one of the host's where a single doll is opened.
+        vae: for a model of latents, the autoencoder whose pooled latents the dolls draw (use a scheduler with
+            `clip_sample=False`). All sizes in pixels are then those of decoded pictures; the noise and samples of
+            `latents`, callbacks and `output_type="latent"` are latents of unit variance. None for a model of pixels.
 
     Each may be None as long as nothing asks for it: with prompt embeddings no text encoder is needed, and
     `encode_prompt` needs nothing else.
@@ -39,8 +43,9 @@ class MDMPipeline(MDMPipelineBase):
         tokenizer: PreTrainedTokenizerBase | None,
         unet: NestedUNetModel | None,
         scheduler: MatryoshkaScheduler | KarrasDiffusionSchedulers | None,
+        vae: AutoencoderKL | None = None,
     ) -> None:
-        super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)
 
     def check_inputs(
         self,
