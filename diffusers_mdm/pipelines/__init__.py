@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipelines: from a prompt to pictures."""
+"""Pipelines: from prompts, classes and pictures to pictures."""
 
 from diffusers_mdm.pipelines.pipeline_mdm import MDMPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_img2img import MDMImg2ImgPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_inpaint import MDMInpaintPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_upscale import MDMUpscalePipeline
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 
-__all__ = ["MDMPipeline", "MDMPipelineOutput"]
+__all__ = [
+    "MDMClassConditionalPipeline",
+    "MDMImg2ImgPipeline",
+    "MDMInpaintPipeline",
+    "MDMPipeline",
+    "MDMPipelineOutput",
+    "MDMUpscalePipeline",
+]
