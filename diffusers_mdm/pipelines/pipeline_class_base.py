@@ -70,17 +70,17 @@ class ClassPipelineBase(ClassLabelMixin, MDMPipelineBase):
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
         config = self.unet.config
+        labels, negatives = inputs.class_labels, inputs.negative_class_labels
+        if config.num_class_embeds is None and not (labels is None and negatives is None):
+            raise ValueError(
+                "This model has no classes (`num_class_embeds` is None); pass `prompt` instead of labels."
+            )
         counts = {}
         if config.cross_attention_dim is not None:
             counts["prompt"] = self.check_texts(inputs)
         elif inputs.has_text:
             raise ValueError(
                 "This model reads no text (`cross_attention_dim` is None); pass `class_labels` instead of prompts."
-            )
-        labels, negatives = inputs.class_labels, inputs.negative_class_labels
-        if config.num_class_embeds is None and not (labels is None and negatives is None):
-            raise ValueError(
-                "This model has no classes (`num_class_embeds` is None); pass `prompt` instead of labels."
             )
         if config.num_class_embeds is not None:
             if labels is None:
