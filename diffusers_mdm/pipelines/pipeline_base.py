@@ -88,7 +88,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         if package == __name__.partition(".")[0]:
             folder = Path(save_directory)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CUSTOM_PIPELINE_FILE).write_text(f"from {package} import {type(self).__name__}  # noqa: F401\n")
+            (folder / CUSTOM_PIPELINE_FILE).write_text(_custom_pipeline_source(type(self), package))
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
@@ -283,3 +283,14 @@ def _clips_to_pictures(scheduler: Any) -> bool:
     config = {} if scheduler is None else scheduler.config
     clips = config.get("clip_sample", False) and not config.get("thresholding", False)
     return clips and config.get("clip_sample_range", 1.0) <= 1
+
+
+def _custom_pipeline_source(pipeline: type, package: str) -> str:
+    """The small file for a pipeline.
+
+    The host runs such files one after the other in the same module, and wants to find one pipeline there: so all of
+    them use the same name. What the class is for makes their lengths differ, by which Python tells them apart when
+    they were written in the same second.
+    """
+    purpose = (pipeline.__doc__ or pipeline.__name__).strip().splitlines()[0]
+    return f'"""{purpose}"""\n\nfrom {package} import {pipeline.__name__} as Pipeline  # noqa: F401\n'
