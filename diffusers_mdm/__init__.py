@@ -12,6 +12,8 @@ from .pipelines import (
     MDMPipeline,
     MDMPipelineOutput,
     MDMUpscalePipeline,
+    MDMVideoPipeline,
+    MDMVideoPipelineOutput,
 )
 from .pyramid import Pyramid, build_pyramid, pyramid_noise
 from .registration import PIPELINES, register_with_diffusers
@@ -33,6 +35,8 @@ __all__ = [
     "MDMPipeline",
     "MDMPipelineOutput",
     "MDMUpscalePipeline",
+    "MDMVideoPipeline",
+    "MDMVideoPipelineOutput",
     "MatryoshkaScheduler",
     "ModelMixin",
     "NestedUNetModel",

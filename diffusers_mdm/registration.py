@@ -25,6 +25,7 @@ from diffusers_mdm.pipelines import (
     MDMInpaintPipeline,
     MDMPipeline,
     MDMUpscalePipeline,
+    MDMVideoPipeline,
 )
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 
@@ -37,6 +38,7 @@ AUTO_TASKS = {
     "AUTO_TEXT2IMAGE_PIPELINES_MAPPING": MDMPipeline,
     "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING": MDMImg2ImgPipeline,
     "AUTO_INPAINT_PIPELINES_MAPPING": MDMInpaintPipeline,
+    "AUTO_TEXT2VIDEO_PIPELINES_MAPPING": MDMVideoPipeline,
 }
 # Tasks for which the host has no table.
 OTHER_PIPELINES = (MDMClassConditionalPipeline, MDMUpscalePipeline)

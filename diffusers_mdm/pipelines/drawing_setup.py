@@ -23,17 +23,36 @@ class DrawingSetupMixin(LatentSpaceMixin):
 
     scheduler: Any
 
-    def level_shapes(self, num_images: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
-        """Shapes `(B, C, H_i, W_i)` of the dolls that are opened for a picture of this size, innermost first.
+    def num_opened_levels(self, height: int, width: int, num_frames: int | None = None) -> int:
+        """How many dolls are opened for a picture or a clip; arguments as in `level_shapes`."""
+        sides, side = self.picture_sides, max(height, width)
+        if num_frames is None or num_frames == 1:
+            return sides.index(side) + 1
+        return list(zip(sides, self.unet.level_frames, strict=True)).index((side, num_frames)) + 1
+
+    def level_shapes(
+        self, num_images: int, height: int, width: int, num_frames: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """Shapes of the dolls that are opened for a picture or a clip, innermost first.
 
         Args:
             num_images: B.
             height: pixels of the outermost opened doll's pictures; see `check_inputs` for what is possible.
             width: pixels of the outermost opened doll's pictures.
+            num_frames: frames of its clips; None for pictures.
+
+        Returns:
+            `(B, C, H_i, W_i)`, or of clips `(B, C, F_i, H_i, W_i)`.
         """
-        ratios = self.unet.level_ratios[: self.picture_sides.index(max(height, width)) + 1]
-        channels, shrunk = self.unet.config.in_channels, ratios[-1] * self.vae_scale_factor
-        return [(num_images, channels, height * ratio // shrunk, width * ratio // shrunk) for ratio in ratios]
+        num_levels = self.num_opened_levels(height, width, num_frames)
+        ratios, frames = self.unet.level_ratios[:num_levels], self.unet.level_frames[:num_levels]
+        shrunk = ratios[-1] * self.vae_scale_factor
+        shapes: list[tuple[int, ...]] = []
+        for ratio, count in zip(ratios, frames, strict=True):
+            axis = () if num_frames is None else (1 if num_frames == 1 else count,)
+            sides = height * ratio // shrunk, width * ratio // shrunk
+            shapes.append((num_images, self.unet.config.in_channels, *axis, *sides))
+        return shapes
 
     def prepare_noise(
         self,
@@ -44,13 +63,14 @@ class DrawingSetupMixin(LatentSpaceMixin):
         device: torch.device,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Sample | None = None,
+        num_frames: int | None = None,
     ) -> Pyramid:
         """Draw noise of unit variance for every opened doll, level 0 first, or take what is given.
 
         Arguments as in `prepare_latents`.
         """
         if latents is None:
-            return pyramid_noise(self.level_shapes(num_images, height, width), generator, device, dtype)
+            return pyramid_noise(self.level_shapes(num_images, height, width, num_frames), generator, device, dtype)
         return [level.to(device, dtype) for level in as_pyramid(latents)[0]]
 
     def as_sample(self, noise: Pyramid) -> Sample:
@@ -113,6 +133,7 @@ class DrawingSetupMixin(LatentSpaceMixin):
         device: torch.device,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Sample | None = None,
+        num_frames: int | None = None,
     ) -> Sample:
         """Draw the starting noise of every opened doll, level 0 first, or take what is given.
 
@@ -124,11 +145,13 @@ class DrawingSetupMixin(LatentSpaceMixin):
             device: of the samples.
             generator: one, or one a picture; with a list a picture does not change with the batch it is drawn in.
             latents: noise of unit variance for every level, innermost first; a bare tensor where one doll is opened.
+            num_frames: frames of clips; None for pictures.
 
         Returns:
             The pyramid, or a bare tensor where one doll is opened.
         """
-        return self.as_sample(self.prepare_noise(num_images, height, width, dtype, device, generator, latents))
+        noise = self.prepare_noise(num_images, height, width, dtype, device, generator, latents, num_frames)
+        return self.as_sample(noise)
 
     def retrieve_timesteps(
         self, num_inference_steps: int | None, device: torch.device, timesteps: Sequence[int] | None = None

@@ -10,7 +10,7 @@ import torch
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Prompt = str | list[str] | None
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 
 def check_prompt(name: str, prompt: Prompt, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> None:
@@ -195,12 +195,26 @@ def check_strength(strength: float) -> None:
         )
 
 
+def check_draws_pictures(level_frames: Sequence[int]) -> None:
+    """Refuse to draw pictures with levels that have different numbers of frames.
+
+    Args:
+        level_frames: frames of the levels that would be opened, innermost first.
+    """
+    if len(set(level_frames)) > 1:
+        raise ValueError(
+            f"This is a model of clips, whose levels have {', '.join(map(str, level_frames))} frames (innermost "
+            "first): pictures cannot go through levels that resample frames. Draw clips with MDMVideoPipeline, or a "
+            "smaller picture, which opens fewer levels."
+        )
+
+
 def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], shapes: Sequence[Shape]) -> None:
     """Refuse starting noise with another number of levels, or of other shapes, than will be drawn.
 
     Args:
         latents: a pyramid, innermost first, or a bare tensor where one doll is opened.
-        shapes: the expected `(B, C, H, W)` of every level.
+        shapes: the expected `(B, C, H, W)` or `(B, C, F, H, W)` of every level.
     """
     given = [latents] if isinstance(latents, torch.Tensor) else list(latents)
     got = [tuple(level.shape) if isinstance(level, torch.Tensor) else type(level).__name__ for level in given]

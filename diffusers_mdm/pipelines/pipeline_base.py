@@ -172,6 +172,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Sample | None = None,
         micro_conditioning: Mapping[str, Any] | None = None,
+        num_frames: int | None = None,
     ) -> None:
         """Refuse a size that no doll has, or noise, generators and micro-conditions of another batch or size.
 
@@ -182,12 +183,15 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
             generator: see `prepare_latents`.
             latents: see `prepare_latents`.
             micro_conditioning: see `prepare_micro_conditioning`.
+            num_frames: of clips; None for pictures.
 
         Raises:
             ValueError: says what was wrong, what was expected and what to do.
         """
         checks.check_size(height, width, self.picture_sides, self.picture_multiples)
-        shapes = self.level_shapes(num_images, height, width)
+        shapes = self.level_shapes(num_images, height, width, num_frames)
+        if num_frames is None:
+            checks.check_draws_pictures(self.unet.level_frames[: len(shapes)])
         if len(shapes) > 1 and not isinstance(self.scheduler, MatryoshkaScheduler):
             raise ValueError(
                 f"{type(self.scheduler).__name__} steps one tensor, but {height} x {width} pixels open {len(shapes)} "
