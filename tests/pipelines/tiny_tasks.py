@@ -15,12 +15,31 @@ from diffusers_mdm import (
     MDMInpaintPipeline,
     MDMPipeline,
     MDMUpscalePipeline,
+    MDMVideoPipeline,
 )
 from tests.pipelines.tiny_pipeline import make_pipeline, make_scheduler, make_unet, seed
 
 ID2LABEL = {0: "cat, tabby", 1: "dog", 2: "red apple", 3: "house"}
 NUM_CLASSES = len(ID2LABEL) + 1
 NUM_ROWS = 3
+NUM_FRAMES = 4
+# One frame of 8 pixels, 4 frames of 8, 4 frames of 16.
+CLIPS: dict[str, Any] = {
+    "block_out_channels": ((8, 16), (32, 8, 32), (8, 32)),
+    "layers_per_block": ((1, 1), (1, 1, 1), (1, 1)),
+    "attention_layers_per_block": ((0, 1), (0, 0, 0), (0, 0)),
+    "has_mid_block": (True, False, False),
+    "has_attention_ffn": (True, False, False),
+    "norm_num_groups": (4,) * 3,
+    "normalize_input": (False, True, True),
+    "dropout": (0.0,) * 3,
+    "micro_conditioning_keys": (("scale",),) * 3,
+    "micro_conditioning_defaults": ((8.0,), (8.0,), (16.0,)),
+    "num_frames": (1, NUM_FRAMES, NUM_FRAMES),
+    "temporal_layers_per_block": (None, (1, 0, 1), (0, 1)),
+    "temporal_downsample": (False, True, False),
+    "temporal_rotary": (False, True, True),
+}
 PROMPTS = ["a red apple", "a very very long picture of the sad dog", "the cat"]
 
 
@@ -73,7 +92,8 @@ class Task:
         of_classes: whether the model is one of classes.
         of_latents: whether there is an autoencoder.
         settings: further arguments.
-        side: of the pictures drawn.
+        of_clips: whether the model is one of clips.
+        sides: of the pictures or frames of every level, innermost first.
     """
 
     pipeline: type
@@ -81,11 +101,18 @@ class Task:
     of_classes: bool = False
     of_latents: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    side: int = 16
+    of_clips: bool = False
+    sides: tuple[int, ...] = (8, 16)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is drawn for one row, as a tensor."""
+        return (*((NUM_FRAMES,) if self.of_clips else ()), 3, self.sides[-1], self.sides[-1])
 
     def make(self) -> Any:
         """Make the pipeline anew, the same each time."""
-        shape = {"in_channels": 4, "out_channels": 4} if self.of_latents else {}
+        shape: dict[str, Any] = {"in_channels": 4, "out_channels": 4} if self.of_latents else {}
+        shape |= CLIPS if self.of_clips else {}
         latent = {"vae": make_vae(), "scheduler": make_scheduler(clip_sample=False)} if self.of_latents else {}
         if self.of_classes:
             parts = {"unet": make_class_unet(**shape), "scheduler": make_scheduler(), "id2label": ID2LABEL, **latent}
@@ -115,7 +142,9 @@ class Task:
             **self.settings,
         }
         output = pipeline(**{**inputs, **settings, **changes})
-        return output.images if changes.get("return_dict", True) else output
+        if not changes.get("return_dict", True):
+            return output
+        return output.frames if self.of_clips else output.images
 
 
 _TEXT = {"prompt": PROMPTS}
@@ -138,23 +167,28 @@ _MAKERS: dict[str, Callable[[], Task]] = {
         {**_TEXT, "image": eight_bit_pictures(16), "mask_image": masks(16)},
         settings={"num_resampling_steps": 2},
     ),
-    "latent text": lambda: Task(MDMPipeline, _TEXT, of_latents=True, side=32),
-    "latent class": lambda: Task(MDMClassConditionalPipeline, _CLASS, of_classes=True, of_latents=True, side=32),
+    "video": lambda: Task(MDMVideoPipeline, _TEXT, of_clips=True, sides=(8, 8, 16)),
+    "class video": lambda: Task(MDMVideoPipeline, _CLASS, of_classes=True, of_clips=True, sides=(8, 8, 16)),
+    "latent video": lambda: Task(MDMVideoPipeline, _TEXT, of_latents=True, of_clips=True, sides=(16, 16, 32)),
+    "latent text": lambda: Task(MDMPipeline, _TEXT, of_latents=True, sides=(16, 32)),
+    "latent class": lambda: Task(
+        MDMClassConditionalPipeline, _CLASS, of_classes=True, of_latents=True, sides=(16, 32)
+    ),
     "latent upscale": lambda: Task(
         MDMUpscalePipeline,
         {**_TEXT, "image": eight_bit_pictures(16)},
         of_latents=True,
         settings={"exact_consistency": True},
-        side=32,
+        sides=(16, 32),
     ),
     "latent img2img": lambda: Task(
-        MDMImg2ImgPipeline, {**_TEXT, "image": eight_bit_pictures(32)}, of_latents=True, side=32
+        MDMImg2ImgPipeline, {**_TEXT, "image": eight_bit_pictures(32)}, of_latents=True, sides=(16, 32)
     ),
     "latent inpaint": lambda: Task(
         MDMInpaintPipeline,
         {**_TEXT, "image": eight_bit_pictures(32), "mask_image": masks(32)},
         of_latents=True,
-        side=32,
+        sides=(16, 32),
     ),
 }
 TASKS = tuple(_MAKERS)
