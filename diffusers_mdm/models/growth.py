@@ -114,7 +114,7 @@ class GrowthMixin:
                 f"Asked for the inner {num_levels} levels of a model with {len(self.levels)}; ask for 1 or more."
             )
         rows = LevelConfig.rows_from(self.config)[:num_levels]
-        inner = self.from_config({**self.config, **LevelConfig.columns_from(rows)})
+        inner = self._of_rows(rows)
         state = cast(nn.Module, self).state_dict()
         inner.load_state_dict({name: state[name] for name in inner.state_dict()})
         return self._like_self(inner)
@@ -128,7 +128,7 @@ class GrowthMixin:
             dataclasses.replace(row, share_time_embedding=False, share_blocks=False)
             for row in LevelConfig.rows_from(self.config)
         )
-        other = self.from_config({**self.config, **LevelConfig.columns_from(rows)})
+        other = self._of_rows(rows)
         other.load_state_dict(unshared_state_dict(cast(nn.Module, self)))
         return self._like_self(other)
 
@@ -139,7 +139,7 @@ class GrowthMixin:
 
     def _with_rows(self: T, rows: tuple[LevelConfig, ...], is_new: Callable[[str], bool]) -> T:
         """A model of these rows with all of this one's weights; the parameters it has besides are new ones."""
-        other = self.from_config({**self.config, **LevelConfig.columns_from(rows)})
+        other = self._of_rows(rows)
         missing, unexpected = other.load_state_dict(cast(nn.Module, self).state_dict(), strict=False)
         if unexpected or not all(is_new(name) for name in missing):
             raise ValueError(
@@ -147,6 +147,12 @@ class GrowthMixin:
                 "unfuse projections first."
             )
         return self._like_self(other)
+
+    def _of_rows(self: T, rows: tuple[LevelConfig, ...]) -> T:
+        """A new model of these rows and of this model's other settings."""
+        # The host notes there which columns were left out here, and would leave them out again.
+        settings = {name: value for name, value in self.config.items() if name != "_use_default_values"}
+        return self.from_config({**settings, **LevelConfig.columns_from(rows)})
 
     def _like_self(self: T, other: T) -> T:
         """`other` on this model's device, in its dtype and mode."""

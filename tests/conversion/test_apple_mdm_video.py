@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import yaml as yaml_text
 from recorded_models import checkpoint, config, contents
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
@@ -84,7 +85,7 @@ def test_models_of_three_levels_go_there_and_back(tmp_path, outermost):
     # One layer after each of 2 + 3 residual layers at the finest resolution, two at the next.
     assert sum(name.endswith(ROTARY_TABLE) for name in foreign) == temporal_levels * (1 * 3 + 2 * 3)
     torch.save({"state_dict": foreign}, tmp_path / "vis_model.pth")
-    (tmp_path / "config.yaml").write_text(str(yaml))
+    (tmp_path / "config.yaml").write_text(yaml_text.safe_dump(yaml))
     converted = convert_apple_checkpoint(tmp_path / "vis_model.pth", tmp_path / "config.yaml")
     assert converted.unet.level_frames == ((1, 4, 4) if outermost else (1, 4, 16))
     for name, tensor in unet.state_dict().items():
