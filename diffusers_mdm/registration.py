@@ -90,7 +90,7 @@ def _map_published_config(original_config: Mapping[str, Any], checkpoint: Mappin
     return map_single_file_config(original_config, checkpoint)
 
 
-def _register_auto_pipeline(module: ModuleType) -> None:
+def _register_auto_pipeline(module: Any) -> None:
     for table, pipeline in AUTO_TASKS.items():
         getattr(module, table)[AUTO_NAME] = pipeline
     # The host finds the model's name by the class of the pipeline that it is asked to convert, in any of its tables.

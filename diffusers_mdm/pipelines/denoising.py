@@ -6,7 +6,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -21,7 +21,7 @@ from diffusers_mdm.pipelines.pipeline_output import Images
 from diffusers_mdm.pipelines.resampling import diffuse_from
 from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 
-StepCallback = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
+StepCallback: TypeAlias = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
 
 
 def each_level(function: Callable[[torch.Tensor], torch.Tensor], sample: Sample) -> Sample:
@@ -125,7 +125,9 @@ class DenoisingMixin(DrawingSetupMixin):
                 model_input = self.scheduler.scale_model_input(latents, timestep)
                 prediction = self.predict(model_input, timestep, drawing)
                 if drawing.average is not None:
-                    prediction = project_prediction(self.scheduler, prediction, latents, timestep, drawing.average)
+                    prediction = project_prediction(
+                        self.scheduler, as_pyramid(prediction)[0], as_pyramid(latents)[0], timestep, drawing.average
+                    )
                 step_output = self.scheduler.step(prediction, timestep, latents, **drawing.step_kwargs)
                 later = schedule[reached] if reached < len(schedule) else None
                 latents = self.hold_known(step_output.prev_sample, later, drawing)

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -104,7 +104,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None:
             return super().from_pipe(pipeline, **kwargs)
         models = [part for part in {**pipeline.components, **kwargs}.values() if isinstance(part, torch.nn.Module)]
-        dtypes = [model.dtype for model in models]
+        dtypes = [cast(torch.dtype, model.dtype) for model in models]
         # The host casts to one dtype: the widest one loses nothing on the way there and back.
         widest = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
         converted = super().from_pipe(pipeline, **{**kwargs, "dtype": widest})
