@@ -50,8 +50,13 @@ def test_a_picture_does_not_depend_on_its_batch(task, pipe):
     together = task.draw(pipe, slice(None), eta=1.0)
     assert together.shape == (3, *task.shape)
     for row in range(3):
-        alone = task.draw(pipe, row, eta=1.0)
-        torch.testing.assert_close(together[row : row + 1], alone, atol=BATCH_TOLERANCE, rtol=0)
+        distance = (together[row : row + 1] - task.draw(pipe, row, eta=1.0)).abs()
+        if task.settings.get("exact_consistency"):
+            # On the grid of 8 bits a pixel may, by a rounding error, go one step up where its neighbour did before.
+            assert distance.max() <= 1 / 255 + BATCH_TOLERANCE
+            assert (distance > BATCH_TOLERANCE).float().mean() < 0.01
+        else:
+            assert distance.max() <= BATCH_TOLERANCE
 
 
 def test_seeds(task, pipe):
