@@ -5,23 +5,38 @@
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from .models import LevelConfig, NestedUNetModel, TextConditioning
-from .pipelines import MDMPipeline, MDMPipelineOutput
+from .pipelines import (
+    MDMClassConditionalPipeline,
+    MDMImg2ImgPipeline,
+    MDMInpaintPipeline,
+    MDMPipeline,
+    MDMPipelineOutput,
+    MDMUpscalePipeline,
+    MDMVideoPipeline,
+    MDMVideoPipelineOutput,
+)
 from .pyramid import Pyramid, build_pyramid, pyramid_noise
-from .registration import register_with_diffusers
+from .registration import PIPELINES, register_with_diffusers
 from .schedulers import MatryoshkaScheduler
 
 __version__ = "0.1.0"
 
 # Saved pipelines name their classes by module: the package root stays valid when code moves.
-for _saved in (NestedUNetModel, MatryoshkaScheduler, MDMPipeline):
+for _saved in (NestedUNetModel, MatryoshkaScheduler, *PIPELINES):
     _saved.__module__ = __name__
 register_with_diffusers()
 
 __all__ = [
     "DiffusionPipeline",
     "LevelConfig",
+    "MDMClassConditionalPipeline",
+    "MDMImg2ImgPipeline",
+    "MDMInpaintPipeline",
     "MDMPipeline",
     "MDMPipelineOutput",
+    "MDMUpscalePipeline",
+    "MDMVideoPipeline",
+    "MDMVideoPipelineOutput",
     "MatryoshkaScheduler",
     "ModelMixin",
     "NestedUNetModel",

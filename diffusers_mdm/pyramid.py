@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pyramid: one picture at several resolutions, innermost (smallest) first.
+"""The pyramid: one picture, or one clip, at several resolutions, innermost (smallest) first.
 
 A pyramid is a `list[Tensor]`; element i has shape `(B_i, C, H_i, W_i)` and holds D^i(x), the picture averaged down to
-level i, in [-1, 1] when clean. Batches may thin outwards (B_0 >= B_1 >= ...): the rows of level i are the first B_i
-rows of level i - 1.
+level i, in [-1, 1] when clean. For video it is `(B_i, C, F_i, H_i, W_i)`, where a level may have more frames than the
+one inside it, more pixels, or both. Batches may thin outwards (B_0 >= B_1 >= ...): the rows of level i are the first
+B_i rows of level i - 1.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,15 +40,21 @@ def check_pyramid(pyramid: Sequence[torch.Tensor], *, name: str = "sample") -> N
     levels that shrink outwards.
 
     Args:
-        pyramid: levels `(B_i, C, H_i, W_i)`, innermost first.
+        pyramid: levels `(B_i, C, H_i, W_i)`, or `(B_i, C, F_i, H_i, W_i)` all of them, innermost first.
         name: what the error message calls it.
     """
     if len(pyramid) == 0:
         raise ValueError(f"`{name}` is an empty pyramid; pass at least the innermost level.")
     for index, level in enumerate(pyramid):
-        if level.ndim != 4:
+        if level.ndim not in (4, 5):
             raise ValueError(
-                f"Level {index} of `{name}` has shape {tuple(level.shape)}; expected (batch, channels, height, width)."
+                f"Level {index} of `{name}` has shape {tuple(level.shape)}; expected (batch, channels, height, "
+                "width), or (batch, channels, frames, height, width) for video."
+            )
+        if level.ndim != pyramid[0].ndim:
+            raise ValueError(
+                f"Level {index} of `{name}` has {level.ndim} dimensions but level 0 has {pyramid[0].ndim}; in a "
+                "pyramid of clips a level of one frame is (batch, channels, 1, height, width)."
             )
     for index in range(1, len(pyramid)):
         inner, outer = pyramid[index - 1], pyramid[index]
@@ -59,48 +68,162 @@ def check_pyramid(pyramid: Sequence[torch.Tensor], *, name: str = "sample") -> N
                 f"Level {index} of `{name}` has {outer.shape[0]} rows but level {index - 1} has {inner.shape[0]}; "
                 "batches may only get smaller outwards. Is the pyramid given innermost (smallest) first?"
             )
-        if outer.shape[2] <= inner.shape[2] or outer.shape[3] <= inner.shape[3]:
+        if not _is_larger(outer.shape[2:], inner.shape[2:]):
             raise ValueError(
                 f"Level {index} of `{name}` is {tuple(outer.shape[2:])}, not larger than level {index - 1} with "
                 f"{tuple(inner.shape[2:])}; a pyramid is given innermost (smallest) first."
             )
 
 
+def _is_larger(outer: Sequence[int], inner: Sequence[int]) -> bool:
+    """Whether a level grows in both sides, or has more frames of sides that do not shrink."""
+    more_pixels = outer[-2] > inner[-2] and outer[-1] > inner[-1]
+    if len(outer) == 2:
+        return more_pixels
+    no_less = all(more >= less for more, less in zip(outer, inner, strict=True))
+    return no_less and (more_pixels or outer[0] > inner[0])
+
+
 def level_ratios(pyramid: Sequence[torch.Tensor]) -> list[float]:
-    """Side ratio r_i / r_0 of every level to the innermost one, e.g. `[1.0, 4.0, 16.0]`."""
+    """Ratio r_i / r_0 of every level to the innermost one, e.g. `[1.0, 4.0, 16.0]`.
+
+    For pictures it is the ratio of their sides. For clips it is also multiplied by the square root of the ratio of
+    their frames: the published video models tile the frames in a square, and r is the side of that (ml-mdm, Video).
+    """
+    if pyramid[0].ndim == 5:
+        inner = pyramid[0].shape
+        return [math.sqrt(level.shape[2] / inner[2]) * level.shape[-2] / inner[-2] for level in pyramid]
     return [level.shape[-2] / pyramid[0].shape[-2] for level in pyramid]
 
 
-def build_pyramid(images: torch.Tensor, sides: Sequence[int]) -> Pyramid:
-    """Average `images` down to every level (D^i of the paper, section 3.1), one pooling after the other.
+def build_pyramid(images: torch.Tensor, sides: Sequence[int], num_frames: Sequence[int] | None = None) -> Pyramid:
+    """Take `images` down to every level (D^i of the paper, section 3.1), one level after the other.
+
+    Pixels are averaged. Of frames every k-th is kept, beginning with the first (ml-mdm, Schedule / diffusion).
 
     Args:
-        images: `(B, C, H, W)`, clean pictures in [-1, 1].
+        images: `(B, C, H, W)`, or `(B, C, F, H, W)` for clips, clean, in [-1, 1].
         sides: heights of the levels, innermost first; the last one is H, and each divides the next.
+        num_frames: for clips, frames of the levels, innermost first; the last one is F, and each divides the next.
+            `None` for F frames on every level.
 
     Returns:
-        Levels `(B, C, sides[i], W * sides[i] / H)`, innermost first; the last one is `images` itself.
+        Levels `(B, C, sides[i], W * sides[i] / H)`, for clips `(B, C, num_frames[i], …)`, innermost first; the last
+        one is `images` itself.
 
     Raises:
-        ValueError: the sides do not end at H, or do not divide one another and W.
+        ValueError: the sides do not end at H, or do not divide one another and W; so for the frames; neighbouring
+            levels are equal.
     """
-    if images.ndim != 4:
-        raise ValueError(f"`images` has shape {tuple(images.shape)}; expected (batch, channels, height, width).")
+    if images.ndim not in (4, 5):
+        raise ValueError(
+            f"`images` has shape {tuple(images.shape)}; expected (batch, channels, height, width), or (batch, "
+            "channels, frames, height, width) for clips."
+        )
     if not sides or sides[-1] != images.shape[-2]:
         raise ValueError(
             f"The outermost side must be the height of the images, {images.shape[-2]}; got sides {list(sides)} "
             "(innermost first). Resize the images first."
         )
+    frames = _checked_frames(images, len(sides), num_frames)
     levels = [images]
-    for outer, inner in zip(reversed(sides), list(reversed(sides))[1:], strict=False):
-        factor, remainder = divmod(outer, inner)
-        if remainder or factor < 2 or levels[0].shape[-1] % factor:
+    for index in reversed(range(len(sides) - 1)):
+        skipped = frames[index + 1] // frames[index]
+        factor, remainder = divmod(sides[index + 1], sides[index])
+        if remainder or factor * skipped < 2 or levels[0].shape[-1] % factor:
             raise ValueError(
-                f"A level of {tuple(levels[0].shape[-2:])} cannot be averaged down to height {inner}: the ratio of "
-                f"neighbouring sides in {list(sides)} must be a whole number above 1 that also divides the width."
+                f"A level of {tuple(levels[0].shape[-2:])} cannot be averaged down to height {sides[index]}: the "
+                f"ratio of neighbouring sides in {list(sides)} must be a whole number above 1 (or 1 where frames "
+                "differ) that also divides the width."
             )
-        levels.insert(0, F.avg_pool2d(levels[0], factor))
+        levels.insert(0, _step_inwards(levels[0], factor, skipped))
     return levels
+
+
+def _step_inwards(level: torch.Tensor, factor: int, skipped: int) -> torch.Tensor:
+    """Every `skipped`-th frame, averaged over squares of side `factor`."""
+    if level.ndim == 4:
+        return F.avg_pool2d(level, factor)
+    level = level[:, :, ::skipped]
+    return F.avg_pool3d(level, (1, factor, factor)) if factor > 1 else level
+
+
+def _checked_frames(images: torch.Tensor, num_levels: int, num_frames: Sequence[int] | None) -> list[int]:
+    """Frames of every level; 1 for pictures."""
+    if images.ndim == 4:
+        if num_frames is not None and any(count != 1 for count in num_frames):
+            raise ValueError(
+                f"`num_frames` is {list(num_frames)}, but `images` has shape {tuple(images.shape)}; clips are (batch, "
+                "channels, frames, height, width)."
+            )
+        return [1] * num_levels
+    frames = [images.shape[2]] * num_levels if num_frames is None else list(num_frames)
+    divisible = all(inner > 0 and outer % inner == 0 for inner, outer in itertools.pairwise(frames))
+    if len(frames) != num_levels or frames[-1] != images.shape[2] or not divisible:
+        raise ValueError(
+            f"Clips of {images.shape[2]} frames do not fit `num_frames` = {frames}: expected {num_levels} numbers, "
+            f"innermost first, each dividing the next, the last one {images.shape[2]}. Cut the clips to length first."
+        )
+    return frames
+
+
+def stack_frames(frames: Sequence[torch.Tensor], num_frames: int) -> torch.Tensor:
+    """The first `num_frames` pictures of a clip as `(C, F, H, W)`.
+
+    Args:
+        frames: pictures `(C, H, W)` in the order they are seen.
+        num_frames: F.
+
+    Raises:
+        ValueError: the clip is shorter, or its pictures change their size.
+    """
+    if num_frames < 1 or len(frames) < num_frames:
+        raise ValueError(
+            f"The clip has {len(frames)} frames; expected {num_frames} or more, and at least 1. Leave it out, or take "
+            "its frames more densely."
+        )
+    shapes = [tuple(frame.shape) for frame in frames[:num_frames]]
+    for index, shape in enumerate(shapes):
+        if len(shape) != 3 or shape != shapes[0]:
+            raise ValueError(
+                f"Frame {index} of the clip has shape {shape}, frame 0 has {shapes[0]}; expected (channels, height, "
+                "width), the same for all. Resize and crop the frames of a clip alike."
+            )
+    return torch.stack(list(frames[:num_frames]), dim=1)
+
+
+def join_pyramids(pyramids: Sequence[Sequence[torch.Tensor]]) -> Pyramid:
+    """One batch of several: the rows of the first pyramid, then those of the next.
+
+    Each may have fewer levels than the one before it, so pictures can join clips whose inner levels are single frames:
+    a picture counts as a clip of one frame.
+
+    Args:
+        pyramids: innermost level first, each; those with the most levels come first.
+
+    Raises:
+        ValueError: none, a pyramid with more levels than the one before, or levels of different sizes.
+    """
+    if not pyramids:
+        raise ValueError("There is no pyramid to join; pass at least one.")
+    counts = [len(pyramid) for pyramid in pyramids]
+    if sorted(counts, reverse=True) != counts:
+        raise ValueError(
+            f"The pyramids have {counts} levels; those with the most levels must come first, because rows may only "
+            "get fewer outwards."
+        )
+    is_video = any(level.ndim == 5 for pyramid in pyramids for level in pyramid)
+    joined = []
+    for index in range(counts[0]):
+        levels = [pyramid[index] for pyramid in pyramids if len(pyramid) > index]
+        levels = [level.unsqueeze(2) if is_video and level.ndim == 4 else level for level in levels]
+        if len({tuple(level.shape[1:]) for level in levels}) > 1:
+            raise ValueError(
+                f"Level {index} of the pyramids has the shapes {[tuple(level.shape) for level in levels]}; only the "
+                "rows may differ. Pass what does not fit to the model in a call of its own."
+            )
+        joined.append(torch.cat(levels))
+    return joined
 
 
 def pyramid_noise(
@@ -112,7 +235,7 @@ def pyramid_noise(
     """Draw independent N(0, 1) noise for every level, the innermost first.
 
     Args:
-        shapes: `(B_i, C, H_i, W_i)` of every level, innermost first.
+        shapes: `(B_i, C, H_i, W_i)`, or `(B_i, C, F_i, H_i, W_i)`, of every level, innermost first.
         generator: one generator, or one for each row of level 0. With a list, a row's noise depends on its own
             generator alone, so a picture does not change with the batch it is drawn in.
         device: where the noise goes; it is drawn where the generator is.

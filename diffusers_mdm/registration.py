@@ -19,11 +19,30 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.models.single_file import register_checkpoint_reader
-from diffusers_mdm.pipelines import MDMPipeline
+from diffusers_mdm.pipelines import (
+    MDMClassConditionalPipeline,
+    MDMImg2ImgPipeline,
+    MDMInpaintPipeline,
+    MDMPipeline,
+    MDMUpscalePipeline,
+    MDMVideoPipeline,
+)
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 
 PACKAGE = __name__.partition(".")[0]
 AUTO_PIPELINES = "diffusers.pipelines.auto_pipeline"
+# What the host's auto pipelines know the model as.
+AUTO_NAME = "mdm"
+# The host's table for each task, and the pipeline that does it.
+AUTO_TASKS = {
+    "AUTO_TEXT2IMAGE_PIPELINES_MAPPING": MDMPipeline,
+    "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING": MDMImg2ImgPipeline,
+    "AUTO_INPAINT_PIPELINES_MAPPING": MDMInpaintPipeline,
+    "AUTO_TEXT2VIDEO_PIPELINES_MAPPING": MDMVideoPipeline,
+}
+# Tasks for which the host has no table.
+OTHER_PIPELINES = (MDMClassConditionalPipeline, MDMUpscalePipeline)
+PIPELINES = (*AUTO_TASKS.values(), *OTHER_PIPELINES)
 # What the host calls to save and load a class, by the base class that it looks up in the package root.
 LOADABLE_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 
@@ -31,13 +50,15 @@ LOADABLE_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 def register_with_diffusers() -> None:
     """Enter the classes in the host's registries. Calling it again changes nothing.
 
-    After it, `DiffusionPipeline`, `AutoPipelineForText2Image` and `AutoModel` load what this package saved,
+    After it, `DiffusionPipeline`, `AutoPipelineForText2Image`, `AutoPipelineForImage2Image`,
+    `AutoPipelineForInpainting` and `AutoModel` load what this package saved,
     `NestedUNetModel.from_single_file` reads published checkpoints, and repositories on the Hub that name this package
     are not refused.
     """
-    for registered in (NestedUNetModel, MatryoshkaScheduler, MDMPipeline):
+    for registered in (NestedUNetModel, MatryoshkaScheduler, *PIPELINES):
         setattr(diffusers, registered.__name__, registered)
-    diffusers.pipelines.MDMPipeline = MDMPipeline
+    for pipeline in PIPELINES:
+        setattr(diffusers.pipelines, pipeline.__name__, pipeline)
     LOADABLE_CLASSES[PACKAGE] = {base: ["save_pretrained", "from_pretrained"] for base in LOADABLE_BASES}
     SINGLE_FILE_LOADABLE_CLASSES[NestedUNetModel.__name__] = {
         "checkpoint_mapping_fn": _map_published_checkpoint,
@@ -69,8 +90,12 @@ def _map_published_config(original_config: Mapping[str, Any], checkpoint: Mappin
     return map_single_file_config(original_config, checkpoint)
 
 
-def _register_auto_pipeline(module: ModuleType) -> None:
-    module.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["mdm"] = MDMPipeline
+def _register_auto_pipeline(module: Any) -> None:
+    for table, pipeline in AUTO_TASKS.items():
+        getattr(module, table)[AUTO_NAME] = pipeline
+    # The host finds the model's name by the class of the pipeline that it is asked to convert, in any of its tables.
+    known = {pipeline for table in module.SUPPORTED_TASKS_MAPPINGS for pipeline in table.values()}
+    module.SUPPORTED_TASKS_MAPPINGS += [{AUTO_NAME: other} for other in OTHER_PIPELINES if other not in known]
 
 
 class _AutoPipelineFinder(importlib.abc.MetaPathFinder):

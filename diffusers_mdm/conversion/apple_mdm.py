@@ -2,8 +2,9 @@
 """Checkpoints of the published implementation (Apple's ml-mdm): its names and ours, both ways.
 
 Outer levels of some checkpoints hold weights that the published code creates but never runs (middle blocks, text
-modules, `interp_layer*`: REFERENCE "Quirks"). Our model has no place for them, so they are kept in
-`unused_apple_mdm.safetensors` beside the weights; with them the way back is exact, tensor for tensor.
+modules, `interp_layer*`: REFERENCE "Quirks"), and video levels hold constants (the frequencies of rotary positions).
+Our model has no place for either, so they are kept in `unused_apple_mdm.safetensors` beside the weights; with them the
+way back is exact, tensor for tensor.
 """
 
 from collections.abc import Mapping
@@ -17,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from ..models.nested_unet import NestedUNetModel
+from ..models.temporal import TEMPORAL_HEAD_DIM
+from ..models.weight_sharing import borrowed_names
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from .apple_mdm_config import map_apple_config, read_apple_config
-from .state_dict_table import MAX_LISTED, Row, StateDict, StateDictTable, count_levels, inner_levels
+from .apple_mdm_config import check_published_frames, map_apple_config, read_apple_config
+from .state_dict_table import INNER, MAX_LISTED, Row, StateDict, StateDictTable, count_levels, inner_levels
 from .untrusted_checkpoint import read_untrusted_checkpoint
 
 UNUSED_FILE = "unused_apple_mdm.safetensors"
@@ -35,6 +38,10 @@ ATTENTION_PLACES = [
     ("down_blocks.{i}.attn.{j}", "encoder.down_blocks.{i}.attentions.{j}"),
     ("mid_blocks.0.attn.0", "decoder.mid_block.attentions.0"),
     ("up_blocks.{i}.attn.{j}", "decoder.up_blocks.{i}.attentions.{j}"),
+]
+TEMPORAL_PLACES = [
+    ("down_blocks.{i}.t_attn.{j}", "encoder.down_blocks.{i}.temporal_attentions.{j}"),
+    ("up_blocks.{i}.t_attn.{j}", "decoder.up_blocks.{i}.temporal_attentions.{j}"),
 ]
 # (part there, parts here, is a 1x1 convolution there and a linear layer here)
 RESNET_PARTS: list[tuple[str, tuple[str, ...], bool]] = [
@@ -54,6 +61,16 @@ ATTENTION_PARTS: list[tuple[str, tuple[str, ...], bool]] = [
     ("ffn.0", ("ff.norm",), False),
     ("ffn.1", ("ff.proj_in",), True),
     ("ffn.3", ("ff.proj_out",), True),
+]
+TEMPORAL_PARTS: list[tuple[str, tuple[str, ...], bool]] = [
+    ("down_conv", ("down_conv",), False),
+    ("attn.norm", ("norm",), False),
+    ("attn.qkv", ("attn.to_q", "attn.to_k", "attn.to_v"), False),
+    ("attn.proj_out", ("attn.to_out.0",), False),
+    ("mlp.main.0", ("ff.norm",), False),
+    ("mlp.main.1", ("ff.proj_in",), False),
+    ("mlp.main.3", ("ff.proj_out",), False),
+    ("up_conv", ("up_conv",), False),
 ]
 SINGLE_ROWS = [
     Row("temb_layer1", ("embedding.time_embedding.linear_1",)),
@@ -80,6 +97,7 @@ TEXT_ROWS = [
     Row("lm_head.{i}.mlp.main.1", ("text_layers.{i}.ff.proj_in",)),
     Row("lm_head.{i}.mlp.main.3", ("text_layers.{i}.ff.proj_out",)),
 ]
+ROTARY_TABLE = ".attn.pos_emb.freqs"
 UNUSED_OF_OUTER_LEVELS = ("mid_blocks", "lm_proj", "cond_emb", "lm_head", "interp_layer1", "interp_layer2")
 
 
@@ -92,7 +110,12 @@ def _rows_at(places: list[tuple[str, str]], parts: list[tuple[str, tuple[str, ..
 
 
 TABLE = StateDictTable(
-    [*SINGLE_ROWS, *_rows_at(RESNET_PLACES, RESNET_PARTS), *_rows_at(ATTENTION_PLACES, ATTENTION_PARTS)],
+    [
+        *SINGLE_ROWS,
+        *_rows_at(RESNET_PLACES, RESNET_PARTS),
+        *_rows_at(ATTENTION_PLACES, ATTENTION_PARTS),
+        *_rows_at(TEMPORAL_PLACES, TEMPORAL_PARTS),
+    ],
     TEXT_ROWS,
     UNUSED_OF_OUTER_LEVELS,
 )
@@ -105,7 +128,7 @@ class ConvertedCheckpoint:
     Attributes:
         unet: the model, in evaluation mode.
         scheduler: the noise schedule and sampler settings it was trained with.
-        unused: tensors that the foreign code never runs, under their foreign names.
+        unused: tensors that our model has no place for, under their foreign names.
     """
 
     unet: NestedUNetModel
@@ -131,13 +154,50 @@ def convert_apple_checkpoint(
     checkpoint = read_untrusted_checkpoint(checkpoint_path)
     foreign = state_dict_of(checkpoint)
     unet_config, scheduler_config = map_apple_config(foreign, yaml, checkpoint.get("args"))
-    native, unused = TABLE.to_native(foreign)
+    native, unused = to_native_state_dict(foreign)
     unet = build_model(unet_config, native)
     scheduler = MatryoshkaScheduler(**scheduler_config)
     if num_levels is not None and num_levels != count_levels(foreign):
         inner_levels(foreign, num_levels)  # refuses impossible numbers
         unet, unused = unet.inner_model(num_levels).eval(), {}
     return ConvertedCheckpoint(unet, scheduler, unused)
+
+
+def to_native_state_dict(foreign: Mapping[str, torch.Tensor]) -> tuple[StateDict, StateDict]:
+    """Return (our state dict, what our model has no place for under its foreign names).
+
+    Raises:
+        ValueError: names or shapes that no model of the published code has, or rotary frequencies that it would not
+            have made.
+    """
+    tables = {name: tensor for name, tensor in foreign.items() if name.endswith(ROTARY_TABLE)}
+    for name, table in tables.items():
+        expected = rotary_frequencies()
+        if table.shape != expected.shape or not torch.allclose(table.float(), expected, rtol=1e-2, atol=0):
+            raise ValueError(
+                f"{name} holds other frequencies than 10000^(-2i / {TEMPORAL_HEAD_DIM}), i < {len(expected)}: this is "
+                "no checkpoint of the published code, where they are constant."
+            )
+    native, unused = TABLE.to_native({name: tensor for name, tensor in foreign.items() if name not in tables})
+    return native, {**unused, **tables}
+
+
+def rotary_frequencies() -> torch.Tensor:
+    """The constant `(16,)` that the published code stores with each temporal attention with positions."""
+    exponents = torch.arange(0, TEMPORAL_HEAD_DIM, 2).float() / TEMPORAL_HEAD_DIM
+    return 1.0 / (10000.0**exponents)
+
+
+def rotary_tables(unet: NestedUNetModel) -> StateDict:
+    """The tables of frequencies, by foreign name, that the published code would store with this model."""
+    if not any(row.temporal_rotary for row in unet.level_rows):
+        return {}
+    outermost, last = len(unet.level_rows) - 1, ".down_conv.bias"
+    return {
+        name.removesuffix(last) + ROTARY_TABLE: rotary_frequencies()
+        for name in TABLE.to_foreign(unet.state_dict())
+        if name.endswith(last) and unet.level_rows[outermost - name.count(INNER)].temporal_rotary
+    }
 
 
 def state_dict_of(checkpoint: Mapping[str, Any]) -> StateDict:
@@ -212,9 +272,11 @@ def to_apple_state_dict(native: Mapping[str, torch.Tensor], unused: Mapping[str,
 def read_converted(model_path: str | Path, variant: str | None = None) -> tuple[NestedUNetModel, StateDict]:
     """Load a local model or pipeline folder in the dtype it was saved in, with what only the foreign format has.
 
+    Layers that levels share are copied for each of them, because the published code shares none.
+
     Raises:
         FileNotFoundError: there is no such folder, or no safetensors in it.
-        ValueError: the side file is damaged.
+        ValueError: the side file is damaged, or the model has video levels of a kind that the published code lacks.
     """
     folder = Path(model_path)
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
@@ -224,9 +286,11 @@ def read_converted(model_path: str | Path, variant: str | None = None) -> tuple[
     with safe_open(weights[0], "pt") as file:
         dtype = file.get_tensor(next(iter(file.keys()))).dtype
     unet = NestedUNetModel.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True)
+    check_published_frames(unet.level_rows)
+    unet = unet.without_sharing() if borrowed_names(unet) else unet
     unused = folder / UNUSED_FILE
     try:
-        return unet, load_file(unused) if unused.is_file() else {}
+        return unet, {**rotary_tables(unet), **(load_file(unused) if unused.is_file() else {})}
     except SafetensorError as error:
         raise ValueError(f"{unused} is damaged ({error}); convert the checkpoint again.") from error
 
@@ -243,7 +307,7 @@ def map_single_file_checkpoint(
     """
     foreign = state_dict_of(checkpoint)
     num_levels = len(config["block_out_channels"])
-    native, _ = TABLE.to_native(inner_levels(foreign, min(num_levels, count_levels(foreign))))
+    native, _ = to_native_state_dict(inner_levels(foreign, min(num_levels, count_levels(foreign))))
     # diffusers would load what fits and leave the rest uninitialised.
     check_names_and_shapes(empty_model(config), native)
     return {name: tensor.contiguous() for name, tensor in native.items()}

@@ -7,7 +7,7 @@ that changes the model's output and on which they disagree is an error that name
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,10 @@ def _ints(value: Any) -> tuple[int, ...]:
     return tuple(int(item) for item in items if str(item).strip())
 
 
+def _optional_ints(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else _ints(value)
+
+
 def _number(value: Any) -> float:
     return float(value or 0)
 
@@ -167,7 +171,9 @@ def map_apple_config(
         raise ValueError("Neither a config file nor arguments in the checkpoint describe the model; give its YAML.")
     # Ignored on purpose, because the published code ignores them too: `mixed_ratio` and `multi_res_weights` at top
     # level, `initialize_inner_with_pretrained`, `masked_cross_attention` and `num_lm_head_layers` of outer levels.
-    rows = tuple(_level_row(node, is_inner=index == 0) for index, node in enumerate(reversed(nodes)))
+    rows: tuple[LevelConfig, ...] = ()
+    for node in reversed(nodes):
+        rows += (_level_row(node, rows),)
     innermost = nodes[-1]
     side = _base_side(top, rows)
     unet: dict[str, Any] = {"sample_size": side, **LevelConfig.columns_from(rows)}
@@ -181,7 +187,8 @@ def map_apple_config(
     return unet, _scheduler_config(top.child("diffusion_config").child("sampler_config"), side, len(nodes))
 
 
-def _level_row(node: _Facts, is_inner: bool) -> LevelConfig:
+def _level_row(node: _Facts, rows_inside: tuple[LevelConfig, ...]) -> LevelConfig:
+    is_inner = not rows_inside
     _refuse_unsupported(node, is_inner)
     channels = node.get("resolution_channels", _ints)
     resnet = node.child("resnet_config")
@@ -200,7 +207,75 @@ def _level_row(node: _Facts, is_inner: bool) -> LevelConfig:
         dropout=resnet.get("dropout", _number, default=0.0, compare=False),
         micro_conditioning_keys=tuple(key for key, _ in micros),
         micro_conditioning_defaults=tuple(default for _, default in micros),
+        **_frame_fields(node, rows_inside, len(channels)),
     )
+
+
+def _frame_fields(node: _Facts, rows_inside: tuple[LevelConfig, ...], num_resolutions: int) -> dict[str, Any]:
+    """What a level says about frames, as fields of its row (REFERENCE: Video)."""
+    frames_inside = rows_inside[-1].num_frames if rows_inside else 1
+    if not node.get("temporal_mode", bool, default=False):
+        if frames_inside > 1:
+            raise ValueError(
+                f"`{node.path}.temporal_mode` is false around a video level: it would take all {frames_inside} frames "
+                "for one picture. Levels around a video level need temporal_mode, and temporal_spatial_ds to add "
+                "pixels."
+            )
+        return {}
+    # The published code takes the whole ratio of the levels inside for the side of a square of frames.
+    tiles = math.prod(_grid_ratio(row) for row in rows_inside[1:]) ** 2
+    if not rows_inside or tiles != frames_inside:
+        raise ValueError(
+            f"`{node.path}.temporal_mode` is true, but the levels inside do not give it frames: of the nested levels "
+            "inside a temporal level each must be temporal, without temporal_spatial_ds, and the innermost level must "
+            "be a picture level."
+        )
+    layers = node.get("num_temporal_attention_layers", _optional_ints, default=None)
+    if node.get("temporal_spatial_ds", bool, default=False):
+        if any(layers or ()):
+            raise ValueError(
+                f"`{node.path}` has temporal_spatial_ds and temporal attention, which the published code cannot run "
+                "either."
+            )
+        return {"num_frames": frames_inside, "tiled_adapters": frames_inside > 1}
+    if num_resolutions % 2 == 0:
+        raise ValueError(
+            f"`{node.path}.resolution_channels` has {num_resolutions} entries; a level that resamples frames needs an "
+            "odd number, so that its frames fill a square, and the published code cannot run others either."
+        )
+    has_layers = layers is not None and any(layers)
+    return {
+        "num_frames": frames_inside * 2 ** (num_resolutions - 1),
+        "temporal_downsample": True,
+        "temporal_layers_per_block": layers if has_layers else None,
+        "temporal_rotary": has_layers and node.get("temporal_positional_encoding", bool, default=False),
+        "tiled_adapters": frames_inside > 1,
+    }
+
+
+def _grid_ratio(row: LevelConfig) -> int:
+    """Side of a level's picture, with frames tiled in a square, over that of the level inside."""
+    return math.isqrt(row.frame_ratio) if row.temporal_downsample else row.ratio
+
+
+def check_published_frames(rows: Sequence[LevelConfig]) -> None:
+    """Raise a ValueError if a model has levels that the published code cannot express in its config."""
+    for index, row in enumerate(rows):
+        frames_inside = rows[index - 1].num_frames if index else 1
+        tiles = math.prod(_grid_ratio(inner) for inner in rows[1:index]) ** 2
+        if index == 0 and row.num_frames > 1:
+            problem = "is the innermost and has several frames"
+        elif row.temporal_layers_per_block is not None and not row.temporal_downsample:
+            problem = "has temporal attention without temporal_downsample"
+        elif row.temporal_downsample and math.isqrt(row.frame_ratio) ** 2 != row.frame_ratio:
+            problem = f"has {row.frame_ratio} times the frames of the level inside, not a square number"
+        elif row.temporal_downsample and frames_inside != tiles:
+            problem = "resamples frames outside a level that adds pixels"
+        elif frames_inside > 1 and not row.tiled_adapters:
+            problem = "has adapters that see each frame alone"
+        else:
+            continue
+        raise ValueError(f"The published code has no such video model: level {index} {problem}.")
 
 
 def _one_each(node: _Facts, key: str, count: int) -> tuple[int, ...]:
@@ -213,11 +288,6 @@ def _one_each(node: _Facts, key: str, count: int) -> tuple[int, ...]:
 
 
 def _refuse_unsupported(node: _Facts, is_inner: bool) -> None:
-    if node.yaml.get("temporal_mode") or node.args.get("temporal_mode"):
-        raise ValueError(
-            f"`{node.path}.temporal_mode` is true: this is a video checkpoint, and those are not supported yet. "
-            "Picture checkpoints have temporal_mode false at every level."
-        )
     if is_inner and node.get("skip_cond_emb", bool, default=False):
         raise ValueError(f"`{node.path}.skip_cond_emb` is true on the innermost level, which alone reads the text.")
     if not is_inner and node.get("skip_inner_unet_input", bool, default=False):
@@ -225,12 +295,12 @@ def _refuse_unsupported(node: _Facts, is_inner: bool) -> None:
 
 
 def _base_side(top: _Facts, rows: tuple[LevelConfig, ...]) -> int:
-    """Side of level 0: that of the picture divided by the ratio of every outer level."""
+    """Side of level 0: that of the picture, or of the square of frames, divided by the ratio of every outer level."""
     side = top.get("sample_image_size", _optional_int, default=None, compare=False)
     side = side or top.child("reader_config").get("image_size", _optional_int, default=None, compare=False)
     if side is None:
         raise ValueError("Neither `sample_image_size` nor `reader_config.image_size` says how large pictures are.")
-    ratio = math.prod(row.ratio for row in rows[1:])
+    ratio = math.prod(_grid_ratio(row) for row in rows[1:])
     if side % ratio:
         raise ValueError(f"`sample_image_size` is {side}, which the ratio {ratio} of its levels does not divide.")
     return side // ratio

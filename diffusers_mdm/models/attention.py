@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import nn
 
 from .text_conditioning import TextConditioning
@@ -31,22 +32,31 @@ class MatryoshkaAttnProcessor:
         hidden_states: torch.Tensor,
         text: TextConditioning | None = None,
         attention_mask: torch.Tensor | None = None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Attend.
 
         Args:
             attn: the layer whose projections are used.
             hidden_states: `(B, N, C)`, normalised tokens.
-            text: what to attend to besides; `None` for self-attention alone.
+            text: what to attend to besides; `None` for self-attention alone. It may have B / F rows, each for the F
+                rows of a clip's frames.
             attention_mask: `(B, N)`, True for the own tokens to look at; `None` for all.
+            rotary: cosines and sines `(N, C / heads)` of the tokens' positions, by which neighbouring pairs of
+                channels of query and key are rotated; `None` for no positions.
 
         Returns:
             `(B, N, C)`, projected out.
         """
         query, key, value = (attn.split_heads(states) for states in attn.project(hidden_states))
+        if rotary is not None:
+            query, key = (apply_rotary_emb(states, rotary, sequence_dim=1) for states in (query, key))
         attended = self.dispatch(query, key, value, attention_mask)
         if text is not None and attn.add_k_proj is not None:
-            attended = attended + self.dispatch(query, *attn.text_key_value(text), text.attention_mask)
+            key, value = attn.text_key_value(text)
+            # All frames of a clip ask together, so that its text need not be copied for each of them.
+            together = query.reshape(key.shape[0], -1, *query.shape[2:])
+            attended = attended + self.dispatch(together, key, value, text.attention_mask).reshape(query.shape)
         return attn.to_out[1](attn.to_out[0](attended.flatten(2)))
 
     def dispatch(
@@ -119,9 +129,10 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         hidden_states: torch.Tensor,
         text: TextConditioning | None = None,
         attention_mask: torch.Tensor | None = None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """`(B, N, C)` → `(B, N, C)`; arguments as in `MatryoshkaAttnProcessor`."""
-        return self.processor(self, hidden_states, text, attention_mask)
+        return self.processor(self, hidden_states, text, attention_mask, rotary)
 
     def project(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Query, key and value, each `(B, N, C)`."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -14,8 +14,11 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from .attention import SpatialAttention, zero_
+from .frames import repeat_for_frames
 from .level_config import LevelConfig
+from .temporal import FrameDownsample, FrameUpsample, TemporalAttention
 from .text_conditioning import TextConditioning
+from .weight_sharing import LayerBorrower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,8 @@ class BlockSettings:
         attention_norm_num_groups: of the group norms in attention.
         has_attention_ffn: feed-forward part after each attention.
         text_dim: width of the text, or `None`.
+        has_temporal_rotary: rotary positions in the temporal attention.
+        temporal_downsample: resample frames instead of pixels.
     """
 
     time_embed_dim: int
@@ -41,6 +46,8 @@ class BlockSettings:
     attention_norm_num_groups: int
     has_attention_ffn: bool
     text_dim: int | None
+    has_temporal_rotary: bool = False
+    temporal_downsample: bool = False
 
     @classmethod
     def of_level(
@@ -63,6 +70,8 @@ class BlockSettings:
             attention_norm_num_groups=attention_norm_num_groups,
             has_attention_ffn=row.has_attention_ffn,
             text_dim=text_dim,
+            has_temporal_rotary=row.temporal_rotary,
+            temporal_downsample=row.temporal_downsample,
         )
 
     def resnet(self, in_channels: int, out_channels: int) -> ResnetBlock2D:
@@ -89,40 +98,108 @@ class BlockSettings:
             self.has_attention_ffn,
         )
 
+    def temporal_attention(self, channels: int) -> TemporalAttention:
+        """An attention layer among frames."""
+        return TemporalAttention(channels, self.norm_eps, self.has_temporal_rotary)
 
-class ResolutionBlock(nn.Module):
-    """Residual layers of one resolution with `num_attentions` attention layers after each.
+    def downsampler(self, channels: int) -> nn.Module:
+        """Half the pixels of each side, or half the frames."""
+        if self.temporal_downsample:
+            return FrameDownsample(channels)
+        # name="op" registers the convolution once; the default registers it under two names.
+        return Downsample2D(channels, use_conv=True, name="op")
+
+    def upsampler(self, channels: int) -> nn.Module:
+        """Twice the pixels of each side, or twice the frames."""
+        return FrameUpsample(channels) if self.temporal_downsample else Upsample2D(channels, use_conv=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockAttentions:
+    """Attention layers after each residual layer of a block.
+
+    Args:
+        spatial: among the pixels of a frame, and to the text.
+        temporal: among the frames, after the spatial ones.
+    """
+
+    spatial: int
+    temporal: int = 0
+
+    @classmethod
+    def at_resolution(cls, row: LevelConfig, index: int) -> BlockAttentions:
+        """What a level has at one of its resolutions."""
+        temporal = row.temporal_layers_per_block
+        return cls(row.attention_layers_per_block[index], temporal[index] if temporal else 0)
+
+
+class ResolutionBlock(LayerBorrower):
+    """Residual layers of one resolution with attention layers after each.
+
+    Feature maps of clips have frames as rows: where `(B, C, H, W)` is written, B is the number of samples times their
+    frames.
 
     Args:
         settings: shared by the level.
         in_channels: of each residual layer, in order.
         out_channels: of the block.
-        num_attentions: attention layers after each residual layer.
+        attentions: how many attention layers follow each residual layer.
     """
 
     def __init__(
-        self, settings: BlockSettings, in_channels: list[int], out_channels: int, num_attentions: int
+        self, settings: BlockSettings, in_channels: list[int], out_channels: int, attentions: BlockAttentions
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
-        self.num_attentions = num_attentions
+        self.num_attentions = attentions.spatial
+        self.num_temporal_attentions = attentions.temporal
+        self.temporal_downsample = settings.temporal_downsample
         self.resnets = nn.ModuleList([settings.resnet(channels, out_channels) for channels in in_channels])
         self.attentions = nn.ModuleList(
-            [settings.attention(out_channels) for _ in range(num_attentions * len(in_channels))]
+            [settings.attention(out_channels) for _ in range(attentions.spatial * len(in_channels))]
+        )
+        self.temporal_attentions = nn.ModuleList(
+            [settings.temporal_attention(out_channels) for _ in range(attentions.temporal * len(in_channels))]
         )
 
-    resnets: nn.ModuleList
-    attentions: nn.ModuleList
     _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     def run_layers(
-        self, index: int, hidden_states: torch.Tensor, embedding: torch.Tensor, text: TextConditioning | None
+        self,
+        index: int,
+        hidden_states: torch.Tensor,
+        embedding: torch.Tensor,
+        text: TextConditioning | None,
+        num_frames: int,
     ) -> torch.Tensor:
-        """Residual layer `index` and the attention layers that follow it."""
-        hidden_states = self.run(self.resnets[index], hidden_states, embedding)
-        for attention in self.attentions[index * self.num_attentions : (index + 1) * self.num_attentions]:
-            hidden_states = self.run(attention, hidden_states, text)
+        """Residual layer `index` and the attention layers that follow it; `embedding` has a row for each frame."""
+        hidden_states = self.run(self.layer("resnets", index), hidden_states, embedding)
+        count = self.num_attentions
+        for position in range(index * count, (index + 1) * count):
+            hidden_states = self.run(self.layer("attentions", position), hidden_states, text)
+        count = self.num_temporal_attentions
+        for position in range(index * count, (index + 1) * count):
+            hidden_states = self.run(self.layer("temporal_attentions", position), hidden_states, num_frames)
         return hidden_states
+
+    def layers_by_place(self) -> Iterator[tuple[tuple[str, int, int], tuple[str, int]]]:
+        """For each layer (list, which residual layer it follows, how many of its kind lie between them) and (list,
+        position there); the first is the same in a block with more or fewer attention layers.
+        """
+        per_resnet = {"resnets": 1, "attentions": self.num_attentions}
+        per_resnet["temporal_attentions"] = self.num_temporal_attentions
+        for kind, count in per_resnet.items():
+            for index in range(len(self.resnets)):
+                for step in range(count):
+                    yield (kind, index, step), (kind, index * count + step)
+        for kind in ("downsamplers", "upsamplers"):
+            if getattr(self, kind, None) is not None:
+                yield (kind, 0, 0), (kind, 0)
+
+    def resample(self, kind: str, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Change the resolution at the end of the block."""
+        layer = self.layer(kind, 0)
+        return layer(hidden_states, num_frames) if self.temporal_downsample else layer(hidden_states)
 
     def run(self, layer: nn.Module, hidden_states: torch.Tensor, condition: object) -> torch.Tensor:
         """Call a layer, recomputing it in the backward pass when gradient checkpointing is on."""
@@ -131,22 +208,24 @@ class ResolutionBlock(nn.Module):
         return layer(hidden_states, condition)
 
     def zero_init_(self) -> None:
-        """Zero the last layer of every residual branch."""
+        """Zero the last layer of every residual branch; shared layers are left to the level they belong to."""
         for resnet in self.resnets:
-            zero_(cast(ResnetBlock2D, resnet).conv2)
-        for attention in self.attentions:
-            cast(SpatialAttention, attention).zero_init_()
+            if resnet is not None:
+                zero_(cast(ResnetBlock2D, resnet).conv2)
+        for attention in (*self.attentions, *self.temporal_attentions):
+            if attention is not None:
+                cast("SpatialAttention | TemporalAttention", attention).zero_init_()
 
 
 class DownBlock(ResolutionBlock):
-    """On the way down: `num_layers` residual layers, then half the resolution if `downsample`.
+    """On the way down: `num_layers` residual layers, then half the pixels of each side (or frames) if `downsample`.
 
     Args:
         settings: shared by the level.
         in_channels: of the input.
         out_channels: of the output.
         num_layers: residual layers.
-        num_attentions: attention layers after each.
+        attentions: attention layers after each.
         downsample: end with a stride-2 convolution.
     """
 
@@ -156,38 +235,40 @@ class DownBlock(ResolutionBlock):
         in_channels: int,
         out_channels: int,
         num_layers: int,
-        num_attentions: int,
+        attentions: BlockAttentions,
         downsample: bool,
     ) -> None:
-        super().__init__(settings, [in_channels] + [out_channels] * (num_layers - 1), out_channels, num_attentions)
-        # name="op" registers the convolution once; the default registers it under two names.
-        self.downsamplers = (
-            nn.ModuleList([Downsample2D(out_channels, use_conv=True, name="op")]) if downsample else None
-        )
+        super().__init__(settings, [in_channels] + [out_channels] * (num_layers - 1), out_channels, attentions)
+        self.downsamplers = nn.ModuleList([settings.downsampler(out_channels)]) if downsample else None
 
     def forward(
-        self, hidden_states: torch.Tensor, embedding: torch.Tensor, text: TextConditioning | None = None
+        self,
+        hidden_states: torch.Tensor,
+        embedding: torch.Tensor,
+        text: TextConditioning | None = None,
+        num_frames: int = 1,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """`(B, C, H, W)` → the output and the skips, one after each residual layer and one after resampling."""
+        embedding = repeat_for_frames(embedding, num_frames)
         skips: list[torch.Tensor] = []
         for index in range(len(self.resnets)):
-            hidden_states = self.run_layers(index, hidden_states, embedding, text)
+            hidden_states = self.run_layers(index, hidden_states, embedding, text, num_frames)
             skips.append(hidden_states)
         if self.downsamplers is not None:
-            hidden_states = self.downsamplers[0](hidden_states)
+            hidden_states = self.resample("downsamplers", hidden_states, num_frames)
             skips.append(hidden_states)
         return hidden_states, tuple(skips)
 
 
 class UpBlock(ResolutionBlock):
-    """On the way up: one residual layer for each skip, then twice the resolution if `upsample`.
+    """On the way up: one residual layer for each skip, then twice the pixels of each side (or frames) if `upsample`.
 
     Args:
         settings: shared by the level.
         in_channels: of the input.
         skip_channels: of the skips in the order they are used.
         out_channels: of the output.
-        num_attentions: attention layers after each residual layer.
+        attentions: attention layers after each residual layer.
         upsample: end with nearest-neighbour x2 and a convolution.
     """
 
@@ -197,13 +278,13 @@ class UpBlock(ResolutionBlock):
         in_channels: int,
         skip_channels: list[int],
         out_channels: int,
-        num_attentions: int,
+        attentions: BlockAttentions,
         upsample: bool,
     ) -> None:
         inputs = [in_channels] + [out_channels] * (len(skip_channels) - 1)
         joined = [channels + skip for channels, skip in zip(inputs, skip_channels, strict=True)]
-        super().__init__(settings, joined, out_channels, num_attentions)
-        self.upsamplers = nn.ModuleList([Upsample2D(out_channels, use_conv=True)]) if upsample else None
+        super().__init__(settings, joined, out_channels, attentions)
+        self.upsamplers = nn.ModuleList([settings.upsampler(out_channels)]) if upsample else None
 
     def forward(
         self,
@@ -211,13 +292,15 @@ class UpBlock(ResolutionBlock):
         skips: tuple[torch.Tensor, ...],
         embedding: torch.Tensor,
         text: TextConditioning | None = None,
+        num_frames: int = 1,
     ) -> torch.Tensor:
-        """`(B, C, H, W)` and the skips in the order they are used → `(B, out_channels, H', W')`."""
+        """`(B, C, H, W)` and the skips in the order they are used → `(B', out_channels, H', W')`."""
+        embedding = repeat_for_frames(embedding, num_frames)
         for index, skip in enumerate(skips):
             joined = torch.cat([hidden_states, skip], dim=1)
-            hidden_states = self.run_layers(index, joined, embedding, text)
+            hidden_states = self.run_layers(index, joined, embedding, text, num_frames)
         if self.upsamplers is not None:
-            hidden_states = self.upsamplers[0](hidden_states)
+            hidden_states = self.resample("upsamplers", hidden_states, num_frames)
         return hidden_states
 
 
@@ -225,13 +308,18 @@ class MidBlock(ResolutionBlock):
     """Residual layer, attention, residual layer at the coarsest resolution of level 0."""
 
     def __init__(self, settings: BlockSettings, channels: int) -> None:
-        super().__init__(settings, [channels, channels], channels, 0)
+        super().__init__(settings, [channels, channels], channels, BlockAttentions(0))
         self.attentions = nn.ModuleList([settings.attention(channels)])
 
     def forward(
-        self, hidden_states: torch.Tensor, embedding: torch.Tensor, text: TextConditioning | None = None
+        self,
+        hidden_states: torch.Tensor,
+        embedding: torch.Tensor,
+        text: TextConditioning | None = None,
+        num_frames: int = 1,
     ) -> torch.Tensor:
         """`(B, C, H, W)` → `(B, C, H, W)`."""
-        hidden_states = self.run(self.resnets[0], hidden_states, embedding)
-        hidden_states = self.run(self.attentions[0], hidden_states, text)
-        return self.run(self.resnets[1], hidden_states, embedding)
+        embedding = repeat_for_frames(embedding, num_frames)
+        hidden_states = self.run(self.layer("resnets", 0), hidden_states, embedding)
+        hidden_states = self.run(self.layer("attentions", 0), hidden_states, text)
+        return self.run(self.layer("resnets", 1), hidden_states, embedding)

@@ -10,6 +10,7 @@ from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embeddin
 from torch import nn
 
 from .level_config import LevelConfig
+from .weight_sharing import LayerBorrower
 
 # A micro-condition other than "scale" lies in [0, 1] and is stretched to the range of the time (ml-mdm).
 _MICRO_CONDITIONING_STRETCH = 1000
@@ -20,8 +21,8 @@ def sinusoids(values: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tenso
     return get_timestep_embedding(values, dim, flip_sin_to_cos=False, downscale_freq_shift=0).to(dtype)
 
 
-class LevelEmbedding(nn.Module):
-    """Time and micro-conditioning of one level, each with its own weights.
+class LevelEmbedding(LayerBorrower):
+    """Time and micro-conditioning of one level, each with its own weights unless they are shared.
 
     Args:
         row: the level.
@@ -50,17 +51,25 @@ class LevelEmbedding(nn.Module):
         Returns:
             `(B, D)`.
         """
-        dtype = self.time_embedding.linear_1.weight.dtype if pooled is None else pooled.dtype
-        embedding = self.time_embedding(sinusoids(timestep, self.sinusoid_dim, dtype))
+        embed_time = self.layer("time_embedding")
+        dtype = embed_time.linear_1.weight.dtype if pooled is None else pooled.dtype
+        embedding = embed_time(sinusoids(timestep, self.sinusoid_dim, dtype))
         if pooled is not None:
             embedding = embedding + pooled
-        for key, embed in self.micro_embeddings.items():
-            default = self.defaults[key]
+        for key, default in self.defaults.items():
             value = micro_conditioning.get(key)
             value = torch.full_like(timestep, default, dtype=torch.float32) if value is None else value.float()
             if key == "scale":
                 value = (value / default).clamp(max=1.0) * default
             else:
                 value = _MICRO_CONDITIONING_STRETCH * value
+            embed = self.layer("micro_embeddings", key)
             embedding = embedding + embed(sinusoids(value, self.sinusoid_dim, dtype))
         return embedding
+
+    def share_with(self, inner: LevelEmbedding) -> None:
+        """Run the layers of another level's embedding; this level's default values stay."""
+        self.borrow(inner.layer("time_embedding"), "time_embedding")
+        for key in self.defaults:
+            if key in inner.defaults:
+                self.borrow(inner.layer("micro_embeddings", key), "micro_embeddings", key)

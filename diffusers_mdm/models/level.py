@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import zero_
-from .blocks import BlockSettings, DownBlock, MidBlock, UpBlock
+from .blocks import BlockAttentions, BlockSettings, DownBlock, MidBlock, UpBlock
 from .embeddings import LevelEmbedding
+from .frames import on_tiled_frames
 from .level_config import LevelConfig
 from .text_conditioning import TextConditioning
+from .weight_sharing import share_layers
 
 # Keeps a constant input from becoming NaN; noise never comes near it.
 _SMALLEST_STD = 1e-6
@@ -22,6 +24,9 @@ _SMALLEST_STD = 1e-6
 
 class LevelEncoder(nn.Module):
     """Way down of a level: from its pixels to its coarsest features, and to the level inside.
+
+    Frames of clips are rows, here and in `LevelDecoder`: where `(B, C, H, W)` is written, B is the number of samples
+    times their frames. Embedding and text have a row for each sample.
 
     Args:
         row: the level.
@@ -36,6 +41,8 @@ class LevelEncoder(nn.Module):
         super().__init__()
         channels = row.block_out_channels
         self.normalize_input = row.normalize_input
+        self.tiled_adapters = row.tiled_adapters
+        self.frame_ratio = row.frame_ratio
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         last = len(channels) - 1
         self.down_blocks = nn.ModuleList(
@@ -45,7 +52,7 @@ class LevelEncoder(nn.Module):
                     channels[max(index - 1, 0)],
                     channels[index],
                     row.layers_per_block[index],
-                    row.attention_layers_per_block[index],
+                    BlockAttentions.at_resolution(row, index),
                     downsample=index < last,
                 )
                 for index in range(len(channels))
@@ -59,14 +66,16 @@ class LevelEncoder(nn.Module):
         features: torch.Tensor | None,
         embedding: torch.Tensor,
         text: TextConditioning | None,
+        num_frames: int = 1,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
         """Encode.
 
         Args:
             sample: `(B, in_channels, H, W)`, noisy.
             features: `(B', C_0, H, W)` with B' <= B from the level outside, or `None`; missing rows count as zero.
-            embedding: `(B, D)`.
-            text: the prompt, B rows.
+            embedding: of time and conditions.
+            text: the prompt.
+            num_frames: of each sample.
 
         Returns:
             coarsest features, skips in the order they were made, features for the level inside.
@@ -79,10 +88,19 @@ class LevelEncoder(nn.Module):
             num_missing = hidden_states.shape[0] - features.shape[0]
             hidden_states = hidden_states + F.pad(features, (0, 0, 0, 0, 0, 0, 0, num_missing))
         skips: tuple[torch.Tensor, ...] = (hidden_states,)
-        for block in self.down_blocks:
-            hidden_states, block_skips = block(hidden_states, embedding, text)
+        for index, block in enumerate(self.down_blocks):
+            frames_here = num_frames >> index if self.frame_ratio > 1 else num_frames
+            hidden_states, block_skips = block(hidden_states, embedding, text, frames_here)
             skips += block_skips
-        return hidden_states, skips, None if self.in_adapter is None else self.in_adapter(hidden_states)
+        return hidden_states, skips, self.towards_inner(hidden_states, num_frames // self.frame_ratio)
+
+    def towards_inner(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor | None:
+        """Features for the level inside, which has `num_frames` frames."""
+        if self.in_adapter is None:
+            return None
+        if self.tiled_adapters:
+            return on_tiled_frames(self.in_adapter, hidden_states, num_frames)
+        return self.in_adapter(hidden_states)
 
 
 class LevelDecoder(nn.Module):
@@ -100,6 +118,8 @@ class LevelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = row.block_out_channels
+        self.tiled_adapters = row.tiled_adapters
+        self.frame_ratio = row.frame_ratio
         self.out_adapter = nn.Conv2d(inner_channels, channels[-1], 3, padding=1) if inner_channels else None
         self.mid_block = MidBlock(settings, channels[-1]) if row.has_mid_block else None
         self.up_blocks = nn.ModuleList()
@@ -113,7 +133,7 @@ class LevelDecoder(nn.Module):
                     before,
                     skip_channels,
                     channels[index],
-                    row.attention_layers_per_block[index],
+                    BlockAttentions.at_resolution(row, index),
                     upsample=index > 0,
                 )
             )
@@ -127,6 +147,7 @@ class LevelDecoder(nn.Module):
         inner_features: torch.Tensor | None,
         embedding: torch.Tensor,
         text: TextConditioning | None,
+        num_frames: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode.
 
@@ -134,22 +155,32 @@ class LevelDecoder(nn.Module):
             hidden_states: `(B, C_last, h, w)`, the encoder's coarsest features.
             skips: of the encoder, in the order they were made.
             inner_features: `(B', c_0, h, w)` with B' >= B of the level inside, or `None` for level 0.
-            embedding: `(B, D)`.
-            text: the prompt, B rows.
+            embedding: of time and conditions.
+            text: the prompt.
+            num_frames: of each sample of the prediction.
 
         Returns:
             prediction `(B, out_channels, H, W)` and the features it was made of `(B, C_0, H, W)`.
         """
-        if inner_features is not None and self.out_adapter is not None:
-            hidden_states = hidden_states + self.out_adapter(inner_features[: hidden_states.shape[0]])
+        frames_here = num_frames // self.frame_ratio
+        if inner_features is not None:
+            inner_features = inner_features[: hidden_states.shape[0]]
+            hidden_states = hidden_states + self.from_inner(inner_features, frames_here)
         if self.mid_block is not None:
-            hidden_states = self.mid_block(hidden_states, embedding, text)
+            hidden_states = self.mid_block(hidden_states, embedding, text, frames_here)
         remaining = skips
-        for block in self.up_blocks:
+        for index, block in enumerate(self.up_blocks):
             num_layers = len(cast(UpBlock, block).resnets)
-            hidden_states = block(hidden_states, remaining[: -num_layers - 1 : -1], embedding, text)
+            steps = index if self.frame_ratio > 1 else 0
+            used = remaining[: -num_layers - 1 : -1]
+            hidden_states = block(hidden_states, used, embedding, text, frames_here << steps)
             remaining = remaining[:-num_layers]
         return self.conv_out(F.silu(self.norm_out(hidden_states))), hidden_states
+
+    def from_inner(self, features: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """What the level inside, of `num_frames` frames, adds to the coarsest features."""
+        adapter = cast(nn.Module, self.out_adapter)
+        return on_tiled_frames(adapter, features, num_frames) if self.tiled_adapters else adapter(features)
 
 
 class Level(nn.Module):
@@ -191,10 +222,11 @@ class Level(nn.Module):
         micro_conditioning: Mapping[str, torch.Tensor],
         pooled: torch.Tensor | None,
         text: TextConditioning | None,
+        num_frames: int = 1,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None, torch.Tensor]:
         """Embed time and conditions, then run the way down; the result is what `decode` needs."""
         embedding = self.embedding(timestep, micro_conditioning, pooled)
-        hidden_states, skips, inner = self.encoder(sample, features, embedding.to(sample.dtype), text)
+        hidden_states, skips, inner = self.encoder(sample, features, embedding.to(sample.dtype), text, num_frames)
         return hidden_states, skips, inner, embedding.to(sample.dtype)
 
     def decode(
@@ -204,9 +236,10 @@ class Level(nn.Module):
         inner_features: torch.Tensor | None,
         embedding: torch.Tensor,
         text: TextConditioning | None,
+        num_frames: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the way up: prediction and features."""
-        return self.decoder(hidden_states, skips, inner_features, embedding, text)
+        return self.decoder(hidden_states, skips, inner_features, embedding, text, num_frames)
 
     @torch.no_grad()
     def zero_init_(self) -> None:
@@ -219,8 +252,13 @@ class Level(nn.Module):
 
 
 def build_levels(config: Mapping[str, Any], rows: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
-    """The levels of a model, innermost first, each knowing the channels of the one inside it."""
-    levels = []
+    """The levels of a model, innermost first, each knowing the channels of the one inside it, and sharing layers with
+    it where the rows say so.
+
+    Raises:
+        ValueError: a level shall share blocks, but none of its layers can.
+    """
+    levels: list[Level] = []
     for index, row in enumerate(rows):
         settings = BlockSettings.of_level(
             row,
@@ -232,4 +270,6 @@ def build_levels(config: Mapping[str, Any], rows: Sequence[LevelConfig], time_em
         )
         inner_channels = rows[index - 1].block_out_channels[0] if index else None
         levels.append(Level(row, settings, config["in_channels"], config["out_channels"], inner_channels))
+        if index > 0:
+            share_layers(levels[index], levels[index - 1], row, index)
     return levels

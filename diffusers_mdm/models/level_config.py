@@ -7,12 +7,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from .temporal_checks import check_frames, check_temporal
+from .weight_sharing import check_sharing
+
 # Columns that a config may leave out (None), with what every level then has.
 _OPTIONAL_COLUMNS: dict[str, Any] = {
     "num_frames": 1,
     "temporal_layers_per_block": None,
     "temporal_downsample": False,
     "temporal_rotary": False,
+    "tiled_adapters": False,
+    "share_time_embedding": False,
+    "share_blocks": False,
 }
 
 
@@ -22,7 +28,7 @@ class LevelConfig:
 
     Args:
         block_out_channels: channels at each of the level's own resolutions, finest first. With n entries the level is
-            2^(n-1) times larger than the one it wraps.
+            2^(n-1) times larger than the one it wraps, in pixels of a side or (`temporal_downsample`) in frames.
         layers_per_block: residual blocks at each resolution on the way down (one more on the way up).
         attention_layers_per_block: spatial attention layers after each residual block at each resolution; 0 for none.
         has_mid_block: residual, attention, residual at the coarsest resolution. Only level 0 can have one: the
@@ -34,9 +40,16 @@ class LevelConfig:
         micro_conditioning_keys: names of the scalars that are embedded beside the time, e.g. ("scale",).
         micro_conditioning_defaults: value of each when it is not given; for "scale" also its upper bound.
         num_frames: frames a sample; 1 for pictures.
-        temporal_layers_per_block: temporal attention layers after each residual block; `None` for none.
-        temporal_downsample: resample frames instead of pixels between the level's resolutions.
+        temporal_layers_per_block: temporal attention layers after each residual block at each resolution; `None` for
+            none. Channels there must be multiples of 32, sides even.
+        temporal_downsample: resample frames instead of pixels between the level's resolutions, so that the level
+            inside has fewer frames of the same size. Outer levels only.
         temporal_rotary: rotary positions in the temporal attention.
+        tiled_adapters: let the adapters to and from the level inside see a clip's frames tiled in one picture, as the
+            published video code does, where their convolutions run over the seams; for models converted from it.
+        share_time_embedding: embed time and micro-conditions with the weights of the level inside. Outer levels only.
+        share_blocks: run every residual, attention and resampling layer with the weights of its counterpart in the
+            level inside, where their shapes agree (see `weight_sharing.share_layers`). Outer levels only.
     """
 
     block_out_channels: tuple[int, ...]
@@ -53,11 +66,19 @@ class LevelConfig:
     temporal_layers_per_block: tuple[int, ...] | None = None
     temporal_downsample: bool = False
     temporal_rotary: bool = False
+    tiled_adapters: bool = False
+    share_time_embedding: bool = False
+    share_blocks: bool = False
 
     @property
     def ratio(self) -> int:
         """Side of this level over the side of the level inside it (its coarsest resolution)."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 1 if self.temporal_downsample else 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def frame_ratio(self) -> int:
+        """Frames of this level over the frames of the level inside it."""
+        return 2 ** (len(self.block_out_channels) - 1) if self.temporal_downsample else 1
 
     @classmethod
     def rows_from(cls, config: Mapping[str, Any]) -> tuple[LevelConfig, ...]:
@@ -85,6 +106,9 @@ class LevelConfig:
         )
         for index, row in enumerate(rows):
             row.check(index)
+            check_sharing(row, rows[index - 1] if index else None, index)
+            if index > 0:
+                check_frames(row, rows[index - 1], index)
         return rows
 
     @classmethod
@@ -101,6 +125,7 @@ class LevelConfig:
         """Raise a ValueError that names level `index` and what contradicts what."""
         _check_shapes(self, index)
         _check_divisibility(self, index)
+        check_temporal(self, index)
         if index == 0 and self.normalize_input:
             raise ValueError(
                 "normalize_input[0] is True, but the innermost level is never normalised; set it to False."
@@ -114,12 +139,6 @@ class LevelConfig:
             raise ValueError(
                 f"block_out_channels[{index}] = {self.block_out_channels} has one resolution, so level {index} would "
                 "be no larger than the level inside it; give at least two."
-            )
-        video = {name: getattr(self, name) for name in _OPTIONAL_COLUMNS}
-        if video != _OPTIONAL_COLUMNS:
-            raise ValueError(
-                f"Level {index} asks for video ({video}). The config format reserves these fields, but this version "
-                f"has picture levels only: leave them out, or use {_OPTIONAL_COLUMNS}."
             )
 
 

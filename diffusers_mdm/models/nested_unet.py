@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -15,11 +15,14 @@ from diffusers.models.attention import AttentionMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
-from ..pyramid import Pyramid, as_pyramid, check_pyramid
+from ..pyramid import Pyramid, as_pyramid
 from .attention import MatryoshkaAttention, TextSelfAttention
 from .config_checks import check_model_config, check_text, expand_to_batch, resolve_time_embed_dim
-from .level import Level, build_levels
+from .frames import fold_frames, unfold_frames
+from .growth import GrowthMixin
+from .level import build_levels
 from .level_config import LevelConfig
+from .level_geometry import check_sample, side_ratios, size_multiple
 from .single_file import SingleFileMixin
 from .text_conditioning import TextConditioning, masked_mean
 
@@ -35,14 +38,15 @@ class NestedUNetOutput(BaseOutput):
     sample: Pyramid | torch.Tensor
 
 
-class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, SingleFileMixin):
+class NestedUNetModel(GrowthMixin, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, SingleFileMixin):
     r"""A flat list of levels, innermost first; level i wraps level i - 1.
 
     The structure of the levels is given in columns, one entry a level: see [`LevelConfig`] for `block_out_channels` …
-    `temporal_rotary`.
+    `share_blocks`. With `num_frames` above 1 it is a model of clips: samples are then `(B, C, F, H, W)`.
 
     Args:
-        sample_size: side of level 0 in pixels. Level i, of n resolutions, is 2^(n - 1) times larger than level i - 1.
+        sample_size: side of level 0 in pixels. Level i, of n resolutions, is 2^(n - 1) times larger than level i - 1,
+            in pixels of a side or (`temporal_downsample`) in frames.
         in_channels: channels of the noisy picture.
         out_channels: channels of the prediction.
         num_attention_heads: of every attention.
@@ -60,7 +64,7 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Level", "TextSelfAttention"]
-    _repeated_blocks = ["ResnetBlock2D", "SpatialAttention"]
+    _repeated_blocks = ["ResnetBlock2D", "SpatialAttention", "TemporalAttention"]
     _skip_layerwise_casting_patterns = ["norm"]
     _supports_group_offloading = True
 
@@ -84,6 +88,9 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
         temporal_layers_per_block: tuple[tuple[int, ...] | None, ...] | None = None,
         temporal_downsample: tuple[bool, ...] | None = None,
         temporal_rotary: tuple[bool, ...] | None = None,
+        tiled_adapters: tuple[bool, ...] | None = None,
+        share_time_embedding: tuple[bool, ...] | None = None,
+        share_blocks: tuple[bool, ...] | None = None,
         num_attention_heads: int = 8,
         attention_norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
@@ -99,35 +106,48 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
         rows = LevelConfig.rows_from(self.config)
         check_model_config(self.config, rows)
         time_embed_dim = resolve_time_embed_dim(self.config, rows)
+        self.level_rows = rows
 
-        # Shared modules come before the levels, so that growing only appends parameters (EMA, optimizer state).
-        if encoder_hid_dim is not None and cross_attention_dim is not None:
-            self.encoder_hid_proj = nn.Linear(encoder_hid_dim, cross_attention_dim)
-        if cross_attention_dim is not None:
-            self.text_layers = nn.ModuleList(
-                [TextSelfAttention(cross_attention_dim, num_attention_heads, norm_eps) for _ in range(num_text_layers)]
-            )
-            self.text_embedding = nn.Linear(cross_attention_dim, time_embed_dim, bias=False)
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, time_embed_dim)
+        # What no level owns comes before the levels, so that growing only appends parameters (EMA, optimizer state).
+        self._add_conditions(time_embed_dim)
         self.levels = nn.ModuleList(build_levels(self.config, rows, time_embed_dim))
         for slot, attention in enumerate(self._text_attentions()):
             attention.text_slot = slot
+        if any(row.share_time_embedding or row.share_blocks for row in rows):
+            # A level that runs layers of another one must find them where it is itself.
+            self._no_split_modules = ["ModuleList"]
+            self._supports_group_offloading = False
+
+    def _add_conditions(self, time_embed_dim: int) -> None:
+        """Modules for text and classes, as the config says."""
+        config, width = self.config, self.config["cross_attention_dim"]
+        if config["encoder_hid_dim"] is not None and width is not None:
+            self.encoder_hid_proj = nn.Linear(config["encoder_hid_dim"], width)
+        if width is not None:
+            heads, eps = config["num_attention_heads"], config["norm_eps"]
+            self.text_layers = nn.ModuleList(
+                [TextSelfAttention(width, heads, eps) for _ in range(config["num_text_layers"])]
+            )
+            self.text_embedding = nn.Linear(width, time_embed_dim, bias=False)
+        if config["num_class_embeds"] is not None:
+            self.class_embedding = nn.Embedding(config["num_class_embeds"], time_embed_dim)
 
     # --- shape of the pyramid ---
 
     @property
     def num_levels(self) -> int:
         """Number of levels R."""
-        return len(self.config["block_out_channels"])
+        return len(self.level_rows)
 
     @property
     def level_ratios(self) -> tuple[int, ...]:
-        """r_i / r_0: side of every level over that of level 0, e.g. (1, 4, 16)."""
-        ratios = [1]
-        for channels in self.config["block_out_channels"][1:]:
-            ratios.append(ratios[-1] * 2 ** (len(channels) - 1))
-        return tuple(ratios)
+        """Side of every level over that of level 0, e.g. (1, 4, 16)."""
+        return side_ratios(self.level_rows)
+
+    @property
+    def level_frames(self) -> tuple[int, ...]:
+        """Frames of every level, e.g. (1, 4, 16); all 1 in a model of pictures."""
+        return tuple(row.num_frames for row in self.level_rows)
 
     @property
     def sample_sizes(self) -> tuple[int, ...]:
@@ -137,57 +157,7 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
     @property
     def size_multiple(self) -> int:
         """Sides of level 0 must be multiples of this."""
-        return 2 ** (len(self.config["block_out_channels"][0]) - 1)
-
-    # --- growing and opening ---
-
-    def add_level(self, row: LevelConfig) -> NestedUNetModel:
-        """A new model with one more level around this one; the inner levels' predictions do not change by a bit.
-
-        The old parameters keep their names and are the first of the new model's. The new level's adapters, output and
-        residual branches start at zero.
-
-        Args:
-            row: structure of the new level.
-        """
-        rows = (*LevelConfig.rows_from(self.config), row)
-        grown = self.from_config({**self.config, **LevelConfig.columns_from(rows)})
-        missing, unexpected = grown.load_state_dict(self.state_dict(), strict=False)
-        prefix = f"levels.{self.num_levels}."
-        if unexpected or any(not name.startswith(prefix) for name in missing):
-            raise ValueError(
-                "Only a plain model can grow: its parameters are not those of its config. Fuse or unload adapters and "
-                "unfuse projections first."
-            )
-        _level(grown, -1).zero_init_()
-        return self._like_self(grown)
-
-    def inner_model(self, num_levels: int) -> NestedUNetModel:
-        """The inner `num_levels` levels as a model of their own, with copied weights.
-
-        Raises:
-            ValueError: the model does not have that many levels.
-        """
-        if not 1 <= num_levels <= self.num_levels:
-            raise ValueError(
-                f"Asked for the inner {num_levels} levels of a model with {self.num_levels}; ask for 1 or more."
-            )
-        rows = LevelConfig.rows_from(self.config)[:num_levels]
-        inner = self.from_config({**self.config, **LevelConfig.columns_from(rows)})
-        state = self.state_dict()
-        inner.load_state_dict({name: state[name] for name in inner.state_dict()})
-        return self._like_self(inner)
-
-    def zero_init_(self) -> None:
-        """Zero every level's output, adapters and residual branches: how the published models start training."""
-        for index in range(self.num_levels):
-            _level(self, index).zero_init_()
-
-    def _like_self(self, other: NestedUNetModel) -> NestedUNetModel:
-        """`other` on this model's device, in its dtype and mode."""
-        if other.dtype != self.dtype:
-            other = other.to(dtype=self.dtype)
-        return other.to(device=self.device).train(self.training)
+        return size_multiple(self.level_rows)
 
     # --- text ---
 
@@ -250,7 +220,9 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
 
         Args:
             sample: noisy levels `(B_i, in_channels, H_i, W_i)`, innermost first, B_0 >= B_1 >= …; with k levels only
-                the inner k dolls run. A bare tensor is level 0.
+                the inner k dolls run. A bare tensor is level 0. Models of clips take `(B_i, in_channels, F_i, H_i,
+                W_i)` with `level_frames` frames; where all k levels have equally many, also single frames (F_i = 1,
+                or pictures).
             timestep: 0 … num_train_timesteps - 1, one for all rows or `(B_0,)`.
             encoder_hidden_states: `(B_0, L, D)`, zero where there is padding, or the result of `encode_text`.
             encoder_attention_mask: `(B_0, L)`, zero for padding; `None` without padding.
@@ -264,7 +236,7 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
             ValueError: sizes, batches or conditions do not fit the model.
         """
         pyramid, is_tensor = as_pyramid(sample)
-        self._check_sample(pyramid)
+        check_sample(pyramid, self.level_rows, self.config["in_channels"])
         batch, dtype = pyramid[0].shape[0], pyramid[0].dtype
         timesteps = expand_to_batch(torch.as_tensor(timestep, device=pyramid[0].device), batch, "timestep")
         micro = self._micro_conditioning(added_cond_kwargs, batch)
@@ -277,23 +249,26 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
         encoded: list[Any] = []
         for index in reversed(range(len(pyramid))):
             rows = pyramid[index].shape[0]
+            level, num_frames = fold_frames(pyramid[index])
             hidden_states, skips, features, embedding = self.levels[index](
                 "encode",
-                pyramid[index],
+                level,
                 features,
                 timesteps[:rows],
                 {key: value[:rows] for key, value in micro.items()},
                 None if pooled is None else pooled[:rows],
                 texts[index],
+                num_frames,
             )
-            encoded.insert(0, (hidden_states, skips, embedding))
+            encoded.insert(0, (hidden_states, skips, embedding, num_frames))
         # Out: from the innermost level to the outermost one.
         features, predictions = None, []
-        for index, (hidden_states, skips, embedding) in enumerate(encoded):
+        for index, (hidden_states, skips, embedding, num_frames) in enumerate(encoded):
             prediction, features = self.levels[index](
-                "decode", hidden_states, skips, features, embedding, texts[index]
+                "decode", hidden_states, skips, features, embedding, texts[index], num_frames
             )
-            predictions.append(self._bound(prediction))
+            is_clip = pyramid[index].ndim == 5
+            predictions.append(self._bound(unfold_frames(prediction, num_frames) if is_clip else prediction))
 
         output = predictions[0] if is_tensor else predictions
         return NestedUNetOutput(sample=output) if return_dict else (output,)
@@ -301,30 +276,6 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
     def _bound(self, prediction: torch.Tensor) -> torch.Tensor:
         bound = self.config["output_bound"]
         return prediction if bound is None else torch.tanh(prediction / bound) * bound
-
-    def _check_sample(self, pyramid: Pyramid) -> None:
-        check_pyramid(pyramid)
-        if len(pyramid) > self.num_levels:
-            raise ValueError(
-                f"`sample` has {len(pyramid)} levels; the model has {self.num_levels}, of sides {self.sample_sizes}."
-            )
-        height, width = pyramid[0].shape[2:]
-        if height % self.size_multiple or width % self.size_multiple:
-            raise ValueError(
-                f"Level 0 of `sample` is {height} x {width}; both must be multiples of {self.size_multiple}."
-            )
-        for index, (level, ratio) in enumerate(zip(pyramid, self.level_ratios, strict=False)):
-            if level.shape[1] != self.config["in_channels"]:
-                raise ValueError(
-                    f"Level {index} of `sample` has {level.shape[1]} channels; the model takes "
-                    f"{self.config['in_channels']}."
-                )
-            if tuple(level.shape[2:]) != (height * ratio, width * ratio):
-                raise ValueError(
-                    f"Level {index} of `sample` is {level.shape[2]} x {level.shape[3]}; level 0 is {height} x {width} "
-                    f"and level {index} of this model is {ratio} times larger: expected {height * ratio} x "
-                    f"{width * ratio}."
-                )
 
     def _micro_conditioning(
         self, added_cond_kwargs: Mapping[str, torch.Tensor] | None, batch: int
@@ -381,7 +332,3 @@ class NestedUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin,
             return pooled
         labels = self.class_embedding(expand_to_batch(class_labels, batch, "class_labels")).to(dtype)
         return labels if pooled is None else pooled + labels
-
-
-def _level(model: NestedUNetModel, index: int) -> Level:
-    return cast(Level, model.levels[index])

@@ -1,7 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipelines: from a prompt to pictures."""
+"""Pipelines: from prompts, classes and pictures to pictures and clips."""
 
 from diffusers_mdm.pipelines.pipeline_mdm import MDMPipeline
-from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
+from diffusers_mdm.pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_img2img import MDMImg2ImgPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_inpaint import MDMInpaintPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_upscale import MDMUpscalePipeline
+from diffusers_mdm.pipelines.pipeline_mdm_video import MDMVideoPipeline
+from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput, MDMVideoPipelineOutput
 
-__all__ = ["MDMPipeline", "MDMPipelineOutput"]
+__all__ = [
+    "MDMClassConditionalPipeline",
+    "MDMImg2ImgPipeline",
+    "MDMInpaintPipeline",
+    "MDMPipeline",
+    "MDMPipelineOutput",
+    "MDMUpscalePipeline",
+    "MDMVideoPipeline",
+    "MDMVideoPipelineOutput",
+]

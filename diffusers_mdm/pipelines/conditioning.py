@@ -7,6 +7,26 @@ from typing import Any, NamedTuple
 
 import torch
 
+from diffusers_mdm.pipelines.class_labels import ClassLabels
+
+
+class ConditionInputs(NamedTuple):
+    """What is asked for, as a pipeline's `__call__` was given it; see there."""
+
+    prompt: str | list[str] | None = None
+    negative_prompt: str | list[str] | None = None
+    prompt_embeds: torch.Tensor | None = None
+    negative_prompt_embeds: torch.Tensor | None = None
+    prompt_attention_mask: torch.Tensor | None = None
+    negative_prompt_attention_mask: torch.Tensor | None = None
+    class_labels: ClassLabels | None = None
+    negative_class_labels: ClassLabels | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything about a text was given."""
+        return any(entry is not None for entry in self[:6])
+
 
 class RowGroup(NamedTuple):
     """Rows of a batch that go through the model together.
@@ -23,7 +43,7 @@ class RowGroup(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """Encoded prompts as `encode_prompt` returns them; the negative prompts are None without guidance.
+    """Encoded prompts as `encode_prompt` returns them, class labels, or both; without guidance there are no negatives.
 
     Attributes:
         prompt_embeds: `(B, L, width)`.

@@ -13,10 +13,13 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 
 from diffusers_mdm.pipelines.conditioning import Conditioning, RowGroup
+from diffusers_mdm.pipelines.consistency import project_prediction
 from diffusers_mdm.pipelines.drawing_setup import DrawingSetupMixin, MicroConditioning, Sample
 from diffusers_mdm.pipelines.guidance import guide
+from diffusers_mdm.pipelines.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.pipeline_output import Images
-from diffusers_mdm.pyramid import as_pyramid
+from diffusers_mdm.pipelines.resampling import diffuse_from
+from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 
 StepCallback: TypeAlias = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None
 
@@ -37,6 +40,9 @@ class Drawing:
         step_kwargs: from `prepare_extra_step_kwargs`.
         callback: called after each step, see the pipelines' `callback_on_step_end`.
         callback_inputs: names of the tensors that the callback is given.
+        generator: for noise that is put back in.
+        known: what is given of the pictures, None for nothing.
+        average: `(B, C, h, w)` in [-1, 1], what the predicted pictures have to average to, None for anything.
     """
 
     conditioning: Conditioning
@@ -45,6 +51,9 @@ class Drawing:
     step_kwargs: dict[str, Any]
     callback: StepCallback = None
     callback_inputs: Sequence[str] = ()
+    generator: torch.Generator | list[torch.Generator] | None = None
+    known: KnownPixels | None = None
+    average: torch.Tensor | None = None
 
 
 class DenoisingMixin(DrawingSetupMixin):
@@ -88,30 +97,76 @@ class DenoisingMixin(DrawingSetupMixin):
         """Set `_interrupt` in a callback to skip the remaining steps."""
         return self._interrupt
 
-    def denoise(self, latents: Sample, schedule: torch.Tensor, drawing: Drawing) -> Sample:
+    def denoise(
+        self, latents: Sample, schedule: torch.Tensor, drawing: Drawing, positions: Sequence[int] | None = None
+    ) -> Sample:
         """Denoise all levels together, step by step.
 
         Args:
             latents: samples at the first of the time steps, B rows a level.
             schedule: time steps, descending.
             drawing: what the steps share.
+            positions: which time step each model call does, from `resampled_positions`; by default one after another.
 
         Returns:
             The samples after the last step, or where `interrupt` left them.
         """
-        self._num_timesteps = len(schedule)
-        with self.progress_bar(total=len(schedule)) as progress_bar:
-            for step, timestep in enumerate(schedule):
+        positions = range(len(schedule)) if positions is None else positions
+        self._num_timesteps = len(positions)
+        reached = 0
+        with self.progress_bar(total=len(positions)) as progress_bar:
+            for step, position in enumerate(positions):
                 if self.interrupt:
                     continue
+                timestep = schedule[position]
+                if position < reached:
+                    latents = self.go_back(latents, schedule[reached], timestep, drawing)
+                reached = position + 1
                 model_input = self.scheduler.scale_model_input(latents, timestep)
                 prediction = self.predict(model_input, timestep, drawing)
+                if drawing.average is not None:
+                    prediction = project_prediction(
+                        self.scheduler, as_pyramid(prediction)[0], as_pyramid(latents)[0], timestep, drawing.average
+                    )
                 step_output = self.scheduler.step(prediction, timestep, latents, **drawing.step_kwargs)
-                latents = step_output.prev_sample
-                preview = getattr(step_output, "pred_original_sample", None)
+                later = schedule[reached] if reached < len(schedule) else None
+                latents = self.hold_known(step_output.prev_sample, later, drawing)
+                preview = self.hold_known(getattr(step_output, "pred_original_sample", None), None, drawing)
                 latents = self.call_back(step, timestep, latents, preview, drawing)
                 progress_bar.update()
         return latents
+
+    def hold_known(self, sample: Any, timestep: torch.Tensor | None, drawing: Drawing) -> Any:
+        """Replace what is known of the pictures by its noised truth.
+
+        Args:
+            sample: samples at `timestep`, or None.
+            timestep: t; None for clean pictures.
+            drawing: knows what is known.
+        """
+        known = drawing.known
+        if known is None or sample is None:
+            return sample
+        levels, bare = as_pyramid(sample)
+        truth = known.clean
+        if timestep is not None:
+            truth = self.noised(truth, known.noise, timestep, bare=bare)
+        held = known.put_into_samples(levels, truth)
+        return held[0] if bare else held
+
+    def go_back(self, latents: Sample, timestep: torch.Tensor, back_to: torch.Tensor, drawing: Drawing) -> Sample:
+        """Put noise back into the samples, and the truth into what is known.
+
+        Args:
+            latents: samples at `timestep`.
+            timestep: s.
+            back_to: t, above s.
+            drawing: what the steps share.
+        """
+        levels = as_pyramid(latents)[0]
+        shapes = [level.shape for level in levels]
+        noise = pyramid_noise(shapes, drawing.generator, levels[0].device, levels[0].dtype)
+        return self.hold_known(diffuse_from(self.scheduler, latents, noise, timestep, back_to), back_to, drawing)
 
     def call_back(
         self, step: int, timestep: torch.Tensor, latents: Sample, preview: Sample | None, drawing: Drawing
@@ -189,17 +244,33 @@ class DenoisingMixin(DrawingSetupMixin):
         w, rescale = self.guidance_scale, self.guidance_rescale
         return each_level(lambda level: guide(level.chunk(2)[0], level.chunk(2)[1], w, rescale), prediction)
 
-    def postprocess(self, latents: Sample, output_type: str) -> list[Images]:
+    def postprocess(
+        self,
+        latents: Sample,
+        output_type: str,
+        known: KnownPixels | None = None,
+        refine: Callable[[Pyramid], Pyramid] | None = None,
+    ) -> list[Images]:
         """Turn the last samples into pictures, one entry a level, innermost first.
 
         Args:
-            latents: the last samples, in [-1, 1] as far as the model got there; clipped here.
+            latents: the last samples; pictures are in [-1, 1] as far as the model got there, and clipped here.
             output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the
                 samples as they are, not clipped).
+            known: pixels that come out as they were given, to the last bit.
+            refine: changes the pictures of all levels, about in [-1, 1], before they are clipped.
         """
+        levels = as_pyramid(latents)[0]
         if output_type == "latent":
-            return list(as_pyramid(latents)[0])
-        return [
-            self.image_processor.postprocess(level.clamp(-1.0, 1.0), output_type=output_type)
-            for level in as_pyramid(latents)[0]
-        ]
+            levels = levels if known is None else known.put_into_samples(levels, known.clean)
+            return list(levels if refine is None or self.vae is not None else refine(levels))
+        processor = self.image_processor
+        pictures = [self.decode_latents(level) for level in levels]
+        pictures = pictures if refine is None else refine(pictures)
+        tensors = [processor.postprocess(level.clamp(-1.0, 1.0), output_type="pt") for level in pictures]
+        if known is not None:
+            tensors = known.put_into_pictures(tensors)
+        if output_type == "pt":
+            return list(tensors)
+        arrays = [processor.pt_to_numpy(level) for level in tensors]
+        return arrays if output_type == "np" else [processor.numpy_to_pil(level) for level in arrays]

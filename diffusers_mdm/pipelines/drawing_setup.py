@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pipelines.latent_space import LatentSpaceMixin
 from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 
 # A pyramid, or a bare tensor where one doll is open: what host schedulers and callbacks expect.
@@ -18,23 +18,111 @@ Sample = torch.Tensor | Pyramid
 MicroConditioning = dict[str, torch.Tensor]
 
 
-class DrawingSetupMixin:
+class DrawingSetupMixin(LatentSpaceMixin):
     """Sizes, starting noise and time steps of a drawing, as the model and the scheduler of a pipeline want them."""
 
-    unet: NestedUNetModel
     scheduler: Any
 
-    def level_shapes(self, num_images: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
-        """Shapes `(B, C, H_i, W_i)` of the dolls that are opened for a picture of this size, innermost first.
+    def num_opened_levels(self, height: int, width: int, num_frames: int | None = None) -> int:
+        """How many dolls are opened for a picture or a clip; arguments as in `level_shapes`."""
+        sides, side = self.picture_sides, max(height, width)
+        if num_frames is None or num_frames == 1:
+            return sides.index(side) + 1
+        return list(zip(sides, self.unet.level_frames, strict=True)).index((side, num_frames)) + 1
+
+    def level_shapes(
+        self, num_images: int, height: int, width: int, num_frames: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """Shapes of the dolls that are opened for a picture or a clip, innermost first.
 
         Args:
             num_images: B.
-            height: pixels of the outermost opened doll; see `check_inputs` for what is possible.
-            width: pixels of the outermost opened doll.
+            height: pixels of the outermost opened doll's pictures; see `check_inputs` for what is possible.
+            width: pixels of the outermost opened doll's pictures.
+            num_frames: frames of its clips; None for pictures.
+
+        Returns:
+            `(B, C, H_i, W_i)`, or of clips `(B, C, F_i, H_i, W_i)`.
         """
-        ratios = self.unet.level_ratios[: self.unet.sample_sizes.index(max(height, width)) + 1]
-        channels = self.unet.config.in_channels
-        return [(num_images, channels, height * ratio // ratios[-1], width * ratio // ratios[-1]) for ratio in ratios]
+        num_levels = self.num_opened_levels(height, width, num_frames)
+        ratios, frames = self.unet.level_ratios[:num_levels], self.unet.level_frames[:num_levels]
+        shrunk = ratios[-1] * self.vae_scale_factor
+        shapes: list[tuple[int, ...]] = []
+        for ratio, count in zip(ratios, frames, strict=True):
+            axis = () if num_frames is None else (1 if num_frames == 1 else count,)
+            sides = height * ratio // shrunk, width * ratio // shrunk
+            shapes.append((num_images, self.unet.config.in_channels, *axis, *sides))
+        return shapes
+
+    def prepare_noise(
+        self,
+        num_images: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Sample | None = None,
+        num_frames: int | None = None,
+    ) -> Pyramid:
+        """Draw noise of unit variance for every opened doll, level 0 first, or take what is given.
+
+        Arguments as in `prepare_latents`.
+        """
+        if latents is None:
+            return pyramid_noise(self.level_shapes(num_images, height, width, num_frames), generator, device, dtype)
+        return [level.to(device, dtype) for level in as_pyramid(latents)[0]]
+
+    def as_sample(self, noise: Pyramid) -> Sample:
+        """Make noise of unit variance the sample that the scheduler starts from.
+
+        Args:
+            noise: levels `(B, C, H_i, W_i)`, innermost first.
+
+        Returns:
+            The pyramid, or a bare tensor where one doll is opened.
+        """
+        levels = [level * self.scheduler.init_noise_sigma for level in noise]
+        return levels[0] if len(levels) == 1 else levels
+
+    def noised(self, clean: Pyramid, noise: Pyramid, timestep: torch.Tensor, *, bare: bool) -> Pyramid:
+        """Pictures as they are at a time step of the process.
+
+        Args:
+            clean: levels in [-1, 1], or of latents, level 0 and those around it.
+            noise: N(0, 1), the same shapes.
+            timestep: t.
+            bare: whether the samples between the steps are a bare tensor; the scheduler is given one then.
+        """
+        # One time step of shape (1,) is what the schedulers of the host take for all rows.
+        if bare:
+            return [self.scheduler.add_noise(clean[0], noise[0], timestep.reshape(1))]
+        return self.scheduler.add_noise(clean, noise, timestep.reshape(1))
+
+    def noised_sample(self, clean: Pyramid, noise: Pyramid, timestep: torch.Tensor) -> Sample:
+        """Make noised pictures the sample that the scheduler goes on from; a bare tensor where one doll is opened.
+
+        Args:
+            clean: every opened level, in [-1, 1] or of latents.
+            noise: N(0, 1), the same shapes.
+            timestep: t.
+        """
+        bare = len(clean) == 1
+        noised = self.noised(clean, noise, timestep, bare=bare)
+        return noised[0] if bare else noised
+
+    def weaken(self, schedule: torch.Tensor, strength: float) -> torch.Tensor:
+        """Keep the last time steps of a schedule, and tell the scheduler where the drawing begins.
+
+        Args:
+            schedule: time steps, descending.
+            strength: which share of them to keep, rounded down; above 0 one is kept at least.
+        """
+        kept = max(int(len(schedule) * strength), 1) if strength > 0 else 0
+        skipped = len(schedule) - kept
+        if kept and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(skipped)
+        return schedule[skipped:]
 
     def prepare_latents(
         self,
@@ -45,6 +133,7 @@ class DrawingSetupMixin:
         device: torch.device,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Sample | None = None,
+        num_frames: int | None = None,
     ) -> Sample:
         """Draw the starting noise of every opened doll, level 0 first, or take what is given.
 
@@ -56,16 +145,13 @@ class DrawingSetupMixin:
             device: of the samples.
             generator: one, or one a picture; with a list a picture does not change with the batch it is drawn in.
             latents: noise of unit variance for every level, innermost first; a bare tensor where one doll is opened.
+            num_frames: frames of clips; None for pictures.
 
         Returns:
             The pyramid, or a bare tensor where one doll is opened.
         """
-        if latents is None:
-            levels = pyramid_noise(self.level_shapes(num_images, height, width), generator, device, dtype)
-        else:
-            levels = [level.to(device, dtype) for level in as_pyramid(latents)[0]]
-        levels = [level * self.scheduler.init_noise_sigma for level in levels]
-        return levels[0] if len(levels) == 1 else levels
+        noise = self.prepare_noise(num_images, height, width, dtype, device, generator, latents, num_frames)
+        return self.as_sample(noise)
 
     def retrieve_timesteps(
         self, num_inference_steps: int | None, device: torch.device, timesteps: Sequence[int] | None = None

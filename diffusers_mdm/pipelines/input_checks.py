@@ -10,7 +10,7 @@ import torch
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Prompt = str | list[str] | None
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 
 def check_prompt(name: str, prompt: Prompt, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> None:
@@ -87,6 +87,24 @@ def _num_rows(prompt: Prompt, embeds: torch.Tensor | None) -> int:
     return len(prompt) if isinstance(prompt, list) else 1
 
 
+def check_reads_text(config: Any) -> None:
+    """Refuse a model that does not draw from texts alone.
+
+    Args:
+        config: of the model.
+    """
+    if config.cross_attention_dim is None:
+        raise ValueError(
+            "This model reads no text (`cross_attention_dim` is None), so there is no prompt that it could draw; "
+            "draw the classes of a class-conditional model with MDMClassConditionalPipeline."
+        )
+    if config.num_class_embeds is not None:
+        raise ValueError(
+            f"This model is conditioned on {config.num_class_embeds} classes besides its text, and this pipeline "
+            "takes no `class_labels`."
+        )
+
+
 def check_text_width(name: str, embeds: torch.Tensor | None, width: int | None) -> None:
     """Refuse embeddings of another text encoder than the model was made for."""
     if embeds is not None and width is not None and embeds.shape[-1] != width:
@@ -119,12 +137,84 @@ def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequenc
         )
 
 
+def check_picture_size(name: str, height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:
+    """Refuse given pictures whose size no doll has.
+
+    Args:
+        name: what the error message calls the pictures.
+        height: pixels.
+        width: pixels.
+        sides: side of every doll, innermost first.
+        multiples: for every doll, what height and width must be multiples of.
+    """
+    if max(height, width) not in sides:
+        raise ValueError(
+            f"`{name}` is {height} x {width} pixels (height x width), the size of no doll: the larger side has to be "
+            f"one of {', '.join(map(str, sides))}, the sizes of this model's dolls, innermost first. Resize it first."
+        )
+    multiple = multiples[list(sides).index(max(height, width))]
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"`{name}` is {height} x {width} pixels (height x width); both have to be multiples of {multiple} for "
+            f"pictures whose larger side is {max(height, width)}. Crop or resize it first."
+        )
+
+
+def check_mask_size(masks: torch.Tensor, height: int, width: int) -> None:
+    """Refuse masks `(B, 1, H, W)` of another size than the pictures."""
+    if masks.shape[-2:] != (height, width):
+        got_height, got_width = masks.shape[-2:]
+        raise ValueError(
+            f"`mask_image` is {got_height} x {got_width} pixels (height x width), but `image` is {height} x {width}; "
+            "pass a mask of the size of the pictures."
+        )
+
+
+def check_resampling(num_resampling_steps: int, jump_length: int, scheduler: Any) -> None:
+    """Refuse counts below 1, and resampling with a scheduler that cannot say how noisy its samples are.
+
+    Args:
+        num_resampling_steps: see `resampled_positions`.
+        jump_length: see `resampled_positions`.
+        scheduler: of the pipeline.
+    """
+    check_count("num_resampling_steps", num_resampling_steps)
+    check_count("jump_length", jump_length)
+    if num_resampling_steps > 1 and not hasattr(scheduler, "level_alphas_cumprod"):
+        raise ValueError(
+            f"`num_resampling_steps` is {num_resampling_steps}, but {type(scheduler).__name__} cannot go back to more "
+            "noise; use MatryoshkaScheduler, or `num_resampling_steps=1`."
+        )
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a strength outside [0, 1]."""
+    if not 0 <= strength <= 1:
+        raise ValueError(
+            f"`strength` is {strength}; expected 0 (the picture as it is) to 1 (nothing but its trace is left)."
+        )
+
+
+def check_draws_pictures(level_frames: Sequence[int]) -> None:
+    """Refuse to draw pictures with levels that have different numbers of frames.
+
+    Args:
+        level_frames: frames of the levels that would be opened, innermost first.
+    """
+    if len(set(level_frames)) > 1:
+        raise ValueError(
+            f"This is a model of clips, whose levels have {', '.join(map(str, level_frames))} frames (innermost "
+            "first): pictures cannot go through levels that resample frames. Draw clips with MDMVideoPipeline, or a "
+            "smaller picture, which opens fewer levels."
+        )
+
+
 def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], shapes: Sequence[Shape]) -> None:
     """Refuse starting noise with another number of levels, or of other shapes, than will be drawn.
 
     Args:
         latents: a pyramid, innermost first, or a bare tensor where one doll is opened.
-        shapes: the expected `(B, C, H, W)` of every level.
+        shapes: the expected `(B, C, H, W)` or `(B, C, F, H, W)` of every level.
     """
     given = [latents] if isinstance(latents, torch.Tensor) else list(latents)
     got = [tuple(level.shape) if isinstance(level, torch.Tensor) else type(level).__name__ for level in given]

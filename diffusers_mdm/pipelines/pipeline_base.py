@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
 
 from diffusers_mdm.loaders import MDMLoraLoaderMixin
 from diffusers_mdm.pipelines import input_checks as checks
-from diffusers_mdm.pipelines.conditioning import Conditioning, RowGroup, group_rows_by_text
+from diffusers_mdm.pipelines.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
 from diffusers_mdm.pipelines.denoising import DenoisingMixin, Sample
+from diffusers_mdm.pipelines.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pipelines.text_encoding import PromptEncodingMixin
-from diffusers_mdm.pyramid import as_pyramid
+from diffusers_mdm.pyramid import Pyramid, as_pyramid
 from diffusers_mdm.schedulers import MatryoshkaScheduler
+
+logger = logging.get_logger(__name__)
 
 # Written beside the weights, so that the host finds the class where this package was not imported before.
 CUSTOM_PIPELINE_FILE = "pipeline.py"
@@ -32,8 +37,8 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         components: the components of the task, by name.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet"
-    _optional_components: list[str] = []
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["vae"]
     _callback_tensor_inputs = [
         "latents",
         "pred_original_sample",
@@ -46,6 +51,11 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
     def __init__(self, **components: Any) -> None:
         super().__init__()
         self.register_modules(**components)
+        if components.get("vae") is not None and _clips_to_pictures(components.get("scheduler")):
+            logger.warning(
+                "The scheduler clips predicted samples to [-1, 1], but latents of unit variance reach beyond that; "
+                "build it with `clip_sample=False` for a pipeline with a `vae`."
+            )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
     # Saving, loading, converting
@@ -78,8 +88,30 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         if package == __name__.partition(".")[0]:
             folder = Path(save_directory)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CUSTOM_PIPELINE_FILE).write_text(f"from {package} import {type(self).__name__}  # noqa: F401\n")
+            (folder / CUSTOM_PIPELINE_FILE).write_text(_custom_pipeline_source(type(self), package))
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """Make a pipeline of this class around the components of another one, which are shared, not copied.
+
+        Unlike the host's, it leaves every component in its precision unless a `dtype` is asked for.
+
+        Args:
+            pipeline: e.g. an `MDMPipeline`.
+            kwargs: as in `DiffusionPipeline.from_pipe`: components to use in place of the pipeline's own, `dtype`.
+        """
+        if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None:
+            return super().from_pipe(pipeline, **kwargs)
+        models = [part for part in {**pipeline.components, **kwargs}.values() if isinstance(part, torch.nn.Module)]
+        dtypes = [cast(torch.dtype, model.dtype) for model in models]
+        # The host casts to one dtype: the widest one loses nothing on the way there and back.
+        widest = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+        converted = super().from_pipe(pipeline, **{**kwargs, "dtype": widest})
+        for model, dtype in zip(models, dtypes, strict=True):
+            if model.dtype != dtype:
+                model.to(dtype=dtype)
+        return converted
 
     # Checks
 
@@ -94,31 +126,43 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         if height is not None or width is not None:
             return height or width or 0, width or height or 0
         if latents is not None and len(latents):
-            outermost = as_pyramid(latents)[0][-1]
-            return outermost.shape[-2], outermost.shape[-1]
-        return self.unet.sample_sizes[-1], self.unet.sample_sizes[-1]
+            outermost, factor = as_pyramid(latents)[0][-1], self.vae_scale_factor
+            return outermost.shape[-2] * factor, outermost.shape[-1] * factor
+        return self.picture_sides[-1], self.picture_sides[-1]
 
-    def check_prompts(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-    ) -> None:
-        """Refuse prompts that do not belong together or to this model. Arguments as in `encode_prompt`.
+    def check_conditions(self, inputs: ConditionInputs) -> int:
+        """Refuse prompts that do not belong together or to this model.
+
+        Args:
+            inputs: what is asked for.
+
+        Returns:
+            How many different pictures are asked for.
 
         Raises:
             ValueError: says what was wrong, what was expected and what to do.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        checks.check_prompt("prompt", prompt, prompt_embeds, prompt_attention_mask)
-        checks.check_prompt("negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask)
-        checks.check_prompt_pair(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        checks.check_reads_text(self.unet.config)
+        return self.check_texts(inputs)
+
+    def check_texts(self, inputs: ConditionInputs) -> int:
+        """Refuse prompts that do not belong together, or embeddings of another text encoder.
+
+        Args:
+            inputs: what is asked for; labels are not looked at.
+
+        Returns:
+            How many prompts there are.
+        """
+        prompt, negative_prompt, embeds, negative_embeds, mask, negative_mask, *_ = inputs
+        checks.check_prompt("prompt", prompt, embeds, mask)
+        checks.check_prompt("negative_prompt", negative_prompt, negative_embeds, negative_mask)
+        checks.check_prompt_pair(prompt, negative_prompt, embeds, negative_embeds)
         text_width = self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
-        checks.check_text_width("prompt_embeds", prompt_embeds, text_width)
-        checks.check_text_width("negative_prompt_embeds", negative_prompt_embeds, text_width)
+        checks.check_text_width("prompt_embeds", embeds, text_width)
+        checks.check_text_width("negative_prompt_embeds", negative_embeds, text_width)
+        return self.num_prompts(prompt, embeds)
 
     def check_size_and_noise(
         self,
@@ -128,6 +172,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Sample | None = None,
         micro_conditioning: Mapping[str, Any] | None = None,
+        num_frames: int | None = None,
     ) -> None:
         """Refuse a size that no doll has, or noise, generators and micro-conditions of another batch or size.
 
@@ -138,17 +183,19 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
             generator: see `prepare_latents`.
             latents: see `prepare_latents`.
             micro_conditioning: see `prepare_micro_conditioning`.
+            num_frames: of clips; None for pictures.
 
         Raises:
             ValueError: says what was wrong, what was expected and what to do.
         """
-        multiples = [ratio * self.unet.size_multiple for ratio in self.unet.level_ratios]
-        checks.check_size(height, width, self.unet.sample_sizes, multiples)
-        shapes = self.level_shapes(num_images, height, width)
+        checks.check_size(height, width, self.picture_sides, self.picture_multiples)
+        shapes = self.level_shapes(num_images, height, width, num_frames)
+        if num_frames is None:
+            checks.check_draws_pictures(self.unet.level_frames[: len(shapes)])
         if len(shapes) > 1 and not isinstance(self.scheduler, MatryoshkaScheduler):
             raise ValueError(
                 f"{type(self.scheduler).__name__} steps one tensor, but {height} x {width} pixels open {len(shapes)} "
-                f"dolls; use MatryoshkaScheduler, or draw {self.unet.sample_sizes[0]} pixels (the innermost doll)."
+                f"dolls; use MatryoshkaScheduler, or draw {self.picture_sides[0]} pixels (the innermost doll)."
             )
         if latents is not None:
             checks.check_latents(latents, shapes)
@@ -173,35 +220,30 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         self._interrupt = False
 
     def encode_conditioning(
-        self,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        num_images_per_prompt: int = 1,
-        max_sequence_length: int = 128,
+        self, inputs: ConditionInputs, num_images: int, max_sequence_length: int = 128
     ) -> tuple[Conditioning, list[RowGroup]]:
         """Encode what is asked for, and say which rows may go through the model together.
 
-        Arguments as in `encode_prompt`.
+        Args:
+            inputs: what is asked for.
+            num_images: B; each prompt is repeated for its share of the rows.
+            max_sequence_length: longer prompts are cut, with a warning.
         """
         text = self.encode_prompt(
-            prompt,
+            inputs.prompt,
             self._execution_device,
-            num_images_per_prompt,
+            num_images // self.num_prompts(inputs.prompt, inputs.prompt_embeds),
             self.do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
+            inputs.negative_prompt,
+            inputs.prompt_embeds,
+            inputs.negative_prompt_embeds,
+            inputs.prompt_attention_mask,
+            inputs.negative_prompt_attention_mask,
             max_sequence_length,
         )
         conditioning = Conditioning(*text)
         # Pads among embeddings that are given are meant; those of our own making are not.
-        own_pads = prompt_embeds is None and negative_prompt_embeds is None
+        own_pads = inputs.prompt_embeds is None and inputs.negative_prompt_embeds is None
         own_columns = own_pads and not self.unet.config.use_cross_attention_mask
         return conditioning, group_rows_by_text(conditioning, own_columns=own_columns)
 
@@ -211,7 +253,13 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         return torch.promote_types(self.unet.dtype, torch.float32)
 
     def finish_drawing(
-        self, latents: Sample, output_type: str, output_pyramid: bool, return_dict: bool
+        self,
+        latents: Sample,
+        output_type: str,
+        output_pyramid: bool,
+        return_dict: bool,
+        known: KnownPixels | None = None,
+        refine: Callable[[Pyramid], Pyramid] | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
         """Turn the last samples into what the pipeline returns, and let offloaded models go.
 
@@ -220,10 +268,33 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
             output_type: see `postprocess`.
             output_pyramid: also return the pictures of the dolls inside.
             return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
+            known: what was given of the pictures, and comes out as it was.
+            refine: see `postprocess`.
         """
-        shown: Sequence[torch.Tensor] = as_pyramid(latents)[0]
-        pyramid = self.postprocess(list(shown) if output_pyramid else shown[-1], output_type)
+        levels = as_pyramid(latents)[0]
+        if not output_pyramid:
+            known = None if known is None else known.of_level(len(levels) - 1)
+            levels = levels[-1:]
+        pyramid = self.postprocess(levels, output_type, known, refine)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (pyramid[-1], pyramid) if output_pyramid else (pyramid[-1],)
         return MDMPipelineOutput(images=pyramid[-1], pyramid=pyramid if output_pyramid else None)
+
+
+def _clips_to_pictures(scheduler: Any) -> bool:
+    """Whether a scheduler cuts predicted samples to [-1, 1]."""
+    config = {} if scheduler is None else scheduler.config
+    clips = config.get("clip_sample", False) and not config.get("thresholding", False)
+    return clips and config.get("clip_sample_range", 1.0) <= 1
+
+
+def _custom_pipeline_source(pipeline: type, package: str) -> str:
+    """The small file for a pipeline.
+
+    The host runs such files one after the other in the same module, and wants to find one pipeline there: so all of
+    them use the same name. What the class is for makes their lengths differ, by which Python tells them apart when
+    they were written in the same second.
+    """
+    purpose = (pipeline.__doc__ or pipeline.__name__).strip().splitlines()[0]
+    return f'"""{purpose}"""\n\nfrom {package} import {pipeline.__name__} as Pipeline  # noqa: F401\n'

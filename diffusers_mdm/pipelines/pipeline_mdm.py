@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines import input_checks as checks
+from diffusers_mdm.pipelines.conditioning import ConditionInputs
 from diffusers_mdm.pipelines.denoising import Drawing, Sample, StepCallback
 from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
@@ -27,6 +29,9 @@ class MDMPipeline(MDMPipelineBase):
         tokenizer: its tokenizer.
         unet: the dolls. `height` chooses how many of them are opened.
         scheduler: `MatryoshkaScheduler`, or one of the host's where a single doll is opened.
+        vae: for a model of latents, the autoencoder whose pooled latents the dolls draw (use a scheduler with
+            `clip_sample=False`). All sizes in pixels are then those of decoded pictures; the noise and samples of
+            `latents`, callbacks and `output_type="latent"` are latents of unit variance. None for a model of pixels.
 
     Each may be None as long as nothing asks for it: with prompt embeddings no text encoder is needed, and
     `encode_prompt` needs nothing else.
@@ -38,8 +43,9 @@ class MDMPipeline(MDMPipelineBase):
         tokenizer: PreTrainedTokenizerBase | None,
         unet: NestedUNetModel | None,
         scheduler: MatryoshkaScheduler | KarrasDiffusionSchedulers | None,
+        vae: AutoencoderKL | None = None,
     ) -> None:
-        super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)
 
     def check_inputs(
         self,
@@ -65,7 +71,7 @@ class MDMPipeline(MDMPipelineBase):
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
         checks.check_choices(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        self.check_prompts(
+        inputs = ConditionInputs(
             prompt,
             negative_prompt,
             prompt_embeds,
@@ -73,8 +79,9 @@ class MDMPipeline(MDMPipelineBase):
             prompt_attention_mask,
             negative_prompt_attention_mask,
         )
+        num_prompts = self.check_conditions(inputs)
         checks.check_count("num_images_per_prompt", num_images_per_prompt)
-        num_images = self.num_prompts(prompt, prompt_embeds) * num_images_per_prompt
+        num_images = num_prompts * num_images_per_prompt
         self.check_size_and_noise(num_images, height, width, generator, latents, micro_conditioning)
 
     @torch.no_grad()
@@ -172,16 +179,15 @@ class MDMPipeline(MDMPipelineBase):
         num_images = self.num_prompts(prompt, prompt_embeds) * num_images_per_prompt
 
         # 1. The prompts.
-        conditioning, groups = self.encode_conditioning(
+        inputs = ConditionInputs(
             prompt,
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
             prompt_attention_mask,
             negative_prompt_attention_mask,
-            num_images_per_prompt,
-            max_sequence_length,
         )
+        conditioning, groups = self.encode_conditioning(inputs, num_images, max_sequence_length)
 
         # 2. Time steps, starting noise, everything else a step needs.
         schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps)

@@ -11,6 +11,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 Images = list[PIL.Image.Image] | np.ndarray | torch.Tensor
+Clips = list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor
 
 
 @dataclass
@@ -27,3 +28,19 @@ class MDMPipelineOutput(BaseOutput):
 
     images: Images
     pyramid: list[Images] | None = None
+
+
+@dataclass
+class MDMVideoPipelineOutput(BaseOutput):
+    """Clips drawn by `MDMVideoPipeline`.
+
+    Attributes:
+        frames: the clips of the outermost doll that was opened, batch first: lists of PIL images, an array
+            `(B, F, H, W, C)` in [0, 1], a tensor `(B, F, C, H, W)` in [0, 1], or for `output_type="latent"` the last
+            sample `(B, C, F, H, W)` as the scheduler left it.
+        pyramid: the same for every opened doll, innermost first (`pyramid[-1]` equals `frames`), when it was asked for
+            with `output_pyramid=True`.
+    """
+
+    frames: Clips
+    pyramid: list[Clips] | None = None

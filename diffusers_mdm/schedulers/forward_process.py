@@ -42,7 +42,7 @@ class PyramidForwardProcess:
 
         Args:
             timesteps: whole numbers in [0, T), any shape.
-            ratio: side of the level over that of level 0, at least 1.
+            ratio: of the level to level 0, at least 1 (see `level_ratios`).
 
         Returns:
             float32 tensor in [0, 1] of the shape of `timesteps`, on their device.

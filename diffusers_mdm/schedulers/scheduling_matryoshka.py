@@ -65,10 +65,11 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
     """Noise and reverse steps of Matryoshka Diffusion Models, for training and sampling.
 
     z_t^i = alpha_t^i D^i(x) + sigma_t^i eps^i with independent eps^i, one t for all levels, and
-    log SNR_i(t) = log SNR_0(t) - p log(r_i / r_0). Every method takes a pyramid (list of `(B_i, C, H_i, W_i)`,
-    innermost first; batches may thin outwards) or a bare tensor and gives back the same kind. The ratio r_i / r_0 of a
-    level is H_i / H_0 in a pyramid, whose first entry is always level 0; for a bare tensor it is its shorter side over
-    `base_sample_size`, and 1 for tensors that are not larger than that.
+    log SNR_i(t) = log SNR_0(t) - p log(r_i / r_0). Every method takes a pyramid (list of `(B_i, C, H_i, W_i)`, or of
+    clips `(B_i, C, F_i, H_i, W_i)`, innermost first; batches may thin outwards) or a bare tensor and gives back the
+    same kind. The ratio r_i / r_0 of a level is H_i / H_0 in a pyramid, whose first entry is always level 0, times
+    the square root of F_i / F_0 for clips; for a bare tensor it is its shorter side over `base_sample_size`, and 1 for
+    tensors that are not larger than that.
 
     Timesteps t run from 0 to `num_train_timesteps` - 1; `alphas_cumprod[t]` is the signal power of level 0 at t, and
     the signal power after the last step is 1. Half-precision samples are computed with in float32 and cast back.

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from recorded_models import APPLE_MODELS, GOLDEN, config, contents
+from recorded_models import APPLE_MODELS, config, contents
 
 from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint
 from diffusers_mdm.conversion.apple_mdm_config import map_apple_config, read_apple_config
@@ -130,8 +130,7 @@ def test_sampler_settings(path, value, expected):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("unet_config.temporal_mode", True, "video checkpoint, and those are not supported yet"),
-        ("unet_config.inner_config.temporal_mode", True, "video checkpoint"),
+        ("unet_config.inner_config.temporal_mode", True, "innermost level must be a picture level"),
         ("unet_config.inner_config.skip_cond_emb", True, "alone reads the text"),
         ("unet_config.skip_inner_unet_input", True, "cannot run either"),
         ("unet_config.temporal_dim", 128, "all must be equal"),
@@ -148,12 +147,6 @@ def test_impossible_configs_say_why(path, value, message):
     weights, yaml, _ = source("nested_unet")
     with pytest.raises(ValueError, match=message):
         map_apple_config(weights, edited(yaml, path, value))
-
-
-def test_recorded_video_config_is_refused():
-    weights, _, _ = source("nested_unet")
-    with pytest.raises(ValueError, match="video"):
-        map_apple_config(weights, read_apple_config(GOLDEN / "nested_unet_video" / "config.yaml"))
 
 
 def test_output_bound_belongs_to_single_levels():

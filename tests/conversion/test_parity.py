@@ -10,7 +10,7 @@ from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint
 from diffusers_mdm.conversion.community_mdm import convert_community_checkpoint
 
 # Observed in float32 on CPU: at most 3.4e-6.
-TOLERANCE = 2e-5
+TOLERANCE = 1e-5
 VARIATIONS = {"pred": {}, "pred_default_micros": {"micros": False}, "pred_no_mask": {"mask": False}}
 
 

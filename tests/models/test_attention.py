@@ -3,21 +3,13 @@
 
 import pytest
 import torch
+from tiny_models import softmax_attention
 
 from diffusers_mdm.models.attention import MatryoshkaAttnProcessor, SpatialAttention
 from diffusers_mdm.models.text_conditioning import TextConditioning, masked_mean
 
 ROUNDING = {"rtol": 0, "atol": 2e-5}
 SAME = {"rtol": 0, "atol": 0}
-
-
-def softmax_attention(query, key, value, mask=None):
-    """The formula, in double precision on `(B, N, heads, d)`."""
-    query, key, value = (states.double().transpose(1, 2) for states in (query, key, value))
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2)
 
 
 @torch.no_grad()

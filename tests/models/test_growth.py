@@ -84,3 +84,12 @@ def test_training_starts_from_zero_output(config, inputs):
     model = NestedUNetModel(**config)
     model.zero_init_()
     assert all(torch.equal(level, torch.zeros_like(level)) for level in model(**inputs).sample)
+
+
+def test_a_model_of_default_settings_grows():
+    """Columns that were left out when the model was built are not left out of the one it grows into."""
+    model = NestedUNetModel(block_out_channels=((32,),), layers_per_block=((1,),), attention_layers_per_block=((0,),))
+    row = LevelConfig((32, 32), (1, 1), (0, 0), normalize_input=True, dropout=0.1)
+    grown = model.add_level(row)
+    assert grown.level_rows == (*model.level_rows, row)
+    assert grown.inner_model(1).level_rows == model.level_rows

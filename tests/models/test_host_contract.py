@@ -47,9 +47,12 @@ def test_config_keys_are_frozen(model):
         "out_channels",
         "output_bound",
         "sample_size",
+        "share_blocks",
+        "share_time_embedding",
         "temporal_downsample",
         "temporal_layers_per_block",
         "temporal_rotary",
+        "tiled_adapters",
         "time_embed_dim",
         "use_cross_attention_mask",
     ]

@@ -82,6 +82,7 @@ def test_what_is_written(folder):
         "text_encoder": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "TokenizersBackend"],
         "unet": ["diffusers_mdm", "NestedUNetModel"],
+        "vae": [None, None],
     }
 
 

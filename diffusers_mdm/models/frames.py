@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layouts of a clip: its own, `(B, C, F, H, W)`; frames as rows, in which blocks run; frames tiled in one picture.
+
+Rows of a batch of frames are `b * F + f`. Tiles are laid row by row in a square, as the published video models are
+trained on (ml-mdm, Video); this file is the only place that knows how.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+
+def fold_frames(level: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`(B, C, F, H, W)` → `(B F, C, H, W)` and F; a picture `(B, C, H, W)` stays as it is, with F = 1."""
+    if level.ndim == 4:
+        return level, 1
+    return level.transpose(1, 2).flatten(0, 1), level.shape[2]
+
+
+def unfold_frames(rows: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """`(B F, C, H, W)` → `(B, C, F, H, W)`: the inverse of `fold_frames` for clips."""
+    return rows.unflatten(0, (-1, num_frames)).transpose(1, 2)
+
+
+def repeat_for_frames(values: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """`(B, D)` → `(B F, D)`: what holds for a sample holds for each of its frames."""
+    return values if num_frames == 1 else values.repeat_interleave(num_frames, dim=0)
+
+
+def tile_frames(clip: torch.Tensor) -> torch.Tensor:
+    """`(B, C, S * S, H, W)` → `(B, C, S * H, S * W)`: frames row by row in a square picture.
+
+    Raises:
+        ValueError: the number of frames is no square.
+    """
+    side = frame_grid_side(clip.shape[2])
+    return clip.unflatten(2, (side, side)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+
+
+def untile_frames(picture: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """`(B, C, S * H, S * W)` → `(B, C, S * S, H, W)`: the inverse of `tile_frames`.
+
+    Raises:
+        ValueError: the number of frames is no square, or its root does not divide the sides.
+    """
+    side = frame_grid_side(num_frames)
+    height, width = picture.shape[2:]
+    if height % side or width % side:
+        raise ValueError(
+            f"A picture of {height} x {width} cannot be cut into {side} x {side} frames; both sides must be multiples "
+            f"of {side}."
+        )
+    tiles = picture.unflatten(3, (side, width // side)).unflatten(2, (side, height // side))
+    return tiles.permute(0, 1, 2, 4, 3, 5).flatten(2, 3)
+
+
+def frame_grid_side(num_frames: int) -> int:
+    """Frames in a row of the square that `num_frames` tiles make.
+
+    Raises:
+        ValueError: they make none.
+    """
+    side = math.isqrt(num_frames)
+    if side * side != num_frames:
+        raise ValueError(f"{num_frames} frames do not fill a square of tiles; expected 1, 4, 9, 16, …")
+    return side
+
+
+def on_tiled_frames(
+    layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, num_frames: int
+) -> torch.Tensor:
+    """Run a layer that keeps height and width on tiled frames: `(B F, C, H, W)` → `(B F, C', H, W)`."""
+    picture = layer(tile_frames(unfold_frames(rows, num_frames)))
+    return fold_frames(untile_frames(picture, num_frames))[0]

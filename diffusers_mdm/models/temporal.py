@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What connects the frames of a clip: attention and learned resampling over frames (ml-mdm, Video).
+
+Feature maps come with frames as rows, `(B F, C, H, W)`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
+from torch import nn
+
+from .attention import FeedForward, MatryoshkaAttention, zero_
+from .frames import unfold_frames
+
+# Channels of a head; ml-mdm has no other.
+TEMPORAL_HEAD_DIM = 32
+# Attention kernels put rows into a dimension of their launch grid, of which there are at most 65535.
+MAX_ATTENTION_ROWS = 32768
+
+
+class TemporalAttention(nn.Module):
+    """Attention among the frames at every place of a feature map of half the size, then a feed-forward part.
+
+    Args:
+        channels: of the feature map, a multiple of 32.
+        norm_eps: of the layer norms.
+        has_rotary: rotate queries and keys by the position of their frame.
+    """
+
+    def __init__(self, channels: int, norm_eps: float, has_rotary: bool) -> None:
+        super().__init__()
+        self.has_rotary = has_rotary
+        self.down_conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(channels, eps=norm_eps)
+        self.attn = MatryoshkaAttention(channels, channels // TEMPORAL_HEAD_DIM, None, norm_eps)
+        self.ff = FeedForward(channels, nn.LayerNorm(channels, eps=norm_eps))
+        self.up_conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """`(B F, C, H, W)` → the same; H and W are even."""
+        reduced = self.down_conv(hidden_states)
+        batch, (height, width) = reduced.shape[0] // num_frames, reduced.shape[2:]
+        tokens = unfold_frames(reduced, num_frames).permute(0, 3, 4, 2, 1).flatten(0, 2)
+        tokens = self.attend(tokens)
+        reduced = tokens.unflatten(0, (batch, height, width)).permute(0, 3, 4, 1, 2).flatten(0, 1)
+        return hidden_states + self.up_conv(F.interpolate(reduced, scale_factor=2.0, mode="nearest"))
+
+    def attend(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(B H W, F, C)` → the same, one sequence of frames for each place."""
+        rotary = None
+        if self.has_rotary:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+            rotary = get_1d_rotary_pos_embed(TEMPORAL_HEAD_DIM, positions, use_real=True)
+        normed = self.norm(tokens).split(MAX_ATTENTION_ROWS)
+        tokens = tokens + torch.cat([self.attn(rows, rotary=rotary) for rows in normed])
+        return tokens + self.ff(self.ff.norm(tokens))
+
+    def zero_init_(self) -> None:
+        """Zero what adds to the residual stream: a clip is then a batch of pictures."""
+        zero_(self.up_conv)
+
+
+class FrameDownsample(nn.Module):
+    """Half as many frames: a convolution over frames with stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """`(B F, C, H, W)` → `(B F / 2, C, H, W)`."""
+        return _over_frames(self.conv, hidden_states, num_frames, 1)
+
+
+class FrameUpsample(nn.Module):
+    """Twice as many frames: each one doubled, then a convolution over frames."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """`(B F, C, H, W)` → `(B 2 F, C, H, W)`."""
+        return _over_frames(self.conv, hidden_states, num_frames, 2)
+
+
+def _over_frames(conv: nn.Module, rows: torch.Tensor, num_frames: int, repeats: int) -> torch.Tensor:
+    """Convolve over frames at every place, each frame `repeats` times."""
+    batch, (height, width) = rows.shape[0] // num_frames, rows.shape[2:]
+    lines = unfold_frames(rows, num_frames).permute(0, 3, 4, 1, 2).flatten(0, 2)
+    if repeats > 1:
+        lines = lines.repeat_interleave(repeats, dim=-1)
+    convolved = conv(lines).unflatten(0, (batch, height, width))
+    return convolved.permute(0, 4, 3, 1, 2).flatten(0, 1)

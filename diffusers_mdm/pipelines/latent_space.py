@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latent pyramids: what the model denoises are an autoencoder's latents, averaged down level by level.
+
+Latents are brought to unit variance as the autoencoder's config says, `(z - shift_factor) * scaling_factor`, or per
+channel with `latents_mean` and `latents_std`. Without an autoencoder the model denoises the pictures themselves, and
+everything here leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pyramid import Pyramid, build_pyramid
+
+
+def scale_factor(vae: AutoencoderKL | None) -> int:
+    """Pixels of a picture's side for one of its latents' side; 1 without an autoencoder."""
+    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def encode_pictures(vae: AutoencoderKL | None, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents of unit variance of pictures: the mode of the autoencoder's posterior, so that nothing is random.
+
+    Args:
+        vae: the autoencoder; None gives the pictures back.
+        pictures: `(B, C, H, W)` in [-1, 1].
+
+    Returns:
+        `(B, c, H / f, W / f)` in the dtype of `pictures`, f from `scale_factor`.
+    """
+    if vae is None:
+        return pictures
+    posterior = _in_working_precision(vae, lambda dtype: vae.encode(pictures.to(dtype)).latent_dist)
+    shift, scale = _normalisation(vae, pictures)
+    return (posterior.mode().to(pictures.dtype) - shift) * scale
+
+
+def decode_latents(vae: AutoencoderKL | None, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures of latents, the way back from `encode_pictures`.
+
+    Args:
+        vae: the autoencoder; None gives the latents back.
+        latents: `(B, c, h, w)`, or of clips `(B, c, F, h, w)`, whose frames are decoded one by one.
+
+    Returns:
+        `(B, C, h * f, w * f)`, about in [-1, 1], in the dtype of `latents`, with frames where the latents have them.
+    """
+    if vae is None:
+        return latents
+    if latents.ndim == 5:
+        frames = decode_latents(vae, latents.transpose(1, 2).flatten(0, 1))
+        return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)
+    shift, scale = _normalisation(vae, latents)
+    unscaled = latents / scale + shift
+    return _in_working_precision(vae, lambda dtype: vae.decode(unscaled.to(dtype)).sample).to(latents.dtype)
+
+
+def _normalisation(vae: AutoencoderKL, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is subtracted from latents, and what they are multiplied by then, shaped to work on `like`."""
+    config = vae.config
+    scale = torch.tensor(config.scaling_factor, dtype=like.dtype, device=like.device)
+    means, stds = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if means is None or stds is None:
+        return torch.full_like(scale, config.shift_factor or 0.0), scale
+    mean, std = torch.tensor([means, stds], dtype=like.dtype, device=like.device).view(2, 1, -1, 1, 1)
+    return mean, scale / std
+
+
+def _in_working_precision(vae: AutoencoderKL, run: Any) -> Any:
+    """Run in the autoencoder's precision, or in float32 where float16 would overflow (`force_upcast`)."""
+    dtype = vae.dtype
+    if dtype != torch.float16 or not vae.config.force_upcast:
+        return run(dtype)
+    vae.to(dtype=torch.float32)
+    try:
+        return run(torch.float32)
+    finally:
+        vae.to(dtype=dtype)
+
+
+class LatentSpaceMixin:
+    """What a pipeline's model denoises, beside what its users see: sizes, channels, and the ways there and back."""
+
+    unet: NestedUNetModel
+    vae: AutoencoderKL | None
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of a picture's side for one of its latents' side; 1 without an autoencoder."""
+        return scale_factor(self.vae)
+
+    @property
+    def picture_sides(self) -> tuple[int, ...]:
+        """Side in pixels of the pictures that each doll draws, innermost first."""
+        return tuple(side * self.vae_scale_factor for side in self.unet.sample_sizes)
+
+    @property
+    def picture_multiples(self) -> list[int]:
+        """For every doll, what height and width of its pictures have to be multiples of, innermost first."""
+        return [ratio * self.unet.size_multiple * self.vae_scale_factor for ratio in self.unet.level_ratios]
+
+    @property
+    def num_picture_channels(self) -> int:
+        """Channels of pictures that are given or returned, 3 for colours."""
+        return self.unet.config.in_channels if self.vae is None else self.vae.config.in_channels
+
+    def encode_pyramid(self, pixels: Pyramid) -> Pyramid:
+        """What the model denoises of given pictures: the pictures in [-1, 1], or the pooled latents of the largest.
+
+        Args:
+            pixels: levels `(B, C, H_i, W_i)` in [0, 1], innermost first.
+        """
+        if self.vae is None:
+            return [2 * level - 1 for level in pixels]
+        sides = [level.shape[-2] // self.vae_scale_factor for level in pixels]
+        return build_pyramid(encode_pictures(self.vae, 2 * pixels[-1] - 1), sides)
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures of one level's last samples, about in [-1, 1]; see the function of this name."""
+        return decode_latents(self.vae, latents)

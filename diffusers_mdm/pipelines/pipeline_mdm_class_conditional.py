@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class to image: pictures of classes, by number or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+from diffusers_mdm.pipelines.class_labels import ClassLabels
+from diffusers_mdm.pipelines.conditioning import ConditionInputs
+from diffusers_mdm.pipelines.denoising import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
+from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
+
+
+class MDMClassConditionalPipeline(ClassPipelineBase):
+    """Draw pictures of classes, in the manner of the host's DiT pipeline (Gu et al., section 4: ImageNet).
+
+    The last of the model's class embeddings stands for no class; guidance pushes away from it.
+
+    Args:
+        unet: the dolls, conditioned on classes, or on classes and texts.
+        scheduler: `MatryoshkaScheduler`, or one of the host's where a single doll is opened.
+        text_encoder: as in `MDMPipeline`; None for a model of classes alone.
+        tokenizer: its tokenizer.
+        vae: for a model of latents, see `MDMPipeline`.
+        id2label: names of the classes by number, synonyms separated by commas, e.g. `{0: "tench, Tinca tinca"}`;
+            saved with the pipeline. None where classes are called by their numbers alone.
+    """
+
+    def check_inputs(
+        self,
+        inputs: ConditionInputs,
+        height: int,
+        width: int,
+        num_images_per_label: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Sample | None = None,
+        micro_conditioning: Mapping[str, Any] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+    ) -> int:
+        """Refuse what cannot be drawn before anything is computed. Arguments as in `__call__`.
+
+        Returns:
+            B, the number of pictures to draw.
+
+        Raises:
+            ValueError: says what was wrong, what was expected and what to do.
+            TypeError: `prompt` and `negative_prompt` are of different types.
+        """
+        num_images = self.check_batch(
+            inputs, {}, num_images_per_label, output_type, callback_on_step_end_tensor_inputs, "num_images_per_label"
+        )
+        self.check_size_and_noise(num_images, height, width, generator, latents, micro_conditioning)
+        return num_images
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabels | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        guidance_scale: float = 4.0,
+        negative_class_labels: ClassLabels | None = None,
+        num_images_per_label: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Sample | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        micro_conditioning: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        output_type: str = "pil",
+        output_pyramid: bool = False,
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: StepCallback = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 128,
+    ) -> MDMPipelineOutput | tuple[Any, ...]:
+        """Draw pictures of classes.
+
+        A picture depends on its own label, noise and generator, not on the batch it is drawn in.
+
+        Args:
+            class_labels: one label or several: numbers, names of `labels`, or whole numbers `(B,)`.
+            height: pixels; with `width` it chooses how many dolls are opened: the larger one has to be a doll's side.
+                By default the outermost doll is drawn; one of the two alone means a square.
+            width: pixels.
+            num_inference_steps: number of denoising steps.
+            timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
+            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off.
+            negative_class_labels: what guidance pushes away from: one label for all, or one for each; the null class
+                by default.
+            num_images_per_label: pictures of each label.
+            eta: 0 for DDIM to 1 for ancestral sampling.
+            generator: one, or one a picture: the same seed then gives the same picture in any batch.
+            latents: starting noise N(0, 1): a pyramid, innermost first, or a tensor where one doll is opened.
+            prompt: one text or a list of them, for a model that reads texts too.
+            negative_prompt: what guidance pushes away from besides: one text for a text, a list for a list.
+            prompt_embeds: `(B, L, width)` from `encode_prompt`, in place of `prompt`.
+            negative_prompt_embeds: the same shape, in place of `negative_prompt`.
+            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
+            negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
+            micro_conditioning: e.g. `{"scale": 256}`; one number, one a picture, or two a picture (those of the
+                unconditional rows first). What is missing takes the model's own value.
+            guidance_rescale: 0 to 1, brings each level's spread back to that of the unguided prediction
+                (arXiv:2305.08891).
+            output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the last
+                sample, not clipped).
+            output_pyramid: also return the pictures of the dolls inside.
+            return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
+            cross_attention_kwargs: e.g. `{"scale": 0.5}`, the strength of a LoRA.
+            callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; the tensors it
+                returns replace those of the pipeline. Set `pipeline._interrupt = True` to stop.
+            callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`;
+                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with host schedulers that
+                do not tell).
+            max_sequence_length: longer prompts are cut, with a warning.
+
+        Raises:
+            ValueError: see `check_inputs`.
+            TypeError: `prompt` and `negative_prompt` are of different types.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        inputs = ConditionInputs(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+            class_labels,
+            negative_class_labels,
+        )
+        height, width = self.resolve_size(height, width, latents)
+        num_images = self.check_inputs(
+            inputs,
+            height,
+            width,
+            num_images_per_label,
+            generator,
+            latents,
+            micro_conditioning,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        self.begin_drawing(guidance_scale, guidance_rescale, cross_attention_kwargs)
+        device = self._execution_device
+
+        # 1. What is asked for.
+        conditioning, groups = self.encode_conditioning(inputs, num_images, max_sequence_length)
+
+        # 2. Time steps, starting noise, everything else a step needs.
+        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps)
+        start = self.prepare_latents(num_images, height, width, self.sample_dtype, device, generator, latents)
+        drawing = Drawing(
+            conditioning,
+            groups,
+            self.prepare_micro_conditioning(micro_conditioning, num_images, device),
+            self.prepare_extra_step_kwargs(generator, eta),
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+        # 3. Denoise all levels together.
+        levels = self.denoise(start, schedule, drawing)
+
+        # 4. Pictures.
+        return self.finish_drawing(levels, output_type, output_pyramid, return_dict)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Going back up in noise and down again, so that what is drawn and what is given grow together (RePaint).
+
+Lugmayr et al. 2022 (arXiv:2201.09865), section 4.2: a sample into which known pixels were put is diffused back some
+steps, z_t ~ q(z_t | z_s), and denoised again; there the model sees both, and brings them into harmony.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from diffusers_mdm.pyramid import Pyramid, as_pyramid
+
+
+def resampled_positions(num_steps: int, num_resampling_steps: int, jump_length: int) -> list[int]:
+    """Which step of a schedule each model call does.
+
+    The schedule is cut into stretches of `jump_length` steps, and each stretch is gone through `num_resampling_steps`
+    times, save for the last steps: from the clean picture there is no way back (RePaint, algorithm 1).
+
+    Args:
+        num_steps: length n of the schedule.
+        num_resampling_steps: U, how often each stretch is gone through; 1 goes straight through.
+        jump_length: j, how many steps a stretch has.
+
+    Returns:
+        Positions in the schedule, e.g. `[0, 0, 1, 1, 2]` for n = 3, U = 2, j = 1.
+    """
+    positions: list[int] = []
+    for start in range(0, num_steps, jump_length):
+        stretch = list(range(start, min(start + jump_length, num_steps)))
+        repeats = num_resampling_steps if start + jump_length < num_steps else 1
+        positions += stretch * repeats
+    return positions
+
+
+def diffuse_from(
+    scheduler: Any, sample: torch.Tensor | Pyramid, noise: Pyramid, timestep: torch.Tensor, back_to: torch.Tensor
+) -> torch.Tensor | Pyramid:
+    """z_t ~ q(z_t | z_s) at every level: sqrt(g_t / g_s) z_s + sqrt(1 - g_t / g_s) eps, g the level's signal power.
+
+    Args:
+        scheduler: a `MatryoshkaScheduler`.
+        sample: z_s.
+        noise: eps, N(0, 1), shapes as `sample`.
+        timestep: s.
+        back_to: t, above s.
+    """
+    levels, bare = as_pyramid(sample)
+    before = scheduler.level_alphas_cumprod(sample, timestep)
+    after = scheduler.level_alphas_cumprod(sample, back_to)
+    diffused = []
+    for level, eps, g_s, g_t in zip(levels, noise, before, after, strict=True):
+        kept = (g_t / g_s).reshape(-1, *[1] * (level.ndim - 1))
+        diffused.append((kept.sqrt() * level + (1 - kept).sqrt() * eps).to(level.dtype))
+    return diffused[0] if bare else diffused

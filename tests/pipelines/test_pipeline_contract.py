@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every pipeline keeps, whatever its task: saving and loading, batches, seeds, outputs, callbacks, precision."""
+
+import json
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import is_accelerate_available
+
+from diffusers_mdm import MDMPipelineOutput, MDMVideoPipelineOutput
+from tests.pipelines.tiny_tasks import TASKS, Task
+from tests.pipelines.tiny_tasks import task as find_task
+
+# Rows of a batch differ from the same rows alone by rounding only; the autoencoder adds some.
+BATCH_TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=TASKS)
+def task(request) -> Task:
+    return find_task(request.param)
+
+
+@pytest.fixture
+def pipe(task) -> Any:
+    return task.make()
+
+
+@pytest.mark.parametrize("way", ["own class", "host", "file beside the weights"])
+def test_saved_and_loaded_it_draws_the_same(task, pipe, tmp_path, way):
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == task.pipeline.__name__
+    assert index["unet"] == ["diffusers_mdm", "NestedUNetModel"]
+    if way == "own class":
+        loaded = task.pipeline.from_pretrained(tmp_path)
+    elif way == "host":
+        loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    else:
+        loaded = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
+    assert type(loaded) is task.pipeline
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(task.draw(loaded), task.draw(pipe))
+
+
+def test_a_picture_does_not_depend_on_its_batch(task, pipe):
+    together = task.draw(pipe, slice(None), eta=1.0)
+    assert together.shape == (3, *task.shape)
+    for row in range(3):
+        distance = (together[row : row + 1] - task.draw(pipe, row, eta=1.0)).abs()
+        if task.settings.get("exact_consistency"):
+            # On the grid of 8 bits a pixel may, by a rounding error, go one step up where its neighbour did before.
+            assert distance.max() <= 1 / 255 + BATCH_TOLERANCE
+            assert (distance > BATCH_TOLERANCE).float().mean() < 0.01
+        else:
+            assert distance.max() <= BATCH_TOLERANCE
+
+
+def test_seeds(task, pipe):
+    first, again = (task.draw(pipe, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    other = task.draw(pipe, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_output_types_agree(task, pipe):
+    tensors, arrays, pictures = (task.draw(pipe, output_type=kind) for kind in ("pt", "np", "pil"))
+    assert tensors.min() >= 0
+    assert tensors.max() <= 1
+    np.testing.assert_array_equal(arrays, tensors.movedim(-3, -1).numpy())
+    # Of clips, a list of frames each.
+    last = pictures[-1][-1] if task.of_clips else pictures[-1]
+    assert isinstance(last, PIL.Image.Image)
+    expected = arrays[-1][-1] if task.of_clips else arrays[-1]
+    np.testing.assert_array_equal(np.asarray(last), (expected * 255).round().astype("uint8"))
+
+
+def test_every_level_on_request(task, pipe):
+    images = task.draw(pipe)
+    output = task.draw(pipe, output_pyramid=True, return_dict=False)
+    assert torch.equal(output[0], images)
+    assert [level.shape[-1] for level in output[1]] == list(task.sides)
+    assert output[1][-1] is output[0]
+    in_dict = pipe(**{**_inputs(task), "output_pyramid": True})
+    assert isinstance(in_dict, MDMVideoPipelineOutput if task.of_clips else MDMPipelineOutput)
+    assert len(in_dict.pyramid) == len(task.sides)
+
+
+def _inputs(task: Task) -> dict[str, Any]:
+    rows = {name: entries[:1] for name, entries in task.rows.items()}
+    return {**rows, **task.settings, "num_inference_steps": 2, "output_type": "pt"}
+
+
+def test_callback_gets_what_it_asks_for_and_changes_the_samples(task, pipe):
+    seen = []
+
+    def note(pipeline, step, timestep, tensors):
+        seen.append((step, set(tensors)))
+        return {"latents": [torch.zeros_like(level) for level in tensors["latents"]]}
+
+    names = pipe._callback_tensor_inputs
+    changed = task.draw(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=names)
+    assert seen == [(step, set(names)) for step in range(pipe.num_timesteps)]
+    assert not torch.equal(changed, task.draw(pipe))
+
+
+def test_interrupt_skips_the_remaining_steps(task, pipe):
+    steps = []
+
+    def stop(pipeline, step, timestep, tensors):
+        steps.append(step)
+        pipeline._interrupt = True
+        return tensors
+
+    stopped = task.draw(pipe, num_inference_steps=4, callback_on_step_end=stop)
+    assert steps == [0]
+    assert torch.isfinite(stopped).all()
+    assert not torch.equal(stopped, task.draw(pipe, num_inference_steps=4))
+
+
+def test_guidance_off_runs_the_model_once_a_row(task, pipe):
+    rows = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0][0])))
+    task.draw(pipe, guidance_scale=1.0)
+    assert set(rows) == {1}
+    rows.clear()
+    task.draw(pipe, guidance_scale=2.0)
+    assert set(rows) == {2}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_draws_nearly_the_same(task, pipe, dtype):
+    full = task.draw(pipe, guidance_scale=1.0)
+    half = task.draw(pipe.to(dtype=dtype), guidance_scale=1.0)
+    assert half.dtype == torch.float32
+    assert (half - full).abs().mean() < 0.15
+    assert pipe.unet.dtype == dtype
+
+
+def test_group_offload_changes_nothing(task, pipe):
+    images = task.draw(pipe)
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert torch.equal(task.draw(pipe), images)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not (torch.cuda.is_available() and is_accelerate_available()), reason="needs an accelerator")
+@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offload_changes_nothing(task, offload):
+    device = torch.device("cuda")
+    images = task.draw(task.make().to(device)).cpu()
+    pipe = task.make()
+    getattr(pipe, offload)(device=device)
+    torch.testing.assert_close(task.draw(pipe).cpu(), images, atol=1e-3, rtol=0)
+    assert pipe.unet.device.type in ("cpu", "meta")
+
+
+BAD_INPUTS = {
+    "output type": ({"output_type": "jpg"}, "'jpg' is unknown"),
+    "callback names": ({"callback_on_step_end_tensor_inputs": ["latent"]}, r"found \['latent'\]"),
+    "generators": ({"generator": [torch.Generator()] * 2}, "list of 2 generators for 1 pictures"),
+    "levels": ({"latents": [torch.zeros(1, 3, 2, 2)]}, r"1 level\(s\)|No doll"),
+    "micro-condition": ({"micro_conditioning": {"size": 3}}, "no micro-condition 'size'; it has scale"),
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_a_value_error(task, pipe, case):
+    changes, message = BAD_INPUTS[case]
+    with pytest.raises(ValueError, match=message):
+        task.draw(pipe, **changes)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upscaling: the given level is held at every step, and comes back from the result."""
+
+import PIL.Image
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_mdm import MDMUpscalePipeline
+from diffusers_mdm.pyramid import pyramid_noise
+from tests.pipelines.tiny_pipeline import make_pipeline, seed
+from tests.pipelines.tiny_tasks import eight_bit_pictures, task
+
+GIVEN = eight_bit_pictures(8)[:1]
+# Three dolls, of 8, 16 and 32 pixels.
+THREE_LEVELS = {
+    "block_out_channels": ((8, 16), (8, 8), (8, 8)),
+    "layers_per_block": ((1, 1),) * 3,
+    "attention_layers_per_block": ((0, 1), (0, 0), (0, 0)),
+    "has_mid_block": (True, False, False),
+    "has_attention_ffn": (True, False, False),
+    "norm_num_groups": (4,) * 3,
+    "normalize_input": (False, True, True),
+    "dropout": (0.0,) * 3,
+    "micro_conditioning_keys": (("scale",),) * 3,
+    "micro_conditioning_defaults": ((8.0,), (16.0,), (32.0,)),
+}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> MDMUpscalePipeline:
+    return task("upscale").make()
+
+
+@pytest.fixture(scope="module")
+def three() -> MDMUpscalePipeline:
+    pipe = MDMUpscalePipeline.from_pipe(make_pipeline(**THREE_LEVELS))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe, image=GIVEN, **changes):
+    settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "generator": seed(0), "output_type": "pt"}
+    return pipe("a red apple", image, **{**settings, **changes})
+
+
+def pooled(images: torch.Tensor) -> torch.Tensor:
+    """8-bit numbers of pictures in [0, 1], averaged down to 8 pixels, exactly."""
+    return F.avg_pool2d((images.double() * 255).round(), images.shape[-1] // 8)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_exact_averages_of_eight_bit_pictures(pipe, eta):
+    images = draw(pipe, exact_consistency=True, eta=eta).images
+    assert torch.equal(pooled(images), GIVEN.double())
+    assert not torch.equal(pooled(draw(pipe).images), GIVEN.double())
+
+
+def test_exact_averages_of_pil_pictures(pipe):
+    given = PIL.Image.fromarray(GIVEN[0].permute(1, 2, 0).numpy())
+    large = draw(pipe, given, exact_consistency=True, output_type="pil").images[0]
+    assert large.size == (16, 16)
+    assert large.reduce(2).tobytes() == given.tobytes()
+
+
+def test_exact_averages_of_floats(pipe):
+    given = torch.rand(1, 3, 8, 8, generator=seed(4))
+    images = draw(pipe, given, exact_consistency=True).images
+    torch.testing.assert_close(F.avg_pool2d(images, 2), given, atol=1e-6, rtol=0)
+
+
+def test_exact_averages_at_every_level(three):
+    pyramid = draw(three, exact_consistency=True, output_pyramid=True).pyramid
+    assert [level.shape[-1] for level in pyramid] == [8, 16, 32]
+    for level in pyramid:
+        assert torch.equal(pooled(level), GIVEN.double())
+
+
+def test_given_levels_come_out_as_they_were(three):
+    given = eight_bit_pictures(16)[:1]
+    pyramid = draw(three, given, output_pyramid=True).pyramid
+    assert torch.equal(pyramid[1], given / 255)
+    torch.testing.assert_close(pyramid[0], F.avg_pool2d(given / 255, 2))
+
+
+def test_the_given_level_is_its_noised_truth_at_every_step(pipe):
+    noise = pyramid_noise([(1, 3, 8, 8), (1, 3, 16, 16)], seed(3))
+    samples = []
+
+    def keep(pipeline, step, timestep, tensors):
+        samples.append(tensors["latents"])
+        return {}
+
+    draw(pipe, latents=noise, callback_on_step_end=keep)
+    clean = GIVEN / 127.5 - 1
+    for sample, timestep in zip(samples, pipe.scheduler.timesteps[1:], strict=False):
+        # The ratio of level 0 is 1, whatever stands around it.
+        torch.testing.assert_close(sample[0], pipe.scheduler.add_noise(clean, noise[0], timestep.view(1)))
+    torch.testing.assert_close(samples[-1][0], clean, atol=1e-6, rtol=0)
+
+
+def test_the_given_picture_matters(pipe):
+    assert not torch.equal(draw(pipe).images, draw(pipe, 255 - GIVEN).images)
+
+
+def test_resampling_calls_the_model_more_often(pipe):
+    calls = []
+    handle = pipe.unet.register_forward_pre_hook(lambda module, args: calls.append(1))
+    plain = draw(pipe).images
+    assert len(calls) == 3
+    resampled = draw(pipe, num_resampling_steps=3).images
+    handle.remove()
+    assert len(calls) == 3 + 7
+    assert pipe.num_timesteps == 7
+    assert not torch.equal(plain, resampled)
+
+
+def test_target_size(three):
+    assert draw(three).images.shape[-2:] == (32, 32)
+    assert draw(three, height=16).images.shape[-2:] == (16, 16)
+    assert draw(three, width=16).images.shape[-2:] == (16, 16)
+    assert draw(three, GIVEN[..., :4]).images.shape[-2:] == (32, 16)
+
+
+BAD_INPUTS = {
+    "no picture": ({"image": None}, "`image` is of type NoneType"),
+    "size of no doll": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* the size of no doll: .* 8, 16"),
+    "odd width": ({"image": torch.zeros(3, 8, 5)}, "8 x 5 pixels .* multiples of 2"),
+    "largest doll": ({"image": torch.zeros(3, 16, 16)}, "as large as this model draws; .* one of 8"),
+    "target": ({"height": 12}, "8 x 8 pixels cannot become 12 x None: expected .* 16 x 16"),
+    "another shape": ({"height": 16, "width": 8}, "cannot become 16 x 8"),
+    "rows": ({"image": torch.zeros(2, 3, 8, 8), "prompt": ["a"] * 3}, "3 in `prompt`, 2 in `image`"),
+    "resampling": ({"num_resampling_steps": 0}, "`num_resampling_steps` has to be"),
+    "jump": ({"jump_length": 1.5}, "`jump_length` has to be"),
+    "no prompt": ({"prompt": None}, "Neither `prompt` nor"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_a_value_error(pipe, case):
+    changes, message = BAD_INPUTS[case]
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"prompt": "a cat", "image": GIVEN, "num_inference_steps": 1, **changes})

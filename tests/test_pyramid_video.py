@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pyramids of clips: frames are skipped, pixels averaged; pictures join as clips of one frame."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_mdm.pyramid import (
+    build_pyramid,
+    check_pyramid,
+    join_pyramids,
+    level_ratios,
+    pyramid_noise,
+    stack_frames,
+)
+
+
+def test_frames_are_skipped_and_pixels_averaged():
+    clips = torch.rand(2, 3, 8, 16, 24)
+    pyramid = build_pyramid(clips, (8, 8, 16), (2, 8, 8))
+    assert [tuple(level.shape) for level in pyramid] == [(2, 3, 2, 8, 12), (2, 3, 8, 8, 12), (2, 3, 8, 16, 24)]
+    assert pyramid[-1] is clips
+    for frame in range(8):
+        torch.testing.assert_close(pyramid[1][:, :, frame], F.avg_pool2d(clips[:, :, frame], 2))
+    assert torch.equal(pyramid[0], pyramid[1][:, :, [0, 4]])
+
+
+def test_frames_and_pixels_may_shrink_in_one_step():
+    clips = torch.rand(1, 3, 4, 8, 8)
+    inner = build_pyramid(clips, (4, 8), (1, 4))[0]
+    torch.testing.assert_close(inner[:, :, 0], F.avg_pool2d(clips[:, :, 0], 2))
+
+
+def test_without_numbers_every_level_has_all_frames():
+    clips = torch.rand(1, 3, 3, 8, 8)
+    levels = build_pyramid(clips, (4, 8))
+    assert [level.shape[2] for level in levels] == [3, 3]
+    assert level_ratios(levels) == [1.0, 2.0]
+
+
+def test_ratio_counts_tiled_frames():
+    """Four times the frames tiled in a square have twice the side."""
+    pyramid = build_pyramid(torch.rand(1, 3, 16, 16, 16), (8, 8, 8, 16), (1, 4, 16, 16))
+    assert level_ratios(pyramid) == [1.0, 2.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("sides", "frames", "message"),
+    [
+        ((8, 8), (3, 8), "dividing the next"),
+        ((8, 8), (4, 4), "Clips of 8 frames"),
+        ((8, 8), (0, 8), "dividing the next"),
+        ((8,), (4, 8), "expected 1 numbers"),
+        ((8, 8), (8, 8), "whole number above 1"),
+        ((4, 4), (4, 8), "outermost side"),
+    ],
+)
+def test_frames_that_do_not_divide_are_refused(sides, frames, message):
+    with pytest.raises(ValueError, match=message):
+        build_pyramid(torch.zeros(1, 3, 8, 8, 8), sides, frames)
+
+
+def test_pictures_have_no_frames_to_choose_from():
+    with pytest.raises(ValueError, match="clips are"):
+        build_pyramid(torch.zeros(1, 3, 8, 8), (4, 8), (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "message"),
+    [
+        ((1, 3, 1, 8, 8), (1, 3, 8, 8), "5|dimensions"),
+        ((1, 3, 4, 8, 8), (1, 3, 4, 8, 8), "not larger"),
+        ((1, 3, 4, 8, 8), (1, 3, 2, 16, 16), "not larger"),
+        ((1, 3, 1, 8, 8), (1, 3, 4, 4, 4), "not larger"),
+        ((1, 3, 4, 8, 8), (1, 3, 4, 8, 16), "not larger"),
+        ((1, 3, 4, 8, 8), (2, 3, 16, 8, 8), "smaller outwards"),
+    ],
+)
+def test_what_is_no_pyramid_of_clips_is_refused(inner, outer, message):
+    with pytest.raises(ValueError, match=message):
+        check_pyramid([torch.zeros(inner), torch.zeros(outer)])
+
+
+def test_noise_of_a_clip_depends_on_its_own_generator_only():
+    shapes = [(2, 3, 1, 4, 4), (2, 3, 4, 4, 4)]
+    batch = pyramid_noise(shapes, [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    alone = pyramid_noise([(1, *shape[1:]) for shape in shapes], [torch.Generator().manual_seed(2)])
+    for level, single in zip(batch, alone, strict=True):
+        assert torch.equal(level[1:], single)
+
+
+def test_frames_are_stacked_in_order_and_cut():
+    frames = [torch.full((3, 4, 6), float(index)) for index in range(5)]
+    clip = stack_frames(frames, 3)
+    assert tuple(clip.shape) == (3, 3, 4, 6)
+    assert clip[0, :, 0, 0].tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("frames", "count", "message"),
+    [
+        ([(3, 4, 4)] * 3, 4, "has 3 frames; expected 4"),
+        ([], 1, "has 0 frames"),
+        ([(3, 4, 4)], 0, "at least 1"),
+        ([(3, 4, 4), (3, 4, 4), (3, 4, 5)], 3, r"Frame 2 of the clip has shape \(3, 4, 5\), frame 0"),
+        ([(4, 4), (4, 4)], 2, "channels, height"),
+    ],
+)
+def test_clips_that_are_short_or_change_are_refused(frames, count, message):
+    with pytest.raises(ValueError, match=message):
+        stack_frames([torch.zeros(shape) for shape in frames], count)
+
+
+def test_what_changes_after_the_clip_does_not_matter():
+    assert stack_frames([torch.zeros(3, 4, 4), torch.zeros(3, 4, 4), torch.zeros(3, 9, 9)], 2).shape[1] == 2
+
+
+def test_pictures_join_clips_as_clips_of_one_frame():
+    clips = build_pyramid(torch.rand(2, 3, 4, 8, 8), (4, 8, 8), (1, 1, 4))
+    pictures = build_pyramid(torch.rand(3, 3, 8, 8), (4, 8))
+    joined = join_pyramids([clips, pictures])
+    assert [tuple(level.shape) for level in joined] == [(5, 3, 1, 4, 4), (5, 3, 1, 8, 8), (2, 3, 4, 8, 8)]
+    assert torch.equal(joined[0][:2], clips[0])
+    assert torch.equal(joined[1][2:, :, 0], pictures[1])
+    check_pyramid(joined)
+
+
+def test_batches_that_do_not_fit_are_not_joined():
+    clips, pictures = [torch.zeros(1, 3, 4, 8, 8)], [torch.zeros(1, 3, 8, 8)]
+    with pytest.raises(ValueError, match="call of its own"):
+        join_pyramids([clips, pictures])
+    with pytest.raises(ValueError, match="most levels must come first"):
+        join_pyramids([pictures, [*pictures, torch.zeros(1, 3, 16, 16)]])
+    with pytest.raises(ValueError, match="at least one"):
+        join_pyramids([])
