@@ -162,7 +162,7 @@ BAD_INPUTS = {
     "output type": ({"output_type": "jpg"}, "'jpg' is unknown"),
     "callback names": ({"callback_on_step_end_tensor_inputs": ["latent"]}, r"found \['latent'\]"),
     "generators": ({"generator": [torch.Generator()] * 2}, "list of 2 generators for 1 pictures"),
-    "levels": ({"latents": [torch.zeros(1, 3, 2, 2)]}, r"1 level\(s\)|No doll"),
+    "levels": ({"latents": [torch.zeros(1, 3, 2, 2)]}, r"1 level\(s\)|No doll|noise of clips"),
     "micro-condition": ({"micro_conditioning": {"size": 3}}, "no micro-condition 'size'; it has scale"),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),
 }
