@@ -1,1 +1,3 @@
-from diffusers_mdm import MDMPipeline  # noqa: F401
+"""Draw pictures from prompts, at every resolution of the model at once (Gu et al., arXiv:2310.15111)."""
+
+from diffusers_mdm import MDMPipeline as Pipeline  # noqa: F401
