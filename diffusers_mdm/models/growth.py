@@ -115,8 +115,8 @@ class GrowthMixin:
             )
         rows = LevelConfig.rows_from(self.config)[:num_levels]
         inner = self._of_rows(rows)
-        state = cast(nn.Module, self).state_dict()
-        inner.load_state_dict({name: state[name] for name in inner.state_dict()})
+        state, module = cast(nn.Module, self).state_dict(), cast(nn.Module, inner)
+        module.load_state_dict({name: state[name] for name in module.state_dict()})
         return self._like_self(inner)
 
     def without_sharing(self: T) -> T:
@@ -129,7 +129,7 @@ class GrowthMixin:
             for row in LevelConfig.rows_from(self.config)
         )
         other = self._of_rows(rows)
-        other.load_state_dict(unshared_state_dict(cast(nn.Module, self)))
+        cast(nn.Module, other).load_state_dict(unshared_state_dict(cast(nn.Module, self)))
         return self._like_self(other)
 
     def zero_init_(self) -> None:
@@ -140,7 +140,8 @@ class GrowthMixin:
     def _with_rows(self: T, rows: tuple[LevelConfig, ...], is_new: Callable[[str], bool]) -> T:
         """A model of these rows with all of this one's weights; the parameters it has besides are new ones."""
         other = self._of_rows(rows)
-        missing, unexpected = other.load_state_dict(cast(nn.Module, self).state_dict(), strict=False)
+        state = cast(nn.Module, self).state_dict()
+        missing, unexpected = cast(nn.Module, other).load_state_dict(state, strict=False)
         if unexpected or not all(is_new(name) for name in missing):
             raise ValueError(
                 "Only a plain model can grow: its parameters are not those of its config. Fuse or unload adapters and "

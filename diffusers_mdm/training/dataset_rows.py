@@ -37,6 +37,7 @@ def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
         _check_captions(rows, recipe)
     if recipe.label_column is not None:
         _check_column(rows, recipe, recipe.label_column)
+        _check_labels(rows, recipe, recipe.label_column)
     if not len(rows):
         raise ValueError(f"Split {split!r} of {recipe.path} has no rows.")
     return rows.cast_column(recipe.image_column, datasets.Image(decode=False))
@@ -63,6 +64,19 @@ def _check_captions(rows: datasets.Dataset, recipe: DataRecipe) -> None:
             f"Column {recipe.caption_column!r} of {recipe.path} must hold texts, or lists of texts of which every "
             f"epoch sees one; it holds {rows.features[recipe.caption_column]}."
         )
+
+
+def _check_labels(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> None:
+    numbered = [name for name, feature in rows.features.items() if _holds_whole_numbers(feature)]
+    if column not in numbered:
+        raise ValueError(
+            f"Column {column!r} of {recipe.path} must hold classes, whole numbers with or without names (ClassLabel); "
+            f"it holds {rows.features[column]}. Columns with whole numbers: {', '.join(numbered) or 'none'}."
+        )
+
+
+def _holds_whole_numbers(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
 
 
 class DatasetRows:

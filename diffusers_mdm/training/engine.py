@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
-from ..pipelines.pipeline_mdm import MDMPipeline
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .checkpoints import WRITE_ERRORS, choose_checkpoint, load_checkpoint, save_checkpoint
+from .classes import find_class_names, keep_class_names, num_class_embeds, pipeline_class
 from .data import TrainingImages, open_text_embeddings, open_training_images, training_captions
 from .fine_tuning import write_own_embeddings
 from .held_out import open_held_out
@@ -35,7 +35,7 @@ from .stage import StageHooks, train_stage
 from .text_embeddings import TextEmbeddings
 from .text_encoder import build_text_encoder
 from .trackers import start_trackers, tracker_names
-from .validation import draw_validation_grid
+from .validation import check_prompts, draw_validation_grid
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
     """Train every stage of `recipe` and save the pipeline to `output_dir`; repeating the call resumes.
 
     Returns:
-        The folder that `MDMPipeline.from_pretrained` (with LoRA: `load_lora_weights`) loads.
+        The folder that the `from_pretrained` of `pipeline_class(recipe)` (with LoRA: `load_lora_weights`) loads.
 
     Raises:
         RunInterrupted: a signal asked the run to stop; a checkpoint is saved.
@@ -109,6 +109,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         else start_anew(recipe, options, accelerator)
     )
     run.shift_power = run.scheduler.config["shift_power"]
+    check_prompts(run)
     if recipe.lora is not None:
         check_lora_levels(recipe, run.unet)
         add_lora(run.unet, recipe.lora)
@@ -147,7 +148,8 @@ def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) ->
     text_encoder, tokenizer = open_text_encoder(recipe)
     unet = build_unet(recipe, recipe.stages[0].levels)
     scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **recipe.scheduler})
-    return Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
+    names = find_class_names(recipe)
+    return Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler, id2label=names)
 
 
 def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
@@ -155,7 +157,7 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
     assert recipe.pretrained is not None
     source, encoder = recipe.pretrained, recipe.text_encoder
     own_encoder = encoder is not None and encoder.from_pipeline and not uses_embeddings(recipe)
-    pipeline = MDMPipeline.from_pretrained(
+    pipeline: Any = pipeline_class(recipe).from_pretrained(
         source.path,
         revision=source.revision,
         variant=source.variant,
@@ -164,11 +166,29 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
         **({} if own_encoder else {"text_encoder": None}),
     )
     unet: NestedUNetModel = pipeline.unet
+    check_classes(recipe, unet)
     if recipe.stages[0].levels < unet.num_levels:
         unet = unet.inner_model(recipe.stages[0].levels)
     text_encoder, tokenizer = (pipeline.text_encoder, pipeline.tokenizer) if own_encoder else open_text_encoder(recipe)
     scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **recipe.scheduler)
-    return Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
+    run = Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
+    if num_class_embeds(recipe) is not None:
+        run.id2label = keep_class_names(pipeline.id2label, find_class_names(recipe))
+    return run
+
+
+def check_classes(recipe: Recipe, unet: NestedUNetModel) -> None:
+    """Refuse a recipe with other classes than the pipeline that it starts from.
+
+    Raises:
+        ValueError: says how many class embeddings the two have.
+    """
+    expected, found = num_class_embeds(recipe), unet.config["num_class_embeds"]
+    if expected != found:
+        raise ValueError(
+            f"`model.num_class_embeds` of the recipe is {expected}, but the pipeline that it starts from has {found}; "
+            "write that number into the recipe, or start from another pipeline."
+        )
 
 
 def uses_embeddings(recipe: Recipe) -> bool:
@@ -268,7 +288,7 @@ def complete_text(run: Run) -> None:
         return
     if recipe.text_encoder.from_pipeline and recipe.pretrained is not None:
         source = recipe.pretrained
-        pipeline = MDMPipeline.from_pretrained(
+        pipeline: Any = pipeline_class(recipe).from_pretrained(
             source.path, revision=source.revision, variant=source.variant, cache_dir=run.options.cache_dir, unet=None
         )
         run.text_encoder, run.tokenizer = pipeline.text_encoder, pipeline.tokenizer

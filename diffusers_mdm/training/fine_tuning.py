@@ -17,6 +17,7 @@ from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
 from ..pipelines.pipeline_mdm import MDMPipeline
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .classes import pipeline_class
 from .data import load_captioned_split, training_captions, validation_captions
 from .recipe import DataRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe
 from .recipe_stage import StageRecipe
@@ -52,13 +53,20 @@ def recipe_for_pipeline(
 
     Raises:
         ValueError: the folder holds no pipeline of `NestedUNetModel` and `MatryoshkaScheduler`, or it does not have
-            that many levels.
+            that many levels, or its model has classes and the data none, or the other way round.
     """
     unet, scheduler = read_configs(pretrained, cache_dir)
     rows = LevelConfig.rows_from(unet)
     num_levels = inner_levels(level_sides(unet["sample_size"], rows), train_levels, resolution)
     columns = set(LevelConfig.columns_from(rows))
-    sees_text = unet.get("cross_attention_dim") is not None
+    sees_text, has_classes = unet.get("cross_attention_dim") is not None, unet.get("num_class_embeds") is not None
+    if has_classes and data.label_column is None:
+        raise ValueError(f"{pretrained.path} draws classes: name the column that has them with --label_column.")
+    if not has_classes and data.label_column is not None:
+        raise ValueError(
+            f"{pretrained.path} has no classes: train it on captions with training/train_text_to_image_mdm.py and "
+            "without --label_column, or start from a model of classes."
+        )
     if not sees_text and data.caption is None:
         data = dataclasses.replace(data, caption="")
     stage = StageRecipe(
@@ -208,7 +216,7 @@ def frozen_text_encoder(recipe: Recipe, options: RunOptions) -> tuple[str, PreTr
         return encoder.pretrained, *build_text_encoder(encoder, ())
     if source is None:
         raise ValueError("The recipe names no saved text encoder: set `text_encoder.pretrained`.")
-    pipeline = MDMPipeline.from_pretrained(
+    pipeline: Any = pipeline_class(recipe).from_pretrained(
         source.path, revision=source.revision, variant=source.variant, cache_dir=options.cache_dir, unet=None
     )
     return source.path, pipeline.text_encoder, pipeline.tokenizer

@@ -4,7 +4,7 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .command_line import one_line
@@ -31,7 +31,7 @@ USAGE = """
   %(prog)s --recipe FILE --output_dir FOLDER [flags]
   %(prog)s --pretrained_model_name_or_path MODEL --train_data_dir FOLDER --output_dir FOLDER [flags]
   %(prog)s --help"""
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Train a Matryoshka diffusion model from captioned pictures, stage by stage from the inside out (--recipe), or
 fine-tune a saved pipeline (--pretrained_model_name_or_path): wholly, with LoRA (--rank), or on one subject
 (--instance_data_dir). Repeating the command resumes from its newest checkpoint. Flags have the names and meanings of
@@ -40,6 +40,26 @@ diffusers' training scripts; switches can also be given as --no-<name>.
 EMBEDDINGS_FOLDER = "text_embeddings"  # in the output folder, of --pre_compute_text_embeddings
 _SOURCES = ("dataset_name", "train_data_dir", "shards", "instance_data_dir")
 _ELSEWHERE = ("local_rank", "prediction_type", *ALWAYS_SO)  # accepted, without anything to set
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandKind:
+    """What sets a training command apart from the others.
+
+    Attributes:
+        description: what its `--help` begins with.
+        check: raises a ValueError where a recipe is none for this command.
+        defaults: flags that are as if given, unless they are.
+        fine_tuning_defaults: the same where there is no recipe.
+    """
+
+    description: str
+    check: Callable[[Recipe], None] = lambda recipe: None
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fine_tuning_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+TEXT_TO_IMAGE = CommandKind(_DESCRIPTION)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -57,11 +77,11 @@ class _Inapplicable(argparse.Action):
         parser.error(f"{option} does not apply: {REASONS[self.dest]}.")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(description: str = _DESCRIPTION) -> argparse.ArgumentParser:
     """The command's flags; those that are not given are absent from the result."""
     parser = OneLineParser(
         usage=USAGE,
-        description=DESCRIPTION,
+        description=description,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -99,17 +119,24 @@ def add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
     )
 
 
-def read_command(argv: Sequence[str]) -> tuple[Recipe, RunOptions, bool]:
+def read_command(argv: Sequence[str], kind: CommandKind = TEXT_TO_IMAGE) -> tuple[Recipe, RunOptions, bool]:
     """Read a command line; mistakes end the program with one line that says what to do.
+
+    Args:
+        argv: its words.
+        kind: which command it is.
 
     Returns:
         the recipe with the flags' changes, the options of the run, and whether it is only to be described.
     """
-    parser = build_parser()
+    parser = build_parser(kind.description)
     given = given_flags(parser, argv)
+    given = {**kind.defaults, **({} if "recipe" in given else kind.fine_tuning_defaults), **given}
     try:
         check_together(given)
-        recipe = override(*base_recipe(given))
+        recipe, changes = base_recipe(given)
+        kind.check(recipe)
+        recipe = override(recipe, changes)
         options = run_options(recipe, given)
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from .averaging import averaged_weights
 from .batch import Batch
+from .classes import check_class_labels
 from .data import open_validation_images
 from .quartiles import level_means, table_values
 from .recipe_stage import StageRecipe
@@ -21,7 +22,13 @@ def open_held_out(
     images = open_validation_images(run.recipe.data, side, micro_conditioning, embeddings)
     if images is None:
         return None
-    return HeldOutSamples(images.load, len(images), run.recipe.validation.num_loss_images, run.options.seed)
+
+    def load(rows: list[int]) -> Batch:
+        batch = images.load(rows)
+        check_class_labels(batch.class_labels, run.unet.config["num_class_embeds"])
+        return batch
+
+    return HeldOutSamples(load, len(images), run.recipe.validation.num_loss_images, run.options.seed)
 
 
 def measure_validation_loss(

@@ -4,7 +4,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import diffusers
@@ -13,6 +13,7 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
 from .. import __version__
+from .classes import class_argument, draws_classes_alone, num_class_embeds, pipeline_class
 from .curve_plot import can_plot, plot_curves
 from .fine_tuning import level_sides
 from .history import FILE_NAME as HISTORY_FILE
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CARD_FILE, CURVES_FILE, SAMPLES_FILE = "README.md", "curves.png", "samples.png"
 PLACEHOLDER_PROMPT = "what the picture shall show"
+MAX_CLASSES_TOLD = 20
 
 
 def repository_name(options: RunOptions) -> str:
@@ -100,6 +102,7 @@ def card_data(recipe: Recipe, options: RunOptions) -> str:
     """
     task = "text-to-image" if sees_text(recipe) else "unconditional-image-generation"
     tags = [task, "diffusers", "diffusers-mdm", "diffusers-training", "matryoshka"]
+    tags += ["class-conditional"] if num_class_embeds(recipe) is not None else []
     tags += ["lora"] if recipe.lora is not None else []
     tags += ["dreambooth"] if subject_prompt(recipe) is not None else []
     base = recipe.pretrained.path if recipe.pretrained is not None else None
@@ -148,8 +151,14 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     results = stage_results(recipe.stages, rows, run.progress.stage_ends)
     parts = [f"# {name.rpartition('/')[2]}", summary(recipe)]
     if SAMPLES_FILE in pictures:
-        parts += [f"![Pictures of the validation prompts]({SAMPLES_FILE})", samples_caption(recipe)]
-    parts += ["## Use", usage(recipe, name), "## Training", data_text(recipe.data)]
+        parts += [f"![Pictures of the validation {asked_for(recipe)}]({SAMPLES_FILE})", samples_caption(recipe)]
+    parts += [
+        "## Use",
+        usage(recipe, name, run.id2label),
+        *classes_text(recipe, run.id2label),
+        "## Training",
+        data_text(recipe.data),
+    ]
     parts += [stages_table(recipe, results, run.accelerator.num_processes), settings_text(run)]
     parts += losses_text(rows, sides_of(recipe))
     if CURVES_FILE in pictures:
@@ -188,30 +197,61 @@ def samples_caption(recipe: Recipe) -> str:
     settings = recipe.validation
     weights = "averaged (EMA)" if recipe.use_ema else "final"
     return (
-        f"The validation prompts, drawn with the {weights} weights in {settings.num_inference_steps} steps at "
-        f"guidance {settings.guidance_scale:g}: one row a level, the smallest on top and all enlarged to one size. "
-        "Nothing was chosen by hand."
+        f"The validation {asked_for(recipe)}, drawn with the {weights} weights in {settings.num_inference_steps} "
+        f"steps at guidance {settings.guidance_scale:g}: one row a level, the smallest on top and all enlarged to "
+        "one size. Nothing was chosen by hand."
     )
 
 
-def usage(recipe: Recipe, name: str) -> str:
-    """A Python example that draws a picture."""
+def asked_for(recipe: Recipe) -> str:
+    """What the model's inputs are called."""
+    return "classes" if draws_classes_alone(recipe) else "prompts"
+
+
+def classes_text(recipe: Recipe, id2label: Mapping[int, str]) -> Iterator[str]:
+    """What the classes are called; nothing for a model without."""
+    embeddings = num_class_embeds(recipe)
+    if embeddings is None:
+        return
+    told = list(id2label.items())[:MAX_CLASSES_TOLD]
+    names = ", ".join(f"{number} `{name}`" for number, name in told)
+    more = f" and {len(id2label) - len(told):,} more, which `pipe.id2label` lists" if len(told) < len(id2label) else ""
+    yield (
+        f"Classes are numbered from 0 to {embeddings - 2:,}"
+        + (f": {names}{more}." if told else "; they have no names.")
+        + f" {embeddings - 1:,} stands for none of them, which guidance pushes away from."
+    )
+
+
+def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str], str]:
+    """Lines of an example that set what is to be drawn, and the arguments with which a pipeline gets it."""
+    prompts = recipe.validation.prompts
+    first = class_argument(prompts[0], id2label) if prompts and draws_classes_alone(recipe) else 0
+    label = f"label = {quote(first) if isinstance(first, str) else first}"
+    if draws_classes_alone(recipe):
+        return [label], "label"
+    lines = [f"prompt = {quote(subject_prompt(recipe) or next(iter(prompts), PLACEHOLDER_PROMPT))}"]
+    if num_class_embeds(recipe) is None:
+        return lines, "prompt"
+    return [*lines, label], "label, prompt=prompt"
+
+
+def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None) -> str:
+    """A Python example that draws a picture; `id2label` are the names of the classes, for models that have them."""
     settings, sides = recipe.validation, sides_of(recipe)
-    if not sees_text(recipe):
-        return f"The model draws classes; it was saved in the format of diffusers and is loaded from `{name}`."
-    prompt = subject_prompt(recipe) or next(iter(settings.prompts), PLACEHOLDER_PROMPT)
     base, size = (recipe.pretrained.path if recipe.lora and recipe.pretrained else None), ""
-    lines = ["from diffusers_mdm import MDMPipeline", ""]
-    lines.append(f"pipe = MDMPipeline.from_pretrained({quote(name if base is None else public_name(base))})")
+    pipeline, (inputs, asked) = pipeline_class(recipe).__name__, what_to_draw(recipe, id2label or {})
+    lines = [f"from diffusers_mdm import {pipeline}", ""]
+    lines.append(f"pipe = {pipeline}.from_pretrained({quote(name if base is None else public_name(base))})")
     if base is not None:
         lines.append(f"pipe.load_lora_weights({quote(name)})")
         # The pipeline may have further levels, outside of those that were adapted.
         size = f"height={sides[-1]}, "
     how = f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}"
-    lines.append(f"prompt = {quote(prompt)}")
-    lines.append(f"image = pipe(prompt, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels")
+    lines += inputs
+    lines.append(f"image = pipe({asked}, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels")
     if len(sides) > 1:
-        lines.append(f"small = pipe(prompt, height={sides[0]}, {how}).images[0]  # the innermost level alone")
+        lines.append(f"small = pipe({asked}, height={sides[0]}, {how}).images[0]  # the innermost level alone")
     lines.append('image.save("picture.png")')
     code = "\n".join(lines)
     text = f"With the package diffusers-mdm installed:\n\n```python\n{code}\n```"

@@ -171,7 +171,7 @@ class OptimizerRecipe:
 class ValidationRecipe:
     """What is drawn at every checkpoint, and measured on held-out pictures, with the averaged weights."""
 
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()  # of a model of classes: their names or numbers
     num_inference_steps: int = 25
     guidance_scale: float = 3.0
     num_validation_images: int = 1  # a prompt
@@ -234,6 +234,8 @@ class Recipe:
             raise FieldError(
                 "data.label_column", "and `model.num_class_embeds` belong together: set both, or leave both out."
             )
+        if has_classes and self.model["num_class_embeds"] < 2:
+            raise FieldError("model.num_class_embeds", "must be at least 2: one for a class, the last one for none.")
         if sees_text and self.text_encoder is None:
             raise FieldError("text_encoder", "is missing; the model takes text (`model.cross_attention_dim` is set).")
         if not sees_text and (self.text_encoder is not None or not has_classes):
@@ -242,10 +244,8 @@ class Recipe:
                 "must be set: the model would not see the captions. A model of classes alone has no `text_encoder`, "
                 "but `model.num_class_embeds` and `data.label_column`.",
             )
-        if self.prior_preservation is not None and (not sees_text or self.data.path is None):
-            raise FieldError(
-                "prior_preservation", "needs a model that takes text, and `data.path` in place of shards."
-            )
+        if self.prior_preservation is not None and (not sees_text or has_classes or self.data.path is None):
+            raise FieldError("prior_preservation", "needs a model of texts alone, and `data.path` in place of shards.")
         if self.text_encoder is not None:
             self._check_text(self.text_encoder)
 

@@ -12,8 +12,8 @@ from diffusers.training_utils import EMAModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.nested_unet import NestedUNetModel
-from ..pipelines.pipeline_mdm import MDMPipeline
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .classes import TrainedPipeline, pipeline_class
 from .recipe import Precision, Recipe
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase | None
     scheduler: MatryoshkaScheduler
     shift_power: float = 1.0  # of stages that do not set their own
+    id2label: dict[int, str] = field(default_factory=dict)  # names of the classes, for models that have them
     progress: Progress = field(default_factory=Progress)
     history: "History | None" = None
     ema: dict[str, EMAModel] = field(default_factory=dict)
@@ -118,8 +119,13 @@ class Run:
         dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
         return dtypes.get(cast(str, self.accelerator.mixed_precision), torch.float32)
 
-    def pipeline(self) -> MDMPipeline:
-        """The pipeline made of the run's current modules (shared, not copied)."""
-        return MDMPipeline(
-            text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet, scheduler=self.scheduler
+    def pipeline(self) -> TrainedPipeline:
+        """The pipeline made of the run's current modules (shared, not copied); for a model of classes with names."""
+        names = {"id2label": self.id2label} if self.id2label else {}
+        return pipeline_class(self.recipe)(
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=self.scheduler,
+            **cast(Any, names),
         )

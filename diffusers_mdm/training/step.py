@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from ..pyramid import Pyramid, build_pyramid, pyramid_noise
 from .averaging import update_averages
 from .batch import Batch, replace_rows_by_empty
+from .classes import check_class_labels
 from .image_decoding import to_unit_range
 from .loss import PyramidLoss, pyramid_loss, thin_rows
 from .loss_weights import ramped_level_weights
@@ -57,6 +58,7 @@ def noise_batch(run: Run, stage: StageRecipe, batch: Batch) -> NoisyBatch:
     chances = torch.stack([torch.rand(2, generator=generator) for generator in generators])
     timesteps = row_timesteps(stage, num_train_timesteps, generators, device)
     classes = run.unet.config["num_class_embeds"]
+    check_class_labels(batch.class_labels, classes)
     null_class = None if classes is None else classes - 1  # as in the pipelines
     dropped = chances[:, 0] < stage.caption_dropout
     batch = replace_rows_by_empty(batch.to(device, non_blocking=True), dropped, null_class)

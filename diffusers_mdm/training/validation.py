@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from ..pipelines.picture_grid import make_grid
-from ..pipelines.pipeline_mdm import MDMPipeline
+from ..pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from .averaging import averaged_weights
+from .classes import TrainedPipeline, class_number, draws_classes_alone
 from .recipe import ValidationRecipe
 from .run import Run
 from .sharding import plain_copy
@@ -82,11 +83,30 @@ def _keep(run: Run, grid: Image.Image) -> Path | None:
     return path
 
 
+def check_prompts(run: Run) -> None:
+    """Refuse validation prompts that are no classes of a model that draws these, before anything is trained.
+
+    Raises:
+        ValueError: names the prompt and the classes that come near it.
+    """
+    pipeline = run.pipeline()
+    if draws_classes_alone(run.recipe) and isinstance(pipeline, MDMClassConditionalPipeline):
+        for prompt in run.recipe.validation.prompts:
+            try:
+                class_number(pipeline, prompt)
+            except ValueError as error:
+                raise ValueError(
+                    f"`validation.prompts` of a model of classes are their names or numbers: {error}"
+                ) from error
+
+
 def why_not_drawn(run: Run, features: PromptFeatures | None) -> str | None:
     """Why the validation prompts cannot be drawn, in words; None if they can."""
     settings = run.recipe.validation
-    if run.unet.config["cross_attention_dim"] is None:
-        return "the model takes no text."
+    if draws_classes_alone(run.recipe):
+        return None
+    if run.unet.config["num_class_embeds"] is not None:
+        return "the model takes a text and a class together; draw from the finished pipeline instead."
     if run.text_encoder is not None and run.tokenizer is not None:
         return None
     needed = [*settings.prompts, *([""] if settings.guidance_scale > 1 else [])]
@@ -100,7 +120,7 @@ def why_not_drawn(run: Run, features: PromptFeatures | None) -> str | None:
 
 
 def draw_prompts(
-    pipeline: MDMPipeline,
+    pipeline: TrainedPipeline,
     settings: ValidationRecipe,
     max_sequence_length: int = 128,
     features: PromptFeatures | None = None,
@@ -108,7 +128,7 @@ def draw_prompts(
     """Draw `num_validation_images` pictures of each prompt; picture i starts from the noise of seed i.
 
     Args:
-        pipeline: draws; its text encoder may have any dtype.
+        pipeline: draws; its text encoder may have any dtype. One of classes takes prompts for their names or numbers.
         settings: prompts, steps and guidance.
         max_sequence_length: prompts are cut after so many tokens.
         features: of the prompts and, for guidance, of the empty text; in place of the pipeline's text encoder.
@@ -122,15 +142,15 @@ def draw_prompts(
     pyramid: list[list[Image.Image]] = []
     # Pads among given features would be seen as text, so that different texts do not share a call then.
     for start, part in _batches(texts, side, mixed=features is None):
-        drawn = pipeline(
-            **_text_inputs(part, features, guided),
+        drawn = cast(Any, pipeline)(
+            **_inputs(pipeline, part, features, guided),
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             generator=[torch.Generator().manual_seed(start + index) for index in range(len(part))],
             output_pyramid=True,
             max_sequence_length=max_sequence_length,
         )
-        levels = cast(Any, drawn).pyramid
+        levels = drawn.pyramid
         pyramid = [before + level for before, level in zip(pyramid or [[] for _ in levels], levels, strict=True)]
     return pyramid
 
@@ -148,8 +168,12 @@ def _batches(texts: list[str], side: int, mixed: bool) -> list[tuple[int, list[s
     return batches
 
 
-def _text_inputs(texts: list[str], features: PromptFeatures | None, guided: bool) -> dict[str, Any]:
-    """The pipeline's arguments for texts, or for their features and those of the empty text."""
+def _inputs(
+    pipeline: TrainedPipeline, texts: list[str], features: PromptFeatures | None, guided: bool
+) -> dict[str, Any]:
+    """The pipeline's arguments for classes, for texts, or for their features and those of the empty text."""
+    if isinstance(pipeline, MDMClassConditionalPipeline):
+        return {"class_labels": [class_number(pipeline, text) for text in texts]}
     if features is None:
         return {"prompt": texts}
     embeds, mask = features.look_up([*texts, *[""] * len(texts)] if guided else texts)
@@ -162,7 +186,7 @@ def _text_inputs(texts: list[str], features: PromptFeatures | None, guided: bool
     return inputs
 
 
-def _whole_pipeline(run: Run) -> MDMPipeline:
+def _whole_pipeline(run: Run) -> TrainedPipeline:
     """The run's pipeline; where weights are sharded, of whole copies on the run's device."""
     pipeline = run.pipeline()
     if run.is_sharded:

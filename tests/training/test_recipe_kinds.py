@@ -3,12 +3,12 @@
 
 import dataclasses
 
-import datasets
 import pytest
 import torch
+from labelled_pictures import class_recipe, write_labelled
 from tiny_run import RECIPES, learning_stage
 
-from diffusers_mdm import MDMPipeline
+from diffusers_mdm import MDMClassConditionalPipeline
 from diffusers_mdm.models.nested_unet import NestedUNetModel
 from diffusers_mdm.training.batch import Batch, replace_rows_by_empty
 from diffusers_mdm.training.engine import run_recipe
@@ -18,23 +18,7 @@ from diffusers_mdm.training.run import RunOptions
 
 @pytest.fixture(scope="module")
 def labelled_dir(pictures_dir, tmp_path_factory):
-    """The drawn pictures with a class in place of a caption."""
-    folder = tmp_path_factory.mktemp("labelled")
-    rows = datasets.load_dataset(str(pictures_dir), split="train").remove_columns("text")
-    rows.add_column("kind", [number % 3 for number in range(len(rows))]).to_parquet(str(folder / "train.parquet"))
-    return folder
-
-
-def class_recipe(folder) -> Recipe:
-    tiny = load_recipe(RECIPES / "tiny.yaml")
-    model = {key: value for key, value in tiny.model.items() if not key.startswith(("cross_", "encoder_"))}
-    return dataclasses.replace(
-        tiny,
-        model={**model, "num_class_embeds": 4},
-        data=dataclasses.replace(tiny.data, path=str(folder), label_column="kind", caption=""),
-        text_encoder=None,
-        stages=tuple(dataclasses.replace(stage, steps=2, lr_warmup_steps=0) for stage in tiny.stages),
-    )
+    return write_labelled(pictures_dir, tmp_path_factory.mktemp("labelled"), names=None)
 
 
 def test_it_trains_without_text_and_learns_its_classes(labelled_dir, tmp_path):
@@ -44,7 +28,8 @@ def test_it_trains_without_text_and_learns_its_classes(labelled_dir, tmp_path):
     options = RunOptions(output_dir=tmp_path, report_to=None, checkpointing_steps=1, checkpoints_total_limit=None)
     run_recipe(recipe, options)
     assert not (tmp_path / "text_encoder").exists()
-    assert MDMPipeline.from_pretrained(tmp_path).text_encoder is None
+    pipeline = MDMClassConditionalPipeline.from_pretrained(tmp_path)
+    assert (pipeline.text_encoder, pipeline.id2label) == (None, {})
     first = NestedUNetModel.from_pretrained(tmp_path / "checkpoint-1" / "unet").class_embedding.weight
     last = NestedUNetModel.from_pretrained(tmp_path / "unet").class_embedding.weight
     # With half of the classes dropped, the embedding of none, the last one, learns too.
