@@ -76,7 +76,9 @@ def run_example(text: str, folder: Path, monkeypatch) -> dict:
 def test_the_trained_pipeline_draws_by_name(named_dir, tmp_path, monkeypatch):
     recipe = class_recipe(named_dir)
     validation = dataclasses.replace(recipe.validation, prompts=("ellipse", "2", "line"))
-    output_dir = run_recipe(dataclasses.replace(recipe, validation=validation), options(tmp_path / "shapes"))
+    stages = tuple(dataclasses.replace(stage, learning_rate=1e-2) for stage in recipe.stages)
+    recipe = dataclasses.replace(recipe, validation=validation, stages=stages)
+    output_dir = run_recipe(recipe, options(tmp_path / "shapes"))
     pipeline = DiffusionPipeline.from_pretrained(output_dir)
     assert isinstance(pipeline, MDMClassConditionalPipeline)
     assert pipeline.id2label == NAMES
@@ -151,7 +153,8 @@ def test_a_recipe_without_classes_is_refused(train, pipeline_dir, pictures_dir, 
 
 
 def test_classes_are_asked_for_by_the_other_command(class_pipeline_dir, named_dir, capsys):
-    words = ["--pretrained_model_name_or_path", class_pipeline_dir, "--train_data_dir", named_dir, "--output_dir", "x"]
+    words = ["--pretrained_model_name_or_path", class_pipeline_dir, "--train_data_dir", named_dir]
+    words += ["--output_dir", "x", "--max_train_steps", 2]
     with pytest.raises(SystemExit):
         read_command(list(map(str, words)))
     assert "shapes draws classes: name the column that has them with --label_column" in capsys.readouterr().err
