@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.utils import is_xformers_available
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.level_config import LevelConfig
@@ -220,19 +219,6 @@ def frozen_text_encoder(recipe: Recipe, options: RunOptions) -> tuple[str, PreTr
         source.path, revision=source.revision, variant=source.variant, cache_dir=options.cache_dir, unet=None
     )
     return source.path, pipeline.text_encoder, pipeline.tokenizer
-
-
-def check_xformers() -> None:
-    """Refuse xformers where it is missing.
-
-    Raises:
-        ValueError: says what to do.
-    """
-    if not is_xformers_available():
-        raise ValueError(
-            "The attention backend xformers needs the package of that name (`pip install xformers`, with CUDA); leave "
-            "it out to use PyTorch's own memory-efficient attention."
-        )
 
 
 def _as_mapping(row: LevelConfig) -> dict[str, Any]:

@@ -187,7 +187,6 @@ OPTIMIZER = (
     Flag("adam_epsilon", "optimizer.adam_epsilon", "(default 1e-8)", float),
     Flag("adam_weight_decay", "optimizer.adam_weight_decay", "(default 0, as in the published runs)", float),
     Flag("max_grad_norm", "optimizer.max_grad_norm", "limit of the gradient's norm (default 2)", float),
-    switch("use_8bit_adam", None, "keep the optimizer's state in 8 bits; needs bitsandbytes and CUDA"),
     switch("use_ema", "recipe.use_ema", "average the weights; the averages are drawn with and saved"),
     Flag("ema_max_decay", "stages.ema_decay", "upper limit of the averages' decay (default 0.9999)", float),
     switch("offload_ema", "options.offload_ema", "keep the averages in the CPU's memory"),
@@ -259,7 +258,6 @@ SPEED = (
     switch("allow_tf32", "options.allow_tf32", "faster matrix products in fp32 on NVIDIA devices"),
     switch("torch_compile", "options.torch_compile", "compile the U-Net"),
     Flag("attention_backend", "options.attention_backend", "of diffusers, such as _native_math, fast in bf16 on CPUs"),
-    switch("enable_xformers_memory_efficient_attention", None, "short for --attention_backend xformers"),
 )
 
 GROUPS: dict[str, tuple[Flag, ...]] = {

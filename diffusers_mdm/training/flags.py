@@ -14,7 +14,6 @@ from .fine_tuning import (
     LORA_LEARNING_RATE,
     SUBJECT_BATCH_SIZE,
     SUBJECT_LEARNING_RATE,
-    check_xformers,
     count_pictures,
     inner_levels,
     level_sides,
@@ -164,14 +163,6 @@ def check_together(given: Mapping[str, Any]) -> None:
         raise ValueError("--validation_prompt and --validation_prompts say the same; give one of them.")
     if "validation_steps" in given and "validation_epochs" in given:
         raise ValueError("--validation_steps and --validation_epochs say the same; give one of them.")
-    wants_xformers = given.get("enable_xformers_memory_efficient_attention", False)
-    backend = given.get("attention_backend", "xformers")
-    if wants_xformers and backend != "xformers":
-        raise ValueError(
-            f"--enable_xformers_memory_efficient_attention contradicts --attention_backend {backend}; drop one."
-        )
-    if wants_xformers or given.get("attention_backend") == "xformers":
-        check_xformers()
     if "recipe" in given:
         return
     if "pretrained_model_name_or_path" not in given:
@@ -222,9 +213,6 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         fields = fields_of(part, given)
         if fields:
             changes[part] = dataclasses.replace(getattr(recipe, part), **fields)
-    if given.get("use_8bit_adam") is not None:
-        name = "adamw_8bit" if given["use_8bit_adam"] else "adamw"
-        changes["optimizer"] = dataclasses.replace(changes.get("optimizer", recipe.optimizer), name=name)
     changes["data"] = override_data(recipe.data, given)
     changes["pretrained"] = _optional(
         recipe.pretrained, PretrainedRecipe, "path", fields_of("pretrained", given), "--pretrained_model_name_or_path"
@@ -346,8 +334,6 @@ def _only(flag: str, values: Iterable[float], what: str) -> float:
 def run_options(recipe: Recipe, given: Mapping[str, Any]) -> RunOptions:
     """Where and how to run, with what follows from the recipe."""
     fields = fields_of("options", given)
-    if given.get("enable_xformers_memory_efficient_attention"):
-        fields["attention_backend"] = "xformers"
     if "validation_epochs" in given:
         per_step = _only("--validation_epochs", (stage.images_per_step for stage in recipe.stages), "batch size")
         pictures = count_pictures(recipe.data, "--validation_epochs")

@@ -24,8 +24,7 @@ from .recipe_stage import StageRecipe
 from .run import RunOptions
 
 FP32_BYTES, HALF_BYTES = 4, 2
-# Two moments a weight: in fp32, or in 8 bits with their scales shared by blocks.
-MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}
+MOMENT_BYTES = 2 * FP32_BYTES  # of AdamW, a weight
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def estimate_stage(
     return StageMemory(
         weights=trained * FP32_BYTES + (count(unet) - trained) * frozen_bytes,
         gradients=trained * FP32_BYTES,
-        moments=trained * MOMENT_BYTES[recipe.optimizer.name],
+        moments=trained * MOMENT_BYTES,
         averages=averaged * FP32_BYTES if has_averages else 0,
         activations=activations,
         text_encoder=text_encoder_bytes(recipe, options, num_text_parameters),
@@ -115,7 +114,7 @@ def text_encoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int 
     if not recipe.trains_text_encoder:
         return num_parameters * (HALF_BYTES if _is_half(recipe, options) else FP32_BYTES)
     averages = FP32_BYTES if recipe.use_ema and not options.offload_ema else 0
-    return num_parameters * (2 * FP32_BYTES + MOMENT_BYTES[recipe.optimizer.name] + averages)
+    return num_parameters * (2 * FP32_BYTES + MOMENT_BYTES + averages)
 
 
 def activation_bytes(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe, options: RunOptions) -> int:

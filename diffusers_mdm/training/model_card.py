@@ -301,7 +301,7 @@ def settings_text(run: Run) -> str:
     encoder = "trained along" if recipe.trains_text_encoder else "frozen"
     lines = [
         f"- {processes} process{'es' if processes > 1 else ''}, mixed precision `{recipe.mixed_precision}`, "
-        f"optimizer `{recipe.optimizer.name}`, seed {run.options.seed}",
+        f"optimizer AdamW, seed {run.options.seed}",
         f"- v-prediction; loss: squared error {join_words([error[kind] for kind in kinds])} at every level",
         f"- the model's weights are {'averages (EMA)' if recipe.use_ema else 'those of the last step'}, saved in "
         f"`{run.options.save_dtype if recipe.lora is None else 'fp32'}`",

@@ -4,7 +4,6 @@
 A state kept by name survives growth, freezing, and another number of processes: what a parameter has, it keeps.
 """
 
-import importlib.util
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -53,27 +52,15 @@ def parameter_groups(
 def new_optimizer(
     groups: list[dict[str, Any]], recipe: OptimizerRecipe, learning_rate: float, fused: bool
 ) -> torch.optim.Optimizer:
-    """AdamW over `groups`, or its 8-bit form.
-
-    Raises:
-        ValueError: if the 8-bit form cannot run here.
-    """
-    settings: dict[str, Any] = {
-        "lr": learning_rate,
-        "betas": (recipe.adam_beta1, recipe.adam_beta2),
-        "eps": recipe.adam_epsilon,
-        "weight_decay": recipe.adam_weight_decay,
-    }
-    if recipe.name == "adamw":
-        return torch.optim.AdamW(groups, **settings, fused=fused)
-    if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
-        raise ValueError(
-            "8-bit Adam needs the package bitsandbytes and a CUDA device; install it (`pip install bitsandbytes`), or "
-            "train with optimizer name 'adamw'."
-        )
-    import bitsandbytes  # type: ignore[import-not-found]
-
-    return bitsandbytes.optim.AdamW8bit(groups, **settings)
+    """AdamW over `groups`, with the recipe's settings."""
+    return torch.optim.AdamW(
+        groups,
+        lr=learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        weight_decay=recipe.adam_weight_decay,
+        fused=fused,
+    )
 
 
 def learning_rate_factor(stage: StageRecipe, step: int, num_processes: int = 1) -> float:

@@ -164,7 +164,6 @@ class OptimizerRecipe:
     adam_epsilon: float = 1e-8
     adam_weight_decay: float = 0.0
     max_grad_norm: float = 2.0
-    name: Literal["adamw", "adamw_8bit"] = "adamw"
 
 
 @dataclass(frozen=True)

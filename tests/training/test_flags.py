@@ -9,7 +9,6 @@ from tiny_run import RECIPES
 from diffusers_mdm.training.flag_groups import FLAGS, fields_of
 from diffusers_mdm.training.flags import (
     build_parser,
-    check_together,
     given_flags,
     override,
     override_prior,
@@ -189,10 +188,6 @@ CONTRADICTIONS = [
     ([*START, "--instance_data_dir", "me"], "--instance_prompt"),
     ([*START, *SUBJECT, "--validation_prompt", "a", "--validation_prompts", "b"], "--validation_prompt"),
     ([*START, *SUBJECT, "--validation_steps", "3", "--validation_epochs", "1"], "--validation_epochs"),
-    (
-        [*START, *SUBJECT, "--enable_xformers_memory_efficient_attention", "--attention_backend", "native"],
-        "--attention_backend native",
-    ),
     ([*START, "--train_data_dir", "a", "--train_batch_size", "0"], "--train_batch_size"),
     ([*START, "--train_data_dir", "a", "--lr_scheduler", "sine"], "--lr_scheduler"),
     ([*START, "--train_data_dir", "a", "--lerning_rate", "1"], "--lerning_rate"),
@@ -231,17 +226,6 @@ def test_flags_that_do_not_fit_a_recipe_are_one_line(words, named, capsys):
     assert named in errors_of(capsys, *start, *words)
 
 
-def test_xformers_is_refused_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr("diffusers_mdm.training.fine_tuning.is_xformers_available", lambda: False)
-    for given in ({"enable_xformers_memory_efficient_attention": True}, {"attention_backend": "xformers"}):
-        with pytest.raises(ValueError, match="pip install xformers"):
-            check_together({"recipe": "r", **given})
-    monkeypatch.setattr("diffusers_mdm.training.fine_tuning.is_xformers_available", lambda: True)
-    check_together({"recipe": "r", "attention_backend": "xformers"})
-    given = parse("--enable_xformers_memory_efficient_attention")
-    assert run_options(frozen_recipe(), given).attention_backend == "xformers"
-
-
 def test_lists_are_cut_to_the_levels_of_a_stage():
     recipe = load_recipe(RECIPES / "tiny.yaml")
     changed = override(recipe, parse("--level_weights", "1,3", "--learning_rate", "1e-5"))
@@ -265,12 +249,6 @@ def test_the_learning_rate_grows_with_the_pictures_of_a_step(monkeypatch):
 def test_the_text_encoder_has_a_rate_of_its_own():
     recipe = override(frozen_recipe(), parse("--train_text_encoder", "--text_encoder_lr", "2e-5"))
     assert recipe.text_encoder.learning_rate_scale * recipe.stages[0].learning_rate == pytest.approx(2e-5)
-
-
-def test_eight_bit_adam_is_switched_on_and_off():
-    eight = override(frozen_recipe(), parse("--use_8bit_adam", "--adam_beta2", "0.99"))
-    assert eight.optimizer == OptimizerRecipe(adam_beta2=0.99, name="adamw_8bit")
-    assert override(eight, parse("--no-use_8bit_adam")).optimizer.name == "adamw"
 
 
 def test_another_source_of_pictures_takes_the_place_of_the_recipes():

@@ -72,14 +72,6 @@ def test_scales_are_positive(field):
         TextEncoderRecipe(pretrained="encoder", **{field: 0.0})
 
 
-def test_eight_bits_need_a_package_and_a_device(model, recipe):
-    groups = parameter_groups(model, recipe.stages[1], recipe.text_encoder)
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device, on which 8-bit Adam may run")
-    with pytest.raises(ValueError, match="bitsandbytes"):
-        new_optimizer(groups, OptimizerRecipe(name="adamw_8bit"), 1e-3, fused=False)
-
-
 def trained(unet, steps: int) -> torch.optim.Optimizer:
     optimizer = new_optimizer(
         [{"name": "unet", "params": list(unet.parameters())}], OptimizerRecipe(), 1e-3, fused=True
