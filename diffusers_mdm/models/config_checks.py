@@ -53,7 +53,8 @@ def check_text(config: Mapping[str, Any], states: torch.Tensor, mask: torch.Tens
 def expand_to_batch(values: torch.Tensor, batch: int, name: str) -> torch.Tensor:
     """A scalar, `(1,)` or `(batch,)` as `(batch,)`."""
     values = values.reshape(-1) if values.ndim == 0 else values
-    if values.ndim != 1 or values.shape[0] not in (1, batch):
+    # Compared one by one: a compiled model with sizes that vary does not find them in a tuple.
+    if values.ndim != 1 or (values.shape[0] != 1 and values.shape[0] != batch):
         raise ValueError(
             f"`{name}` has shape {tuple(values.shape)}; expected one value for all, or one for each of the {batch} "
             "rows of level 0."

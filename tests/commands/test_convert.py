@@ -119,7 +119,7 @@ def test_bad_input_leaves_one_line_and_no_folder(tmp_path, capsys):
         ({"--checkpoint_path": cut}, "truncated"),
         ({"--checkpoint_path": hostile(tmp_path / "evil.pth", tmp_path / "marker")}, "state_dict"),
         ({"--config_path": GOLDEN / "unet_options" / "config.yaml"}, "in the arguments"),
-        ({"--config_path": GOLDEN / "nested_unet_video" / "config.yaml"}, "video"),
+        ({"--config_path": GOLDEN / "nested_unet_video" / "config.yaml"}, "in the arguments"),
         ({"--config_path": GOLDEN / "unet" / "meta.json"}, "not an ml-mdm model config"),
         ({"--text_encoder": tmp_path / "nowhere"}, "nowhere"),
         ({"--level": 3}, "cannot be taken"),
