@@ -17,13 +17,14 @@ from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .checkpoints import WRITE_ERRORS, choose_checkpoint, load_checkpoint, save_checkpoint
 from .classes import find_class_names, keep_class_names, num_class_embeds, pipeline_class
 from .data import TrainingImages, open_text_embeddings, open_training_images, training_captions
-from .fine_tuning import write_own_embeddings
+from .fine_tuning import frozen_text_encoder, level_sides, write_own_embeddings
 from .held_out import open_held_out
 from .history import FILE_NAME, History
 from .interruption import Interruption
 from .lora import add_lora, save_lora
 from .micro_conditioning import micro_conditioning_defaults
 from .model_card import write_model_card
+from .precision import DTYPES
 from .prior_preservation import open_subject_images, prepare_class_pictures
 from .publishing import prepare_repository, push_output
 from .recipe import Recipe
@@ -38,8 +39,6 @@ from .trackers import start_trackers, tracker_names
 from .validation import check_prompts, draw_validation_grid
 
 logger = logging.getLogger(__name__)
-
-SAVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
@@ -59,7 +58,7 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
     interruption, embeddings = Interruption(), open_text_embeddings(recipe)
     with interruption.listening():
         for stage in recipe.stages[run.progress.stage_index :]:
-            side = stage_side(recipe, stage.levels)
+            side = level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1]
             logger.info("Stage %s: %d level(s), %d pixels.", stage.name, stage.levels, side)
             micro = micro_conditioning_defaults(recipe.rows[: stage.levels])
             images = open_images(recipe, side, micro, embeddings)
@@ -226,14 +225,6 @@ def resume_run(run: Run) -> None:
     start_trackers(run.accelerator, run.options.tracker_project_name, run.recipe, run.progress.total_steps)
 
 
-def stage_side(recipe: Recipe, num_levels: int) -> int:
-    """Side in pixels of the outermost of the inner `num_levels` levels."""
-    side = recipe.sample_size
-    for row in recipe.rows[1:num_levels]:
-        side *= row.ratio
-    return side
-
-
 def keep_checkpoint(run: Run, needed: bool) -> None:
     """Save a checkpoint. One that cannot be written, and is not `needed`, is reported, and training goes on.
 
@@ -262,7 +253,7 @@ def save_pipeline(run: Run) -> Path:
     """
     output_dir = run.options.output_dir
     if run.accelerator.is_main_process:
-        dtype = SAVE_DTYPES[run.options.save_dtype]
+        dtype = DTYPES[run.options.save_dtype]
         for name, average in run.ema.items():
             average.copy_to(run.averaged_parameters(name))
         if run.recipe.lora is not None:
@@ -283,14 +274,5 @@ def save_pipeline(run: Run) -> Path:
 
 def complete_text(run: Run) -> None:
     """Give a run that trained on encoded captions its text encoder, which a pipeline needs to draw from prompts."""
-    recipe = run.recipe
-    if run.text_encoder is not None or recipe.text_encoder is None:
-        return
-    if recipe.text_encoder.from_pipeline and recipe.pretrained is not None:
-        source = recipe.pretrained
-        pipeline: Any = pipeline_class(recipe).from_pretrained(
-            source.path, revision=source.revision, variant=source.variant, cache_dir=run.options.cache_dir, unet=None
-        )
-        run.text_encoder, run.tokenizer = pipeline.text_encoder, pipeline.tokenizer
-    else:
-        run.text_encoder, run.tokenizer = build_text_encoder(recipe.text_encoder, training_captions(recipe.data))
+    if run.text_encoder is None and run.recipe.text_encoder is not None:
+        _, run.text_encoder, run.tokenizer = frozen_text_encoder(run.recipe, run.options)

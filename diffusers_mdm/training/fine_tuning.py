@@ -18,6 +18,7 @@ from ..pipelines.pipeline_mdm import MDMPipeline
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .classes import pipeline_class
 from .data import load_captioned_split, training_captions, validation_captions
+from .precision import frozen_dtype
 from .recipe import DataRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe
 from .recipe_stage import StageRecipe
 from .run import RunOptions
@@ -186,7 +187,7 @@ def write_own_embeddings(recipe: Recipe, options: RunOptions, accelerator: Accel
     if accelerator.is_main_process:
         source, text_encoder, tokenizer = frozen_text_encoder(recipe, options)
         # In the dtype that it would have beside the U-Net.
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(str(accelerator.mixed_precision), torch.float32)
+        dtype = frozen_dtype(str(accelerator.mixed_precision))
         torch.nn.Module.to(text_encoder, accelerator.device, dtype).eval()
         encoder = CaptionEncoder(source, text_encoder, tokenizer, recipe.max_sequence_length)
         write_text_embeddings(Path(recipe.data.embeddings_dir), texts_of(recipe), encoder)

@@ -22,6 +22,7 @@ from .lora import add_lora
 from .recipe import Recipe
 from .recipe_stage import StageRecipe
 from .run import RunOptions
+from .stage_setup import freeze_levels
 
 FP32_BYTES, HALF_BYTES = 4, 2
 MOMENT_BYTES = 2 * FP32_BYTES  # of AdamW, a weight
@@ -93,12 +94,8 @@ def fake_unet(recipe: Recipe, num_levels: int) -> NestedUNetModel:
 
 def freeze(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> None:
     """Mark what does not learn in a stage: its frozen levels and what levels share, or all but LoRA."""
-    if recipe.lora is not None or stage.frozen_levels == 0:
-        return
-    for name, parameter in unet.named_parameters():
-        parts = name.split(".")
-        is_outer = parts[0] == "levels" and int(parts[1]) >= stage.frozen_levels
-        parameter.requires_grad_(is_outer)
+    if recipe.lora is None:
+        freeze_levels(unet, stage.frozen_levels)
 
 
 def count(module: torch.nn.Module, trained_only: bool = False) -> int:

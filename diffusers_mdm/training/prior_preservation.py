@@ -22,6 +22,7 @@ from .batch_reading import Request, closed_at_exit, read_batches
 from .captioned_images import CaptionedImages, NumberedSource, ShuffledImages
 from .data import open_training_images
 from .order import BatchOrder, ShuffledRows, derive_seed
+from .precision import frozen_dtype
 from .recipe import DataRecipe, PriorRecipe, Recipe
 from .run import RunOptions
 from .sample_decoding import Sample
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 _DRAWN = "drawn-{:05d}.png"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
 SUBJECT, CLASS = 0, 1
 
 
@@ -73,7 +73,7 @@ def prepare_class_pictures(recipe: Recipe, options: RunOptions, accelerator: Acc
             revision=source.revision,
             variant=source.variant,
             cache_dir=options.cache_dir,
-            dtype=_DTYPES[prior.precision or accelerator.mixed_precision],
+            dtype=frozen_dtype(prior.precision or str(accelerator.mixed_precision)),
         )
         pipeline.to(accelerator.device)
         side = pipeline.unet.sample_sizes[recipe.stages[-1].levels - 1]

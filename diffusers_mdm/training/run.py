@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .classes import TrainedPipeline, pipeline_class
+from .precision import frozen_dtype
 from .recipe import Precision, Recipe
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ class Run:
     @property
     def weight_dtype(self) -> torch.dtype:
         """The dtype of modules that are not trained."""
-        dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
-        return dtypes.get(cast(str, self.accelerator.mixed_precision), torch.float32)
+        return frozen_dtype(cast(str, self.accelerator.mixed_precision))
 
     def pipeline(self) -> TrainedPipeline:
         """The pipeline made of the run's current modules (shared, not copied); for a model of classes with names."""

@@ -39,16 +39,21 @@ def choose_trained(run: Run, stage: StageRecipe) -> None:
         learns = "text_encoder" in run.trained_modules and stage.frozen_levels == 0
         run.text_encoder.requires_grad_(learns)
     if run.recipe.lora is None:
-        for name, parameter in run.unet.named_parameters():
-            parts = name.split(".")
-            inside = parts[0] != "levels" or int(parts[1]) < stage.frozen_levels
-            parameter.requires_grad_(stage.frozen_levels == 0 or not inside)
+        freeze_levels(run.unet, stage.frozen_levels)
     if stage.frozen_levels and run.ema:
         # What stays as it is should be the best there is: the averages.
         for name, average in run.ema.items():
             for parameter, shadow in zip(run.averaged_parameters(name), average.shadow_params, strict=False):
                 if not parameter.requires_grad:
                     parameter.data.copy_(shadow)
+
+
+def freeze_levels(unet: NestedUNetModel, frozen_levels: int) -> None:
+    """Let all parameters learn, or with frozen levels only those of the levels around them."""
+    for name, parameter in unet.named_parameters():
+        parts = name.split(".")
+        is_outer = parts[0] == "levels" and int(parts[1]) >= frozen_levels
+        parameter.requires_grad_(frozen_levels == 0 or is_outer)
 
 
 def place_modules(run: Run) -> None:

@@ -16,11 +16,10 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..pipelines.text_encoding import encode_texts
+from .precision import DTYPES
 from .text_embeddings import INDEX_NAME, EmbeddingsIndex, caption_key, read_index
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
