@@ -41,12 +41,12 @@ class ClassPipelineBase(ClassLabelMixin, MDMPipelineBase):
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         vae: AutoencoderKL | None = None,
-        id2label: dict[int, str] | None = None,
+        id2label: dict[int, str] | dict[str, str] | None = None,  # keys are texts when read from JSON
     ) -> None:
         super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)
         self.register_labels(id2label)
 
-    def register_labels(self, id2label: dict[int, str] | None) -> None:
+    def register_labels(self, id2label: dict[int, str] | dict[str, str] | None) -> None:
         """Note the names of the classes, so that they are saved with the pipeline.
 
         Args:

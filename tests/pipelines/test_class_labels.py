@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from diffusers.utils import logging as host_logging
 
 from diffusers_mdm import MDMClassConditionalPipeline, MDMImg2ImgPipeline, MDMPipeline
 from tests.pipelines.tiny_pipeline import make_pipeline, make_scheduler, make_unet, seed
@@ -64,6 +65,16 @@ def test_names_are_saved_as_text_keys(pipe, tmp_path):
     assert loaded.id2label == ID2LABEL
     named = MDMClassConditionalPipeline.from_pretrained(tmp_path, id2label={0: "other"})
     assert named.labels == {"other": 0}
+
+
+def test_saved_names_load_without_a_warning(pipe, tmp_path, caplog):
+    pipe.save_pretrained(tmp_path)
+    host_logging.add_handler(caplog.handler)  # the host's loggers do not propagate to the root
+    try:
+        MDMClassConditionalPipeline.from_pretrained(tmp_path)
+    finally:
+        host_logging.remove_handler(caplog.handler)
+    assert "Expected types" not in caplog.text
 
 
 def test_a_model_of_texts_and_classes_takes_both():
