@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers.utils.logging import tqdm
 
 from ..pipelines.pipeline_mdm import MDMPipeline
+from ..pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from ..pipelines.pipeline_output import MDMPipelineOutput
 from .data import square_pixels, to_unit_range
 
@@ -50,10 +51,32 @@ class Gallery:
 
 def load_gallery(path: str | Path) -> Gallery:
     """Read train and validation split of the emoji data set (or another with its columns)."""
+    rows = _all_rows(path)
+    return Gallery(_pixels(rows), rows["text"][:], rows["style"][:], rows["label"][:], rows["holdout"][:])
+
+
+def load_class_gallery(path: str | Path, column: str) -> tuple[torch.Tensor, list[int]]:
+    """All pictures of a data set with a train and a validation split, and their classes.
+
+    Returns:
+        `(M, 3, 16, 16)` in [-1, 1], and M whole numbers from `column`.
+
+    Raises:
+        ValueError: there is no such column; the message lists those that there are.
+    """
+    rows = _all_rows(path)
+    if column not in rows.column_names:
+        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(rows.column_names)}.")
+    return _pixels(rows), rows[column][:]
+
+
+def _all_rows(path: str | Path) -> datasets.Dataset:
     splits = datasets.load_dataset(str(path))
-    rows = datasets.concatenate_datasets([splits["train"], splits["validation"]])
-    pixels = torch.stack([square_pixels(image, COMPARED_SIDE) for image in rows["image"]])
-    return Gallery(to_unit_range(pixels), rows["text"][:], rows["style"][:], rows["label"][:], rows["holdout"][:])
+    return datasets.concatenate_datasets([splits["train"], splits["validation"]])
+
+
+def _pixels(rows: datasets.Dataset) -> torch.Tensor:
+    return to_unit_range(torch.stack([square_pixels(image, COMPARED_SIDE) for image in rows["image"]]))
 
 
 def pool_to_side(images: torch.Tensor, side: int = COMPARED_SIDE) -> torch.Tensor:
@@ -130,3 +153,42 @@ def evaluate_retrieval(
         nearest = draw_nearest(pipeline, gallery, rows, batch_size, seed, **settings)
         scores[name] = score_rows(gallery, rows, nearest)
     return scores
+
+
+def evaluate_classes(
+    pipeline: MDMClassConditionalPipeline,
+    gallery: torch.Tensor,
+    classes: Sequence[int],
+    num_per_class: int = 4,
+    batch_size: int = 32,
+    seed: int = 0,
+    **settings: Any,
+) -> dict[int, float]:
+    """Of `num_per_class` drawings of every class, the share whose nearest picture is of this class.
+
+    Drawing d starts from noise seeded with `seed + d`.
+
+    Args:
+        pipeline: draws the classes 0 to `pipeline.null_class` - 1.
+        gallery: `(M, 3, 16, 16)` in [-1, 1].
+        classes: of its pictures.
+        num_per_class: drawings of each class.
+        batch_size: drawings at a time.
+        seed: of the noise.
+        **settings: arguments of the pipeline, such as `guidance_scale`.
+    """
+    wanted = [label for label in range(pipeline.null_class) for _ in range(num_per_class)]
+    hits: dict[int, int] = dict.fromkeys(wanted, 0)
+    for start in tqdm(range(0, len(wanted), batch_size), desc="drawing"):
+        batch = wanted[start : start + batch_size]
+        output = pipeline(
+            class_labels=batch,
+            generator=[torch.Generator().manual_seed(seed + start + place) for place in range(len(batch))],
+            output_type="pt",
+            **settings,
+        )
+        images = cast(torch.Tensor, cast(MDMPipelineOutput, output).images)
+        nearest = nearest_rows(pool_to_side(images.float().cpu() * 2 - 1), gallery).tolist()
+        for label, row in zip(batch, nearest, strict=True):
+            hits[label] += classes[row] == label
+    return {label: count / num_per_class for label, count in hits.items()}

@@ -1,8 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
 import pytest
 import torch
 
-from diffusers_mdm.training.retrieval import Gallery, choose_rows, nearest_rows, pool_to_side, score_rows
+from diffusers_mdm.training.retrieval import (
+    Gallery,
+    choose_rows,
+    evaluate_classes,
+    load_class_gallery,
+    nearest_rows,
+    pool_to_side,
+    score_rows,
+)
+from tests.pipelines.tiny_tasks import NUM_CLASSES, task
+
+ROOT = Path(__file__).parents[2]
 
 
 def gallery(number: int = 6) -> Gallery:
@@ -45,3 +58,21 @@ def test_pooling_averages_down_and_refuses_odd_sides():
     assert torch.equal(pool_to_side(torch.ones(1, 3, 64, 64)), torch.ones(1, 3, 16, 16))
     with pytest.raises(ValueError, match="cannot be averaged down"):
         pool_to_side(torch.ones(1, 3, 40, 40))
+
+
+def test_a_model_that_draws_the_pictures_of_a_class_scores_one():
+    pipeline, number = task("class").make(), NUM_CLASSES - 1
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    generators = [torch.Generator().manual_seed(5 + place) for place in range(number)]
+    drawn = pipeline(list(range(number)), generator=generators, output_type="pt", **settings).images
+    pictures = pool_to_side(2 * drawn - 1)
+    right = evaluate_classes(pipeline, pictures, list(range(number)), num_per_class=1, seed=5, **settings)
+    assert right == dict.fromkeys(range(number), 1.0)
+    others = [(label + 1) % number for label in range(number)]
+    wrong = evaluate_classes(pipeline, pictures, others, num_per_class=1, batch_size=3, seed=5, **settings)
+    assert wrong == dict.fromkeys(range(number), 0.0)
+
+
+def test_a_column_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"no column 'kind'; it has .*subgroup"):
+        load_class_gallery(ROOT / "training" / "data" / "emoji-styles-64", "kind")
