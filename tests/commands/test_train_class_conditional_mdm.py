@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training command of classes, as a user types it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "training" / "recipes"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
+def run(*arguments: object, script: str = "train_class_conditional_mdm.py") -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "training" / "train_class_conditional_mdm.py"), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "training" / script), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -28,6 +29,13 @@ def test_the_styles_are_trained_then_fine_tuned(tmp_path):
     styles = MDMClassConditionalPipeline.from_pretrained(tmp_path / "styles")
     assert list(styles.labels) == ["fluent-3d", "fluent-flat", "noto", "twemoji"]
     assert (tmp_path / "styles" / "samples.png").is_file()
+
+    words = ["--model_dir", tmp_path / "styles", "--label_column", "style", "--num_per_class", 1]
+    words += ["--num_inference_steps", 1, "--output", tmp_path / "scores.json"]
+    evaluated = run(*words, script="evaluate_emoji_classes.py")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "4 classes, 1 drawings each: the nearest of 6836 pictures" in evaluated.stdout
+    assert set(json.loads((tmp_path / "scores.json").read_text())["classes"]) == set(styles.labels)
 
     words = ["--pretrained_model_name_or_path", tmp_path / "styles", "--label_column", "style", "--rank", 2]
     words += ["--train_data_dir", ROOT / "training" / "data" / "emoji-styles-64", "--validation_prompts", "noto", 0]
