@@ -27,7 +27,10 @@ class MDMUpscalePipeline(PicturePipelineBase):
 
     A pyramid is modelled jointly, so the model knows which large pictures belong to a small one. At every step the
     levels that are known are replaced by their noised truth (see `known_pixels`), and the others are denoised beside
-    them.
+    them. What is known of the others, their averages, is put into each prediction (see `project_prediction`): the
+    noise of a large picture averages out over the pixels of a block, so that its own averages say more about it than
+    the noisy small picture beside it, and without that they soon go their own way. (Not so for latents, whose averages
+    are not those of the pictures.)
 
     Args:
         unet: the dolls, two or more; conditioned on texts, classes or both.
@@ -154,11 +157,14 @@ class MDMUpscalePipeline(PicturePipelineBase):
     ) -> MDMPipelineOutput | tuple[Any, ...]:
         """Draw larger pictures that belong to the given ones.
 
-        Averaging the result over the blocks of pixels that stand for one given pixel gives the picture back roughly;
-        with `exact_consistency` it does exactly. Given 8-bit pictures (PIL images, uint8), all pixels of the result
-        are whole 255ths, and those of a block sum to exactly the given number times their count. Given floats, the
-        averages are exact to 1e-6 in [0, 1], and with `output_type="pil"` to half an 8-bit step over the number of
-        pixels of a block.
+        Averaging the result over the blocks of pixels that stand for one given pixel gives the picture back to
+        rounding: to 1e-5 in [0, 1], with `output_type="pil"` to half an 8-bit step. (With a model of latents only
+        roughly; and a callback may change anything.)
+
+        With `exact_consistency` it does exactly, whatever happened in between. Given 8-bit pictures (PIL images,
+        uint8), all pixels of the result are whole 255ths, and those of a block sum to exactly the given number times
+        their count. Given floats, the averages are exact to 1e-6, and with `output_type="pil"` to half an 8-bit step
+        over the number of pixels of a block.
 
         Args:
             prompt: one text or a list of them, for a model of texts.
@@ -175,8 +181,7 @@ class MDMUpscalePipeline(PicturePipelineBase):
             num_resampling_steps: how often each stretch of `jump_length` steps is gone through, with noise put back in
                 between (RePaint); each costs as much time again, for more harmony between the levels.
             jump_length: steps of such a stretch.
-            exact_consistency: predict, at each step, the nearest pictures whose averages are the given ones, and
-                return such pictures.
+            exact_consistency: return the nearest pictures whose averages are exactly the given ones.
             eta: 0 for DDIM to 1 for ancestral sampling.
             generator: one, or one a picture: the same seed then gives the same picture in any batch.
             latents: noise N(0, 1) for every level, innermost first; the known levels take theirs from it too.
@@ -253,7 +258,7 @@ class MDMUpscalePipeline(PicturePipelineBase):
             callback_on_step_end_tensor_inputs,
             generator,
             known,
-            average=known.clean[-1] if exact_consistency and self.vae is None else None,
+            average=known.clean[-1] if self.vae is None else None,
         )
 
         # 3. Denoise the outer levels beside the known ones.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upscaling: the given level is held at every step, and comes back from the result."""
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -47,6 +48,38 @@ def draw(pipe, image=GIVEN, **changes):
 def pooled(images: torch.Tensor) -> torch.Tensor:
     """8-bit numbers of pictures in [0, 1], averaged down to 8 pixels, exactly."""
     return F.avg_pool2d((images.double() * 255).round(), images.shape[-1] // 8)
+
+
+@pytest.mark.parametrize("settings", [{}, {"eta": 1.0}, {"num_resampling_steps": 2}, {"guidance_rescale": 0.7}])
+def test_averages_of_every_prediction_are_the_given_ones(pipe, settings):
+    given = torch.rand(1, 3, 8, 8, generator=seed(4))
+    seen = []
+
+    def keep(pipeline, step, timestep, tensors):
+        seen.append(tensors["pred_original_sample"][1])
+        return {}
+
+    asked = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["pred_original_sample"]}
+    images = draw(pipe, given, **asked, **settings).images
+    assert len(seen) == pipe.num_timesteps
+    for preview in seen:
+        torch.testing.assert_close(F.avg_pool2d(preview, 2), 2 * given - 1, atol=2e-5, rtol=0)
+    torch.testing.assert_close(F.avg_pool2d(images, 2), given, atol=1e-5, rtol=0)
+
+
+def test_averages_with_a_solver_of_second_order():
+    pipe = task("upscale").make()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, algorithm="dpmsolver++")
+    given = torch.rand(1, 3, 8, 8, generator=seed(4))
+    images = draw(pipe, given, num_inference_steps=5).images
+    torch.testing.assert_close(F.avg_pool2d(images, 2), given, atol=1e-5, rtol=0)
+
+
+def test_averages_of_pil_pictures_are_within_half_a_step(pipe):
+    given = PIL.Image.fromarray(GIVEN[0].permute(1, 2, 0).numpy())
+    large = draw(pipe, given, output_type="pil").images[0]
+    error = F.avg_pool2d(torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].double(), 2) - GIVEN
+    assert 0 < error.abs().max() <= 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
