@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure upscaling with the dolls against enlargement by a filter and against drawing from the caption alone.
+
+Held-out pictures of the emoji data set are averaged down to the side of the inner level. From that, the caption and a
+seed `MDMUpscalePipeline` draws the outer level again, several times. Compared with it, picture by picture:
+
+- enlargement by nearest pixel, bicubic and Lanczos filter (Pillow's);
+- bicubic moved to the nearest picture with the given averages, so that it too knows how the small picture was made;
+- the same upscaling without the caption;
+- text to image from the same captions and seeds, which does not see the small picture.
+
+One drawing is a sample of what the large picture may have been. The estimate of least squared error is not a sample
+but the mean of all that may have been, so the mean of the drawings is measured too. It is blurred where they differ.
+
+What is measured, of pictures in [0, 1], each picture by itself:
+
+- mse: squared error, mean over pixels and colours; psnr = -10 log10 mse, in dB.
+- ssim: structural similarity (Wang et al. 2004; Gaussian window of 11 pixels, sigma 1.5), from torchmetrics.
+- spectrum: log-spectral distance in dB, sqrt(mean over rings of (10 log10(P / P_true))^2), P the power of the grey
+  picture in rings of the Fourier plane one cycle wide, 1 up to half the side, mean in the ring. Blocks, blur and grain
+  move it away from 0, a shift of details by some pixels does not.
+- detail: 10 log10(P / P_true) of all frequencies that the small picture cannot hold, in dB. Below 0 the picture is
+  blurred, above 0 it is grainier than the true one. Its distance from 0 is compared.
+- given: root of the squared error after averaging down, in 8-bit steps: how well the given picture is kept.
+
+Half of the held-out pictures, drawn once by a fixed seed, are there to choose settings on, the others for the report:
+
+python benchmarks/upscaling.py --split tuning --guidance_scale 1 2 --num_pictures 32
+python benchmarks/upscaling.py --output_dir runs/upscaling
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from measuring import ROOT, describe_machine
+from PIL import Image
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from diffusers_mdm import MDMPipeline, MDMUpscalePipeline
+from diffusers_mdm.pipelines.consistency import project_onto_average
+from diffusers_mdm.pyramid import build_pyramid
+from diffusers_mdm.training.data import square_pixels, to_unit_range
+
+MODEL_DIR = ROOT / "model_cards" / "mdm-emoji-64"
+DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
+SPLITS = ("tuning", "report")
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+PROJECTED = "bicubic, given averages"
+ONE, MEAN = "upscaled, one drawing", "upscaled, mean of drawings"
+NO_CAPTION, NO_PICTURE = "upscaled without caption", "text to image"
+# What is compared as a distance from 0.
+SIGNED = ("detail",)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Pictures `(N, 3, S, S)` in [0, 1] with what the pipelines are given of them.
+
+    Attributes:
+        rows: their numbers in the split, which also seed their noise.
+        captions: one a picture.
+        large: the true pictures.
+        small: their averages, `(N, 3, s, s)`.
+    """
+
+    rows: list[int]
+    captions: list[str]
+    large: torch.Tensor
+    small: torch.Tensor
+
+    def batches(self, size: int) -> list[HeldOut]:
+        """The pictures in order, `size` at a time."""
+        cuts = [slice(start, start + size) for start in range(0, len(self.rows), size)]
+        return [HeldOut(self.rows[c], self.captions[c], self.large[c], self.small[c]) for c in cuts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the pipelines draw; names as there."""
+
+    num_inference_steps: int = 25
+    guidance_scale: float = 1.0
+    num_resampling_steps: int = 1
+    eta: float = 0.0
+
+
+def split_rows(num_rows: int, split: str, num_pictures: int | None, seed: int = 0) -> list[int]:
+    """Rows to tune on or to report, disjoint halves of all rows, cut to `num_pictures`."""
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    half = num_rows // 2
+    return (order[:half] if split == "tuning" else order[half:])[:num_pictures]
+
+
+def load_held_out(data_dir: Path, split: str, num_pictures: int | None, sides: Sequence[int]) -> HeldOut:
+    """Read the validation split; `sides` are those of the given and of the true pictures."""
+    data = datasets.load_dataset(str(data_dir), split="validation")
+    rows = split_rows(len(data), split, num_pictures)
+    chosen = data.select(rows)
+    pixels = torch.stack([square_pixels(image, sides[-1]) for image in chosen["image"]])
+    small, large = build_pyramid(to_unit_range(pixels), sides)
+    return HeldOut(rows, chosen["text"][:], (large + 1) / 2, (small + 1) / 2)
+
+
+def enlarge(pictures: torch.Tensor, side: int, resampling: Image.Resampling) -> torch.Tensor:
+    """Enlarge `(B, C, h, w)` to a square with one of Pillow's filters, in floats, cut to [0, 1]."""
+    planes = [Image.fromarray(plane.numpy()).resize((side, side), resampling) for plane in pictures.flatten(0, 1)]
+    flat = torch.stack([torch.frombuffer(bytearray(plane.tobytes()), dtype=torch.float32) for plane in planes])
+    return flat.view(*pictures.shape[:2], side, side).clamp(0, 1)
+
+
+def ring_powers(pictures: torch.Tensor) -> torch.Tensor:
+    """Mean power in rings of the Fourier plane, `(B, S / 2)`: 1, 2, … S / 2 cycles a side, of the grey picture."""
+    side = pictures.shape[-1]
+    spectrum = torch.fft.fft2(pictures.mean(1), norm="ortho").abs().square().flatten(1)
+    frequency = torch.fft.fftfreq(side, 1 / side)
+    ring = (frequency[:, None].square() + frequency.square()).sqrt().round().long().flatten()
+    sums = torch.zeros(len(pictures), int(ring.max()) + 1).index_add_(1, ring, spectrum)
+    return (sums / ring.bincount())[:, 1 : side // 2 + 1]
+
+
+def measure(pictures: torch.Tensor, truth: torch.Tensor, small: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the file's head lists, `(B,)` each, of `(B, 3, S, S)` in [0, 1]; `small` are the given averages."""
+    mse = (pictures - truth).square().mean(dim=(1, 2, 3))
+    # A hundredth of an 8-bit step: an empty ring is not infinitely far from an almost empty one.
+    floor = (0.01 / 255) ** 2
+    powers, true_powers = ring_powers(pictures) + floor, ring_powers(truth) + floor
+    decibels = 10 * (powers / true_powers).log10()
+    beyond = slice(small.shape[-1] // 2, None)
+    error = F.adaptive_avg_pool2d(pictures, small.shape[-2:]) - small
+    return {
+        "mse": mse,
+        "psnr": -10 * mse.clamp(min=1e-10).log10(),
+        "ssim": structural_similarity_index_measure(pictures, truth, data_range=1.0, reduction="none"),
+        "spectrum": decibels.square().mean(1).sqrt(),
+        "detail": 10 * (powers[:, beyond].sum(1) / true_powers[:, beyond].sum(1)).log10(),
+        "given": 255 * error.square().mean(dim=(1, 2, 3)).sqrt(),
+    }
+
+
+def filtered(held_out: HeldOut) -> dict[str, torch.Tensor]:
+    """What the filters make of the small pictures."""
+    side = held_out.large.shape[-1]
+    pictures = {name: enlarge(held_out.small, side, resampling) for name, resampling in FILTERS.items()}
+    projected = project_onto_average(2 * pictures["bicubic"] - 1, 2 * held_out.small - 1)
+    return {**pictures, PROJECTED: (projected + 1) / 2}
+
+
+def upscale(
+    pipeline: MDMUpscalePipeline, held_out: HeldOut, settings: Settings, num_samples: int, prompts: list[str]
+) -> torch.Tensor:
+    """Draw `(N, num_samples, 3, S, S)`; drawing k of row r has the seed 100003 k + r."""
+    images = pipeline(
+        prompts,
+        held_out.small,
+        num_images_per_prompt=num_samples,
+        generator=generators(held_out.rows, num_samples),
+        output_type="pt",
+        **dataclasses.asdict(settings),
+    ).images
+    return images.float().unflatten(0, (-1, num_samples))
+
+
+def generators(rows: Sequence[int], num_samples: int) -> list[torch.Generator]:
+    """One a drawing, those of the first row first."""
+    seeds = [100003 * sample + row for row in rows for sample in range(num_samples)]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw(
+    pipeline: MDMUpscalePipeline, held_out: HeldOut, settings: Settings, num_samples: int, text_guidance: float | None
+) -> dict[str, torch.Tensor]:
+    """The pictures of every way that is compared; with `text_guidance` also those without caption or picture."""
+    samples = upscale(pipeline, held_out, settings, num_samples, held_out.captions)
+    drawn = {ONE: samples[:, 0], MEAN: samples.mean(1)}
+    if text_guidance is not None:
+        unguided = dataclasses.replace(settings, guidance_scale=1.0)
+        drawn[NO_CAPTION] = upscale(pipeline, held_out, unguided, 1, [""] * len(held_out.rows))[:, 0]
+        drawn[NO_PICTURE] = MDMPipeline.from_pipe(pipeline)(
+            held_out.captions,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=text_guidance,
+            eta=settings.eta,
+            generator=generators(held_out.rows, 1),
+            output_type="pt",
+        ).images.float()
+    return drawn
+
+
+def mean_and_error(values: torch.Tensor) -> list[float]:
+    """Mean and its standard error."""
+    return [float(values.mean()), float(values.std() / math.sqrt(len(values)))]
+
+
+def summarise(values: dict[str, dict[str, torch.Tensor]], reference: str) -> dict[str, dict[str, Any]]:
+    """Mean of each measure over the pictures, and its paired difference to `reference`, with standard errors."""
+    summary: dict[str, dict[str, Any]] = {}
+    for name, measures in values.items():
+        summary[name] = {}
+        for key, value in measures.items():
+            other = values[reference][key]
+            difference = value.abs() - other.abs() if key in SIGNED else value - other
+            summary[name][key] = {"mean": mean_and_error(value), f"over {reference}": mean_and_error(difference)}
+    return summary
+
+
+def compare(
+    pipeline: MDMUpscalePipeline,
+    held_out: HeldOut,
+    settings: Settings,
+    num_samples: int,
+    text_guidance: float | None,
+    batch_size: int,
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Measures of every way by picture, and the pictures."""
+    parts = []
+    for batch in held_out.batches(batch_size):
+        parts.append(filtered(batch) | draw(pipeline, batch, settings, num_samples, text_guidance))
+    pictures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    values = {name: measure(entry, held_out.large, held_out.small) for name, entry in pictures.items()}
+    return values, pictures
+
+
+def print_summary(summary: dict[str, dict[str, Any]], reference: str) -> None:
+    """One line a way: means, and below them the differences with their standard errors."""
+    for name, measures in summary.items():
+        print(f"{name:28}" + "".join(f"  {key} {entry['mean'][0]:.4g}" for key, entry in measures.items()))
+        if name != reference:
+            differences = {key: entry[f"over {reference}"] for key, entry in measures.items()}
+            print(" " * 28 + "".join(f"  {key} {mean:+.3g}±{error:.2g}" for key, (mean, error) in differences.items()))
+
+
+def draw_grid(held_out: HeldOut, pictures: dict[str, torch.Tensor], columns: int, path: Path) -> None:
+    """One column a picture: given, bicubic, one drawing, the mean of all, truth."""
+    lines = {"given": held_out.small, **{name: pictures[name] for name in ("bicubic", ONE, MEAN)}}
+    lines["truth"] = held_out.large
+    figure = Figure(figsize=(0.9 * columns + 0.2, 0.9 * len(lines)), dpi=100, layout="constrained")
+    panels = figure.subplots(len(lines), columns, squeeze=False)
+    for row, (name, entries) in zip(panels, lines.items(), strict=True):
+        row[0].set_ylabel(name.replace(", ", ",\n").replace("mean of ", "mean of\n"), fontsize=6)
+        for panel, picture in zip(row, entries, strict=False):
+            panel.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.spines[:].set_visible(False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command's flags; several values of a setting are all tried."""
+    defaults = Settings()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model_dir", default=str(MODEL_DIR), help="pipeline folder or Hub id")
+    parser.add_argument("--data_dir", type=Path, default=DATA_DIR)
+    parser.add_argument("--split", choices=SPLITS, default="report", help="half of the held-out pictures")
+    parser.add_argument("--num_pictures", type=int, help="of that half (default: all)")
+    parser.add_argument("--num_samples", type=int, default=8, help="drawings of each picture")
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures at a time")
+    parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[defaults.num_inference_steps])
+    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[defaults.guidance_scale])
+    parser.add_argument("--num_resampling_steps", type=int, nargs="+", default=[defaults.num_resampling_steps])
+    parser.add_argument("--eta", type=float, nargs="+", default=[defaults.eta])
+    parser.add_argument("--text_guidance_scale", type=float, default=3.0, help="of text to image")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the model")
+    parser.add_argument("--attention_backend", help="of diffusers")
+    parser.add_argument("--grid_columns", type=int, default=10)
+    parser.add_argument("--output_dir", type=Path, help="where numbers and the grid of pictures are written")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure every combination of settings, print it, and write the last one."""
+    args = parse_args(argv)
+    pipeline = MDMUpscalePipeline.from_pretrained(args.model_dir, dtype=getattr(torch, args.dtype))
+    pipeline.set_progress_bar_config(disable=True)
+    if args.attention_backend is not None:
+        pipeline.unet.set_attention_backend(args.attention_backend)
+    sides = pipeline.unet.sample_sizes
+    held_out = load_held_out(args.data_dir, args.split, args.num_pictures, (sides[0], sides[-1]))
+    text_guidance = args.text_guidance_scale if args.split == "report" else None
+    print(f"{describe_machine('cpu')}; {len(held_out.rows)} pictures to {args.split}, {args.num_samples} drawings")
+    tried = itertools.product(args.num_inference_steps, args.guidance_scale, args.num_resampling_steps, args.eta)
+    for settings in itertools.starmap(Settings, tried):
+        start = time.perf_counter()
+        values, pictures = compare(pipeline, held_out, settings, args.num_samples, text_guidance, args.batch_size)
+        summary = summarise(values, "bicubic")
+        print(f"{settings}, {time.perf_counter() - start:.0f} s", flush=True)
+        print_summary(summary, "bicubic")
+    if args.output_dir is not None:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        report = {
+            "settings": dataclasses.asdict(settings),
+            "pictures": len(held_out.rows),
+            "drawings": args.num_samples,
+            "text_guidance_scale": text_guidance,
+            "measures": {name: round_all(entry) for name, entry in summary.items()},
+        }
+        (args.output_dir / "upscaling.json").write_text(json.dumps(report, indent=1) + "\n")
+        draw_grid(held_out, pictures, min(args.grid_columns, len(held_out.rows)), args.output_dir / "upscaling.png")
+
+
+def round_all(entry: Any) -> Any:
+    """Four digits are more than the standard errors allow."""
+    if isinstance(entry, dict):
+        return {key: round_all(value) for key, value in entry.items()}
+    return [float(f"{value:.4g}") for value in entry]
+
+
+if __name__ == "__main__":
+    main()
