@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -193,7 +194,9 @@ def draw(
     if text_guidance is not None:
         unguided = dataclasses.replace(settings, guidance_scale=1.0)
         drawn[NO_CAPTION] = upscale(pipeline, held_out, unguided, 1, [""] * len(held_out.rows))[:, 0]
-        drawn[NO_PICTURE] = MDMPipeline.from_pipe(pipeline)(
+        text_to_image = MDMPipeline.from_pipe(pipeline)
+        text_to_image.set_progress_bar_config(disable=True)
+        drawn[NO_PICTURE] = text_to_image(
             held_out.captions,
             num_inference_steps=TEXT_STEPS,
             guidance_scale=text_guidance,
@@ -259,7 +262,9 @@ def draw_grid(held_out: HeldOut, pictures: dict[str, torch.Tensor], columns: int
             panel.set_xticks([])
             panel.set_yticks([])
             panel.spines[:].set_visible(False)
-    figure.savefig(path, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    Image.open(drawn).convert("RGB").quantize(colors=256).save(path, optimize=True)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -270,8 +275,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR)
     parser.add_argument("--split", choices=SPLITS, default="report", help="half of the held-out pictures")
     parser.add_argument("--num_pictures", type=int, help="of that half (default: all)")
-    parser.add_argument("--num_samples", type=int, default=8, help="drawings of each picture")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures at a time")
+    parser.add_argument("--num_samples", type=int, default=4, help="drawings of each picture")
+    parser.add_argument("--batch_size", type=int, default=12, help="pictures at a time")
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[defaults.num_inference_steps])
     parser.add_argument("--guidance_scale", type=float, nargs="+", default=[defaults.guidance_scale])
     parser.add_argument("--num_resampling_steps", type=int, nargs="+", default=[defaults.num_resampling_steps])
