@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .autoencoder import vae_dtype
 from .averaging import lay_out_averages, whole_averages
 from .conditioned_unet import ConditionedUNet
 from .growth import grow_model
@@ -73,6 +74,10 @@ def place_modules(run: Run) -> None:
         trained = "text_encoder" in run.trained_modules
         run.text_encoder.to(device=device, dtype=torch.float32 if trained else run.weight_dtype)
         run.text_encoder.train(trained)
+    if run.vae is not None:
+        dtype = vae_dtype(run.weight_dtype, run.vae.config)
+        # The host's own `to` warns about dtypes it would keep.
+        torch.nn.Module.to(run.vae, device=device, dtype=dtype).to(memory_format=layout)
     run.unet.train()
 
 
