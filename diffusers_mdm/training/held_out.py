@@ -51,7 +51,7 @@ def measure_validation_loss(
             world=process.num_processes,
             device=process.device,
             modules=[run.model] if run.model is not None else [],
-            make_clean=lambda pixels: clean_pyramid(run, stage, pixels),
+            clean_levels=lambda pixels: clean_pyramid(run, stage, pixels),
         )
     if process.num_processes > 1:
         table = process.reduce(table, "sum")

@@ -16,7 +16,7 @@ from .optimizer import new_optimizer, parameter_groups, take_optimizer_state, wh
 from .order import derive_seed
 from .recipe_stage import StageRecipe
 from .run import Run
-from .sharding import plain_copy
+from .sharding import let_shared_layers_stand_alone, plain_copy
 
 
 def begin_stage(run: Run, stage: StageRecipe) -> None:
@@ -91,6 +91,7 @@ def prepare(run: Run, stage: StageRecipe) -> None:
     optimizer = new_optimizer(groups, run.recipe.optimizer, stage.learning_rate, fused=not run.is_sharded)
     if run.options.torch_compile:
         run.unet.compile()
+    let_shared_layers_stand_alone(run.accelerator, run.unet)
     run.model, run.optimizer = run.accelerator.prepare(model, optimizer)
     if run.optimizer_state is not None:
         take_optimizer_state(run.optimizer.optimizer, trained_parameters(run), run.optimizer_state)

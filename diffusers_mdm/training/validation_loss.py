@@ -90,7 +90,7 @@ def validation_loss_table(
     world: int = 1,
     device: torch.device | str = "cpu",
     modules: Iterable[torch.nn.Module] = (),
-    make_clean: Callable[[torch.Tensor], Pyramid] | None = None,
+    clean_levels: Callable[[torch.Tensor], Pyramid] | None = None,
 ) -> torch.Tensor:
     """Measure this process' share, pictures rank, rank + world, ...
 
@@ -110,7 +110,7 @@ def validation_loss_table(
         world: number of processes.
         device: where to compute.
         modules: what `predict` runs, set to evaluation mode meanwhile.
-        make_clean: the clean pyramid of loaded pixels, the same each time; None: their averages in [-1, 1].
+        clean_levels: the clean pyramid of loaded pixels, the same each time; None: their averages in [-1, 1].
 
     Returns:
         A table for `level_means` and `table_values`, to be summed over processes first; see `loss_table`. Predictions
@@ -128,7 +128,7 @@ def validation_loss_table(
             if len(batch.pixels) != len(rows):
                 raise ValueError(f"`load` gave {len(batch.pixels)} pictures for {len(rows)} rows; expected one a row.")
             pixels = batch.pixels.to(device)
-            clean = build_pyramid(to_unit_range(pixels), sides) if make_clean is None else make_clean(pixels)
+            clean = build_pyramid(to_unit_range(pixels), sides) if clean_levels is None else clean_levels(pixels)
             clean = clean[:levels]
             noise = samples.noise(rows, [level.shape for level in clean], device)
             timesteps = all_timesteps[indices].to(device)
