@@ -116,13 +116,26 @@ def test_what_one_process_saved_sharded_ones_continue(whole, pictures_dir, tmp_p
 
 
 @pytest.mark.slow
-def test_sharded_levels_that_share_layers_learn_as_on_one_process(pictures_dir, tmp_path):
+def test_levels_that_share_layers_learn_on_two_processes_as_on_one(pictures_dir, tmp_path):
     """Two stages: the shared layers belong to the inner level before another one runs them, too."""
     shared = {"share_time_embedding": True, "share_blocks": True}
     one = train(pictures_dir, tmp_path / "one", LAYOUTS, outer_fields=shared)
     fields = {**LAYOUTS, "batch_size": 4}
-    two = train(pictures_dir, tmp_path / "two", fields, "fsdp_cpu.yaml", outer_fields=shared)
+    two = train(pictures_dir, tmp_path / "two", fields, "ddp_cpu.yaml", outer_fields=shared)
     assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
     names = tensors(two / "checkpoint-8")
     assert not any(name.startswith("unet: levels.1.embedding.time_embedding") for name in names)
     assert MDMPipeline.from_pretrained(two).unet.config.share_blocks == [False, True]
+
+
+@pytest.mark.slow
+def test_shared_layers_are_sharded_as_units_of_their_own():
+    """Really sharded, with FSDP 2 on two processes: see shard_in_processes.py."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command.append(str(HERE / "shard_in_processes.py"))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "sharded units: 8" in done.stdout
+    together = subprocess.run([*command, "together"], env=environment, capture_output=True, text=True, check=False)
+    assert "got mixed torch.Tensor and DTensor" in together.stderr  # what standing alone is for
