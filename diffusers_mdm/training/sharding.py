@@ -92,7 +92,7 @@ def let_shared_layers_stand_alone(accelerator: Accelerator, unet: torch.nn.Modul
     names = list(plugin.transformer_cls_names_to_wrap)
     for owner in owners:
         layer = unet.get_submodule(owner)
-        layer.__class__ = _shared_class(type(layer))
+        layer.__class__ = _shared_class(cast(Any, type(layer)))
         names.append(type(layer).__name__)
     plugin.transformer_cls_names_to_wrap = list(dict.fromkeys(names))
 
