@@ -19,6 +19,7 @@ from diffusers_mdm.pipelines import input_checks as checks
 from diffusers_mdm.pipelines.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
 from diffusers_mdm.pipelines.denoising import DenoisingMixin, Sample
 from diffusers_mdm.pipelines.known_pixels import KnownPixels
+from diffusers_mdm.pipelines.latent_space import clips_to_pictures
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pipelines.text_encoding import PromptEncodingMixin
 from diffusers_mdm.pyramid import Pyramid, as_pyramid
@@ -51,7 +52,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
     def __init__(self, **components: Any) -> None:
         super().__init__()
         self.register_modules(**components)
-        if components.get("vae") is not None and _clips_to_pictures(components.get("scheduler")):
+        if components.get("vae") is not None and clips_to_pictures(components.get("scheduler")):
             logger.warning(
                 "The scheduler clips predicted samples to [-1, 1], but latents of unit variance reach beyond that; "
                 "build it with `clip_sample=False` for a pipeline with a `vae`."
@@ -280,13 +281,6 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         if not return_dict:
             return (pyramid[-1], pyramid) if output_pyramid else (pyramid[-1],)
         return MDMPipelineOutput(images=pyramid[-1], pyramid=pyramid if output_pyramid else None)
-
-
-def _clips_to_pictures(scheduler: Any) -> bool:
-    """Whether a scheduler cuts predicted samples to [-1, 1]."""
-    config = {} if scheduler is None else scheduler.config
-    clips = config.get("clip_sample", False) and not config.get("thresholding", False)
-    return clips and config.get("clip_sample_range", 1.0) <= 1
 
 
 def _custom_pipeline_source(pipeline: type, package: str) -> str:

@@ -41,8 +41,8 @@ PROGRESS_FILE = "progress.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 EMA_FILE = "ema.safetensors"
 WRITE_ERRORS = (OSError, SafetensorError)
-# Fields of the recipe that a resumed run may not change: they say what the saved tensors are.
-FIXED_FIELDS = ("model", "levels", "text_encoder", "lora", "use_ema")
+# Fields of the recipe that a resumed run may not change: they say what the saved tensors are and mean.
+FIXED_FIELDS = ("model", "levels", "text_encoder", "vae", "lora", "use_ema")
 
 
 def save_checkpoint(run: Run) -> Path:

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
+from ..pipelines.latent_space import scale_factor
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .autoencoder import check_clipping, open_vae
 from .checkpoints import WRITE_ERRORS, choose_checkpoint, load_checkpoint, save_checkpoint
 from .classes import find_class_names, keep_class_names, num_class_embeds, pipeline_class
 from .data import TrainingImages, open_text_embeddings, open_training_images, training_captions
@@ -58,7 +60,7 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
     interruption, embeddings = Interruption(), open_text_embeddings(recipe)
     with interruption.listening():
         for stage in recipe.stages[run.progress.stage_index :]:
-            side = level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1]
+            side = level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1] * scale_factor(run.vae)
             logger.info("Stage %s: %d level(s), %d pixels.", stage.name, stage.levels, side)
             micro = micro_conditioning_defaults(recipe.rows[: stage.levels])
             images = open_images(recipe, side, micro, embeddings)
@@ -98,6 +100,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         options = prepare_repository(options)
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
+    vae = open_vae(recipe, options.cache_dir)
     # These draw and encode with models of their own, which have left the memory when the run's come.
     prepare_class_pictures(recipe, options, accelerator)
     write_own_embeddings(recipe, options, accelerator)
@@ -107,7 +110,8 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         if recipe.pretrained
         else start_anew(recipe, options, accelerator)
     )
-    run.shift_power = run.scheduler.config["shift_power"]
+    run.vae, run.shift_power = vae, run.scheduler.config["shift_power"]
+    check_clipping(recipe, run.scheduler)
     check_prompts(run)
     if recipe.lora is not None:
         check_lora_levels(recipe, run.unet)
@@ -146,7 +150,9 @@ def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) ->
     """A run whose U-Net starts from random weights, and its text encoder too or from a saved one."""
     text_encoder, tokenizer = open_text_encoder(recipe)
     unet = build_unet(recipe, recipe.stages[0].levels)
-    scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **recipe.scheduler})
+    # Latents reach beyond [-1, 1].
+    clipping = {} if recipe.vae is None else {"clip_sample": False}
+    scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **clipping, **recipe.scheduler})
     names = find_class_names(recipe)
     return Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler, id2label=names)
 
@@ -162,6 +168,7 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
         variant=source.variant,
         cache_dir=options.cache_dir,
         dtype=torch.float32,
+        vae=None,
         **({} if own_encoder else {"text_encoder": None}),
     )
     unet: NestedUNetModel = pipeline.unet
@@ -260,7 +267,9 @@ def save_pipeline(run: Run) -> Path:
             save_lora(run.unet, output_dir)
         else:
             complete_text(run)
-            for module in (run.text_encoder, run.unet):
+            # As it was saved: the run's may have been rounded.
+            run.vae = open_vae(run.recipe, run.options.cache_dir)
+            for module in (run.text_encoder, run.unet, run.vae):
                 if module is not None:
                     forget_origin(module)
                     # The host's own `to` warns about dtypes it would keep.

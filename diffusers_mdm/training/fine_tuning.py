@@ -14,13 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
+from ..pipelines.latent_space import config_scale_factor
 from ..pipelines.pipeline_mdm import MDMPipeline
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .autoencoder import has_vae, scale_factor_of, vae_config
 from .classes import pipeline_class
 from .data import load_captioned_split, training_captions, validation_captions
 from .precision import frozen_dtype
 from .recipe import DataRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe
 from .recipe_stage import StageRecipe
+from .recipe_vae import VaeRecipe
 from .run import RunOptions
 from .text_embeddings_writer import CaptionEncoder, write_text_embeddings
 from .text_encoder import build_text_encoder
@@ -57,7 +60,10 @@ def recipe_for_pipeline(
     """
     unet, scheduler = read_configs(pretrained, cache_dir)
     rows = LevelConfig.rows_from(unet)
-    num_levels = inner_levels(level_sides(unet["sample_size"], rows), train_levels, resolution)
+    vae = VaeRecipe(from_pipeline=True) if has_vae(pretrained, cache_dir) else None
+    factor = 1 if vae is None else config_scale_factor(vae_config(vae, pretrained, cache_dir))
+    sides = tuple(side * factor for side in level_sides(unet["sample_size"], rows))
+    num_levels = inner_levels(sides, train_levels, resolution)
     columns = set(LevelConfig.columns_from(rows))
     sees_text, has_classes = unet.get("cross_attention_dim") is not None, unet.get("num_class_embeds") is not None
     if has_classes and data.label_column is None:
@@ -85,6 +91,7 @@ def recipe_for_pipeline(
         data=data,
         stages=(stage,),
         pretrained=pretrained,
+        vae=vae,
         scheduler=scheduler,
         use_ema=False,
     )
@@ -143,11 +150,21 @@ def inner_levels(sides: tuple[int, ...], train_levels: int | None, resolution: i
 
 
 def level_sides(sample_size: int, rows: tuple[LevelConfig, ...]) -> tuple[int, ...]:
-    """Side in pixels of every level, innermost first."""
+    """Side of every level, innermost first, in pixels or latents as `sample_size`."""
     sides = [sample_size]
     for row in rows[1:]:
         sides.append(sides[-1] * row.ratio)
     return tuple(sides)
+
+
+def picture_sides(recipe: Recipe, cache_dir: str | None = None) -> tuple[int, ...]:
+    """Side in pixels of the pictures of every level, innermost first; of latents by the autoencoder's config.
+
+    Raises:
+        ValueError: there is no such autoencoder.
+    """
+    factor = scale_factor_of(recipe, cache_dir)
+    return tuple(side * factor for side in level_sides(recipe.sample_size, recipe.rows))
 
 
 def count_pictures(data: DataRecipe, flag: str) -> int:
@@ -217,7 +234,7 @@ def frozen_text_encoder(recipe: Recipe, options: RunOptions) -> tuple[str, PreTr
     if source is None:
         raise ValueError("The recipe names no saved text encoder: set `text_encoder.pretrained`.")
     pipeline: Any = pipeline_class(recipe).from_pretrained(
-        source.path, revision=source.revision, variant=source.variant, cache_dir=options.cache_dir, unet=None
+        source.path, revision=source.revision, variant=source.variant, cache_dir=options.cache_dir, unet=None, vae=None
     )
     return source.path, pipeline.text_encoder, pipeline.tokenizer
 

@@ -72,6 +72,11 @@ WHAT = (
         "saved pipeline to start from, a folder or Hub id; without --recipe it is fine-tuned",
     ),
     Flag("revision", "pretrained.revision", "branch, tag or commit of the pipeline on the Hub"),
+    Flag(
+        "pretrained_vae_model_name_or_path",
+        "vae.pretrained",
+        "saved autoencoder whose latents are learnt, a folder or Hub id (default: the pipeline's, if it has one)",
+    ),
     Flag("variant", "pretrained.variant", "variant of the pipeline's weight files, such as fp16"),
     Flag(
         "train_levels",

@@ -17,6 +17,7 @@ from .fine_tuning import (
     count_pictures,
     inner_levels,
     level_sides,
+    picture_sides,
     recipe_for_pipeline,
     steps_for_passes,
 )
@@ -24,6 +25,7 @@ from .flag_groups import FLAGS, GROUPS, Flag, fields_of
 from .inapplicable_flags import ALWAYS_SO, REASONS
 from .recipe import DataRecipe, LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe, TextEncoderRecipe, load_recipe
 from .recipe_stage import StageRecipe
+from .recipe_vae import VaeRecipe
 from .run import RunOptions
 
 USAGE = """
@@ -217,6 +219,8 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     changes["pretrained"] = _optional(
         recipe.pretrained, PretrainedRecipe, "path", fields_of("pretrained", given), "--pretrained_model_name_or_path"
     )
+    if fields := fields_of("vae", given):
+        changes["vae"] = VaeRecipe(**fields)
     changes["lora"] = _optional(recipe.lora, LoraRecipe, "rank", fields_of("lora", given), "--rank")
     changes["prior_preservation"] = override_prior(recipe.prior_preservation, given)
     recipe = dataclasses.replace(recipe, **changes)
@@ -282,6 +286,8 @@ def override_prior(current: PriorRecipe | None, given: Mapping[str, Any]) -> Pri
 def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageRecipe, ...]:
     """The stages up to the wanted level, each with the flags' changes."""
     sides = level_sides(recipe.sample_size, recipe.rows)
+    if "resolution" in given:  # of pictures, which an autoencoder makes larger than the levels
+        sides = picture_sides(recipe, given.get("cache_dir"))
     most = inner_levels(sides, given.get("train_levels"), given.get("resolution"))
     stages = tuple(stage for stage in recipe.stages if stage.levels <= most)
     if not stages:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from .averaging import averaged_weights
 from .batch import Batch
 from .classes import check_class_labels
+from .clean_levels import clean_pyramid
 from .data import open_validation_images
 from .quartiles import level_means, table_values
 from .recipe_stage import StageRecipe
@@ -50,6 +51,7 @@ def measure_validation_loss(
             world=process.num_processes,
             device=process.device,
             modules=[run.model] if run.model is not None else [],
+            clean_levels=lambda pixels: clean_pyramid(run, stage, pixels),
         )
     if process.num_processes > 1:
         table = process.reduce(table, "sum")

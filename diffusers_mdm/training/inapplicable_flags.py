@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags of the host's training scripts that do not apply here: each is an error that says what to use instead."""
 
-_LATENTS = "there is no autoencoder: the model works on pixels"
 _FLOW = "the model is trained with a discrete noise schedule; use --timestep_bias_strategy to favour time steps"
 _PRODIGY = "the optimizer is AdamW; use --learning_rate and --adam_beta1, --adam_beta2"
 _SCHEDULE = "the noise schedule belongs to the model; set `scheduler` in a recipe"
@@ -10,7 +9,7 @@ _RANGE = "time steps are favoured at one end of the range; use --timestep_bias_s
 
 REASONS: dict[str, str] = {
     "adam_weight_decay_text_encoder": "one weight decay serves all parts; use --adam_weight_decay",
-    "cache_latents": _LATENTS,
+    "cache_latents": "pictures are cropped, mirrored and encoded anew every time they are seen",
     "class_labels_conditioning": "the text encoder conditions the model; give --instance_prompt and --class_prompt",
     "ddpm_beta_schedule": _SCHEDULE,
     "ddpm_num_inference_steps": "set `validation.num_inference_steps` in a recipe",
@@ -36,7 +35,6 @@ REASONS: dict[str, str] = {
     "optimizer": "the optimizer is AdamW",
     "overwrite_output_dir": "a run resumes from its folder; give a new --output_dir, or --resume_from_checkpoint none",
     "preserve_input_precision": "pictures are read with 8 bits a channel",
-    "pretrained_vae_model_name_or_path": _LATENTS,
     "prodigy_beta3": _PRODIGY,
     "prodigy_decouple": _PRODIGY,
     "prodigy_safeguard_warmup": _PRODIGY,

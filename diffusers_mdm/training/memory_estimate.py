@@ -17,8 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
+from .autoencoder import vae_config, vae_dtype
 from .fine_tuning import level_sides
 from .lora import add_lora
+from .precision import frozen_dtype
 from .recipe import Recipe
 from .recipe_stage import StageRecipe
 from .run import RunOptions
@@ -37,6 +39,7 @@ class StageMemory:
     averages: of the weights, where they are on the device.
     activations: kept from the forward for the backward pass; with gradient checkpointing its peak.
     text_encoder: weights, and where it is trained gradients, moments and averages; None if its size is not known.
+    autoencoder: weights, of a model of latents; what encoding takes is given back before the U-Net runs.
     """
 
     weights: int
@@ -45,6 +48,7 @@ class StageMemory:
     averages: int
     activations: int
     text_encoder: int | None
+    autoencoder: int | None = 0
 
     @property
     def total(self) -> int:
@@ -53,7 +57,11 @@ class StageMemory:
 
 
 def estimate_stage(
-    recipe: Recipe, stage: StageRecipe, options: RunOptions, num_text_parameters: int | None
+    recipe: Recipe,
+    stage: StageRecipe,
+    options: RunOptions,
+    num_text_parameters: int | None,
+    num_vae_parameters: int | None = 0,
 ) -> StageMemory:
     """What training `stage` takes.
 
@@ -62,6 +70,7 @@ def estimate_stage(
         stage: one of its stages.
         options: of the run.
         num_text_parameters: of the text encoder in memory; 0 without one, None if unknown.
+        num_vae_parameters: of the autoencoder; the same.
     """
     unet = fake_unet(recipe, stage.levels)
     freeze(unet, recipe, stage)
@@ -79,6 +88,7 @@ def estimate_stage(
         averages=averaged * FP32_BYTES if has_averages else 0,
         activations=activations,
         text_encoder=text_encoder_bytes(recipe, options, num_text_parameters),
+        autoencoder=autoencoder_bytes(recipe, options, num_vae_parameters),
     )
 
 
@@ -112,6 +122,15 @@ def text_encoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int 
         return num_parameters * (HALF_BYTES if _is_half(recipe, options) else FP32_BYTES)
     averages = FP32_BYTES if recipe.use_ema and not options.offload_ema else 0
     return num_parameters * (2 * FP32_BYTES + MOMENT_BYTES + averages)
+
+
+def autoencoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int | None) -> int | None:
+    """Weights of the frozen autoencoder, which stays in float32 where it would overflow in float16."""
+    if recipe.vae is None or num_parameters is None:
+        return num_parameters
+    config = vae_config(recipe.vae, recipe.pretrained, local_files_only=True)
+    dtype = vae_dtype(frozen_dtype(_precision(recipe, options)), config)
+    return num_parameters * dtype.itemsize
 
 
 def activation_bytes(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe, options: RunOptions) -> int:

@@ -13,6 +13,7 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
 from .. import __version__
+from ..pipelines.latent_space import scale_factor
 from .classes import class_argument, draws_classes_alone, num_class_embeds, pipeline_class
 from .curve_plot import can_plot, plot_curves
 from .fine_tuning import level_sides
@@ -78,7 +79,7 @@ def draw_curves(run: Run) -> Iterator[str]:
     target.unlink(missing_ok=True)
     if not can_plot():
         logger.info("The model card has no plot of the losses: pip install matplotlib to have one.")
-    elif plot_curves(history_of(run), target, sides_of(run.recipe)):
+    elif plot_curves(history_of(run), target, sides_of(run.recipe, scale_factor(run.vae))):
         yield CURVES_FILE
 
 
@@ -87,9 +88,10 @@ def history_of(run: Run) -> History:
     return run.history or History(run.options.output_dir / HISTORY_FILE)
 
 
-def sides_of(recipe: Recipe) -> tuple[int, ...]:
-    """Sides in pixels of the levels that the stages reach, innermost first."""
-    return level_sides(recipe.sample_size, recipe.rows)[: max(stage.levels for stage in recipe.stages)]
+def sides_of(recipe: Recipe, factor: int = 1) -> tuple[int, ...]:
+    """Sides in pixels of the levels that the stages reach, innermost first; `factor` pixels for one latent."""
+    reached = max(stage.levels for stage in recipe.stages)
+    return tuple(side * factor for side in level_sides(recipe.sample_size, recipe.rows)[:reached])
 
 
 # --- metadata ---
@@ -145,22 +147,22 @@ def public_name(name: str) -> str:
 
 def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     """The card below its metadata."""
-    recipe = run.recipe
+    recipe, factor = run.recipe, scale_factor(run.vae)
     name = name or repository_name(run.options)
     rows = history_of(run).read()
     results = stage_results(recipe.stages, rows, run.progress.stage_ends)
-    parts = [f"# {name.rpartition('/')[2]}", summary(recipe)]
+    parts = [f"# {name.rpartition('/')[2]}", summary(recipe, factor)]
     if SAMPLES_FILE in pictures:
         parts += [f"![Pictures of the validation {asked_for(recipe)}]({SAMPLES_FILE})", samples_caption(recipe)]
     parts += [
         "## Use",
-        usage(recipe, name, run.id2label),
+        usage(recipe, name, run.id2label, factor),
         *classes_text(recipe, run.id2label),
         "## Training",
         data_text(recipe.data),
     ]
-    parts += [stages_table(recipe, results, run.accelerator.num_processes), settings_text(run)]
-    parts += losses_text(rows, sides_of(recipe))
+    parts += [stages_table(recipe, results, run.accelerator.num_processes, factor), settings_text(run)]
+    parts += losses_text(rows, sides_of(recipe, factor))
     if CURVES_FILE in pictures:
         parts.append(f"![Loss of each level over the images seen]({CURVES_FILE})")
     parts.append(
@@ -176,9 +178,9 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(recipe: Recipe) -> str:
+def summary(recipe: Recipe, factor: int = 1) -> str:
     """What the result is, in one sentence or two."""
-    sides = join_words([str(side) for side in sides_of(recipe)])
+    sides = join_words([str(side) for side in sides_of(recipe, factor)])
     base = f"`{public_name(recipe.pretrained.path)}`" if recipe.pretrained is not None else None
     if recipe.lora is not None:
         text = f"LoRA weights of rank {recipe.lora.rank} for the Matryoshka diffusion model {base}"
@@ -187,6 +189,10 @@ def summary(recipe: Recipe) -> str:
     else:
         text = "A Matryoshka diffusion model, trained from scratch"
     text += f", for pictures of {sides} pixels" + (", drawn together." if len(sides_of(recipe)) > 1 else ".")
+    if recipe.vae is not None:
+        source = recipe.vae.pretrained
+        whose = "the base model's autoencoder" if source is None else f"the autoencoder `{public_name(source)}`"
+        text += f" It works on the latents of {whose}, {factor} times smaller than the pictures."
     if subject_prompt(recipe) is not None:
         text += f" It has learnt a subject, which `{subject_prompt(recipe)}` calls up."
     return text
@@ -236,13 +242,25 @@ def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str]
     return [*lines, label], "label, prompt=prompt"
 
 
-def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None) -> str:
-    """A Python example that draws a picture; `id2label` are the names of the classes, for models that have them."""
-    settings, sides = recipe.validation, sides_of(recipe)
+def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, factor: int = 1) -> str:
+    """A Python example that draws a picture.
+
+    Args:
+        recipe: of the run.
+        name: of the result.
+        id2label: names of the classes, for models that have them.
+        factor: pixels for one latent along a side.
+    """
+    settings, sides = recipe.validation, sides_of(recipe, factor)
     base, size = (recipe.pretrained.path if recipe.lora and recipe.pretrained else None), ""
     pipeline, (inputs, asked) = pipeline_class(recipe).__name__, what_to_draw(recipe, id2label or {})
-    lines = [f"from diffusers_mdm import {pipeline}", ""]
-    lines.append(f"pipe = {pipeline}.from_pretrained({quote(name if base is None else public_name(base))})")
+    lines, with_vae = [f"from diffusers_mdm import {pipeline}", ""], ""
+    if base is not None and recipe.vae is not None and recipe.vae.pretrained is not None:
+        lines[:0], with_vae = ["from diffusers import AutoencoderKL", ""], ", vae=vae"
+        inside = f", subfolder={quote(recipe.vae.subfolder)}" if recipe.vae.subfolder else ""
+        lines.append(f"vae = AutoencoderKL.from_pretrained({quote(public_name(recipe.vae.pretrained))}{inside})")
+    source = quote(name if base is None else public_name(base))
+    lines.append(f"pipe = {pipeline}.from_pretrained({source}{with_vae})")
     if base is not None:
         lines.append(f"pipe.load_lora_weights({quote(name)})")
         # The pipeline may have further levels, outside of those that were adapted.
@@ -278,9 +296,9 @@ def data_text(data: DataRecipe) -> str:
     return f"Data: {source}, with {captions}. Pictures are cropped to squares ({crop} crop){flipped}."
 
 
-def stages_table(recipe: Recipe, results: Sequence[StageResult], num_processes: int) -> str:
+def stages_table(recipe: Recipe, results: Sequence[StageResult], num_processes: int, factor: int = 1) -> str:
     """The stages in order, as a Markdown table."""
-    sides = sides_of(recipe)
+    sides = sides_of(recipe, factor)
     lines = [
         "| stage | levels (pixels) | optimizer steps | images seen | images a step | learning rate | why it ended |",
         "|---|---|--:|--:|--:|--:|---|",
@@ -308,6 +326,8 @@ def settings_text(run: Run) -> str:
     ]
     if recipe.text_encoder is not None:
         lines.append(f"- the text encoder was {encoder}")
+    if recipe.vae is not None:
+        lines.append("- the autoencoder was frozen; the latents that were learnt were drawn from its posterior")
     if recipe.prior_preservation is not None:
         prior = recipe.prior_preservation
         lines.append(

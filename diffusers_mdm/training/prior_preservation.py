@@ -76,7 +76,7 @@ def prepare_class_pictures(recipe: Recipe, options: RunOptions, accelerator: Acc
             dtype=frozen_dtype(prior.precision or str(accelerator.mixed_precision)),
         )
         pipeline.to(accelerator.device)
-        side = pipeline.unet.sample_sizes[recipe.stages[-1].levels - 1]
+        side = pipeline.picture_sides[recipe.stages[-1].levels - 1]
         settings = {
             "height": side,
             "num_inference_steps": recipe.validation.num_inference_steps,

@@ -14,6 +14,7 @@ from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .recipe_fields import FieldError, read_fields
 from .recipe_stage import StageRecipe
+from .recipe_vae import VaeRecipe
 
 Precision = Literal["no", "fp16", "bf16"]
 
@@ -188,6 +189,7 @@ class Recipe:
     stages: tuple[StageRecipe, ...]
     text_encoder: TextEncoderRecipe | None = None  # None: for models of classes, which see no text
     pretrained: PretrainedRecipe | None = None
+    vae: VaeRecipe | None = None  # for a model of latents
     lora: LoraRecipe | None = None
     prior_preservation: PriorRecipe | None = None
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -209,6 +211,8 @@ class Recipe:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
         if self.scheduler.get("prediction_type", "v_prediction") != "v_prediction":
             raise FieldError("scheduler.prediction_type", "must be 'v_prediction', which is what the loss compares.")
+        if self.vae is not None and self.vae.from_pipeline and self.pretrained is None:
+            raise FieldError("vae.from_pipeline", "needs `pretrained`, the pipeline whose autoencoder it is.")
         self._check_conditions()
         self._check_stages()
         self._check_lora()
@@ -290,7 +294,7 @@ class Recipe:
 
     @property
     def sample_size(self) -> int:
-        """Side of level 0 in pixels."""
+        """Side of level 0 in pixels, or in latents where there is a `vae`."""
         return int(self.model.get("sample_size", 64))
 
     @property
@@ -326,13 +330,15 @@ def load_recipe(path: str | Path) -> Recipe:
     encoder = recipe.text_encoder
     if encoder is not None and encoder.pretrained is not None:
         encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
-    pretrained, prior = recipe.pretrained, recipe.prior_preservation
+    pretrained, prior, vae = recipe.pretrained, recipe.prior_preservation, recipe.vae
     if pretrained is not None:
         pretrained = dataclasses.replace(pretrained, path=_beside(path, pretrained.path))
     if prior is not None:
         prior = dataclasses.replace(prior, class_data_dir=_beside(path, prior.class_data_dir))
+    if vae is not None and vae.pretrained is not None:
+        vae = dataclasses.replace(vae, pretrained=_beside(path, vae.pretrained))
     return dataclasses.replace(
-        recipe, data=data, text_encoder=encoder, pretrained=pretrained, prior_preservation=prior
+        recipe, data=data, text_encoder=encoder, pretrained=pretrained, prior_preservation=prior, vae=vae
     )
 
 

@@ -29,7 +29,7 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
         values[part] for part in ("data", "text_encoder", "pretrained", "prior_preservation")
     )
     local = ((data, "path"), (data, "embeddings_dir"), (encoder, "pretrained"), (pretrained, "path"))
-    for part, field in (*local, (prior, "class_data_dir")):
+    for part, field in (*local, (prior, "class_data_dir"), (values["vae"], "pretrained")):
         if part is not None and part[field] is not None:
             part[field] = relative_path(part[field], folder)
     for field in ("shards", "validation_shards"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -86,6 +87,7 @@ class Run:
     text_encoder: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase | None
     scheduler: MatryoshkaScheduler
+    vae: AutoencoderKL | None = None  # frozen, of a model of latents
     shift_power: float = 1.0  # of stages that do not set their own
     id2label: dict[int, str] = field(default_factory=dict)  # names of the classes, for models that have them
     progress: Progress = field(default_factory=Progress)
@@ -127,5 +129,6 @@ class Run:
             tokenizer=self.tokenizer,
             unet=self.unet,
             scheduler=self.scheduler,
+            vae=self.vae,
             **cast(Any, names),
         )

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Between whole tensors and the shards that FSDP leaves on each process."""
 
+import functools
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from diffusers import ConfigMixin
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..models.weight_sharing import borrowed_names
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -55,6 +59,48 @@ def check_supported(accelerator: Accelerator) -> None:
             "steps could not be skipped and stages not grown; shard with FSDP 2 instead: "
             "training/accelerate/fsdp_zero2.yaml (as ZeRO stage 2) or fsdp.yaml (as stage 3)."
         )
+
+
+def let_shared_layers_stand_alone(accelerator: Accelerator, unet: torch.nn.Module) -> None:
+    """See to it that accelerate shards every layer that several levels run as a unit of its own; before it prepares.
+
+    As a part of its level's unit, such a layer would be whole only while that level runs, and not when the level
+    around it runs the layer. accelerate chooses units by their class, so each of these layers gets one of its own.
+
+    Args:
+        accelerator: whose plugin says what is sharded together.
+        unet: unsharded.
+
+    Raises:
+        ValueError: units are chosen by their size.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    owners = sorted(set(borrowed_names(unet).values()))
+    if plugin is None or not owners:
+        return
+    policy = plugin.auto_wrap_policy
+    if isinstance(policy, functools.partial):
+        policy = policy.func
+    if policy is size_based_auto_wrap_policy:
+        raise ValueError(
+            "Levels of this model share layers (`share_time_embedding`, `share_blocks`), which have to be sharded as "
+            "units of their own; choose units by class: `fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP` in the "
+            "accelerate config (see training/accelerate/fsdp.yaml)."
+        )
+    if plugin.transformer_cls_names_to_wrap is None:
+        return  # the whole model is one unit
+    names = list(plugin.transformer_cls_names_to_wrap)
+    for owner in owners:
+        layer = unet.get_submodule(owner)
+        layer.__class__ = _shared_class(cast(Any, type(layer)))
+        names.append(type(layer).__name__)
+    plugin.transformer_cls_names_to_wrap = list(dict.fromkeys(names))
+
+
+@functools.cache
+def _shared_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The same class under a name of its own."""
+    return type(f"Shared{cls.__name__}", (cls,), {})
 
 
 def plain_copy(module: torch.nn.Module) -> torch.nn.Module:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .autoencoder import vae_dtype
 from .averaging import lay_out_averages, whole_averages
 from .conditioned_unet import ConditionedUNet
 from .growth import grow_model
@@ -15,7 +16,7 @@ from .optimizer import new_optimizer, parameter_groups, take_optimizer_state, wh
 from .order import derive_seed
 from .recipe_stage import StageRecipe
 from .run import Run
-from .sharding import plain_copy
+from .sharding import let_shared_layers_stand_alone, plain_copy
 
 
 def begin_stage(run: Run, stage: StageRecipe) -> None:
@@ -73,6 +74,10 @@ def place_modules(run: Run) -> None:
         trained = "text_encoder" in run.trained_modules
         run.text_encoder.to(device=device, dtype=torch.float32 if trained else run.weight_dtype)
         run.text_encoder.train(trained)
+    if run.vae is not None:
+        dtype = vae_dtype(run.weight_dtype, run.vae.config)
+        # The host's own `to` warns about dtypes it would keep.
+        torch.nn.Module.to(run.vae, device=device, dtype=dtype).to(memory_format=layout)
     run.unet.train()
 
 
@@ -86,6 +91,7 @@ def prepare(run: Run, stage: StageRecipe) -> None:
     optimizer = new_optimizer(groups, run.recipe.optimizer, stage.learning_rate, fused=not run.is_sharded)
     if run.options.torch_compile:
         run.unet.compile()
+    let_shared_layers_stand_alone(run.accelerator, run.unet)
     run.model, run.optimizer = run.accelerator.prepare(model, optimizer)
     if run.optimizer_state is not None:
         take_optimizer_state(run.optimizer.optimizer, trained_parameters(run), run.optimizer_state)

@@ -13,11 +13,11 @@ from typing import cast
 import torch
 from torch.distributed.tensor import DTensor
 
-from ..pyramid import Pyramid, build_pyramid, pyramid_noise
+from ..pyramid import Pyramid, pyramid_noise
 from .averaging import update_averages
 from .batch import Batch, replace_rows_by_empty
 from .classes import check_class_labels
-from .image_decoding import to_unit_range
+from .clean_levels import clean_pyramid
 from .loss import PyramidLoss, pyramid_loss, thin_rows
 from .loss_weights import ramped_level_weights
 from .optimizer import learning_rate_factor
@@ -33,7 +33,7 @@ class NoisyBatch:
     """A batch that has been noised.
 
     Attributes:
-        clean: levels (B_i, C, H_i, W_i) in [-1, 1], innermost first.
+        clean: levels (B_i, C, H_i, W_i) in [-1, 1], or of latents, innermost first.
         noise: the same shapes.
         timesteps: (B_0,).
         batch: with captions dropped and pixels flipped.
@@ -65,12 +65,11 @@ def noise_batch(run: Run, stage: StageRecipe, batch: Batch) -> NoisyBatch:
     if run.recipe.data.random_flip:
         flips = (chances[:, 1] < 0.5).to(device)
         batch = replace(batch, pixels=torch.where(flips[:, None, None, None], batch.pixels.flip(-1), batch.pixels))
-    sides = run.unet.sample_sizes[: stage.levels]
-    clean = thin_rows(build_pyramid(to_unit_range(batch.pixels), sides), stage.rows_per_level)
     if device.type != "cpu":
         # Large noise is drawn where it is needed, from generators that the rows' own ones seed.
         seeds = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    clean = thin_rows(clean_pyramid(run, stage, batch.pixels, generators), stage.rows_per_level)
     noise = pyramid_noise([level.shape for level in clean], generators, device=device)
     noise = offset_noise(noise, stage.noise_offset, generators)
     return NoisyBatch(clean, noise, timesteps, batch)

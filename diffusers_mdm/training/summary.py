@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoConfig, T5Config
 
 from ..pipelines.pipeline_mdm import MDMPipeline
+from .autoencoder import count_vae_parameters, scale_factor_of, source_of
 from .fine_tuning import level_sides
 from .memory_estimate import StageMemory, count, estimate_stage, fake_unet, freeze
 from .recipe import Recipe
@@ -28,14 +29,16 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
         num_processes: that share a step.
     """
     options = options or RunOptions(output_dir=Path(recipe.name))
-    num_text_parameters = count_text_parameters(recipe)
+    num_text_parameters, num_vae_parameters = count_text_parameters(recipe), count_vae_parameters(recipe)
+    factor = None if num_vae_parameters is None else scale_factor_of(recipe, local_files_only=True)
     lines = [
         f"{recipe.name}: {len(recipe.levels)} level(s), data {_data(recipe)}",
-        *_describe_models(recipe, num_text_parameters),
+        *_describe_models(recipe, num_text_parameters, factor),
+        *_describe_vae(recipe, num_vae_parameters),
     ]
     for stage in recipe.stages:
-        lines += _describe_stage(recipe, stage, num_processes)
-        memory = estimate_stage(recipe, stage, options, num_text_parameters)
+        lines += _describe_stage(recipe, stage, num_processes, factor)
+        memory = estimate_stage(recipe, stage, options, num_text_parameters, num_vae_parameters)
         lines.append(f"    memory a process: {_describe_memory(memory)}")
     lines.append(
         "  memory: weights, gradients, optimizer and averages by numbers of parameters, activations by a forward pass "
@@ -49,18 +52,18 @@ def _data(recipe: Recipe) -> str:
     return data.path if data.path is not None else ", ".join(data.shards or ())
 
 
-def _describe_models(recipe: Recipe, num_text_parameters: int | None) -> Iterable[str]:
+def _describe_models(recipe: Recipe, num_text_parameters: int | None, factor: int | None) -> Iterable[str]:
     if recipe.pretrained is not None:
         yield f"  starts from {recipe.pretrained.path}"
     unet = fake_unet(recipe, len(recipe.levels))
-    sides = level_sides(recipe.sample_size, recipe.rows)
     plain = {name: value for name, value in unet.named_parameters() if ".lora_" not in name}
     total = sum(value.numel() for name, value in plain.items() if not name.startswith("levels."))
     yield f"  shared by the levels (text, classes): {total:,} parameters"
     for position in range(len(recipe.levels)):
         own = sum(value.numel() for name, value in plain.items() if name.startswith(f"levels.{position}."))
         total += own
-        yield f"  level {position}: {sides[position]} pixels, {own:,} parameters; U-Net up to it: {total:,}"
+        side = _describe_side(recipe, position, factor)
+        yield f"  level {position}: {side}, {own:,} parameters; U-Net up to it: {total:,}"
     if recipe.lora is not None:
         yield f"  LoRA of rank {recipe.lora.rank}: {count(unet, trained_only=True):,} parameters"
     if num_text_parameters is None:
@@ -74,13 +77,29 @@ def _describe_models(recipe: Recipe, num_text_parameters: int | None) -> Iterabl
         yield "  text encoder: none in memory"
 
 
-def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int) -> Iterable[str]:
+def _describe_side(recipe: Recipe, level: int, factor: int | None) -> str:
+    """Side of a level in pixels and, over latents, in these; `factor` is None if the autoencoder is not known."""
+    side = level_sides(recipe.sample_size, recipe.rows)[level]
+    if recipe.vae is None:
+        return f"{side} pixels"
+    return f"{side} latents" if factor is None else f"{side * factor} pixels ({side} latents)"
+
+
+def _describe_vae(recipe: Recipe, num_parameters: int | None) -> Iterable[str]:
+    if recipe.vae is None:
+        return
+    path = source_of(recipe.vae, recipe.pretrained)["path"]
+    known = "not on this machine, not counted" if num_parameters is None else f"{num_parameters:,} parameters, frozen"
+    yield f"  autoencoder of {path}: {known}"
+
+
+def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, factor: int | None) -> Iterable[str]:
     unet = fake_unet(recipe, stage.levels)
     freeze(unet, recipe, stage)
-    side = level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1]
+    side = _describe_side(recipe, stage.levels - 1, factor)
     per_step = stage.images_per_step * num_processes
     yield (
-        f"  stage {stage.name}: levels 0-{stage.levels - 1}, {side} pixels, {_describe_end(stage, num_processes)}, "
+        f"  stage {stage.name}: levels 0-{stage.levels - 1}, {side}, {_describe_end(stage, num_processes)}, "
         f"rows per level {list(stage.rows_per_level)}, weights {list(stage.weights)}, {stage.loss_weighting} loss, "
         f"lr {stage.learning_rate:g} {stage.lr_scheduler}, {count(unet, trained_only=True):,} parameters of the U-Net "
         "learn"
@@ -104,6 +123,7 @@ def _describe_end(stage: StageRecipe, num_processes: int) -> str:
 
 def _describe_memory(memory: StageMemory) -> str:
     parts = [(field.name.replace("_", " "), getattr(memory, field.name)) for field in fields(memory)]
+    parts = [(name, value) for name, value in parts if name != "autoencoder" or value != 0]
     spelled = " + ".join(f"{name} {'unknown' if value is None else f'{value / GIB:.2f}'}" for name, value in parts)
     return f"{memory.total / GIB:.2f} GiB = {spelled}"
 

@@ -137,7 +137,7 @@ def draw_prompts(
         Of each level, innermost first, all pictures, those of one prompt side by side.
     """
     texts = [prompt for prompt in settings.prompts for _ in range(settings.num_validation_images)]
-    side, guided = int(cast(Any, pipeline.unet).sample_sizes[-1]), settings.guidance_scale > 1
+    side, guided = pipeline.picture_sides[-1], settings.guidance_scale > 1
     pipeline.set_progress_bar_config(disable=True)
     pyramid: list[list[Image.Image]] = []
     # Pads among given features would be seen as text, so that different texts do not share a call then.

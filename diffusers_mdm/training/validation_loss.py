@@ -90,6 +90,7 @@ def validation_loss_table(
     world: int = 1,
     device: torch.device | str = "cpu",
     modules: Iterable[torch.nn.Module] = (),
+    clean_levels: Callable[[torch.Tensor], Pyramid] | None = None,
 ) -> torch.Tensor:
     """Measure this process' share, pictures rank, rank + world, ...
 
@@ -100,7 +101,7 @@ def validation_loss_table(
         predict: v of every level from the noisy pyramid, timesteps (B,) and the batch; all levels have all rows.
         scheduler: adds the noise; the stage's, with its shift.
         samples: what is measured.
-        sides: of the levels, innermost first; the last one is that of the loaded pixels.
+        sides: of the levels, innermost first; the last one is that of the loaded pixels, or of their latents.
         num_levels: how many inner levels to measure; None: all. Pictures that are loaded at the side of the whole
             recipe's outermost level in every stage give the inner levels equal pixels; loaded at a smaller side, they
             are resized by another way.
@@ -109,6 +110,7 @@ def validation_loss_table(
         world: number of processes.
         device: where to compute.
         modules: what `predict` runs, set to evaluation mode meanwhile.
+        clean_levels: the clean pyramid of loaded pixels, the same each time; None: their averages in [-1, 1].
 
     Returns:
         A table for `level_means` and `table_values`, to be summed over processes first; see `loss_table`. Predictions
@@ -125,7 +127,9 @@ def validation_loss_table(
             batch = samples.load(rows)
             if len(batch.pixels) != len(rows):
                 raise ValueError(f"`load` gave {len(batch.pixels)} pictures for {len(rows)} rows; expected one a row.")
-            clean = build_pyramid(to_unit_range(batch.pixels.to(device)), sides)[:levels]
+            pixels = batch.pixels.to(device)
+            clean = build_pyramid(to_unit_range(pixels), sides) if clean_levels is None else clean_levels(pixels)
+            clean = clean[:levels]
             noise = samples.noise(rows, [level.shape for level in clean], device)
             timesteps = all_timesteps[indices].to(device)
             noisy = cast(Pyramid, scheduler.add_noise(clean, noise, timesteps))

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from PIL import Image
 
+from diffusers_mdm import MDMClassConditionalPipeline
 from diffusers_mdm.training.engine import run_recipe
 from diffusers_mdm.training.fine_tuning import recipe_for_pipeline
 from diffusers_mdm.training.recipe import DataRecipe, PretrainedRecipe
@@ -59,6 +61,32 @@ def test_training_reads_what_it_wrote(command, model_dir, data_dir, tmp_path):
     stage = dataclasses.replace(recipe.stages[0], batch_size=2)
     run_recipe(dataclasses.replace(recipe, stages=(stage,)), RunOptions(output_dir=tmp_path / "model", report_to=None))
     assert (tmp_path / "model" / "text_encoder").is_dir()
+
+
+def test_models_of_texts_and_classes_together(command, data_dir, tmp_path):
+    """The features are those of the texts; the run that reads them takes the classes from the data."""
+    texts = make_pipeline(num_class_embeds=4)
+    parts = {**texts.components, "id2label": {0: "apple", 1: "house", 2: "dog"}}
+    MDMClassConditionalPipeline(**parts).save_pretrained(tmp_path / "model")
+    rows = datasets.load_dataset(str(data_dir), split="train").add_column("kind", [0, 1, 2])
+    (tmp_path / "labelled").mkdir()
+    rows.to_parquet(str(tmp_path / "labelled" / "train.parquet"))
+    words = [*flags(tmp_path / "model", tmp_path / "labelled", tmp_path / "features"), "--label_column", "kind"]
+    command.main([*words, "--validation_prompts", "a cat"])
+    features = TextEmbeddings(tmp_path / "features")
+    assert all(text in features for text in (*CAPTIONS, "", "a cat"))
+    embeds, _ = features.look_up(["a red apple"])
+    expected, _, _, _ = texts.encode_prompt("a red apple", do_classifier_free_guidance=False)
+    torch.testing.assert_close(embeds, expected)
+
+    data = DataRecipe(path=str(tmp_path / "labelled"), label_column="kind", embeddings_dir=str(tmp_path / "features"))
+    recipe = recipe_for_pipeline(PretrainedRecipe(str(tmp_path / "model")), data, 1)
+    stage = dataclasses.replace(recipe.stages[0], batch_size=2)
+    run_recipe(dataclasses.replace(recipe, stages=(stage,)), RunOptions(output_dir=tmp_path / "out", report_to=None))
+    pipeline = MDMClassConditionalPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.text_encoder is not None
+    drawn = pipeline("dog", prompt="a very happy dog", num_inference_steps=1, output_type="pt").images
+    assert drawn.shape == (1, 3, 16, 16)
 
 
 def test_precision_length_and_files_are_as_asked(command, model_dir, data_dir, tmp_path):

@@ -56,6 +56,38 @@ def test_frames_are_decoded_one_by_one():
     torch.testing.assert_close(decoded[1, :, 2], decode_latents(vae, clips[1:, :, 2])[0], atol=1e-5, rtol=0)
 
 
+def test_one_that_overflows_in_float16_is_not_run_in_it_by_autocast_either():
+    seen = []
+    for force_upcast in (True, False):
+        vae = make_vae(force_upcast=force_upcast)
+        vae.encoder.conv_in.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        with torch.autocast("cpu", dtype=torch.float16):
+            encode_pictures(vae, PICTURES)
+    assert seen == [torch.float32, torch.float16]
+
+
+def test_draws_from_the_posterior_are_those_of_the_rows_own_generators():
+    vae = make_vae()
+    posterior = vae.encode(PICTURES).latent_dist
+    noise = torch.cat([torch.randn(1, *posterior.mean.shape[1:], generator=seed(row)) for row in range(len(PICTURES))])
+    expected = (posterior.mean + posterior.std * noise - 0.1) * 0.7
+    generators = [seed(row) for row in range(len(PICTURES))]
+    drawn = encode_pictures(vae, PICTURES, sample_posterior=True, generator=generators)
+    torch.testing.assert_close(drawn, expected)
+    assert not torch.allclose(drawn, encode_pictures(vae, PICTURES), atol=1e-2)
+
+
+def test_clips_are_encoded_frame_by_frame():
+    means, stds = [0.5, -0.5, 0.0, 0.2], [2.0, 1.0, 0.5, 1.5]
+    clips = torch.stack([PICTURES, PICTURES.flip(-1)], dim=2)
+    for changes in ({}, {"latents_mean": means, "latents_std": stds}):
+        vae = make_vae(**changes)
+        encoded = encode_pictures(vae, clips)
+        assert encoded.shape == (len(PICTURES), 4, 2, *(side // 2 for side in PICTURES.shape[-2:]))
+        torch.testing.assert_close(encoded[:, :, 1], encode_pictures(vae, PICTURES.flip(-1)), atol=1e-5, rtol=0)
+        assert decode_latents(vae, encoded).shape == clips.shape
+
+
 def test_without_an_autoencoder_nothing_changes():
     assert encode_pictures(None, PICTURES) is PICTURES
     assert decode_latents(None, PICTURES) is PICTURES

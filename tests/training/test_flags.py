@@ -28,6 +28,7 @@ from diffusers_mdm.training.recipe import (
     load_recipe,
 )
 from diffusers_mdm.training.recipe_stage import StageRecipe
+from diffusers_mdm.training.recipe_vae import VaeRecipe
 from diffusers_mdm.training.run import RunOptions
 
 PARTS = {
@@ -39,6 +40,7 @@ PARTS = {
     "optimizer": OptimizerRecipe,
     "validation": ValidationRecipe,
     "pretrained": PretrainedRecipe,
+    "vae": VaeRecipe,
     "lora": LoraRecipe,
     "prior_preservation": PriorRecipe,
 }

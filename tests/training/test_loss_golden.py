@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 CASES = [
     case
     for case in json.loads((GOLDEN / "sampler.json").read_text())["losses"]
-    if case["id"] != "video"  # the temporal blocks are not part of the model yet
+    if case["id"] != "video"  # clips, in test_video_loss_golden.py
 ]
 
 

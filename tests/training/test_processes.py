@@ -20,7 +20,7 @@ CONFIGS = HERE.parents[1] / "training" / "accelerate"
 OPTIONS = {"checkpointing_steps": 2, "checkpoints_total_limit": None}
 
 
-def train(pictures_dir, output_dir, stage_fields, config=None, **options) -> Path:
+def train(pictures_dir, output_dir, stage_fields, config=None, outer_fields=None, **options) -> Path:
     """Run train_in_processes.py, on two processes with an accelerate config."""
     environment = {
         **os.environ,
@@ -32,7 +32,7 @@ def train(pictures_dir, output_dir, stage_fields, config=None, **options) -> Pat
     if config is not None:
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
         launch += ["--main_process_port", "0"]
-    fields = [json.dumps(stage_fields), json.dumps({**OPTIONS, **options})]
+    fields = [json.dumps(part) for part in (stage_fields, {**OPTIONS, **options}, outer_fields or {})]
     command = [*launch, str(HERE / "train_in_processes.py"), str(pictures_dir), str(output_dir), *fields]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -113,3 +113,29 @@ def test_what_one_process_saved_sharded_ones_continue(whole, pictures_dir, tmp_p
     train(pictures_dir, tmp_path, {**LAYOUTS, "batch_size": 4}, "fsdp_cpu.yaml")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-8"]
     assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
+
+
+@pytest.mark.slow
+def test_levels_that_share_layers_learn_on_two_processes_as_on_one(pictures_dir, tmp_path):
+    """Two stages: the shared layers belong to the inner level before another one runs them, too."""
+    shared = {"share_time_embedding": True, "share_blocks": True}
+    one = train(pictures_dir, tmp_path / "one", LAYOUTS, outer_fields=shared)
+    fields = {**LAYOUTS, "batch_size": 4}
+    two = train(pictures_dir, tmp_path / "two", fields, "ddp_cpu.yaml", outer_fields=shared)
+    assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
+    names = tensors(two / "checkpoint-8")
+    assert not any(name.startswith("unet: levels.1.embedding.time_embedding") for name in names)
+    assert MDMPipeline.from_pretrained(two).unet.config.share_blocks == [False, True]
+
+
+@pytest.mark.slow
+def test_shared_layers_are_sharded_as_units_of_their_own():
+    """Really sharded, with FSDP 2 on two processes: see shard_in_processes.py."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command.append(str(HERE / "shard_in_processes.py"))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "sharded units: 8" in done.stdout
+    together = subprocess.run([*command, "together"], env=environment, capture_output=True, text=True, check=False)
+    assert "got mixed torch.Tensor and DTensor" in together.stderr  # what standing alone is for

@@ -56,6 +56,12 @@ def test_noisy_clips_are_what_was_recorded(recorded):
         torch.testing.assert_close(tile_frames(level), recorded[name], atol=1e-6, rtol=0)
 
 
+def test_loss_of_recorded_predictions(recorded):
+    loss = loss_of(recorded, [recorded["pred.1"].unsqueeze(2), untile_frames(recorded["pred.0"], 4)])
+    torch.testing.assert_close(loss.per_row, recorded["loss"], **TOLERANCE)
+    torch.testing.assert_close(loss.total, recorded["total"].squeeze(), **TOLERANCE)
+
+
 def test_loss_and_gradients(recorded, unet):
     noisy = [recorded["x_t.1"].unsqueeze(2), untile_frames(recorded["x_t.0"], 4)]
     predictions = unet(

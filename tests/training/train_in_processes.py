@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the tiny recipe as one of several processes and write what this one ended with: see test_processes.py.
+r"""Train the tiny recipe as one of several processes and write what this one ended with: see test_processes.py.
 
-python train_in_processes.py PICTURES OUTPUT '{"batch_size": 4, ...}' '{"checkpointing_steps": 2, ...}'
+python train_in_processes.py PICTURES OUTPUT '{"batch_size": 4, ...}' '{"checkpointing_steps": 2, ...}' \
+    '{"share_blocks": true}'
 """
 
 import dataclasses
@@ -25,9 +26,11 @@ def smooth_recipe(pictures_dir: Path, **stage_fields: object) -> Recipe:
     return dataclasses.replace(recipe, model=model, optimizer=OptimizerRecipe(adam_epsilon=1e-2), zero_init=False)
 
 
-def main(pictures_dir: Path, output_dir: Path, stage_fields: dict, option_fields: dict) -> None:
+def main(pictures_dir: Path, output_dir: Path, stage_fields: dict, option_fields: dict, outer_fields: dict) -> None:
     torch.set_num_threads(1)
     recipe = smooth_recipe(pictures_dir, **stage_fields)
+    inner, outer = recipe.levels
+    recipe = dataclasses.replace(recipe, levels=(inner, {**outer, **outer_fields}))
     try:
         run_recipe(recipe, RunOptions(output_dir=output_dir, report_to=None, **option_fields))
     except RunInterrupted as stopped:
@@ -35,4 +38,4 @@ def main(pictures_dir: Path, output_dir: Path, stage_fields: dict, option_fields
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:6]))
