@@ -77,8 +77,9 @@ def open_training_images(
     side: int,
     micro_conditioning: Mapping[str, float] | None = None,
     embeddings: TextEmbeddings | None = None,
+    num_frames: int = 1,
 ) -> TrainingImages:
-    """The pictures that a stage trains on.
+    """The pictures or clips that a stage trains on.
 
     Args:
         recipe: where they are, and what is done with them.
@@ -86,6 +87,7 @@ def open_training_images(
         micro_conditioning: names that the model is conditioned on, with their defaults (see
             `micro_conditioning_defaults`); None for none.
         embeddings: text features of the captions; None opens the recipe's `embeddings_dir`, if it has one.
+        num_frames: F, of clips (`recipe.video_column`); 1 takes a single frame of each as a picture.
 
     Raises:
         ValueError: if something in the recipe does not fit the data; the message says what there is.
@@ -108,10 +110,11 @@ def open_validation_images(
     side: int,
     micro_conditioning: Mapping[str, float] | None = None,
     embeddings: TextEmbeddings | None = None,
+    num_frames: int = 1,
 ) -> CaptionedImages | None:
-    """The held-out pictures, cropped in the centre and by number; None if the recipe has none.
+    """The held-out pictures or clips, cropped in the centre and by number; None if the recipe has none.
 
-    Arguments and errors are those of `open_training_images`.
+    Nothing is random: of a clip the middle frames are taken. Arguments and errors are those of `open_training_images`.
     """
     if not recipe.has_validation:
         return None

@@ -70,7 +70,10 @@ class TextEncoderRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Captioned pictures: a folder (parquet files or an imagefolder) or Hub dataset id, or WebDataset shards."""
+    """Captioned pictures or clips: a folder or Hub dataset id, or WebDataset shards.
+
+    Folders hold parquet files, or picture or clip files beside a metadata file with their captions.
+    """
 
     path: str | None = None
     shards: tuple[str, ...] | None = None  # tar files; {000..123} in a name stands for many
@@ -79,6 +82,9 @@ class DataRecipe:
     validation_split: str | None = None  # held out, for the validation loss
     validation_shards: tuple[str, ...] | None = None  # the same, where `shards` are trained on
     image_column: str = "image"
+    # Set for clips in place of pictures. In shards it names the suffix of their file, or "video" for any clip file.
+    video_column: str | None = None
+    frame_stride: int | None = None  # every k-th frame of a clip; None: spread evenly over the whole of it
     caption_column: str = "text"
     caption: str | None = None  # of every picture, in place of a column
     label_column: str | None = None  # class of every picture, for models with classes
@@ -105,6 +111,11 @@ class DataRecipe:
         for field in ("min_image_side", "max_skipped_images"):
             if getattr(self, field) < 0:
                 raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
+        if self.frame_stride is not None and (self.video_column is None or self.frame_stride < 1):
+            raise ValueError(
+                f"`frame_stride` is {self.frame_stride}: expected at least 1, and `video_column`, which says that the "
+                "data are clips, beside it."
+            )
         if self.shuffle_buffer < 1 or (self.max_train_samples is not None and self.max_train_samples < 1):
             raise ValueError("`shuffle_buffer` and `max_train_samples` must be at least 1.")
 
