@@ -82,7 +82,7 @@ class DataRecipe:
     validation_split: str | None = None  # held out, for the validation loss
     validation_shards: tuple[str, ...] | None = None  # the same, where `shards` are trained on
     image_column: str = "image"
-    # Set for clips in place of pictures. In shards it names the suffix of their file, or "video" for any clip file.
+    # Set, the data are clips, in this column. Shards have no columns: any name says that their samples hold clips.
     video_column: str | None = None
     frame_stride: int | None = None  # every k-th frame of a clip; None: spread evenly over the whole of it
     caption_column: str = "text"
@@ -120,6 +120,11 @@ class DataRecipe:
             raise ValueError("`shuffle_buffer` and `max_train_samples` must be at least 1.")
 
     @property
+    @property
+    def media_column(self) -> str:
+        """The column that is trained on: that of the clips, or without one that of the pictures."""
+        return self.image_column if self.video_column is None else self.video_column
+
     def has_validation(self) -> bool:
         """Whether pictures are held out."""
         return self.validation_split is not None or self.validation_shards is not None
