@@ -19,15 +19,18 @@ from .fine_tuning import level_sides
 from .history import FILE_NAME as HISTORY_FILE
 from .history import History
 from .recipe import DataRecipe, Recipe
+from .recipe_clips import has_clips, sources, stage_frames, stage_rows
 from .recipe_writing import FILE_NAME as RECIPE_FILE
 from .run import Run, RunOptions
 from .stage_results import StageResult, final_losses, stage_results
 from .validation import SAMPLES_FOLDER
+from .validation_clips import ANIMATION_SUFFIX, FRAMES_PER_SECOND
 
 logger = logging.getLogger(__name__)
 
 CARD_FILE, CURVES_FILE, SAMPLES_FILE = "README.md", "curves.png", "samples.png"
-PLACEHOLDER_PROMPT = "what the picture shall show"
+MOVING_SAMPLES_FILE = f"samples{ANIMATION_SUFFIX}"
+PLACEHOLDER_PROMPT, PLACEHOLDER_CLIP_PROMPT = "what the picture shall show", "what the clip shall show"
 MAX_CLASSES_TOLD = 20
 
 
@@ -60,16 +63,16 @@ def write_model_card(run: Run, name: str | None = None) -> Path | None:
 
 
 def copy_samples(run: Run) -> Iterator[str]:
-    """Copy the newest grid of validation pictures, if there is one, and give its new name."""
-    target = run.options.output_dir / SAMPLES_FILE
-    target.unlink(missing_ok=True)
-    grids = {
-        int(path.stem.split("-")[1]): path for path in run.options.output_dir.glob(f"{SAMPLES_FOLDER}/step-*.png")
-    }
-    done = [step for step in grids if step <= run.progress.total_steps]
-    if done:
-        shutil.copyfile(grids[max(done)], target)
-        yield SAMPLES_FILE
+    """Copy the newest grid of validation pictures, if there is one, and how it moves, and give their new names."""
+    for name in (SAMPLES_FILE, MOVING_SAMPLES_FILE):
+        target = run.options.output_dir / name
+        target.unlink(missing_ok=True)
+        found = run.options.output_dir.glob(f"{SAMPLES_FOLDER}/step-*{target.suffix}")
+        grids = {int(path.stem.split("-")[1]): path for path in found}
+        done = [step for step in grids if step <= run.progress.total_steps]
+        if done:
+            shutil.copyfile(grids[max(done)], target)
+            yield name
 
 
 def draw_curves(run: Run) -> Iterator[str]:
@@ -100,7 +103,7 @@ def card_data(recipe: Recipe, options: RunOptions) -> str:
 
     Names of folders are left out where the Hub expects ids of its own.
     """
-    task = "text-to-image" if sees_text(recipe) else "unconditional-image-generation"
+    task = task_of(recipe)
     tags = [task, "diffusers", "diffusers-mdm", "diffusers-training", "matryoshka"]
     tags += ["class-conditional"] if num_class_embeds(recipe) is not None else []
     tags += ["lora"] if recipe.lora is not None else []
@@ -113,11 +116,18 @@ def card_data(recipe: Recipe, options: RunOptions) -> str:
         license=options.license,
         base_model=base if has_base_id else None,
         base_model_relation=("finetune" if recipe.lora is None else "adapter") if has_base_id else None,
-        datasets=[recipe.data.path] if recipe.data.path and is_hub_id(recipe.data.path) else None,
+        datasets=[data.path for data in sources(recipe) if data.path and is_hub_id(data.path)] or None,
         instance_prompt=subject_prompt(recipe),
         tags=tags,
     )
     return data.to_yaml()
+
+
+def task_of(recipe: Recipe) -> str:
+    """What the model does, in the Hub's words."""
+    if not sees_text(recipe):
+        return "unconditional-image-generation"
+    return "text-to-video" if has_clips(recipe) else "text-to-image"
 
 
 def sees_text(recipe: Recipe) -> bool:
@@ -151,13 +161,15 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     results = stage_results(recipe.stages, rows, run.progress.stage_ends)
     parts = [f"# {name.rpartition('/')[2]}", summary(recipe)]
     if SAMPLES_FILE in pictures:
-        parts += [f"![Pictures of the validation {asked_for(recipe)}]({SAMPLES_FILE})", samples_caption(recipe)]
+        shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in pictures else SAMPLES_FILE
+        what = "Clips" if has_clips(recipe) else "Pictures"
+        parts += [f"![{what} of the validation {asked_for(recipe)}]({shown})", samples_caption(recipe)]
     parts += [
         "## Use",
         usage(recipe, name, run.id2label),
         *classes_text(recipe, run.id2label),
         "## Training",
-        data_text(recipe.data),
+        *map(data_text, sources(recipe)),
     ]
     parts += [stages_table(recipe, results, run.accelerator.num_processes), settings_text(run)]
     parts += losses_text(rows, sides_of(recipe))
@@ -186,20 +198,31 @@ def summary(recipe: Recipe) -> str:
         text = f"A Matryoshka diffusion model, fine-tuned from {base}"
     else:
         text = "A Matryoshka diffusion model, trained from scratch"
-    text += f", for pictures of {sides} pixels" + (", drawn together." if len(sides_of(recipe)) > 1 else ".")
+    text += f", for {kind_of(recipe)} of {sides} pixels"
+    text += ", drawn together." if len(sides_of(recipe)) > 1 else "."
     if subject_prompt(recipe) is not None:
         text += f" It has learnt a subject, which `{subject_prompt(recipe)}` calls up."
     return text
+
+
+def kind_of(recipe: Recipe) -> str:
+    """What the model draws: pictures, or clips of so many frames at each level."""
+    frames = [row.num_frames for row in stage_rows(recipe, recipe.stages[-1])]
+    if max(frames) == 1:
+        return "pictures"
+    told = frames[:1] if len(set(frames)) == 1 else frames
+    return f"clips of {join_words([str(count) for count in told])} frames,"
 
 
 def samples_caption(recipe: Recipe) -> str:
     """What `samples.png` shows."""
     settings = recipe.validation
     weights = "averaged (EMA)" if recipe.use_ema else "final"
+    frames = f" [`{SAMPLES_FILE}`]({SAMPLES_FILE}) has the frames side by side." if has_clips(recipe) else ""
     return (
         f"The validation {asked_for(recipe)}, drawn with the {weights} weights in {settings.num_inference_steps} "
         f"steps at guidance {settings.guidance_scale:g}: one row a level, the smallest on top and all enlarged to "
-        "one size. Nothing was chosen by hand."
+        f"one size.{frames} Nothing was chosen by hand."
     )
 
 
@@ -230,7 +253,8 @@ def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str]
     label = f"label = {quote(first) if isinstance(first, str) else first}"
     if draws_classes_alone(recipe):
         return [label], "label"
-    lines = [f"prompt = {quote(subject_prompt(recipe) or next(iter(prompts), PLACEHOLDER_PROMPT))}"]
+    placeholder = PLACEHOLDER_CLIP_PROMPT if has_clips(recipe) else PLACEHOLDER_PROMPT
+    lines = [f"prompt = {quote(subject_prompt(recipe) or next(iter(prompts), placeholder))}"]
     if num_class_embeds(recipe) is None:
         return lines, "prompt"
     return [*lines, label], "label, prompt=prompt"
@@ -241,7 +265,8 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None) 
     settings, sides = recipe.validation, sides_of(recipe)
     base, size = (recipe.pretrained.path if recipe.lora and recipe.pretrained else None), ""
     pipeline, (inputs, asked) = pipeline_class(recipe).__name__, what_to_draw(recipe, id2label or {})
-    lines = [f"from diffusers_mdm import {pipeline}", ""]
+    imports = ["from diffusers.utils import export_to_video", ""] if has_clips(recipe) else []
+    lines = [*imports, f"from diffusers_mdm import {pipeline}", ""]
     lines.append(f"pipe = {pipeline}.from_pretrained({quote(name if base is None else public_name(base))})")
     if base is not None:
         lines.append(f"pipe.load_lora_weights({quote(name)})")
@@ -249,15 +274,27 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None) 
         size = f"height={sides[-1]}, "
     how = f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}"
     lines += inputs
-    lines.append(f"image = pipe({asked}, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels")
-    if len(sides) > 1:
-        lines.append(f"small = pipe({asked}, height={sides[0]}, {how}).images[0]  # the innermost level alone")
-    lines.append('image.save("picture.png")')
+    lines += draw_clip(recipe, asked, size + how) if has_clips(recipe) else draw_picture(sides, asked, size, how)
     code = "\n".join(lines)
     text = f"With the package diffusers-mdm installed:\n\n```python\n{code}\n```"
     if "/" not in name or (base is not None and not is_hub_id(base)):
         text += "\n\nA name without a slash is that of a folder here: write the path to where you keep it."
     return text
+
+
+def draw_picture(sides: Sequence[int], asked: str, size: str, how: str) -> Iterator[str]:
+    """Lines of an example that draw a picture, given the pipeline's arguments."""
+    yield f"image = pipe({asked}, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels"
+    if len(sides) > 1:
+        yield f"small = pipe({asked}, height={sides[0]}, {how}).images[0]  # the innermost level alone"
+    yield 'image.save("picture.png")'
+
+
+def draw_clip(recipe: Recipe, asked: str, how: str) -> Iterator[str]:
+    """Lines of an example that draw a clip and write it as a video file, given the pipeline's arguments."""
+    frames, side = stage_frames(recipe, recipe.stages[-1]), sides_of(recipe)[-1]
+    yield f"frames = pipe({asked}, {how}).frames[0]  # {frames} frames of {side} x {side} pixels"
+    yield f'export_to_video(frames, "clip.mp4", fps={FRAMES_PER_SECOND})  # needs imageio and imageio-ffmpeg'
 
 
 def data_text(data: DataRecipe) -> str:
@@ -275,7 +312,8 @@ def data_text(data: DataRecipe) -> str:
         captions = f"the classes in `{data.label_column}`"
     crop = "centre" if data.center_crop else "random"
     flipped = ", half of them mirrored" if data.random_flip else ""
-    return f"Data: {source}, with {captions}. Pictures are cropped to squares ({crop} crop){flipped}."
+    what = "Pictures" if data.video_column is None else "Clips"
+    return f"Data: {source}, with {captions}. {what} are cropped to squares ({crop} crop){flipped}."
 
 
 def stages_table(recipe: Recipe, results: Sequence[StageResult], num_processes: int) -> str:

@@ -12,6 +12,7 @@ import yaml
 from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .recipe_clips import check_clips, data_of
 from .recipe_fields import FieldError, read_fields
 from .recipe_stage import StageRecipe
 
@@ -120,11 +121,11 @@ class DataRecipe:
             raise ValueError("`shuffle_buffer` and `max_train_samples` must be at least 1.")
 
     @property
-    @property
     def media_column(self) -> str:
         """The column that is trained on: that of the clips, or without one that of the pictures."""
         return self.image_column if self.video_column is None else self.video_column
 
+    @property
     def has_validation(self) -> bool:
         """Whether pictures are held out."""
         return self.validation_split is not None or self.validation_shards is not None
@@ -202,6 +203,7 @@ class Recipe:
     levels: tuple[dict[str, Any], ...]  # `LevelConfig` rows, innermost first
     data: DataRecipe
     stages: tuple[StageRecipe, ...]
+    pictures: DataRecipe | None = None  # of a model of clips: what is trained on beside them, and before there are any
     text_encoder: TextEncoderRecipe | None = None  # None: for models of classes, which see no text
     pretrained: PretrainedRecipe | None = None
     lora: LoraRecipe | None = None
@@ -228,6 +230,7 @@ class Recipe:
         self._check_conditions()
         self._check_stages()
         self._check_lora()
+        check_clips(self)
 
     def _check_stages(self) -> None:
         before = 1
@@ -237,7 +240,7 @@ class Recipe:
                     f"stages[{position}].levels", f"must be {before} to {len(self.levels)}, got {stage.levels}."
                 )
             before = stage.levels
-            if stage.until_plateau is not None and not self.data.has_validation:
+            if stage.until_plateau is not None and not data_of(self, stage).has_validation:
                 raise FieldError(
                     f"stages[{position}].until_plateau", "needs held-out pictures: set `data.validation_split`."
                 )
@@ -329,16 +332,9 @@ def load_recipe(path: str | Path) -> Recipe:
         recipe.rows  # noqa: B018  rows are checked when they are built
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    data = recipe.data
-    if data.path is not None:
-        data = dataclasses.replace(data, path=_beside(path, data.path))
-    if data.shards is not None:
-        data = dataclasses.replace(data, shards=tuple(_shards_beside(path, name) for name in data.shards))
-    if data.validation_shards is not None:
-        held_out = tuple(_shards_beside(path, name) for name in data.validation_shards)
-        data = dataclasses.replace(data, validation_shards=held_out)
-    if data.embeddings_dir is not None:
-        data = dataclasses.replace(data, embeddings_dir=_beside(path, data.embeddings_dir))
+    data, pictures = _data_beside(path, recipe.data), recipe.pictures
+    if pictures is not None:
+        pictures = _data_beside(path, pictures)
     encoder = recipe.text_encoder
     if encoder is not None and encoder.pretrained is not None:
         encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
@@ -348,8 +344,21 @@ def load_recipe(path: str | Path) -> Recipe:
     if prior is not None:
         prior = dataclasses.replace(prior, class_data_dir=_beside(path, prior.class_data_dir))
     return dataclasses.replace(
-        recipe, data=data, text_encoder=encoder, pretrained=pretrained, prior_preservation=prior
+        recipe, data=data, pictures=pictures, text_encoder=encoder, pretrained=pretrained, prior_preservation=prior
     )
+
+
+def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:
+    if data.path is not None:
+        data = dataclasses.replace(data, path=_beside(recipe_path, data.path))
+    if data.embeddings_dir is not None:
+        data = dataclasses.replace(data, embeddings_dir=_beside(recipe_path, data.embeddings_dir))
+    for field in ("shards", "validation_shards"):
+        patterns = getattr(data, field)
+        if patterns is not None:
+            found = tuple(_shards_beside(recipe_path, name) for name in patterns)
+            data = dataclasses.replace(data, **{field: found})
+    return data
 
 
 def _beside(recipe_path: Path, name: str) -> str:

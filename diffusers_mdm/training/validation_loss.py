@@ -28,7 +28,7 @@ class HasPixels(Protocol):
 
     @property
     def pixels(self) -> torch.Tensor:
-        """uint8 (B, 3, S, S)."""
+        """uint8 (B, 3, S, S), of clips (B, 3, F, S, S)."""
 
 
 BatchT = TypeVar("BatchT", bound=HasPixels)
@@ -84,6 +84,7 @@ def validation_loss_table(
     samples: HeldOutSamples[BatchT],
     sides: Sequence[int],
     *,
+    clean_levels: Callable[[torch.Tensor], Pyramid] | None = None,
     num_levels: int | None = None,
     batch_size: int = 8,
     rank: int = 0,
@@ -101,6 +102,7 @@ def validation_loss_table(
         scheduler: adds the noise; the stage's, with its shift.
         samples: what is measured.
         sides: of the levels, innermost first; the last one is that of the loaded pixels.
+        clean_levels: makes of a batch's pixels its clean levels; None: `build_pyramid` with `sides`.
         num_levels: how many inner levels to measure; None: all. Pictures that are loaded at the side of the whole
             recipe's outermost level in every stage give the inner levels equal pixels; loaded at a smaller side, they
             are resized by another way.
@@ -125,7 +127,9 @@ def validation_loss_table(
             batch = samples.load(rows)
             if len(batch.pixels) != len(rows):
                 raise ValueError(f"`load` gave {len(batch.pixels)} pictures for {len(rows)} rows; expected one a row.")
-            clean = build_pyramid(to_unit_range(batch.pixels.to(device)), sides)[:levels]
+            pixels = batch.pixels.to(device)
+            clean = clean_levels(pixels) if clean_levels else build_pyramid(to_unit_range(pixels), sides)
+            clean = clean[:levels]
             noise = samples.noise(rows, [level.shape for level in clean], device)
             timesteps = all_timesteps[indices].to(device)
             noisy = cast(Pyramid, scheduler.add_noise(clean, noise, timesteps))
