@@ -158,6 +158,7 @@ def _check(return_code: int, errors: IO[bytes], path: Path) -> None:
     if return_code or "prematurely" in message:  # a Matroska file that was cut short is no error to ffmpeg
         # Without what differs from run to run: addresses in memory, and the names of temporary files.
         message = re.sub(r"\[(\S+) @ 0x[0-9a-f]+\]", r"\1:", message.replace(str(path), path.name))
+        message = message or f"ended with code {return_code}"
         raise UnusableSampleError(f"it is damaged or cut short (ffmpeg: {message[:_NAMED_IN_ERROR]})")
 
 

@@ -164,6 +164,19 @@ def test_shards_of_video_files_are_read_and_held_out(tmp_path):
     assert numbers_of(still.pixels[0]) == [3 + LENGTH // 2]
 
 
+def test_video_files_are_read_in_workers(tmp_path):
+    (tmp_path / "train").mkdir()
+    for number in range(3):
+        write_video(tmp_path / "train" / f"{number}.webm", grey_frames(LENGTH, first=start_of(number)))
+    lines = ["file_name,text", *(f"{number}.webm,clip {number}" for number in range(3))]
+    (tmp_path / "train" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    images = open_training_images(recipe(tmp_path, frame_stride=2), 8, num_frames=3)
+    whole = first(images, 3, batch_size=2)
+    check_clips(whole, 3, stride=2)
+    assert_same(whole[1:], first(images, 2, start_step=1, num_workers=2, batch_size=2))
+    assert len(images.skipped) == 0
+
+
 # --- order, memory, randomness ---
 
 
