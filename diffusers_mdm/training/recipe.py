@@ -242,7 +242,8 @@ class Recipe:
             before = stage.levels
             if stage.until_plateau is not None and not data_of(self, stage).has_validation:
                 raise FieldError(
-                    f"stages[{position}].until_plateau", "needs held-out pictures: set `data.validation_split`."
+                    f"stages[{position}].until_plateau",
+                    "needs held-out pictures or clips: set `validation_split` of the data that the stage trains on.",
                 )
 
     def _check_conditions(self) -> None:
@@ -353,12 +354,11 @@ def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:
         data = dataclasses.replace(data, path=_beside(recipe_path, data.path))
     if data.embeddings_dir is not None:
         data = dataclasses.replace(data, embeddings_dir=_beside(recipe_path, data.embeddings_dir))
-    for field in ("shards", "validation_shards"):
-        patterns = getattr(data, field)
-        if patterns is not None:
-            found = tuple(_shards_beside(recipe_path, name) for name in patterns)
-            data = dataclasses.replace(data, **{field: found})
-    return data
+    shards, held_out = (
+        None if patterns is None else tuple(_shards_beside(recipe_path, name) for name in patterns)
+        for patterns in (data.shards, data.validation_shards)
+    )
+    return dataclasses.replace(data, shards=shards, validation_shards=held_out)
 
 
 def _beside(recipe_path: Path, name: str) -> str:
