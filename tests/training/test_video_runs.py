@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs that begin with pictures and end with clips: growth, resuming, what is saved and drawn."""
 
+import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from diffusers_mdm import MDMVideoPipeline
 from diffusers_mdm.training.checkpoints import list_checkpoints
 from diffusers_mdm.training.engine import run_recipe
 from diffusers_mdm.training.history import History
+from diffusers_mdm.training.publishing import final_files
 from diffusers_mdm.training.run import RunOptions
 
 
@@ -111,3 +114,22 @@ def test_the_card_shows_how_to_draw_a_clip(finished):
     assert "8 frames" in text
     assert "samples.webp" in text
     assert (finished / "samples.webp").is_file()
+
+
+def test_single_frames_of_clips_stand_in_for_pictures_and_clips_are_held_out(clips_dir, tmp_path):
+    recipe = video_recipe(clips_dir, None, steps=1)
+    recipe = dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, validation_split="train", random_flip=True),
+        validation=dataclasses.replace(recipe.validation, prompts=(), num_loss_images=3),
+        stages=tuple(dataclasses.replace(stage, gradient_accumulation_steps=1) for stage in recipe.stages),
+    )
+    run_recipe(recipe, options(tmp_path, checkpointing_steps=100))
+    measured = [row for row in History(tmp_path / "history.jsonl").read() if "validation_loss/level_0" in row]
+    assert [row["stage"] for row in measured] == ["pictures", "clips", "large-clips"]
+    assert "validation_loss/level_1" in measured[2]
+
+
+def test_what_is_uploaded_holds_the_moving_samples(finished, clips_dir, pictures_dir):
+    run = SimpleNamespace(recipe=video_recipe(clips_dir, pictures_dir), options=options(finished))
+    assert {"samples.png", "samples.webp", "model_index.json"} <= set(final_files(run))
