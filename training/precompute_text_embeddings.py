@@ -67,7 +67,8 @@ def read_recipe(given: dict[str, Any]) -> Recipe:
     """
     check_together(given)
     recipe = override(*base_recipe({**given, "max_train_steps": 1}))
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, embeddings_dir=None))
+    pictures = recipe.pictures and dataclasses.replace(recipe.pictures, embeddings_dir=None)
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, embeddings_dir=None), pictures=pictures)
 
 
 def write(recipe: Recipe, folder: Path, given: dict[str, Any]) -> None:

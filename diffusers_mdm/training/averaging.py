@@ -16,11 +16,30 @@ def new_average(parameters: Sequence[torch.nn.Parameter], decay: float, foreach:
     return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75, foreach=foreach)
 
 
-def lay_out_averages(run: Run, decay: float) -> None:
-    """Give every trained module its average, on the run's device and sharded as the module is; new ones start here.
+def averaged_names(run: Run, module: str) -> list[str]:
+    """Names of `run.averaged_parameters(module)`."""
+    averaged = {id(parameter) for parameter in run.averaged_parameters(module)}
+    return [name for name, value in run.trained_modules[module].named_parameters() if id(value) in averaged]
 
-    A module that has grown since its average was made has its old parameters first; the new ones join as they are.
+
+@contextlib.contextmanager
+def averages_follow_growth(run: Run) -> Iterator[None]:
+    """Around whatever makes trained modules grow: their averages go to where parameters of their names then are.
+
+    New parameters join as they are.
     """
+    before = {name: averaged_names(run, name) for name in run.ema}
+    yield
+    for name, average in run.ema.items():
+        shadows = dict(zip(before[name], average.shadow_params, strict=True))
+        average.shadow_params = [
+            shadows[key] if key in shadows else value.detach().clone()
+            for key, value in zip(averaged_names(run, name), run.averaged_parameters(name), strict=True)
+        ]
+
+
+def lay_out_averages(run: Run, decay: float) -> None:
+    """Give every trained module its average, on the run's device and sharded as the module is; new ones start here."""
     if not run.recipe.use_ema:
         return
     for name in run.trained_modules:
@@ -29,10 +48,9 @@ def lay_out_averages(run: Run, decay: float) -> None:
             run.ema[name] = new_average(parameters, decay, run.options.foreach_ema)
         average = run.ema[name]
         average.decay = decay
-        shadows = [
-            laid_out_like(shadow, like) for shadow, like in zip(average.shadow_params, parameters, strict=False)
+        average.shadow_params = [
+            laid_out_like(shadow, like) for shadow, like in zip(average.shadow_params, parameters, strict=True)
         ]
-        average.shadow_params = shadows + [value.detach().clone() for value in parameters[len(shadows) :]]
         if run.options.offload_ema:
             average.to(torch.device("cpu"))
 

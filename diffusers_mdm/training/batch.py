@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the data side hands to the training loop: one micro-batch of captioned pictures."""
+"""What the data side hands to the training loop: one micro-batch of captioned pictures or clips."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 @dataclass
 class Batch:
-    """B captioned pictures of side S.
+    """B captioned pictures of side S, or as many clips of F frames.
 
     Attributes:
-        pixels: `(B, 3, S, S)` uint8.
+        pixels: uint8, `(B, 3, S, S)` of pictures and of single frames of clips, `(B, 3, F, S, S)` of clips with F > 1.
         captions: B texts; the empty one is a caption like any other.
         positions: `(B,)` int64, the place of each row in the endless stream of the stage. Every random number of a
             row depends on the seed, the stage and this place alone.
@@ -39,6 +39,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @property
+    def num_frames(self) -> int:
+        """F; 1 for pictures."""
+        return self.pixels.shape[2] if self.pixels.ndim == 5 else 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""

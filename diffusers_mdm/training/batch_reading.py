@@ -64,7 +64,7 @@ class BatchReader(Dataset[Reading]):
     Attributes:
         source: the samples.
         decoder: makes rows of them.
-        seed: of the crops and choices of captions.
+        seed: of the crops, frames and choices of captions.
         max_skips: after so many broken samples for one row there is no point in going on.
         embeddings: features of the captions.
     """
@@ -166,8 +166,8 @@ def checked(batch: Batch | None, skips: Sequence[Skip]) -> Batch:
     """
     if batch is None:
         raise ValueError(
-            f"Found no usable picture in {len(skips)} tries; the last one, {skips[-1].name}, was skipped because: "
-            f"{skips[-1].reason}."
+            f"Found no usable picture or clip in {len(skips)} tries; the last one, {skips[-1].name}, was skipped "
+            f"because: {skips[-1].reason}."
         )
     return batch
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that can be had by their number; decoded once and kept in memory where all of them fit."""
+"""Pictures or clips that can be had by their number; decoded once and kept in memory where all of them fit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ class NumberedSource(SampleSource, Protocol):
 
 
 class CaptionedImages:
-    """The pictures of one split at one side, by number.
+    """The pictures or clips of one split at one side, by number.
 
     Args:
         source: where they are stored.
@@ -42,14 +43,14 @@ class CaptionedImages:
         embeddings: TextEmbeddings | None = None,
     ):
         self.source, self.decoder, self.skipped, self.embeddings = source, decoder, skipped, embeddings
-        size = len(source) * 3 * decoder.side**2
-        self.kept = None if decoder.random_crop or size > CACHE_LIMIT_BYTES else KeptRows(len(source), decoder.side)
+        shape = (len(source), *decoder.shape)
+        self.kept = None if decoder.is_random or math.prod(shape) > CACHE_LIMIT_BYTES else KeptRows(shape)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def reader(self, seed: int) -> BatchReader:
-        """Reads what is not kept; `seed` is that of random crops and choices of captions."""
+        """Reads what is not kept; `seed` is that of random crops, frames and choices of captions."""
         return BatchReader(self.source, self.decoder, seed, self.skipped.limit, self.embeddings)
 
     def load(self, rows: Sequence[int], positions: Sequence[int] | None = None, seed: int = 0) -> Batch:
@@ -93,11 +94,11 @@ class CaptionedImages:
 
 
 class KeptRows:
-    """Decoded pictures in one tensor, from which a batch is one indexing operation."""
+    """Decoded pictures in one tensor of shape (N, 3, …), from which a batch is one indexing operation."""
 
-    def __init__(self, num_rows: int, side: int):
-        self.pixels = torch.empty(num_rows, 3, side, side, dtype=torch.uint8)
-        self.captions: list[str | Sequence[str] | None] = [None] * num_rows  # None: not decoded yet
+    def __init__(self, shape: Sequence[int]):
+        self.pixels = torch.empty(*shape, dtype=torch.uint8)
+        self.captions: list[str | Sequence[str] | None] = [None] * len(self.pixels)  # None: not decoded yet
         self.labels: torch.Tensor | None = None
         self.micro_conditioning: dict[str, torch.Tensor] = {}
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from ..models.nested_unet import NestedUNetModel
-from .averaging import whole_averages
+from .averaging import averaged_names, whole_averages
 from .checkpoint_files import complete_folder, damage, remove_unfinished
 from .growth import grow_model
 from .lora import load_lora, save_lora
@@ -93,12 +93,6 @@ def named_averages(run: Run, averages: dict[str, list[torch.Tensor]]) -> dict[st
         names = averaged_names(run, module)
         named |= {f"{module}//{name}": value.clone() for name, value in zip(names, shadows, strict=True)}
     return named
-
-
-def averaged_names(run: Run, module: str) -> list[str]:
-    """Names of `run.averaged_parameters(module)`."""
-    averaged = {id(parameter) for parameter in run.averaged_parameters(module)}
-    return [name for name, value in run.trained_modules[module].named_parameters() if id(value) in averaged]
 
 
 def progress_report(run: Run) -> dict[str, Any]:

@@ -10,12 +10,14 @@ import torch
 from ..pipelines.class_labels import ClassLabelMixin
 from ..pipelines.pipeline_mdm import MDMPipeline
 from ..pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
+from ..pipelines.pipeline_mdm_video import MDMVideoPipeline
 from .dataset_rows import load_captioned_split
 from .recipe import Recipe
+from .recipe_clips import has_clips
 
 logger = logging.getLogger(__name__)
 
-TrainedPipeline = MDMPipeline | MDMClassConditionalPipeline
+TrainedPipeline = MDMPipeline | MDMClassConditionalPipeline | MDMVideoPipeline
 
 
 def num_class_embeds(recipe: Recipe) -> int | None:
@@ -28,8 +30,12 @@ def draws_classes_alone(recipe: Recipe) -> bool:
     return num_class_embeds(recipe) is not None and recipe.model.get("cross_attention_dim") is None
 
 
-def pipeline_class(recipe: Recipe) -> type[MDMPipeline] | type[MDMClassConditionalPipeline]:
-    """The pipeline that a recipe trains: that of classes for every model that has them."""
+def pipeline_class(
+    recipe: Recipe,
+) -> type[MDMPipeline] | type[MDMClassConditionalPipeline] | type[MDMVideoPipeline]:
+    """The pipeline that a recipe trains: that of clips for every model of them, else that of classes."""
+    if has_clips(recipe):
+        return MDMVideoPipeline
     return MDMPipeline if num_class_embeds(recipe) is None else MDMClassConditionalPipeline
 
 

@@ -14,17 +14,19 @@ from .engine import resolve_recipe, run_recipe
 from .flags import TEXT_TO_IMAGE, CommandKind, num_processes, read_command
 from .interruption import RunInterrupted
 from .recipe import Recipe
+from .recipe_clips import check_draws_clips, check_draws_pictures
 from .summary import describe_run
 
-__all__ = ["CLASS_CONDITIONAL", "TEXT_TO_IMAGE", "run_command"]
+__all__ = ["CLASS_CONDITIONAL", "TEXT_TO_IMAGE", "TEXT_TO_VIDEO", "run_command"]
 
 
 def check_has_classes(recipe: Recipe) -> None:
-    """Refuse a recipe without classes.
+    """Refuse a recipe without classes, or of clips.
 
     Raises:
-        ValueError: says how a recipe gets them.
+        ValueError: says how a recipe gets them, or what trains it.
     """
+    check_draws_pictures(recipe)
     if num_class_embeds(recipe) is None:
         raise ValueError(
             f"The recipe {recipe.name!r} has no classes: set `model.num_class_embeds` (the number of classes and one "
@@ -44,6 +46,20 @@ have the names and meanings of diffusers' training scripts; switches can also be
     check=check_has_classes,
     defaults={"tracker_project_name": "class2image-mdm"},
     fine_tuning_defaults={"label_column": "label"},
+)
+
+
+TEXT_TO_VIDEO = CommandKind(
+    description="""\
+Train a Matryoshka diffusion model of clips, stage by stage from pictures to clips and from the inside out (--recipe),
+or fine-tune a saved one (--pretrained_model_name_or_path), wholly or with LoRA (--rank); with --num_frames a pipeline
+of pictures becomes one of clips. --video_column (without a recipe by default "video") holds the clips. Repeating the
+command resumes from its newest checkpoint. Flags have the names and meanings of diffusers' training scripts; switches
+can also be given as --no-<name>.
+""",
+    check=check_draws_clips,
+    defaults={"tracker_project_name": "text2video-mdm"},
+    fine_tuning_defaults={"video_column": "video"},
 )
 
 

@@ -2,7 +2,6 @@
 """What a recipe trains on: the one place that knows all kinds of data sets."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from .batch import Batch
@@ -77,8 +76,9 @@ def open_training_images(
     side: int,
     micro_conditioning: Mapping[str, float] | None = None,
     embeddings: TextEmbeddings | None = None,
+    num_frames: int = 1,
 ) -> TrainingImages:
-    """The pictures that a stage trains on.
+    """The pictures or clips that a stage trains on.
 
     Args:
         recipe: where they are, and what is done with them.
@@ -86,11 +86,13 @@ def open_training_images(
         micro_conditioning: names that the model is conditioned on, with their defaults (see
             `micro_conditioning_defaults`); None for none.
         embeddings: text features of the captions; None opens the recipe's `embeddings_dir`, if it has one.
+        num_frames: F, for clips (`recipe.video_column`): rows have pixels `(3, F, S, S)`. With 1 they are pictures,
+            one frame of each clip.
 
     Raises:
         ValueError: if something in the recipe does not fit the data; the message says what there is.
     """
-    decoder = sample_decoder(recipe, side, micro_conditioning or {})
+    decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames)
     skipped = SkipBudget(recipe.max_skipped_images)
     if embeddings is None and recipe.embeddings_dir is not None:
         embeddings = TextEmbeddings(recipe.embeddings_dir)
@@ -108,14 +110,15 @@ def open_validation_images(
     side: int,
     micro_conditioning: Mapping[str, float] | None = None,
     embeddings: TextEmbeddings | None = None,
+    num_frames: int = 1,
 ) -> CaptionedImages | None:
-    """The held-out pictures, cropped in the centre and by number; None if the recipe has none.
+    """The held-out pictures or clips, cropped in the centre and by number; None if the recipe has none.
 
-    Arguments and errors are those of `open_training_images`.
+    Nothing is random: of a clip the middle frames are taken. Arguments and errors are those of `open_training_images`.
     """
     if not recipe.has_validation:
         return None
-    decoder = replace(sample_decoder(recipe, side, micro_conditioning or {}), random_crop=False)
+    decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames).centered()
     skipped = SkipBudget(recipe.max_skipped_images)
     if embeddings is None and recipe.embeddings_dir is not None:
         embeddings = TextEmbeddings(recipe.embeddings_dir)

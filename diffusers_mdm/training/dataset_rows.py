@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captioned pictures in a `datasets` data set: a folder of parquet files, an imagefolder, or one on the Hub."""
+"""Captioned pictures or clips in a `datasets` data set: a folder of parquet or picture or clip files, or on the Hub.
+
+A folder of clips is one for the host's `videofolder`: beside the files a metadata.csv, .jsonl or .parquet with the
+columns `file_name` and `text`. It may name files of any kind, and folders, whose numbered pictures are the frames of a
+clip.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +19,7 @@ from .sample_decoding import Sample
 
 
 def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
-    """Open one split and check the columns that training reads; pictures stay encoded until they are needed.
+    """Open one split and check the columns that training reads; what is in them stays encoded until it is needed.
 
     Raises:
         ValueError: if the data set, the split or a column does not exist or has the wrong type; the message lists
@@ -23,15 +28,16 @@ def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
     if recipe.path is None:
         raise ValueError("`data.path` is not set: shards are read as a stream, without splits and columns.")
     try:
-        splits = datasets.load_dataset(recipe.path, recipe.config_name)
+        splits = _load_splits(recipe, recipe.path)
     except FileNotFoundError as error:
+        kind = "pictures" if recipe.video_column is None else "clips and their metadata.csv"
         raise ValueError(
-            f"{recipe.path} is neither a folder with parquet files or pictures nor a data set on the Hub: {error}"
+            f"{recipe.path} is neither a folder with parquet files or {kind} nor a data set on the Hub: {error}"
         ) from error
     if split not in splits:
         raise ValueError(f"{recipe.path} has no split {split!r}; it has {', '.join(splits)}.")
     rows = splits[split]
-    _check_column(rows, recipe, recipe.image_column)
+    _check_column(rows, recipe, recipe.media_column)
     if recipe.caption is None:
         _check_column(rows, recipe, recipe.caption_column)
         _check_captions(rows, recipe)
@@ -40,7 +46,35 @@ def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
         _check_labels(rows, recipe, recipe.label_column)
     if not len(rows):
         raise ValueError(f"Split {split!r} of {recipe.path} has no rows.")
+    if recipe.video_column is not None:
+        return _with_encoded_clips(rows, recipe, recipe.video_column)
     return rows.cast_column(recipe.image_column, datasets.Image(decode=False))
+
+
+def _load_splits(recipe: DataRecipe, path: str) -> datasets.DatasetDict:
+    if recipe.video_column is not None and Path(path).is_dir():
+        names = {file.name for depth in ("*", "*/*") for file in Path(path).glob(depth)}
+        if names & {"metadata.csv", "metadata.jsonl", "metadata.parquet"}:
+            # Left to itself the host goes by the suffixes of most files, and knows few of clips.
+            return datasets.load_dataset("videofolder", recipe.config_name, data_dir=path)
+    return datasets.load_dataset(path, recipe.config_name)
+
+
+def _with_encoded_clips(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> datasets.Dataset:
+    """The rows with a column of clips that gives bytes, or `{"bytes", "path"}`."""
+    feature = rows.features[column]
+    if isinstance(feature, datasets.Video):
+        return rows.cast_column(column, datasets.Video(decode=False))
+    if isinstance(feature, datasets.Image):  # animated ones
+        return rows.cast_column(column, datasets.Image(decode=False))
+    if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
+        return rows
+    if getattr(feature, "dtype", None) not in ("binary", "large_binary"):
+        raise ValueError(
+            f"Column {column!r} of {recipe.path} must hold clips, as the bytes of their files (binary) or as Video; "
+            f"it holds {feature}."
+        )
+    return rows
 
 
 def load_training_rows(recipe: DataRecipe) -> datasets.Dataset:
@@ -92,7 +126,7 @@ class DatasetRows:
     def __init__(self, rows: datasets.Dataset, recipe: DataRecipe, name: str, extra_columns: Sequence[str] = ()):
         self.recipe, self.split = recipe, name
         self.extra_columns = [column for column in extra_columns if column in rows.column_names]
-        wanted = {recipe.image_column, *self.extra_columns}
+        wanted = {recipe.media_column, *self.extra_columns}
         if recipe.caption is None:
             wanted.add(recipe.caption_column)
         if recipe.label_column is not None:
@@ -107,13 +141,14 @@ class DatasetRows:
         return f"row {row} of {self.recipe.path} ({self.split})"
 
     def read(self, row: int) -> Sample:
-        """The sample, with its picture still encoded.
+        """The sample, with its picture or clip still encoded.
 
         Raises:
-            UnusableSampleError: if it has no picture, or one that is elsewhere.
+            UnusableSampleError: if it has none, or one that is elsewhere.
         """
         values = self.rows[row]
-        image = encoded_image(values[self.recipe.image_column])
+        kind = "picture" if self.recipe.video_column is None else "clip"
+        image = encoded_file(values[self.recipe.media_column], kind)
         fields = {column: values[column] for column in self.extra_columns}
         label = None if self.recipe.label_column is None else values[self.recipe.label_column]
         if self.recipe.label_column is not None and (isinstance(label, bool) or not isinstance(label, int)):
@@ -125,18 +160,20 @@ class DatasetRows:
         return ((row + step) % len(self) for step in range(1, len(self)))
 
 
-def encoded_image(cell: Any) -> bytes | Path:
-    """The bytes or the file of an undecoded cell of an image column.
+def encoded_file(cell: Any, kind: str = "picture") -> bytes | Path:
+    """The bytes or the file of an undecoded cell of a column of pictures or clips.
 
     Raises:
         UnusableSampleError: if there is neither.
     """
+    if isinstance(cell, bytes):
+        return cell
     if cell is None or (cell.get("bytes") is None and not cell.get("path")):
-        raise UnusableSampleError("it has no picture")
+        raise UnusableSampleError(f"it has no {kind}")
     if cell.get("bytes") is not None:
         return bytes(cell["bytes"])
     if "://" in cell["path"]:
-        raise UnusableSampleError(f"its picture is not in the data set, but at {cell['path']}; download it first")
+        raise UnusableSampleError(f"its {kind} is not in the data set, but at {cell['path']}; download it first")
     return Path(cell["path"])
 
 

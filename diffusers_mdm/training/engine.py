@@ -18,24 +18,24 @@ from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .autoencoder import check_clipping, open_vae
 from .checkpoints import WRITE_ERRORS, choose_checkpoint, load_checkpoint, save_checkpoint
 from .classes import find_class_names, keep_class_names, num_class_embeds, pipeline_class
-from .data import TrainingImages, open_text_embeddings, open_training_images, training_captions
 from .fine_tuning import frozen_text_encoder, level_sides, write_own_embeddings
+from .growth import check_frames_can_become
 from .held_out import open_held_out
 from .history import FILE_NAME, History
 from .interruption import Interruption
 from .lora import add_lora, save_lora
-from .micro_conditioning import micro_conditioning_defaults
 from .model_card import write_model_card
 from .precision import DTYPES
-from .prior_preservation import open_subject_images, prepare_class_pictures
+from .prior_preservation import prepare_class_pictures
 from .publishing import prepare_repository, push_output
 from .recipe import Recipe
+from .recipe_clips import as_picture_row, stage_frames, stage_rows
 from .recipe_writing import write_recipe
 from .run import Run, RunOptions
 from .saving import forget_origin
 from .sharding import check_supported
 from .stage import StageHooks, train_stage
-from .text_embeddings import TextEmbeddings
+from .stage_data import all_training_captions, open_embeddings, open_joint_pictures, open_stage_images
 from .text_encoder import build_text_encoder
 from .trackers import start_trackers, tracker_names
 from .validation import check_prompts, draw_validation_grid
@@ -57,17 +57,18 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
     recipe = resolve_recipe(recipe, options)
     run = start_run(recipe, options)
     resume_run(run)
-    interruption, embeddings = Interruption(), open_text_embeddings(recipe)
+    interruption, embeddings = Interruption(), open_embeddings(recipe)
     with interruption.listening():
         for stage in recipe.stages[run.progress.stage_index :]:
-            side = level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1] * scale_factor(run.vae)
-            logger.info("Stage %s: %d level(s), %d pixels.", stage.name, stage.levels, side)
-            micro = micro_conditioning_defaults(recipe.rows[: stage.levels])
-            images = open_images(recipe, side, micro, embeddings)
-            hooks = StageHooks(
-                keep_checkpoint, draw_validation, open_held_out(run, side, micro, embeddings), interruption
-            )
-            train_stage(run, stage, images, hooks)
+            factor = scale_factor(run.vae)
+            side = level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1] * factor
+            frames = stage_frames(recipe, stage)
+            clips = f", {frames} frames" if frames > 1 else ""
+            logger.info("Stage %s: %d level(s), %d pixels%s.", stage.name, stage.levels, side, clips)
+            images = open_stage_images(recipe, stage, embeddings, factor)
+            pictures = open_joint_pictures(recipe, stage, embeddings, factor)
+            hooks = StageHooks(keep_checkpoint, draw_validation, open_held_out(run, stage, embeddings), interruption)
+            train_stage(run, stage, images, hooks, pictures)
     output_dir = save_pipeline(run)
     run.accelerator.end_training()
     if run.accelerator.is_main_process:
@@ -123,6 +124,25 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
     return run
 
 
+def check_growth(recipe: Recipe, unet: NestedUNetModel) -> None:
+    """Refuse to start from a model that cannot become that of a stage, before anything is trained.
+
+    Raises:
+        ValueError: says how the two differ.
+    """
+    for stage in recipe.stages:
+        rows = stage_rows(recipe, stage)[: unet.num_levels]
+        if unet.level_frames[: len(rows)] == tuple(row.num_frames for row in rows):
+            continue
+        check_frames_can_become(unet, rows)
+        if recipe.lora is not None:
+            raise ValueError(
+                "LoRA adapts clips that have learnt, but the pipeline draws pictures: make it one of clips without "
+                "LoRA (--rank) first."
+            )
+        return  # later stages grow out of this one
+
+
 def check_lora_levels(recipe: Recipe, unet: NestedUNetModel) -> None:
     """Refuse LoRA on levels that the pipeline does not have.
 
@@ -137,19 +157,10 @@ def check_lora_levels(recipe: Recipe, unet: NestedUNetModel) -> None:
         )
 
 
-def open_images(
-    recipe: Recipe, side: int, micro_conditioning: dict[str, float], embeddings: TextEmbeddings | None
-) -> TrainingImages:
-    """The pictures of a stage; with prior preservation those of the class among them."""
-    if recipe.prior_preservation is not None:
-        return open_subject_images(recipe, side, micro_conditioning, embeddings)
-    return open_training_images(recipe.data, side, micro_conditioning, embeddings)
-
-
 def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
     """A run whose U-Net starts from random weights, and its text encoder too or from a saved one."""
     text_encoder, tokenizer = open_text_encoder(recipe)
-    unet = build_unet(recipe, recipe.stages[0].levels)
+    unet = build_unet(recipe, recipe.stages[0].levels, recipe.stages[0].as_pictures)
     # Latents reach beyond [-1, 1].
     clipping = {} if recipe.vae is None else {"clip_sample": False}
     scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **clipping, **recipe.scheduler})
@@ -158,7 +169,10 @@ def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) ->
 
 
 def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
-    """A run whose modules start as those of a saved pipeline, with the inner levels that the first stage trains."""
+    """A run whose modules start as those of a saved pipeline, with the inner levels that the first stage trains.
+
+    A pipeline of pictures whose levels have frames in the recipe gets them when the first stage of clips begins.
+    """
     assert recipe.pretrained is not None
     source, encoder = recipe.pretrained, recipe.text_encoder
     own_encoder = encoder is not None and encoder.from_pipeline and not uses_embeddings(recipe)
@@ -175,6 +189,7 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
     check_classes(recipe, unet)
     if recipe.stages[0].levels < unet.num_levels:
         unet = unet.inner_model(recipe.stages[0].levels)
+    check_growth(recipe, unet)
     text_encoder, tokenizer = (pipeline.text_encoder, pipeline.tokenizer) if own_encoder else open_text_encoder(recipe)
     scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **recipe.scheduler)
     run = Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
@@ -206,12 +221,20 @@ def open_text_encoder(recipe: Recipe) -> tuple[PreTrainedModel | None, PreTraine
     """The text encoder and tokenizer that the recipe names or describes; None where none is needed."""
     if uses_embeddings(recipe) or recipe.text_encoder is None:
         return None, None
-    return build_text_encoder(recipe.text_encoder, training_captions(recipe.data))
+    return build_text_encoder(recipe.text_encoder, all_training_captions(recipe))
 
 
-def build_unet(recipe: Recipe, num_levels: int) -> NestedUNetModel:
-    """A new model with the inner `num_levels` levels of the recipe; `zero_init` silences its branches and output."""
-    unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows[:num_levels]))
+def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> NestedUNetModel:
+    """A new model with the inner `num_levels` levels of the recipe; `zero_init` silences its branches and output.
+
+    Args:
+        recipe: whose rows these are.
+        num_levels: how many.
+        as_pictures: levels as they are before they have frames.
+    """
+    rows = recipe.rows[:num_levels]
+    rows = tuple(map(as_picture_row, rows)) if as_pictures else rows
+    unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
     if recipe.zero_init:
         unet.zero_init_()
     return unet

@@ -22,6 +22,7 @@ from .classes import pipeline_class
 from .data import load_captioned_split, training_captions, validation_captions
 from .precision import frozen_dtype
 from .recipe import DataRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe
+from .recipe_clips import sources
 from .recipe_stage import StageRecipe
 from .recipe_vae import VaeRecipe
 from .run import RunOptions
@@ -43,6 +44,7 @@ def recipe_for_pipeline(
     train_levels: int | None = None,
     resolution: int | None = None,
     cache_dir: str | None = None,
+    num_frames: int | None = None,
 ) -> Recipe:
     """One stage at the levels that a saved pipeline has, without averages; only its configs are read.
 
@@ -53,13 +55,15 @@ def recipe_for_pipeline(
         train_levels: train, and keep, the inner so many levels only.
         resolution: the same by the side in pixels of the outermost level to train.
         cache_dir: where downloaded files are kept.
+        num_frames: make a pipeline of pictures one of clips, with temporal layers wherever there can be some.
 
     Raises:
         ValueError: the folder holds no pipeline of `NestedUNetModel` and `MatryoshkaScheduler`, or it does not have
-            that many levels, or its model has classes and the data none, or the other way round.
+            that many levels, or its model has classes or frames and the data none, or the other way round.
     """
     unet, scheduler = read_configs(pretrained, cache_dir)
-    rows = LevelConfig.rows_from(unet)
+    rows = rows_with_frames(unet, num_frames, pretrained.path)
+    check_has_clips(rows, data, pretrained.path)
     vae = VaeRecipe(from_pipeline=True) if has_vae(pretrained, cache_dir) else None
     factor = 1 if vae is None else config_scale_factor(vae_config(vae, pretrained, cache_dir))
     sides = tuple(side * factor for side in level_sides(unet["sample_size"], rows))
@@ -95,6 +99,42 @@ def recipe_for_pipeline(
         scheduler=scheduler,
         use_ema=False,
     )
+
+
+def rows_with_frames(config: dict[str, Any], num_frames: int | None, name: str) -> tuple[LevelConfig, ...]:
+    """The level rows of a saved model; of pictures, if it is to draw clips, with frames and temporal layers.
+
+    Args:
+        config: of its `NestedUNetModel`.
+        num_frames: of the clips; None: as the model is.
+        name: of its pipeline, for the message.
+
+    Raises:
+        ValueError: it draws clips already, of another length.
+    """
+    rows = LevelConfig.rows_from(config)
+    if num_frames is None or num_frames == rows[-1].num_frames:
+        return rows
+    if any(row.num_frames != 1 for row in rows):
+        raise ValueError(
+            f"--num_frames is {num_frames}, but {name} draws clips of {rows[-1].num_frames} frames; leave it out, or "
+            "start from a pipeline of pictures."
+        )
+    with torch.device("meta"):
+        return NestedUNetModel(**config).to_video(num_frames).level_rows
+
+
+def check_has_clips(rows: tuple[LevelConfig, ...], data: DataRecipe, name: str) -> None:
+    """Refuse data without clips for a model of these; other models can learn from the frames of clips.
+
+    Raises:
+        ValueError: says how the data gets them.
+    """
+    if any(row.num_frames != 1 for row in rows) and data.video_column is None:
+        raise ValueError(
+            f"{name} shall draw clips: train it with training/train_text_to_video_mdm.py, and name the column that "
+            "has them with --video_column."
+        )
 
 
 def read_configs(pretrained: PretrainedRecipe, cache_dir: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,8 +253,9 @@ def write_own_embeddings(recipe: Recipe, options: RunOptions, accelerator: Accel
 
 def texts_of(recipe: Recipe) -> Iterator[str]:
     """All texts that a run encodes: captions of training and held-out pictures, of the class, and what it draws."""
-    yield from training_captions(recipe.data)
-    yield from validation_captions(recipe.data)
+    for data in sources(recipe):
+        yield from training_captions(data)
+        yield from validation_captions(data)
     yield from recipe.validation.prompts
     if recipe.prior_preservation is not None:
         yield recipe.prior_preservation.class_prompt

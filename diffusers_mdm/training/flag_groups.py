@@ -85,6 +85,12 @@ WHAT = (
         count,
     ),
     Flag("resolution", None, "the same by the side in pixels of the outermost level to train", count),
+    Flag(
+        "num_frames",
+        None,
+        "make a pipeline of pictures one of clips with so many frames; without --recipe, which has them in its levels",
+        count,
+    ),
     switch("dry_run", None, "print what would be trained and what memory it takes, and stop"),
 )
 
@@ -94,6 +100,10 @@ DATA = (
     Flag("train_data_dir", "data.path", "folder with parquet files, or pictures and a metadata.jsonl"),
     Flag("shards", "data.shards", "WebDataset tar files; {000..123} in a name stands for many", is_list=True),
     Flag("image_column", "data.image_column", "column with the pictures (default image)"),
+    Flag("video_column", "data.video_column", "column with the clips, for models of these"),
+    Flag(
+        "frame_stride", "data.frame_stride", "take every so many-th frame (default: spread over the whole clip)", count
+    ),
     Flag("caption_column", "data.caption_column", "column with the captions (default text)"),
     Flag("label_column", "data.label_column", "column with the classes, for models that have them"),
     Flag("validation_split", "data.validation_split", "split whose pictures are held out for the validation loss"),
@@ -125,6 +135,12 @@ STAGES = (
         "max_train_steps", "options.max_train_steps", "optimizer steps; with --recipe at most so many a stage", count
     ),
     Flag("num_train_epochs", None, "passes over the pictures, where --max_train_steps is not given", count),
+    Flag(
+        "joint_pictures",
+        "stages.joint_pictures",
+        "pictures beside the clips of a forward pass: the recipe's, or single frames of clips",
+        int,
+    ),
     Flag("gradient_accumulation_steps", "stages.gradient_accumulation_steps", "forward passes per step", count),
     Flag(
         "learning_rate",

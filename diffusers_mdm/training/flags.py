@@ -24,6 +24,7 @@ from .fine_tuning import (
 from .flag_groups import FLAGS, GROUPS, Flag, fields_of
 from .inapplicable_flags import ALWAYS_SO, REASONS
 from .recipe import DataRecipe, LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe, TextEncoderRecipe, load_recipe
+from .recipe_clips import check_draws_pictures, trains_on_pictures
 from .recipe_stage import StageRecipe
 from .recipe_vae import VaeRecipe
 from .run import RunOptions
@@ -60,7 +61,7 @@ class CommandKind:
     fine_tuning_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-TEXT_TO_IMAGE = CommandKind(_DESCRIPTION)
+TEXT_TO_IMAGE = CommandKind(_DESCRIPTION, check=check_draws_pictures)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -166,6 +167,8 @@ def check_together(given: Mapping[str, Any]) -> None:
     if "validation_steps" in given and "validation_epochs" in given:
         raise ValueError("--validation_steps and --validation_epochs say the same; give one of them.")
     if "recipe" in given:
+        if "num_frames" in given:
+            raise ValueError("--num_frames is for fine-tuning; a recipe has `num_frames` in each row of its `levels`.")
         return
     if "pretrained_model_name_or_path" not in given:
         raise ValueError(
@@ -198,6 +201,7 @@ def base_recipe(given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         train_levels=given.get("train_levels"),
         resolution=given.get("resolution"),
         cache_dir=given.get("cache_dir"),
+        num_frames=given.get("num_frames"),
     )
     return recipe, given
 
@@ -216,6 +220,9 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         if fields:
             changes[part] = dataclasses.replace(getattr(recipe, part), **fields)
     changes["data"] = override_data(recipe.data, given)
+    if recipe.pictures is not None and changes["data"].embeddings_dir != recipe.data.embeddings_dir:
+        folder = changes["data"].embeddings_dir  # holds the captions of both
+        changes["pictures"] = dataclasses.replace(recipe.pictures, embeddings_dir=folder)
     changes["pretrained"] = _optional(
         recipe.pretrained, PretrainedRecipe, "path", fields_of("pretrained", given), "--pretrained_model_name_or_path"
     )
@@ -302,7 +309,17 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
         passes = given["num_train_epochs"] * (1 if recipe.prior_preservation is None else 2)
         fields |= {"images": passes * count_pictures(recipe.data, "--num_train_epochs"), "steps": None}
     outermost = max(stage.levels for stage in stages)
-    changed = tuple(dataclasses.replace(stage, **_cut(fields, stage.levels, outermost)) for stage in stages)
+    joint = {"joint_pictures": fields.pop("joint_pictures")} if "joint_pictures" in fields else {}
+    if joint and all(trains_on_pictures(recipe, stage) for stage in stages):
+        raise ValueError("--joint_pictures stand beside clips, but no stage trains on clips; leave it out.")
+    changed = tuple(
+        dataclasses.replace(
+            stage,
+            **_cut(fields, stage.levels, outermost),
+            **({} if trains_on_pictures(recipe, stage) else joint),
+        )
+        for stage in stages
+    )
     if not given.get("scale_lr"):
         return changed
     return tuple(

@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The validation loss of a run: its averaged weights on the held-out pictures."""
+"""The validation loss of a run: its averaged weights on the held-out pictures or clips."""
 
-from collections.abc import Mapping
-
+from ..pipelines.latent_space import scale_factor
 from .averaging import averaged_weights
 from .batch import Batch
 from .classes import check_class_labels
 from .clean_levels import clean_pyramid
-from .data import open_validation_images
 from .quartiles import level_means, table_values
 from .recipe_stage import StageRecipe
 from .run import Run
+from .stage_data import Embeddings, open_held_out_images
 from .step import predict
-from .text_embeddings import TextEmbeddings
 from .validation_loss import HeldOutSamples, validation_loss_table
 
 
-def open_held_out(
-    run: Run, side: int, micro_conditioning: Mapping[str, float], embeddings: TextEmbeddings | None
-) -> HeldOutSamples[Batch] | None:
-    """The recipe's held-out pictures at `side` pixels; None if it has none."""
-    images = open_validation_images(run.recipe.data, side, micro_conditioning, embeddings)
+def open_held_out(run: Run, stage: StageRecipe, embeddings: Embeddings) -> HeldOutSamples[Batch] | None:
+    """The held-out pictures or clips of a stage; None if it has none."""
+    images = open_held_out_images(run.recipe, stage, embeddings, scale_factor(run.vae))
     if images is None:
         return None
 
@@ -46,12 +42,12 @@ def measure_validation_loss(
             run.scheduler,
             held_out,
             run.unet.sample_sizes[: stage.levels],
+            clean_levels=lambda pixels: clean_pyramid(run, stage, pixels),
             batch_size=stage.batch_size,
             rank=process.process_index,
             world=process.num_processes,
             device=process.device,
             modules=[run.model] if run.model is not None else [],
-            clean_levels=lambda pixels: clean_pyramid(run, stage, pixels),
         )
     if process.num_processes > 1:
         table = process.reduce(table, "sum")

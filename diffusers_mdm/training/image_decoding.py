@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the bytes of a picture that nobody vouches for to square pixels, or to the reason why that is impossible."""
 
+import contextlib
 import functools
 import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -42,7 +44,7 @@ _RESAMPLING = {
 
 
 class UnusableSampleError(ValueError):
-    """A picture that cannot be trained on; the message says why."""
+    """A picture or clip that cannot be trained on; the message says why."""
 
 
 class Crop(NamedTuple):
@@ -62,18 +64,25 @@ def open_image(source: bytes | str | Path) -> Image.Image:
         UnusableSampleError: if it is no picture, broken, cut short, or has more pixels than Pillow's own limit,
             `PIL.Image.MAX_IMAGE_PIXELS` (a small file can unpack to any size).
     """
-    try:
+    with reasons_of_decoders():
         if not isinstance(source, bytes):
             if Path(source).stat().st_size > MAX_FILE_BYTES:
                 raise UnusableSampleError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
             source = Path(source).read_bytes()
+        image = Image.open(io.BytesIO(source), formats=known_formats(FORMATS))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+@contextlib.contextmanager
+def reasons_of_decoders() -> Iterator[None]:
+    """Turn what Pillow raises at data that it cannot decode into `UnusableSampleError`."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source), formats=_known_formats())
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+            yield
     except UnusableSampleError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -83,9 +92,10 @@ def open_image(source: bytes | str | Path) -> Image.Image:
 
 
 @functools.cache
-def _known_formats() -> tuple[str, ...]:
+def known_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the formats that this Pillow reads."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in formats if name in Image.OPEN)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

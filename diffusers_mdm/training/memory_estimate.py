@@ -22,6 +22,7 @@ from .fine_tuning import level_sides
 from .lora import add_lora
 from .precision import frozen_dtype
 from .recipe import Recipe
+from .recipe_clips import as_picture_row, joint_stage, stage_rows, trains_on_pictures
 from .recipe_stage import StageRecipe
 from .run import RunOptions
 from .stage_setup import freeze_levels
@@ -72,11 +73,15 @@ def estimate_stage(
         num_text_parameters: of the text encoder in memory; 0 without one, None if unknown.
         num_vae_parameters: of the autoencoder; the same.
     """
-    unet = fake_unet(recipe, stage.levels)
+    unet = fake_unet(recipe, stage.levels, stage.as_pictures)
     freeze(unet, recipe, stage)
+    pictures = joint_stage(recipe, stage)
     with FakeTensorMode(allow_non_fake_inputs=True):
         # Autocast knows the CPU, but not the meta device.
-        activations = activation_bytes(unet.to_empty(device="cpu"), recipe, stage, options)
+        unet = unet.to_empty(device="cpu")
+        activations = activation_bytes(unet, recipe, stage, options)
+        if pictures is not None:  # whose backward pass comes before the clips' forward pass
+            activations = max(activations, activation_bytes(unet, recipe, pictures, options))
     trained = count(unet, trained_only=True)
     frozen_bytes = HALF_BYTES if recipe.lora is not None and _is_half(recipe, options) else FP32_BYTES
     averaged = trained if recipe.lora is not None else count(unet)
@@ -92,9 +97,13 @@ def estimate_stage(
     )
 
 
-def fake_unet(recipe: Recipe, num_levels: int) -> NestedUNetModel:
-    """The inner levels of the recipe's model on the meta device, where weights have shapes but no contents."""
+def fake_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> NestedUNetModel:
+    """The inner levels of the recipe's model on the meta device, where weights have shapes but no contents.
+
+    `as_pictures` means levels as they are before they have frames.
+    """
     rows = recipe.rows[:num_levels]
+    rows = tuple(map(as_picture_row, rows)) if as_pictures else rows
     with torch.device("meta"):
         unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
         if recipe.lora is not None:
@@ -188,8 +197,13 @@ def fake_inputs(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> di
     sides = level_sides(recipe.sample_size, recipe.rows)
     channels = unet.config["in_channels"]
     rows = stage.rows_per_level
+    is_clip = not trains_on_pictures(recipe, stage)
+    frames = [(row.num_frames,) if is_clip else () for row in stage_rows(recipe, stage)]
     inputs: dict[str, Any] = {
-        "sample": [torch.empty(rows[level], channels, sides[level], sides[level]) for level in range(stage.levels)],
+        "sample": [
+            torch.empty(rows[level], channels, *frames[level], sides[level], sides[level])
+            for level in range(stage.levels)
+        ],
         "timestep": torch.zeros(rows[0], dtype=torch.int64),
     }
     width = unet.config["encoder_hid_dim"] or unet.config["cross_attention_dim"]

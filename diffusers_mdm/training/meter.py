@@ -62,6 +62,7 @@ class Meter:
 
     def _restart(self) -> None:
         self._table: torch.Tensor | None = None
+        self._picture_table: torch.Tensor | None = None
         self._values: dict[str, list[torch.Tensor | float]] = {}
         self._latest: dict[str, float] = {}
         self._steps_before, self._images_before = self.stage_step, self.images
@@ -101,6 +102,7 @@ class Meter:
         step: int,
         images: int,
         learning_rate: float,
+        picture_losses: torch.Tensor | None = None,
         values: Mapping[str, torch.Tensor | float] | None = None,
         skipped_steps: int | None = None,
         skipped_images: int | None = None,
@@ -112,13 +114,14 @@ class Meter:
             step: optimizer steps of the whole run, with this one.
             images: images the whole run has seen, over all processes.
             learning_rate: of this step.
+            picture_losses: the same sum of the pictures beside clips; reported as "picture_loss/…".
             values: further numbers by name, scalars that are the same on every process; means are reported. Those
                 that are not finite are left out.
             skipped_steps: so many so far in the run.
             skipped_images: so many so far in the run, over all processes.
         """
-        if losses is not None:
-            self._table = losses.detach() if self._table is None else self._table + losses.detach()
+        self._table = _added(self._table, losses)
+        self._picture_table = _added(self._picture_table, picture_losses)
         for name, value in (values or {}).items():
             self._values.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
         self.stage_step, self.run_step, self.images = self.stage_step + 1, step, images
@@ -136,7 +139,7 @@ class Meter:
         num_steps = self.stage_step - self._steps_before
         if not num_steps:
             return
-        losses = {} if self._table is None else table_values(self.accelerator.reduce(self._table, "sum"))
+        losses = self._reduced(self._table, "loss") | self._reduced(self._picture_table, "picture_loss")
         self._settle_pause()
         elapsed = max(time.perf_counter() - self._since - self._away, 1e-9)
         waited = torch.tensor([self._waited / elapsed], device=self.accelerator.device)
@@ -151,6 +154,9 @@ class Meter:
             self._show(values, elapsed / num_steps)
             self.write(values)
         self._restart()
+
+    def _reduced(self, table: torch.Tensor | None, name: str) -> dict[str, float]:
+        return {} if table is None else table_values(self.accelerator.reduce(table, "sum"), name)
 
     def write(self, values: Mapping[str, float]) -> None:
         """Send numbers of the current step to the trackers and the history; a full disk is logged and not fatal."""
@@ -190,6 +196,12 @@ class Meter:
         if kind is None:
             self.report()
         self.bar.close()
+
+
+def _added(total: torch.Tensor | None, table: torch.Tensor | None) -> torch.Tensor | None:
+    if table is None:
+        return total
+    return table.detach() if total is None else total + table.detach()
 
 
 def _finite_mean(entries: list[torch.Tensor | float]) -> float | None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model card that a run leaves in its folder: what was trained, on what, how far, and how to draw with it."""
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,21 +13,24 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .. import __version__
 from ..pipelines.latent_space import scale_factor
-from .classes import class_argument, draws_classes_alone, num_class_embeds, pipeline_class
+from .card_example import usage
+from .card_facts import is_hub_id, public_name, sees_text, sides_of, subject_prompt
+from .classes import draws_classes_alone, num_class_embeds
 from .curve_plot import can_plot, plot_curves
-from .fine_tuning import level_sides
 from .history import FILE_NAME as HISTORY_FILE
 from .history import History
 from .recipe import DataRecipe, Recipe
+from .recipe_clips import has_clips, sources, stage_rows
 from .recipe_writing import FILE_NAME as RECIPE_FILE
 from .run import Run, RunOptions
 from .stage_results import StageResult, final_losses, stage_results
 from .validation import SAMPLES_FOLDER
+from .validation_clips import ANIMATION_SUFFIX
 
 logger = logging.getLogger(__name__)
 
 CARD_FILE, CURVES_FILE, SAMPLES_FILE = "README.md", "curves.png", "samples.png"
-PLACEHOLDER_PROMPT = "what the picture shall show"
+MOVING_SAMPLES_FILE = f"samples{ANIMATION_SUFFIX}"
 MAX_CLASSES_TOLD = 20
 
 
@@ -61,16 +63,16 @@ def write_model_card(run: Run, name: str | None = None) -> Path | None:
 
 
 def copy_samples(run: Run) -> Iterator[str]:
-    """Copy the newest grid of validation pictures, if there is one, and give its new name."""
-    target = run.options.output_dir / SAMPLES_FILE
-    target.unlink(missing_ok=True)
-    grids = {
-        int(path.stem.split("-")[1]): path for path in run.options.output_dir.glob(f"{SAMPLES_FOLDER}/step-*.png")
-    }
-    done = [step for step in grids if step <= run.progress.total_steps]
-    if done:
-        shutil.copyfile(grids[max(done)], target)
-        yield SAMPLES_FILE
+    """Copy the newest grid of validation pictures, if there is one, and how it moves, and give their new names."""
+    for name in (SAMPLES_FILE, MOVING_SAMPLES_FILE):
+        target = run.options.output_dir / name
+        target.unlink(missing_ok=True)
+        found = run.options.output_dir.glob(f"{SAMPLES_FOLDER}/step-*{target.suffix}")
+        grids = {int(path.stem.split("-")[1]): path for path in found}
+        done = [step for step in grids if step <= run.progress.total_steps]
+        if done:
+            shutil.copyfile(grids[max(done)], target)
+            yield name
 
 
 def draw_curves(run: Run) -> Iterator[str]:
@@ -88,12 +90,6 @@ def history_of(run: Run) -> History:
     return run.history or History(run.options.output_dir / HISTORY_FILE)
 
 
-def sides_of(recipe: Recipe, factor: int = 1) -> tuple[int, ...]:
-    """Sides in pixels of the levels that the stages reach, innermost first; `factor` pixels for one latent."""
-    reached = max(stage.levels for stage in recipe.stages)
-    return tuple(side * factor for side in level_sides(recipe.sample_size, recipe.rows)[:reached])
-
-
 # --- metadata ---
 
 
@@ -102,7 +98,7 @@ def card_data(recipe: Recipe, options: RunOptions) -> str:
 
     Names of folders are left out where the Hub expects ids of its own.
     """
-    task = "text-to-image" if sees_text(recipe) else "unconditional-image-generation"
+    task = task_of(recipe)
     tags = [task, "diffusers", "diffusers-mdm", "diffusers-training", "matryoshka"]
     tags += ["class-conditional"] if num_class_embeds(recipe) is not None else []
     tags += ["lora"] if recipe.lora is not None else []
@@ -115,31 +111,18 @@ def card_data(recipe: Recipe, options: RunOptions) -> str:
         license=options.license,
         base_model=base if has_base_id else None,
         base_model_relation=("finetune" if recipe.lora is None else "adapter") if has_base_id else None,
-        datasets=[recipe.data.path] if recipe.data.path and is_hub_id(recipe.data.path) else None,
+        datasets=[data.path for data in sources(recipe) if data.path and is_hub_id(data.path)] or None,
         instance_prompt=subject_prompt(recipe),
         tags=tags,
     )
     return data.to_yaml()
 
 
-def sees_text(recipe: Recipe) -> bool:
-    """Whether the model draws from texts."""
-    return recipe.model.get("cross_attention_dim") is not None
-
-
-def subject_prompt(recipe: Recipe) -> str | None:
-    """The one caption of all pictures, where a subject was learnt."""
-    return (recipe.data.caption or None) if sees_text(recipe) else None
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name is that of a repository rather than a folder on this machine."""
-    return not Path(name).exists() and not Path(name).is_absolute() and name.count("/") <= 1 and name[:1] != "."
-
-
-def public_name(name: str) -> str:
-    """An id of the Hub as it is, a folder by its name alone."""
-    return name if is_hub_id(name) else Path(name).name
+def task_of(recipe: Recipe) -> str:
+    """What the model does, in the Hub's words."""
+    if not sees_text(recipe):
+        return "unconditional-image-generation"
+    return "text-to-video" if has_clips(recipe) else "text-to-image"
 
 
 # --- text ---
@@ -153,13 +136,15 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     results = stage_results(recipe.stages, rows, run.progress.stage_ends)
     parts = [f"# {name.rpartition('/')[2]}", summary(recipe, factor)]
     if SAMPLES_FILE in pictures:
-        parts += [f"![Pictures of the validation {asked_for(recipe)}]({SAMPLES_FILE})", samples_caption(recipe)]
+        shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in pictures else SAMPLES_FILE
+        what = "Clips" if has_clips(recipe) else "Pictures"
+        parts += [f"![{what} of the validation {asked_for(recipe)}]({shown})", samples_caption(recipe)]
     parts += [
         "## Use",
         usage(recipe, name, run.id2label, factor),
         *classes_text(recipe, run.id2label),
         "## Training",
-        data_text(recipe.data),
+        *map(data_text, sources(recipe)),
     ]
     parts += [stages_table(recipe, results, run.accelerator.num_processes, factor), settings_text(run)]
     parts += losses_text(rows, sides_of(recipe, factor))
@@ -188,7 +173,8 @@ def summary(recipe: Recipe, factor: int = 1) -> str:
         text = f"A Matryoshka diffusion model, fine-tuned from {base}"
     else:
         text = "A Matryoshka diffusion model, trained from scratch"
-    text += f", for pictures of {sides} pixels" + (", drawn together." if len(sides_of(recipe)) > 1 else ".")
+    text += f", for {kind_of(recipe)} of {sides} pixels"
+    text += ", drawn together." if len(sides_of(recipe)) > 1 else "."
     if recipe.vae is not None:
         source = recipe.vae.pretrained
         whose = "the base model's autoencoder" if source is None else f"the autoencoder `{public_name(source)}`"
@@ -198,14 +184,24 @@ def summary(recipe: Recipe, factor: int = 1) -> str:
     return text
 
 
+def kind_of(recipe: Recipe) -> str:
+    """What the model draws: pictures, or clips of so many frames at each level."""
+    frames = [row.num_frames for row in stage_rows(recipe, recipe.stages[-1])]
+    if max(frames) == 1:
+        return "pictures"
+    told = frames[:1] if len(set(frames)) == 1 else frames
+    return f"clips of {join_words([str(count) for count in told])} frames,"
+
+
 def samples_caption(recipe: Recipe) -> str:
     """What `samples.png` shows."""
     settings = recipe.validation
     weights = "averaged (EMA)" if recipe.use_ema else "final"
+    frames = f" [`{SAMPLES_FILE}`]({SAMPLES_FILE}) has the frames side by side." if has_clips(recipe) else ""
     return (
         f"The validation {asked_for(recipe)}, drawn with the {weights} weights in {settings.num_inference_steps} "
         f"steps at guidance {settings.guidance_scale:g}: one row a level, the smallest on top and all enlarged to "
-        "one size. Nothing was chosen by hand."
+        f"one size.{frames} Nothing was chosen by hand."
     )
 
 
@@ -229,55 +225,6 @@ def classes_text(recipe: Recipe, id2label: Mapping[int, str]) -> Iterator[str]:
     )
 
 
-def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str], str]:
-    """Lines of an example that set what is to be drawn, and the arguments with which a pipeline gets it."""
-    prompts = recipe.validation.prompts
-    first = class_argument(prompts[0], id2label) if prompts and draws_classes_alone(recipe) else 0
-    label = f"label = {quote(first) if isinstance(first, str) else first}"
-    if draws_classes_alone(recipe):
-        return [label], "label"
-    lines = [f"prompt = {quote(subject_prompt(recipe) or next(iter(prompts), PLACEHOLDER_PROMPT))}"]
-    if num_class_embeds(recipe) is None:
-        return lines, "prompt"
-    return [*lines, label], "label, prompt=prompt"
-
-
-def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, factor: int = 1) -> str:
-    """A Python example that draws a picture.
-
-    Args:
-        recipe: of the run.
-        name: of the result.
-        id2label: names of the classes, for models that have them.
-        factor: pixels for one latent along a side.
-    """
-    settings, sides = recipe.validation, sides_of(recipe, factor)
-    base, size = (recipe.pretrained.path if recipe.lora and recipe.pretrained else None), ""
-    pipeline, (inputs, asked) = pipeline_class(recipe).__name__, what_to_draw(recipe, id2label or {})
-    lines, with_vae = [f"from diffusers_mdm import {pipeline}", ""], ""
-    if base is not None and recipe.vae is not None and recipe.vae.pretrained is not None:
-        lines[:0], with_vae = ["from diffusers import AutoencoderKL", ""], ", vae=vae"
-        inside = f", subfolder={quote(recipe.vae.subfolder)}" if recipe.vae.subfolder else ""
-        lines.append(f"vae = AutoencoderKL.from_pretrained({quote(public_name(recipe.vae.pretrained))}{inside})")
-    source = quote(name if base is None else public_name(base))
-    lines.append(f"pipe = {pipeline}.from_pretrained({source}{with_vae})")
-    if base is not None:
-        lines.append(f"pipe.load_lora_weights({quote(name)})")
-        # The pipeline may have further levels, outside of those that were adapted.
-        size = f"height={sides[-1]}, "
-    how = f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}"
-    lines += inputs
-    lines.append(f"image = pipe({asked}, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels")
-    if len(sides) > 1:
-        lines.append(f"small = pipe({asked}, height={sides[0]}, {how}).images[0]  # the innermost level alone")
-    lines.append('image.save("picture.png")')
-    code = "\n".join(lines)
-    text = f"With the package diffusers-mdm installed:\n\n```python\n{code}\n```"
-    if "/" not in name or (base is not None and not is_hub_id(base)):
-        text += "\n\nA name without a slash is that of a folder here: write the path to where you keep it."
-    return text
-
-
 def data_text(data: DataRecipe) -> str:
     """What was trained on."""
     if data.path is not None:
@@ -293,7 +240,8 @@ def data_text(data: DataRecipe) -> str:
         captions = f"the classes in `{data.label_column}`"
     crop = "centre" if data.center_crop else "random"
     flipped = ", half of them mirrored" if data.random_flip else ""
-    return f"Data: {source}, with {captions}. Pictures are cropped to squares ({crop} crop){flipped}."
+    what = "Pictures" if data.video_column is None else "Clips"
+    return f"Data: {source}, with {captions}. {what} are cropped to squares ({crop} crop){flipped}."
 
 
 def stages_table(recipe: Recipe, results: Sequence[StageResult], num_processes: int, factor: int = 1) -> str:
@@ -359,11 +307,6 @@ def spell(number: float | None) -> str:
     if number is None:
         return "–"
     return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
-
-
-def quote(text: str) -> str:
-    """A text as Python writes it, in double quotes."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def join_words(words: Sequence[str]) -> str:

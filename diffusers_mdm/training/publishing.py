@@ -9,7 +9,15 @@ import shlex
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-from .model_card import CARD_FILE, CURVES_FILE, SAMPLES_FILE, repository_name, write_model_card
+from .model_card import (
+    CARD_FILE,
+    CURVES_FILE,
+    MOVING_SAMPLES_FILE,
+    SAMPLES_FILE,
+    repository_name,
+    write_model_card,
+)
+from .recipe_clips import has_clips
 from .recipe_writing import FILE_NAME as RECIPE_FILE
 from .run import Run, RunOptions
 
@@ -92,7 +100,8 @@ def push_output(run: Run) -> str | None:
 
 def final_files(run: Run) -> tuple[str, ...]:
     """Patterns of the files in the output folder that are the run's result; not of checkpoints, logs and samples."""
-    around = (CARD_FILE, RECIPE_FILE, CURVES_FILE, SAMPLES_FILE)
+    around: tuple[str, ...] = (CARD_FILE, RECIPE_FILE, CURVES_FILE, SAMPLES_FILE)
+    around += (MOVING_SAMPLES_FILE,) if has_clips(run.recipe) else ()
     if run.recipe.lora is not None:
         return (LORA_FILE, *around)
     index = json.loads((run.options.output_dir / INDEX_FILE).read_text(encoding="utf-8"))

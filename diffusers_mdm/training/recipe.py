@@ -12,6 +12,7 @@ import yaml
 from ..models.level_config import LevelConfig
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .recipe_clips import check_clips, data_of
 from .recipe_fields import FieldError, read_fields
 from .recipe_stage import StageRecipe
 from .recipe_vae import VaeRecipe
@@ -71,7 +72,10 @@ class TextEncoderRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Captioned pictures: a folder (parquet files or an imagefolder) or Hub dataset id, or WebDataset shards."""
+    """Captioned pictures or clips: a folder or Hub dataset id, or WebDataset shards.
+
+    Folders hold parquet files, or picture or clip files beside a metadata file with their captions.
+    """
 
     path: str | None = None
     shards: tuple[str, ...] | None = None  # tar files; {000..123} in a name stands for many
@@ -80,6 +84,9 @@ class DataRecipe:
     validation_split: str | None = None  # held out, for the validation loss
     validation_shards: tuple[str, ...] | None = None  # the same, where `shards` are trained on
     image_column: str = "image"
+    # Set, the data are clips, in this column. Shards have no columns: any name says that their samples hold clips.
+    video_column: str | None = None
+    frame_stride: int | None = None  # every k-th frame of a clip; None: spread evenly over the whole of it
     caption_column: str = "text"
     caption: str | None = None  # of every picture, in place of a column
     label_column: str | None = None  # class of every picture, for models with classes
@@ -106,8 +113,18 @@ class DataRecipe:
         for field in ("min_image_side", "max_skipped_images"):
             if getattr(self, field) < 0:
                 raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
+        if self.frame_stride is not None and (self.video_column is None or self.frame_stride < 1):
+            raise ValueError(
+                f"`frame_stride` is {self.frame_stride}: expected at least 1, and `video_column`, which says that the "
+                "data are clips, beside it."
+            )
         if self.shuffle_buffer < 1 or (self.max_train_samples is not None and self.max_train_samples < 1):
             raise ValueError("`shuffle_buffer` and `max_train_samples` must be at least 1.")
+
+    @property
+    def media_column(self) -> str:
+        """The column that is trained on: that of the clips, or without one that of the pictures."""
+        return self.image_column if self.video_column is None else self.video_column
 
     @property
     def has_validation(self) -> bool:
@@ -187,6 +204,7 @@ class Recipe:
     levels: tuple[dict[str, Any], ...]  # `LevelConfig` rows, innermost first
     data: DataRecipe
     stages: tuple[StageRecipe, ...]
+    pictures: DataRecipe | None = None  # of a model of clips: what is trained on beside them, and before there are any
     text_encoder: TextEncoderRecipe | None = None  # None: for models of classes, which see no text
     pretrained: PretrainedRecipe | None = None
     vae: VaeRecipe | None = None  # for a model of latents
@@ -216,6 +234,7 @@ class Recipe:
         self._check_conditions()
         self._check_stages()
         self._check_lora()
+        check_clips(self)
 
     def _check_stages(self) -> None:
         before = 1
@@ -225,9 +244,10 @@ class Recipe:
                     f"stages[{position}].levels", f"must be {before} to {len(self.levels)}, got {stage.levels}."
                 )
             before = stage.levels
-            if stage.until_plateau is not None and not self.data.has_validation:
+            if stage.until_plateau is not None and not data_of(self, stage).has_validation:
                 raise FieldError(
-                    f"stages[{position}].until_plateau", "needs held-out pictures: set `data.validation_split`."
+                    f"stages[{position}].until_plateau",
+                    "needs held-out pictures or clips: set `validation_split` of the data that the stage trains on.",
                 )
 
     def _check_conditions(self) -> None:
@@ -317,16 +337,9 @@ def load_recipe(path: str | Path) -> Recipe:
         recipe.rows  # noqa: B018  rows are checked when they are built
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    data = recipe.data
-    if data.path is not None:
-        data = dataclasses.replace(data, path=_beside(path, data.path))
-    if data.shards is not None:
-        data = dataclasses.replace(data, shards=tuple(_shards_beside(path, name) for name in data.shards))
-    if data.validation_shards is not None:
-        held_out = tuple(_shards_beside(path, name) for name in data.validation_shards)
-        data = dataclasses.replace(data, validation_shards=held_out)
-    if data.embeddings_dir is not None:
-        data = dataclasses.replace(data, embeddings_dir=_beside(path, data.embeddings_dir))
+    data, pictures = _data_beside(path, recipe.data), recipe.pictures
+    if pictures is not None:
+        pictures = _data_beside(path, pictures)
     encoder = recipe.text_encoder
     if encoder is not None and encoder.pretrained is not None:
         encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
@@ -338,8 +351,26 @@ def load_recipe(path: str | Path) -> Recipe:
     if vae is not None and vae.pretrained is not None:
         vae = dataclasses.replace(vae, pretrained=_beside(path, vae.pretrained))
     return dataclasses.replace(
-        recipe, data=data, text_encoder=encoder, pretrained=pretrained, prior_preservation=prior, vae=vae
+        recipe,
+        data=data,
+        pictures=pictures,
+        text_encoder=encoder,
+        pretrained=pretrained,
+        prior_preservation=prior,
+        vae=vae,
     )
+
+
+def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:
+    if data.path is not None:
+        data = dataclasses.replace(data, path=_beside(recipe_path, data.path))
+    if data.embeddings_dir is not None:
+        data = dataclasses.replace(data, embeddings_dir=_beside(recipe_path, data.embeddings_dir))
+    shards, held_out = (
+        None if patterns is None else tuple(_shards_beside(recipe_path, name) for name in patterns)
+        for patterns in (data.shards, data.validation_shards)
+    )
+    return dataclasses.replace(data, shards=shards, validation_shards=held_out)
 
 
 def _beside(recipe_path: Path, name: str) -> str:

@@ -44,6 +44,8 @@ class StageRecipe:
     images: int | None = None
     until_plateau: PlateauRecipe | None = None
     gradient_accumulation_steps: int = 1
+    as_pictures: bool = False  # train the levels of a model of clips before they have frames, on pictures
+    joint_pictures: int = 0  # pictures beside the clips of every forward pass; `batch_size` does not count them
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "cosine"
@@ -81,8 +83,9 @@ class StageRecipe:
             )
         if not 0 <= self.caption_dropout < 1 or not 0 <= self.ema_decay < 1:
             raise ValueError("`caption_dropout` and `ema_decay` must lie in [0, 1).")
-        if self.new_level_ramp_steps < 0 or self.noise_offset < 0:
-            raise ValueError("`new_level_ramp_steps` and `noise_offset` must not be negative.")
+        for field in ("new_level_ramp_steps", "noise_offset", "joint_pictures"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
         if self.snr_gamma is not None and self.snr_gamma <= 0:
             raise ValueError(f"`snr_gamma` must be positive, got {self.snr_gamma}.")
         if not 0 < self.timestep_bias_portion <= 1 or self.timestep_bias_multiplier <= 0:

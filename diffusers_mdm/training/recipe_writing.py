@@ -25,16 +25,17 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
         The file.
     """
     values = dataclasses.asdict(recipe)
-    data, encoder, pretrained, prior = (
-        values[part] for part in ("data", "text_encoder", "pretrained", "prior_preservation")
-    )
-    local = ((data, "path"), (data, "embeddings_dir"), (encoder, "pretrained"), (pretrained, "path"))
-    for part, field in (*local, (prior, "class_data_dir"), (values["vae"], "pretrained")):
+    sources = [values[part] for part in ("data", "pictures") if values[part] is not None]
+    encoder, pretrained, prior = (values[part] for part in ("text_encoder", "pretrained", "prior_preservation"))
+    local = [(data, field) for data in sources for field in ("path", "embeddings_dir")]
+    local += [(encoder, "pretrained"), (pretrained, "path"), (prior, "class_data_dir"), (values["vae"], "pretrained")]
+    for part, field in local:
         if part is not None and part[field] is not None:
             part[field] = relative_path(part[field], folder)
-    for field in ("shards", "validation_shards"):
-        if data[field] is not None:
-            data[field] = [relative_path(pattern, folder) for pattern in data[field]]
+    for data in sources:
+        for field in ("shards", "validation_shards"):
+            if data[field] is not None:
+                data[field] = [relative_path(pattern, folder) for pattern in data[field]]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE_NAME).write_text(as_json(values), encoding="utf-8")
     return folder / FILE_NAME

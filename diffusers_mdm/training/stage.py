@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .batch import Batch
 from .data import TrainingImages
@@ -15,6 +15,7 @@ from .meter import Meter
 from .optimizer import learning_rate_factor
 from .order import BatchOrder, derive_seed
 from .plateau import Plateau, PlateauState
+from .recipe_clips import joint_stage
 from .recipe_stage import StageRecipe
 from .run import Run
 from .stage_setup import begin_stage, end_stage
@@ -31,7 +32,7 @@ class StageHooks:
     Attributes:
         checkpoint: save one, now; one that is not `needed` may fail with a message.
         validate: draw the validation prompts.
-        held_out: pictures of the validation loss; None without.
+        held_out: pictures or clips of the validation loss; None without.
         interruption: asked after every step.
     """
 
@@ -41,8 +42,17 @@ class StageHooks:
     interruption: Interruption
 
 
-def train_stage(run: Run, stage: StageRecipe, images: TrainingImages, hooks: StageHooks) -> None:
+def train_stage(
+    run: Run, stage: StageRecipe, images: TrainingImages, hooks: StageHooks, pictures: TrainingImages | None = None
+) -> None:
     """Train `stage` from where `run.progress` says it is to its end, and say why it ended.
+
+    Args:
+        run: between stages.
+        stage: the next one.
+        images: what it trains on.
+        hooks: what happens in the middle of it.
+        pictures: the `joint_pictures` beside its clips come from here.
 
     Raises:
         FloatingPointError: if `max_skipped_steps` steps in a row had non-finite gradients; a checkpoint is saved.
@@ -50,29 +60,45 @@ def train_stage(run: Run, stage: StageRecipe, images: TrainingImages, hooks: Sta
     """
     begin_stage(run, stage)
     progress, last_step = run.progress, stage.max_steps(run.accelerator.num_processes)
-    batches = images.batches(batch_order(run, stage), progress.stage_step, run.options.dataloader_num_workers)
-    with contextlib.closing(batches), new_meter(run, stage, last_step) as meter:
+    with (
+        batches_of(run, stage, images) as batches,
+        batches_of(run, joint_stage(run.recipe, stage), pictures) as stills,
+        new_meter(run, stage, last_step) as meter,
+    ):
         while progress.stage_ended is None:
             with meter.waiting_for_data():
                 micro_batches = list(itertools.islice(batches, stage.gradient_accumulation_steps))
+                micro_stills = list(itertools.islice(stills, stage.gradient_accumulation_steps))
             try:
-                table = optimizer_step(run, stage, micro_batches)
+                tables = optimizer_step(run, stage, micro_batches, micro_stills)
             except FloatingPointError:
                 hooks.checkpoint(run, True)
                 raise
             meter.record(
-                table,
+                tables.rows,
+                picture_losses=tables.pictures,
                 step=progress.total_steps,
                 images=progress.total_images,
                 learning_rate=learning_rate_of(run, stage),
                 skipped_steps=progress.skipped_steps,
-                skipped_images=len(images.skipped),
+                skipped_images=len(images.skipped) + (0 if pictures is None else len(pictures.skipped)),
             )
             with meter.paused():
                 progress.stage_ended = verdict(run, stage, last_step, hooks, meter)
                 after_step(run, hooks, meter)
     logger.info("Stage %s ended after %d steps: %s.", stage.name, progress.stage_step, progress.stage_ended)
     end_stage(run, f"{stage.name}: {progress.stage_ended}")
+
+
+@contextlib.contextmanager
+def batches_of(run: Run, stage: StageRecipe | None, images: TrainingImages | None) -> Iterator[Iterator[Batch]]:
+    """This process' micro-batches of a stage from its next step on; none without a stage."""
+    if stage is None or images is None:
+        yield iter(())
+        return
+    batches = images.batches(batch_order(run, stage), run.progress.stage_step, run.options.dataloader_num_workers)
+    with contextlib.closing(batches):
+        yield batches
 
 
 def new_meter(run: Run, stage: StageRecipe, last_step: int | None) -> Meter:

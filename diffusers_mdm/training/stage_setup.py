@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 from ..models.nested_unet import NestedUNetModel
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .autoencoder import vae_dtype
-from .averaging import lay_out_averages, whole_averages
+from .averaging import averages_follow_growth, lay_out_averages, whole_averages
 from .conditioned_unet import ConditionedUNet
-from .growth import grow_model
+from .growth import grow_to_rows
 from .optimizer import new_optimizer, parameter_groups, take_optimizer_state, whole_optimizer_state
 from .order import derive_seed
+from .recipe_clips import stage_rows
 from .recipe_stage import StageRecipe
 from .run import Run
 from .sharding import let_shared_layers_stand_alone, plain_copy
@@ -23,8 +24,8 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
     """Grow the model to the stage's levels, and make the optimizer with what it knew about the old parameters."""
     # A new level's weights depend on the seed alone, not on what was drawn before, so that a resumed run has the same.
     torch.manual_seed(derive_seed(run.options.seed, stage.seed, run.progress.stage_index))
-    while run.unet.num_levels < stage.levels:
-        run.unet = grow_model(run.unet, run.recipe.rows[run.unet.num_levels])
+    with averages_follow_growth(run):
+        run.unet = grow_to_rows(run.unet, stage_rows(run.recipe, stage))
     choose_trained(run, stage)
     place_modules(run)
     shift = run.shift_power if stage.shift_power is None else stage.shift_power
@@ -44,7 +45,7 @@ def choose_trained(run: Run, stage: StageRecipe) -> None:
     if stage.frozen_levels and run.ema:
         # What stays as it is should be the best there is: the averages.
         for name, average in run.ema.items():
-            for parameter, shadow in zip(run.averaged_parameters(name), average.shadow_params, strict=False):
+            for parameter, shadow in zip(run.averaged_parameters(name), average.shadow_params, strict=True):
                 if not parameter.requires_grad:
                     parameter.data.copy_(shadow)
 

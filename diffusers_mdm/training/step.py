@@ -8,7 +8,7 @@ the stream. So a step does not depend on how its rows are dealt to micro-batches
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -23,6 +23,7 @@ from .loss_weights import ramped_level_weights
 from .optimizer import learning_rate_factor
 from .order import derive_seed
 from .quartiles import loss_table
+from .recipe_clips import data_of, joint_stage
 from .recipe_stage import StageRecipe
 from .row_draws import offset_noise, row_timesteps
 from .run import Run
@@ -33,7 +34,7 @@ class NoisyBatch:
     """A batch that has been noised.
 
     Attributes:
-        clean: levels (B_i, C, H_i, W_i) in [-1, 1], or of latents, innermost first.
+        clean: levels (B_i, C, H_i, W_i), of clips (B_i, C, F_i, H_i, W_i), in [-1, 1] or of latents, innermost first.
         noise: the same shapes.
         timesteps: (B_0,).
         batch: with captions dropped and pixels flipped.
@@ -62,9 +63,9 @@ def noise_batch(run: Run, stage: StageRecipe, batch: Batch) -> NoisyBatch:
     null_class = None if classes is None else classes - 1  # as in the pipelines
     dropped = chances[:, 0] < stage.caption_dropout
     batch = replace_rows_by_empty(batch.to(device, non_blocking=True), dropped, null_class)
-    if run.recipe.data.random_flip:
-        flips = (chances[:, 1] < 0.5).to(device)
-        batch = replace(batch, pixels=torch.where(flips[:, None, None, None], batch.pixels.flip(-1), batch.pixels))
+    if data_of(run.recipe, stage).random_flip:
+        flips = (chances[:, 1] < 0.5).to(device).view(-1, *[1] * (batch.pixels.ndim - 1))  # all frames of a clip alike
+        batch = replace(batch, pixels=torch.where(flips, batch.pixels.flip(-1), batch.pixels))
     if device.type != "cpu":
         # Large noise is drawn where it is needed, from generators that the rows' own ones seed.
         seeds = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
@@ -80,7 +81,7 @@ def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> 
     if run.model is None:
         raise RuntimeError("`begin_stage` has not prepared the model.")
     if run.recipe.channels_last:
-        noisy = [level.contiguous(memory_format=torch.channels_last) for level in noisy]
+        noisy = [level.contiguous(memory_format=torch.channels_last) if level.ndim == 4 else level for level in noisy]
     captions: list[str] | None = batch.captions
     embeds, mask = batch.prompt_embeds, batch.prompt_attention_mask
     if run.unet.config["cross_attention_dim"] is None:
@@ -128,22 +129,49 @@ def compute_loss(run: Run, stage: StageRecipe, batch: Batch) -> tuple[PyramidLos
     return loss, loss_table(loss.row_errors, drawn.timesteps, len(scheduler))
 
 
-def optimizer_step(run: Run, stage: StageRecipe, batches: Sequence[Batch]) -> torch.Tensor:
-    """Accumulate the gradients of the micro-batches, change the weights, and count; the table of losses comes back.
+class StepTables(NamedTuple):
+    """Losses of one optimizer step on this process, by level and quartile of t; see `loss_table`.
+
+    rows: of what the stage trains on.
+    pictures: of the pictures beside its clips; None without.
+    """
+
+    rows: torch.Tensor
+    pictures: torch.Tensor | None = None
+
+
+def optimizer_step(
+    run: Run, stage: StageRecipe, batches: Sequence[Batch], pictures: Sequence[Batch] = ()
+) -> StepTables:
+    """Accumulate the gradients of the micro-batches, change the weights, and count.
+
+    Args:
+        run: in the stage.
+        stage: that is trained.
+        batches: its micro-batches.
+        pictures: the `joint_pictures` of each of them. The loss is then the mean over all rows, where a clip is one.
 
     Raises:
         FloatingPointError: if `max_skipped_steps` steps in a row had gradients that are not finite.
     """
-    process, tables = run.accelerator, []
+    process, tables, picture_tables = run.accelerator, [], []
+    pictures_alone = joint_stage(run.recipe, stage)
+    share = stage.batch_size / (stage.batch_size + stage.joint_pictures)
     for number, batch in enumerate(batches, start=1):
+        if pictures_alone is not None:
+            # First, because gradients are exchanged with a pass that has all parameters in it.
+            with process.no_sync(run.model):
+                loss, table = compute_loss(run, pictures_alone, pictures[number - 1])
+                process.backward(loss.total * ((1 - share) / len(batches)))
+            picture_tables.append(table)
         # Processes exchange their gradients once a step, with the last micro-batch.
         is_last = number == len(batches)
         with contextlib.nullcontext() if is_last else process.no_sync(run.model):
             loss, table = compute_loss(run, stage, batch)
-            process.backward(loss.total / len(batches))
+            process.backward(loss.total * share / len(batches))
         tables.append(table)
     update_weights(run, stage)
-    return torch.stack(tables).sum(0)
+    return StepTables(torch.stack(tables).sum(0), torch.stack(picture_tables).sum(0) if picture_tables else None)
 
 
 def update_weights(run: Run, stage: StageRecipe) -> None:

@@ -13,7 +13,8 @@ from ..pipelines.pipeline_mdm import MDMPipeline
 from .autoencoder import count_vae_parameters, scale_factor_of, source_of
 from .fine_tuning import level_sides
 from .memory_estimate import StageMemory, count, estimate_stage, fake_unet, freeze
-from .recipe import Recipe
+from .recipe import DataRecipe, Recipe
+from .recipe_clips import data_of, has_clips, joint_stage, sources, stage_frames
 from .recipe_stage import StageRecipe
 from .run import RunOptions
 
@@ -48,7 +49,10 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
 
 
 def _data(recipe: Recipe) -> str:
-    data = recipe.data
+    return " and pictures ".join(_source(data) for data in sources(recipe))
+
+
+def _source(data: DataRecipe) -> str:
     return data.path if data.path is not None else ", ".join(data.shards or ())
 
 
@@ -94,12 +98,13 @@ def _describe_vae(recipe: Recipe, num_parameters: int | None) -> Iterable[str]:
 
 
 def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, factor: int | None) -> Iterable[str]:
-    unet = fake_unet(recipe, stage.levels)
+    unet = fake_unet(recipe, stage.levels, stage.as_pictures)
     freeze(unet, recipe, stage)
     side = _describe_side(recipe, stage.levels - 1, factor)
     per_step = stage.images_per_step * num_processes
     yield (
-        f"  stage {stage.name}: levels 0-{stage.levels - 1}, {side}, {_describe_end(stage, num_processes)}, "
+        f"  stage {stage.name}: levels 0-{stage.levels - 1}, {side}{_describe_kind(recipe, stage)}, "
+        f"{_describe_end(stage, num_processes)}, "
         f"rows per level {list(stage.rows_per_level)}, weights {list(stage.weights)}, {stage.loss_weighting} loss, "
         f"lr {stage.learning_rate:g} {stage.lr_scheduler}, {count(unet, trained_only=True):,} parameters of the U-Net "
         "learn"
@@ -108,6 +113,20 @@ def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, fact
         f"    a step: {per_step} images = {num_processes} process(es) x {stage.gradient_accumulation_steps} "
         f"accumulated x {stage.batch_size}"
     )
+    pictures = joint_stage(recipe, stage)
+    if pictures is not None:
+        reach = "all levels" if pictures.levels == stage.levels else f"levels 0-{pictures.levels - 1}"
+        yield (
+            f"    beside them: {pictures.images_per_step * num_processes} pictures through {reach}, from "
+            f"{_source(data_of(recipe, pictures))}"
+        )
+
+
+def _describe_kind(recipe: Recipe, stage: StageRecipe) -> str:
+    if not has_clips(recipe):
+        return ""
+    frames = stage_frames(recipe, stage)
+    return f", clips of {frames} frames" if frames > 1 else ", pictures"
 
 
 def _describe_end(stage: StageRecipe, num_processes: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of a WebDataset sample mean: picture, caption, class and further numbers (the layout of CC12M)."""
+"""What the parts of a WebDataset sample mean, in the layout of CC12M: picture or clip, caption, class, numbers."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,15 +14,21 @@ from .skip_budget import Skip, SkipBudget
 from .tar_index import TarIndex, TarSample
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
+CLIP_SUFFIXES = (
+    *("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "ogv", "flv", "wmv"),
+    *("gif", "webp", "avif", "apng"),
+)
 
 
 class TarSamples:
-    """How samples of shards are read: picture, caption, class and micro-conditions.
+    """How samples of shards are read: picture or clip, caption, class and micro-conditions.
 
     The caption is the text of .txt, or without one the field "caption" or "text" of .json; if the recipe's
     `caption_column` is neither "text" nor "txt", it is that field of .json and nothing else. The picture is the first
-    of .jpg, .jpeg, .png, .webp …, or the file with the suffix `image_column`, if that is not "image". The class is the
-    number in the file with the suffix `label_column` (such as .cls), or that field of .json.
+    of .jpg, .jpeg, .png, .webp …, or the file with the suffix `image_column`, if that is not "image". With a
+    `video_column`, whatever its name, it is a clip in place of the picture: the first of .mp4, .webm, .mkv, .mov …,
+    .gif, .webp, .avif, .apng. The class is the number in the file with the suffix `label_column` (such as .cls), or
+    that field of .json.
     """
 
     def __init__(self, recipe: DataRecipe):
@@ -42,10 +48,12 @@ class TarSamples:
         Raises:
             UnusableSampleError: if a part is missing or broken.
         """
-        suffixes = IMAGE_SUFFIXES if self.recipe.image_column == "image" else (self.recipe.image_column.lower(),)
-        image = sample.find(*suffixes)
+        recipe = self.recipe
+        suffixes = IMAGE_SUFFIXES if recipe.image_column == "image" else (recipe.image_column.lower(),)
+        image = sample.find(*(suffixes if recipe.video_column is None else CLIP_SUFFIXES))
         if image is None:
-            raise UnusableSampleError(f"it has no picture ({_listed(sample)})")
+            wanted = "picture" if recipe.video_column is None else "clip, such as .mp4, .webm or .gif"
+            raise UnusableSampleError(f"it has no {wanted} ({_listed(sample)})")
         fields = self._fields(sample)
         return Sample(sample.read(image), self._captions(sample, fields), fields, self._label(sample, fields))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures drawn during training: the recipe's validation prompts at every level, as one labelled grid."""
+"""Pictures or clips drawn during training: the recipe's validation prompts at every level, as one labelled grid."""
 
 import contextlib
 import logging
@@ -10,8 +10,9 @@ from typing import Any, Protocol, cast
 import torch
 from PIL import Image
 
+from ..pipelines.class_labels import ClassLabelMixin
 from ..pipelines.picture_grid import make_grid
-from ..pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
+from ..pipelines.pipeline_mdm_video import MDMVideoPipeline
 from .averaging import averaged_weights
 from .classes import TrainedPipeline, class_number, draws_classes_alone
 from .recipe import ValidationRecipe
@@ -19,6 +20,7 @@ from .run import Run
 from .sharding import plain_copy
 from .text_embeddings import TextEmbeddings
 from .trackers import send_picture
+from .validation_clips import ANIMATION_SUFFIX, clip_animation, clip_grid, frames_of, save_animation
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
     `features` (by default the run's own embeddings) know them, or says why it draws none.
 
     Returns:
-        `samples/step-<n>.png` in the output folder; None where nothing was drawn.
+        `samples/step-<n>.png` in the output folder; None where nothing was drawn. Of clips it shows the frames side by
+        side, and `step-<n>.webp` shows them moving.
     """
     settings, is_main = run.recipe.validation, run.accelerator.is_main_process
     if not settings.prompts or not (is_main or run.is_sharded):
@@ -67,15 +70,20 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
         with run.accelerator.autocast():
             pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
     labels = [prompt for prompt in settings.prompts for _ in range(settings.num_validation_images)]
-    return _keep(run, make_grid(pyramid, labels))
+    if not isinstance(pipeline, MDMVideoPipeline):
+        return _keep(run, make_grid(pyramid, labels))
+    moving = clip_animation(pyramid, labels) if frames_of(pyramid) > 1 else []
+    return _keep(run, clip_grid(pyramid, labels), moving)
 
 
-def _keep(run: Run, grid: Image.Image) -> Path | None:
-    """Save a grid and send it to the trackers; where the disk is full, say so and go on."""
+def _keep(run: Run, grid: Image.Image, moving: Sequence[Image.Image] = ()) -> Path | None:
+    """Save a grid, and how it moves, and send it to the trackers; where the disk is full, say so and go on."""
     path = run.options.output_dir / SAMPLES_FOLDER / f"step-{run.progress.total_steps:07d}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
+        if moving:
+            save_animation(moving, path.with_suffix(ANIMATION_SUFFIX))
         send_picture(run.accelerator, TRACKER_NAME, grid, run.progress.total_steps)
     except OSError as error:
         logger.warning("The validation pictures could not be written (%s); training goes on.", error)
@@ -90,7 +98,7 @@ def check_prompts(run: Run) -> None:
         ValueError: names the prompt and the classes that come near it.
     """
     pipeline = run.pipeline()
-    if draws_classes_alone(run.recipe) and isinstance(pipeline, MDMClassConditionalPipeline):
+    if draws_classes_alone(run.recipe) and isinstance(pipeline, ClassLabelMixin):
         for prompt in run.recipe.validation.prompts:
             try:
                 class_number(pipeline, prompt)
@@ -124,8 +132,8 @@ def draw_prompts(
     settings: ValidationRecipe,
     max_sequence_length: int = 128,
     features: PromptFeatures | None = None,
-) -> list[list[Image.Image]]:
-    """Draw `num_validation_images` pictures of each prompt; picture i starts from the noise of seed i.
+) -> list[list[Any]]:
+    """Draw `num_validation_images` pictures or clips of each prompt; number i starts from the noise of seed i.
 
     Args:
         pipeline: draws; its text encoder may have any dtype. One of classes takes prompts for their names or numbers.
@@ -134,14 +142,15 @@ def draw_prompts(
         features: of the prompts and, for guidance, of the empty text; in place of the pipeline's text encoder.
 
     Returns:
-        Of each level, innermost first, all pictures, those of one prompt side by side.
+        Of each level, innermost first, all pictures (of clips, lists of frames), those of one prompt side by side.
     """
     texts = [prompt for prompt in settings.prompts for _ in range(settings.num_validation_images)]
-    side, guided = pipeline.picture_sides[-1], settings.guidance_scale > 1
+    unet, guided = cast(Any, pipeline.unet), settings.guidance_scale > 1
+    size = pipeline.picture_sides[-1] ** 2 * unet.level_frames[-1]
     pipeline.set_progress_bar_config(disable=True)
-    pyramid: list[list[Image.Image]] = []
+    pyramid: list[list[Any]] = []
     # Pads among given features would be seen as text, so that different texts do not share a call then.
-    for start, part in _batches(texts, side, mixed=features is None):
+    for start, part in _batches(texts, size, mixed=features is None):
         drawn = cast(Any, pipeline)(
             **_inputs(pipeline, part, features, guided),
             num_inference_steps=settings.num_inference_steps,
@@ -155,9 +164,12 @@ def draw_prompts(
     return pyramid
 
 
-def _batches(texts: list[str], side: int, mixed: bool) -> list[tuple[int, list[str]]]:
-    """Split texts, keeping their order, into calls that fit into memory, with the place of each one's first text."""
-    size = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // side**2))
+def _batches(texts: list[str], num_pixels: int, mixed: bool) -> list[tuple[int, list[str]]]:
+    """Split texts, keeping their order, into calls that fit into memory, with the place of each one's first text.
+
+    `num_pixels` are those of one picture, or of all frames of one clip.
+    """
+    size = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // num_pixels))
     batches: list[tuple[int, list[str]]] = []
     for place, text in enumerate(texts):
         last = batches[-1][1] if batches else []
@@ -172,7 +184,7 @@ def _inputs(
     pipeline: TrainedPipeline, texts: list[str], features: PromptFeatures | None, guided: bool
 ) -> dict[str, Any]:
     """The pipeline's arguments for classes, for texts, or for their features and those of the empty text."""
-    if isinstance(pipeline, MDMClassConditionalPipeline):
+    if cast(Any, pipeline.unet).config["cross_attention_dim"] is None and isinstance(pipeline, ClassLabelMixin):
         return {"class_labels": [class_number(pipeline, text) for text in texts]}
     if features is None:
         return {"prompt": texts}

@@ -28,7 +28,7 @@ class HasPixels(Protocol):
 
     @property
     def pixels(self) -> torch.Tensor:
-        """uint8 (B, 3, S, S)."""
+        """uint8 (B, 3, S, S), of clips (B, 3, F, S, S)."""
 
 
 BatchT = TypeVar("BatchT", bound=HasPixels)
@@ -84,13 +84,13 @@ def validation_loss_table(
     samples: HeldOutSamples[BatchT],
     sides: Sequence[int],
     *,
+    clean_levels: Callable[[torch.Tensor], Pyramid] | None = None,
     num_levels: int | None = None,
     batch_size: int = 8,
     rank: int = 0,
     world: int = 1,
     device: torch.device | str = "cpu",
     modules: Iterable[torch.nn.Module] = (),
-    clean_levels: Callable[[torch.Tensor], Pyramid] | None = None,
 ) -> torch.Tensor:
     """Measure this process' share, pictures rank, rank + world, ...
 

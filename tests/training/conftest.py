@@ -3,6 +3,7 @@
 
 import datasets
 import pytest
+from tiny_clips import write_clips
 from tiny_run import write_pictures
 
 from tests.pipelines.tiny_pipeline import make_pipeline
@@ -12,6 +13,12 @@ from tests.pipelines.tiny_pipeline import make_pipeline
 def pictures_dir(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
     return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def clips_dir(tmp_path_factory):
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("clips-cache")
+    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,11 @@ def recipe_for(name: str) -> Recipe:
         return dataclasses.replace(recipe, model={**recipe.model, "num_class_embeds": 4}, data=data)
     if name == "validation_shards":
         return dataclasses.replace(recipe, data=DataRecipe(shards=("a.tar",)))
+    if name == "frame_stride":
+        return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, video_column="video"))
+    if name == "joint_pictures":
+        clips = load_recipe(RECIPES / "tiny_video.yaml")
+        return dataclasses.replace(clips, stages=clips.stages[1:])
     if field.startswith("lora."):
         return dataclasses.replace(recipe, lora=LoraRecipe())
     if field.startswith("prior_preservation."):

@@ -14,9 +14,10 @@ from accelerate.state import AcceleratorState
 from labelled_pictures import class_recipe, write_labelled
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_clips import NUM_FRAMES, video_recipe
 from tiny_latents import CHANNELS, FACTOR, latent_recipe, of_latents, save_latent_pipeline, save_vae
 
-from diffusers_mdm import DiffusionPipeline, MDMClassConditionalPipeline, MDMPipeline
+from diffusers_mdm import DiffusionPipeline, MDMClassConditionalPipeline, MDMPipeline, MDMVideoPipeline
 from diffusers_mdm.training.commands import CLASS_CONDITIONAL, run_command
 from diffusers_mdm.training.engine import run_recipe, start_run
 from diffusers_mdm.training.held_out import measure_validation_loss, open_held_out
@@ -109,7 +110,7 @@ def test_losses_of_every_level_are_measured(finished):
 def test_the_held_out_loss_is_the_same_each_time(recipe, tmp_path):
     run = start_run(recipe, options(tmp_path))
     begin_stage(run, recipe.stages[0])
-    held_out = open_held_out(run, FACTOR * 8, {}, None)
+    held_out = open_held_out(run, recipe.stages[0], {})
     one, other = (measure_validation_loss(run, recipe.stages[0], held_out)[0] for _ in range(2))
     assert one == other
     assert run.unet.config["in_channels"] == CHANNELS
@@ -122,6 +123,16 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(finished
     one, other = everything(finished / "checkpoint-8"), everything(tmp_path / "checkpoint-8")
     assert one.keys() == other.keys()
     assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+
+
+def test_clips_are_trained_over_the_latents_of_their_frames(clips_dir, pictures_dir, vae_dir, tmp_path):
+    """Pictures first, then clips with pictures beside them, of two levels in the end."""
+    clips = of_latents(video_recipe(clips_dir, pictures_dir), vae_dir)
+    pipeline = MDMVideoPipeline.from_pretrained(run_recipe(clips, options(tmp_path / "clips")))
+    drawn = pipeline("red square, slow", num_inference_steps=2, generator=seed(0), output_type="pt").frames
+    side = FACTOR * clips.sample_size * 2
+    assert (pipeline.picture_sides[-1], pipeline.unet.level_frames[-1]) == (side, NUM_FRAMES)
+    assert drawn.shape == (1, NUM_FRAMES, 3, side, side)
 
 
 def test_another_autoencoder_does_not_resume(finished, recipe, tmp_path):

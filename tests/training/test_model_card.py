@@ -11,9 +11,10 @@ from PIL import Image
 from tiny_run import tiny_recipe
 
 from diffusers_mdm.training import model_card
+from diffusers_mdm.training.card_example import usage
 from diffusers_mdm.training.engine import resume_run, run_recipe, start_run
 from diffusers_mdm.training.fine_tuning import recipe_for_pipeline
-from diffusers_mdm.training.model_card import card_data, data_text, usage, write_model_card
+from diffusers_mdm.training.model_card import card_data, data_text, write_model_card
 from diffusers_mdm.training.recipe import DataRecipe, LoraRecipe, PretrainedRecipe, TextEncoderRecipe
 from diffusers_mdm.training.run import RunOptions
 
