@@ -253,6 +253,11 @@ def stages_table(recipe: Recipe, results: Sequence[StageResult], num_processes: 
     ]
     for stage, steps, images, why in results:
         shown = ", ".join(f"{side}" for side in sides[: stage.levels])
+        if has_clips(recipe):
+            frames = stage_frames(recipe, stage)
+            shown += f"; clips of {frames} frames" if frames > 1 else "; pictures"
+            beside = f", beside each {stage.batch_size} of them {stage.joint_pictures} pictures"
+            shown += beside if stage.joint_pictures else ""
         cells = [f"`{stage.name}`", shown, spell(steps), spell(images), spell(stage.images_per_step * num_processes)]
         cells += [f"{stage.learning_rate:g}, {stage.lr_scheduler}", why or "–"]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
