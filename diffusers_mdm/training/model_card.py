@@ -20,7 +20,7 @@ from .curve_plot import can_plot, plot_curves
 from .history import FILE_NAME as HISTORY_FILE
 from .history import History
 from .recipe import DataRecipe, Recipe
-from .recipe_clips import has_clips, sources, stage_rows
+from .recipe_clips import has_clips, sources, stage_frames, stage_rows
 from .recipe_writing import FILE_NAME as RECIPE_FILE
 from .run import Run, RunOptions
 from .stage_results import StageResult, final_losses, stage_results
