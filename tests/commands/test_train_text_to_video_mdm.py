@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training command of clips, as a user types it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "training" / "recipes"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
+def run(*arguments: object, script: str = "train_text_to_video_mdm.py") -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "training" / "train_text_to_video_mdm.py"), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "training" / script), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -26,6 +27,14 @@ def test_the_tiny_recipe_trains_on_the_shipped_clips(tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert MDMVideoPipeline.from_pretrained(tmp_path / "tiny").unet.level_frames == (8, 8)
     assert (tmp_path / "tiny" / "samples.webp").is_file()
+
+    words = ["--model_dir", tmp_path / "tiny", "--num_seen", 2, "--num_inference_steps", 1]
+    evaluated = run(*words, "--output", tmp_path / "scores.json", script="evaluate_emoji_clips.py")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "2 drawn; the nearest of 668 clips" in evaluated.stdout
+    assert json.loads((tmp_path / "scores.json").read_text())["num_drawn"] == 2
+    wrong = run(*words, "--height", 13, script="evaluate_emoji_clips.py")
+    assert "--height 13 is the side of no doll; this model has 8, 16." in wrong.stderr
 
 
 @pytest.mark.slow
