@@ -8,10 +8,10 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from .run import Run
-from .sharding import laid_out_like, whole
+from .sharding import gathered_like, laid_out_like, part_here, reshard
 
 
-def new_average(parameters: Sequence[torch.nn.Parameter], decay: float, foreach: bool = True) -> EMAModel:
+def new_average(parameters: Sequence[torch.Tensor], decay: float, foreach: bool = True) -> EMAModel:
     """An average of `parameters` whose decay warms up as 1 - (1 + step)^-3/4 to `decay`."""
     return EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75, foreach=foreach)
 
@@ -39,18 +39,25 @@ def averages_follow_growth(run: Run) -> Iterator[None]:
 
 
 def lay_out_averages(run: Run, decay: float) -> None:
-    """Give every trained module its average, on the run's device and sharded as the module is; new ones start here."""
+    """Give every trained module its average, on the run's device and sharded as the module is; new ones start here.
+
+    Of a sharded module the average is of this process' shards, as plain tensors: what diffusers' `EMAModel` computes
+    it does entry by entry, some of it with functions that torch does not define for sharded tensors.
+    """
     if not run.recipe.use_ema:
         return
     for name in run.trained_modules:
         parameters = run.averaged_parameters(name)
-        if name not in run.ema:
-            run.ema[name] = new_average(parameters, decay, run.options.foreach_ema)
-        average = run.ema[name]
-        average.decay = decay
-        average.shadow_params = [
-            laid_out_like(shadow, like) for shadow, like in zip(average.shadow_params, parameters, strict=True)
-        ]
+        if name in run.ema:
+            average = run.ema[name]
+            shadows = [
+                part_here(laid_out_like(shadow, like))
+                for shadow, like in zip(average.shadow_params, parameters, strict=True)
+            ]
+        else:
+            average = run.ema[name] = new_average([], decay, run.options.foreach_ema)
+            shadows = [part_here(value).detach().clone() for value in parameters]
+        average.decay, average.shadow_params = decay, shadows
         if run.options.offload_ema:
             average.to(torch.device("cpu"))
 
@@ -58,7 +65,7 @@ def lay_out_averages(run: Run, decay: float) -> None:
 def update_averages(run: Run) -> None:
     """Move every average towards its module's weights, after an optimizer step."""
     for name, average in run.ema.items():
-        parameters = run.averaged_parameters(name)
+        parameters = _parts(run, name)
         if not any(parameter.requires_grad for parameter in parameters):
             continue  # frozen as a whole: its average is what it is
         if run.options.offload_ema:
@@ -70,7 +77,18 @@ def update_averages(run: Run) -> None:
 
 def whole_averages(run: Run) -> dict[str, list[torch.Tensor]]:
     """The averages in whole CPU tensors, in the order of `run.averaged_parameters`; every process has to ask."""
-    return {name: [whole(shadow) for shadow in average.shadow_params] for name, average in run.ema.items()}
+    return {
+        name: [
+            gathered_like(shadow, like)
+            for shadow, like in zip(average.shadow_params, run.averaged_parameters(name), strict=True)
+        ]
+        for name, average in run.ema.items()
+    }
+
+
+def _parts(run: Run, name: str) -> list[torch.Tensor]:
+    """What this process holds of the parameters that have averages, in their memory."""
+    return [part_here(parameter) for parameter in run.averaged_parameters(name)]
 
 
 @contextlib.contextmanager
@@ -78,15 +96,17 @@ def averaged_weights(run: Run) -> Iterator[None]:
     """Inside the block the trained modules hold their averaged weights, if there are any, in evaluation mode."""
     modules = run.trained_modules
     for name, average in run.ema.items():
-        average.store(run.averaged_parameters(name))
-        average.copy_to(run.averaged_parameters(name))
+        average.store(_parts(run, name))
+        average.copy_to(_parts(run, name))
     training = {name: module.training for name, module in modules.items()}
     for module in modules.values():
         module.eval()
     try:
         yield
     finally:
+        if run.model is not None:
+            reshard(run.model)
         for name, average in run.ema.items():
-            average.restore(run.averaged_parameters(name))
+            average.restore(_parts(run, name))
         for name, module in modules.items():
             module.train(training[name])

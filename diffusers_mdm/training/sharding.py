@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, parse_flag_from_env
 from diffusers import ConfigMixin
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
@@ -36,6 +37,40 @@ def laid_out_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
+def part_here(tensor: torch.Tensor) -> torch.Tensor:
+    """This process' part of a tensor as a plain one in the same memory: its shard, or all of it where it is whole.
+
+    It is detached, and says as the tensor does whether it learns.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.to_local().detach().requires_grad_(tensor.requires_grad)
+
+
+def gathered_like(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The whole CPU tensor of which `part` is what this process has, split as `parameter` is; every process asks."""
+    if not isinstance(parameter, DTensor):
+        return whole(part)
+    sharded = DTensor.from_local(
+        part.to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return whole(sharded)
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Let go of weights that FSDP keeps whole for a backward pass; of use after a forward pass that has none.
+
+    Until then the model's parameters are the whole ones, and what is written into the shards is not seen.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The state dict of a module in whole CPU tensors, the same on every process."""
     return {name: whole(value) for name, value in module.state_dict().items()}
@@ -45,8 +80,14 @@ def check_supported(accelerator: Accelerator) -> None:
     """Refuse ways of sharding for which stages, averages and checkpoints would not be exact.
 
     Raises:
-        ValueError: for FSDP 1 and for DeepSpeed.
+        ValueError: for FSDP 1, for FSDP on CPU cores, which accelerate passes over in silence, and for DeepSpeed.
     """
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.state.distributed_type != DistributedType.FSDP:
+        raise ValueError(
+            "The accelerate config asks for FSDP, but accelerate shards on GPUs alone: here "
+            f"({accelerator.state.distributed_type.value}) every process would hold the whole model. On CPU cores use "
+            "training/accelerate/ddp_cpu.yaml."
+        )
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and fsdp.fsdp_version != 2:
         raise ValueError(
@@ -104,7 +145,7 @@ def _shared_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 
 def plain_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """A sharded model as an ordinary one with the same config and whole weights; every process has to ask.
+    """A sharded model as an ordinary one with the same config, adapters and whole weights; every process has to ask.
 
     FSDP gives wrapped modules a class of its own, so the one to build is found below it.
     """
@@ -112,5 +153,7 @@ def plain_copy(module: torch.nn.Module) -> torch.nn.Module:
     cls: Any = next(base for base in type(module).__mro__ if not issubclass(base, FSDPModule))
     config = cast(Any, module).config
     copy = cls.from_config(config) if isinstance(module, ConfigMixin) else cls(config)
+    for name, adapter in getattr(module, "peft_config", {}).items():
+        copy.add_adapter(adapter, adapter_name=name)
     copy.load_state_dict(state)
     return cast(torch.nn.Module, copy)

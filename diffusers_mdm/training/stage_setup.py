@@ -62,7 +62,8 @@ def place_modules(run: Run) -> None:
     """Put the modules on the run's device, each in its dtype and mode."""
     options, device = run.options, run.accelerator.device
     layout = torch.channels_last if run.recipe.channels_last else torch.contiguous_format
-    run.unet.to(device=device, memory_format=layout)
+    # FSDP shards contiguous weights only; pictures in channels_last are convolved by these as well.
+    run.unet.to(device=device, memory_format=torch.contiguous_format if run.is_sharded else layout)
     if run.recipe.lora is not None:
         for parameter in run.unet.parameters():
             if not parameter.requires_grad:

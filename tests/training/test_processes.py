@@ -4,12 +4,15 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from diffusers_mdm import MDMPipeline
@@ -17,26 +20,89 @@ from diffusers_mdm.training.checkpoints import list_checkpoints
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "training" / "accelerate"
+SHARDING = ("fsdp.yaml", "fsdp_zero2.yaml")
 OPTIONS = {"checkpointing_steps": 2, "checkpoints_total_limit": None}
 
 
-def train(pictures_dir, output_dir, stage_fields, config=None, outer_fields=None, **options) -> Path:
-    """Run train_in_processes.py, on two processes with an accelerate config."""
+def train(pictures_dir, output_dir, stage_fields, config=None, **fields) -> Path:
+    """Run train_in_processes.py, on two processes with an accelerate config; `fields` are those of its argument."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
-        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
+    fields = {"stage": stage_fields, "as_gpus": config in SHARDING, **fields}
+    fields["options"] = {**OPTIONS, **fields.get("options", {})}
+    words = [str(HERE / "train_in_processes.py"), str(pictures_dir), str(output_dir), json.dumps(fields)]
+    if config in SHARDING:
+        run_as_launched([sys.executable, *words], environment, config)
+        return output_dir
     launch = [sys.executable]
     if config is not None:
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
+        launch += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
         launch += ["--main_process_port", "0"]
-    fields = [json.dumps(part) for part in (stage_fields, {**OPTIONS, **options}, outer_fields or {})]
-    command = [*launch, str(HERE / "train_in_processes.py"), str(pictures_dir), str(output_dir), *fields]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment["ACCELERATE_USE_CPU"] = "true"
+    done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return output_dir
+
+
+def run_as_launched(command, environment, config) -> None:
+    """Run a command as two processes that find what `accelerate launch` would tell them; that itself takes longer."""
+    words = ["--config_file", str(CONFIGS / config), "--num_processes", "2", command[1]]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    told = {name: value for name, value in prepare_multi_gpu_env(arguments).items() if name not in os.environ}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**environment, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        messages = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, message in zip(processes, messages, strict=True):
+        assert process.returncode == 0, message[-4000:]
+
+
+def steps(output_dir: Path, process: int) -> list[dict]:
+    """What a process saw at each step."""
+    return [json.loads(line) for line in (output_dir / f"steps-{process}.jsonl").read_text().splitlines()]
+
+
+def assert_was_sharded(output_dir: Path, whole_dir: Path) -> None:
+    """Each of two processes held about half of the weights, and the norm that clips was that of all gradients."""
+    first, second, unsharded = steps(output_dir, 0), steps(output_dir, 1), steps(whole_dir, 0)
+    assert len(first) == len(second) > 0
+    for one, other, plain in zip(first, second, unsharded[-len(first) :], strict=True):
+        assert one["kind"] == other["kind"] == "FSDP"
+        assert one["whole"] == plain["whole"] == plain["here"]
+        # Every parameter is split along its first axis, and the first process has the longer part.
+        assert 0.45 * one["whole"] < other["here"] <= one["here"] < 0.55 * one["whole"]
+        assert one["here"] + other["here"] == one["whole"]
+        assert one["units"] > 1
+        assert one["norm"] == other["norm"] == pytest.approx(plain["norm"], rel=1e-4)
+
+
+def held_out_losses(output_dir: Path) -> list[dict]:
+    """The measured validation losses of a run, with their steps."""
+    rows = [json.loads(line) for line in (output_dir / "history.jsonl").read_text().splitlines()]
+    measured = [
+        {name: value for name, value in row.items() if name == "step" or name.startswith("validation_loss/level")}
+        for row in rows
+    ]
+    return [row for row in measured if len(row) > 1]
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -47,6 +113,9 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
         "optimizer": checkpoint / "optimizer.safetensors",
         "ema": checkpoint / "ema.safetensors",
     }
+    if (checkpoint / "pytorch_lora_weights.safetensors").exists():
+        del files["unet"], files["text_encoder"]
+        files["adapter"] = checkpoint / "pytorch_lora_weights.safetensors"
     return {f"{part}: {name}": value for part, file in files.items() for name, value in load_file(file).items()}
 
 
@@ -60,12 +129,20 @@ def assert_close(one: Path, other: Path, tolerance: float) -> None:
 
 
 LAYOUTS = {"batch_size": 8, "gradient_accumulation_steps": 1, "batch_fractions": None}
+HALF = {**LAYOUTS, "batch_size": 4}
+HELD_OUT = {"data": {"validation_split": "train"}}
 
 
 @pytest.fixture(scope="module")
 def whole(pictures_dir, tmp_path_factory):
     """One process with batches of eight."""
-    return train(pictures_dir, tmp_path_factory.mktemp("whole"), LAYOUTS)
+    return train(pictures_dir, tmp_path_factory.mktemp("whole"), LAYOUTS, recipe=HELD_OUT)
+
+
+@pytest.fixture(scope="module")
+def sharded(pictures_dir, tmp_path_factory):
+    """Two processes with batches of four, each with its shards of the weights."""
+    return train(pictures_dir, tmp_path_factory.mktemp("sharded"), HALF, "fsdp.yaml", recipe=HELD_OUT)
 
 
 def test_accumulated_steps_equal_whole_ones(whole, pictures_dir, tmp_path):
@@ -77,31 +154,43 @@ def test_accumulated_steps_equal_whole_ones(whole, pictures_dir, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(whole, pictures_dir, tmp_path):
-    train(pictures_dir, tmp_path, {**LAYOUTS, "batch_size": 4}, "ddp_cpu.yaml")
+    train(pictures_dir, tmp_path, HALF, "ddp_cpu.yaml")
     assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
     report = json.loads((tmp_path / "checkpoint-8" / "progress.json").read_text())
     assert report["progress"]["total_images"] == 8 * 8
+    assert {line["kind"] for line in steps(tmp_path, 0)} == {"MULTI_CPU"}
 
 
 @pytest.mark.slow
 def test_two_processes_resume_where_they_stopped(pictures_dir, tmp_path):
     """Across growth, too: the checkpoint is of the first stage's last step but two."""
-    fields = {**LAYOUTS, "batch_size": 4}
-    first = train(pictures_dir, tmp_path / "first", fields, "ddp_cpu.yaml")
+    first = train(pictures_dir, tmp_path / "first", HALF, "ddp_cpu.yaml")
     shutil.copytree(first / "checkpoint-2", tmp_path / "second" / "checkpoint-2")
-    train(pictures_dir, tmp_path / "second", fields, "ddp_cpu.yaml")
+    train(pictures_dir, tmp_path / "second", HALF, "ddp_cpu.yaml")
     assert_close(first / "checkpoint-8", tmp_path / "second" / "checkpoint-8", 1e-4)
 
 
-@pytest.mark.slow
-def test_sharded_processes_equal_one_and_save_a_plain_pipeline(whole, pictures_dir, tmp_path):
-    train(pictures_dir, tmp_path, {**LAYOUTS, "batch_size": 4}, "fsdp_cpu.yaml")
-    assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
+def test_sharded_processes_equal_one(whole, sharded):
+    """Two stages, sharded with FSDP 2: weights, averages, moments, held-out losses and names are those of one process.
+
+    The losses are measured in the middle of stages, so that training goes on after forward passes without backward.
+    """
+    assert_was_sharded(sharded, whole)
+    for step in (2, 4, 8):
+        assert_close(whole / f"checkpoint-{step}", sharded / f"checkpoint-{step}", 1e-4)
+    expected, found = held_out_losses(whole), held_out_losses(sharded)
+    assert [row["step"] for row in found] == [2, 4, 6, 8]
+    assert set(found[-1]) >= {"validation_loss/level_0", "validation_loss/level_1"}
+    for one, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_sharded_processes_save_a_plain_pipeline(whole, sharded):
     pictures = [
         MDMPipeline.from_pretrained(folder)(
             "red line", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt"
         ).images
-        for folder in (whole, tmp_path)
+        for folder in (whole, sharded)
     ]
     assert pictures[0].shape == (1, 3, 16, 16)
     assert torch.allclose(*pictures, atol=1e-3)
@@ -109,23 +198,73 @@ def test_sharded_processes_equal_one_and_save_a_plain_pipeline(whole, pictures_d
 
 @pytest.mark.slow
 def test_what_one_process_saved_sharded_ones_continue(whole, pictures_dir, tmp_path):
-    shutil.copytree(whole / "checkpoint-6", tmp_path / "checkpoint-6")
-    train(pictures_dir, tmp_path, {**LAYOUTS, "batch_size": 4}, "fsdp_cpu.yaml")
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-8"]
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
+    train(pictures_dir, tmp_path, HALF, "fsdp.yaml", recipe=HELD_OUT)
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
+    assert_was_sharded(tmp_path, whole)
     assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
 
 
 @pytest.mark.slow
-def test_levels_that_share_layers_learn_on_two_processes_as_on_one(pictures_dir, tmp_path):
+def test_what_sharded_processes_saved_one_continues(whole, sharded, pictures_dir, tmp_path):
+    shutil.copytree(sharded / "checkpoint-6", tmp_path / "checkpoint-6")
+    train(pictures_dir, tmp_path, LAYOUTS, recipe=HELD_OUT)
+    assert {line["kind"] for line in steps(tmp_path, 0)} == {"NO"}
+    assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
+
+
+@pytest.mark.slow
+def test_sharded_steps_are_accumulated_and_clipped_as_those_of_one_process(pictures_dir, tmp_path):
+    """With parameters that stay whole until the backward pass, thinned outer batches, and averages kept elsewhere."""
+    fields = {
+        "last_stage": {"batch_fractions": [1.0, 0.5]},
+        "options": {"offload_ema": True, "gradient_checkpointing": True},
+        "recipe": {**HELD_OUT, "optimizer": {"max_grad_norm": 0.1}},
+    }
+    one = train(pictures_dir, tmp_path / "one", LAYOUTS, **fields)
+    dealt = {**LAYOUTS, "batch_size": 2, "gradient_accumulation_steps": 2}
+    two = train(pictures_dir, tmp_path / "two", dealt, "fsdp_zero2.yaml", **fields)
+    assert_was_sharded(two, one)
+    assert min(line["norm"] for line in steps(two, 0)) > 0.1
+    assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last_stage", [{}, {"frozen_levels": 1}], ids=["all", "outer"])
+@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp.yaml"])
+def test_levels_that_share_layers_learn_on_two_processes_as_on_one(config, last_stage, pictures_dir, tmp_path):
     """Two stages: the shared layers belong to the inner level before another one runs them, too."""
     shared = {"share_time_embedding": True, "share_blocks": True}
-    one = train(pictures_dir, tmp_path / "one", LAYOUTS, outer_fields=shared)
-    fields = {**LAYOUTS, "batch_size": 4}
-    two = train(pictures_dir, tmp_path / "two", fields, "ddp_cpu.yaml", outer_fields=shared)
+    fields = {"outer": shared, "last_stage": last_stage, "recipe": HELD_OUT}
+    one = train(pictures_dir, tmp_path / "one", LAYOUTS, **fields)
+    two = train(pictures_dir, tmp_path / "two", HALF, config, **fields)
     assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
+    if config in SHARDING:
+        assert_was_sharded(two, one)
+        # The model, its two levels, and the layers that both run.
+        assert steps(two, 0)[-1]["units"] > 3
     names = tensors(two / "checkpoint-8")
     assert not any(name.startswith("unet: levels.1.embedding.time_embedding") for name in names)
     assert MDMPipeline.from_pretrained(two).unet.config.share_blocks == [False, True]
+
+
+@pytest.mark.slow
+def test_adapters_learn_sharded_as_on_one_process(whole, pictures_dir, tmp_path):
+    """LoRA, whose frozen weights are sharded with the adapters; what is saved is the whole adapter."""
+    sections = {"pretrained": {"path": str(whole)}, "text_encoder": {"from_pipeline": True}, "lora": {"rank": 2}}
+    fields = {
+        "recipe": {**HELD_OUT, **sections},
+        "options": {"max_train_steps": 2},
+    }
+    layout = {**LAYOUTS, "levels": 2}
+    one = train(pictures_dir, tmp_path / "one", layout, **fields)
+    two = train(pictures_dir, tmp_path / "two", {**layout, "batch_size": 4}, "fsdp.yaml", **fields)
+    assert_was_sharded(two, one)
+    assert_close(one / "checkpoint-4", two / "checkpoint-4", 1e-4)
+    adapters = [load_file(folder / "pytorch_lora_weights.safetensors") for folder in (one, two)]
+    assert any(value.any() for name, value in adapters[1].items() if "lora_B" in name)
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], value, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.slow

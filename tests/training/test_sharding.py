@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from tiny_run import RECIPES
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
@@ -22,9 +23,9 @@ from tests.pipelines.tiny_pipeline import make_unet
 CONFIGS = sorted((RECIPES.parent / "accelerate").glob("*.yaml"))
 
 
-def accelerator_with(**plugins: object) -> SimpleNamespace:
+def accelerator_with(kind: str = "FSDP", **plugins: object) -> SimpleNamespace:
     """What `check_supported` looks at: making real plugins needs several processes, or packages that are refused."""
-    return SimpleNamespace(state=SimpleNamespace(**plugins))
+    return SimpleNamespace(state=SimpleNamespace(distributed_type=DistributedType(kind), **plugins))
 
 
 def test_ways_that_would_not_be_exact_are_refused_with_what_to_use():
@@ -36,12 +37,24 @@ def test_ways_that_would_not_be_exact_are_refused_with_what_to_use():
         check_supported(accelerator_with(deepspeed_plugin=object()))
 
 
+def test_sharding_that_accelerate_leaves_out_is_refused_and_not_passed_over(monkeypatch):
+    """What `accelerate launch` with an FSDP config and `use_cpu: true` tells the processes, and what they become."""
+    check_supported(accelerator_with("MULTI_CPU"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_supported(accelerator_with("FSDP"))
+    for kind in ("MULTI_CPU", "NO"):
+        with pytest.raises(ValueError, match=r"whole model.*ddp_cpu\.yaml"):
+            check_supported(accelerator_with(kind))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_of_the_supported_kinds(path):
     config = yaml.safe_load(path.read_text())
     assert config["distributed_type"] in ("MULTI_GPU", "FSDP")
     assert ("fsdp_config" in config) == (config["distributed_type"] == "FSDP")
     assert config.get("fsdp_config", {}).get("fsdp_version", 2) == 2
+    # accelerate shards nothing on CPU cores.
+    assert not (config.get("use_cpu") and config["distributed_type"] == "FSDP")
 
 
 def test_tensors_come_whole_and_are_laid_out_as_their_parameter():
