@@ -81,18 +81,25 @@ def steps(output_dir: Path, process: int) -> list[dict]:
     return [json.loads(line) for line in (output_dir / f"steps-{process}.jsonl").read_text().splitlines()]
 
 
-def assert_was_sharded(output_dir: Path, whole_dir: Path) -> None:
-    """Each of two processes held about half of the weights, and the norm that clips was that of all gradients."""
-    first, second, unsharded = steps(output_dir, 0), steps(output_dir, 1), steps(whole_dir, 0)
+def assert_was_sharded(output_dir: Path) -> None:
+    """At each step each of two processes held about half of the weights, and of none of them the whole."""
+    first, second = steps(output_dir, 0), steps(output_dir, 1)
     assert len(first) == len(second) > 0
-    for one, other, plain in zip(first, second, unsharded[-len(first) :], strict=True):
+    for one, other in zip(first, second, strict=True):
         assert one["kind"] == other["kind"] == "FSDP"
-        assert one["whole"] == plain["whole"] == plain["here"]
         # Every parameter is split along its first axis, and the first process has the longer part.
         assert 0.45 * one["whole"] < other["here"] <= one["here"] < 0.55 * one["whole"]
-        assert one["here"] + other["here"] == one["whole"]
+        assert one["here"] + other["here"] == one["whole"] == other["whole"]
         assert one["units"] > 1
-        assert one["norm"] == other["norm"] == pytest.approx(plain["norm"], rel=1e-4)
+
+
+def assert_same_norms(one_dir: Path, two_dir: Path) -> None:
+    """The norm that clips is that of all gradients, on both of two processes."""
+    for process in range(2):
+        found = steps(two_dir, process)
+        for line, plain in zip(found, steps(one_dir, 0)[-len(found) :], strict=True):
+            assert line["whole"] == plain["whole"] == plain["here"]
+            assert line["norm"] == pytest.approx(plain["norm"], rel=1e-4)
 
 
 def held_out_losses(output_dir: Path) -> list[dict]:
@@ -170,12 +177,30 @@ def test_two_processes_resume_where_they_stopped(pictures_dir, tmp_path):
     assert_close(first / "checkpoint-8", tmp_path / "second" / "checkpoint-8", 1e-4)
 
 
+def test_sharded_steps_equal_those_of_one_process(whole, pictures_dir, tmp_path):
+    """Really sharded, with FSDP 2: the first stage's first two steps, and then some of a grown model.
+
+    Between the steps losses are measured, so that training goes on after forward passes without backward.
+    """
+    fields = {**HELD_OUT, "validation": {"prompts": [], "num_loss_images": 4}}
+    options = {"max_train_steps": 2, "validation_steps": 1}
+    train(pictures_dir, tmp_path, HALF, "fsdp.yaml", recipe=fields, options=options)
+    assert_was_sharded(tmp_path)
+    assert [line["norm"] for line in steps(tmp_path, 1)][:2] == pytest.approx(
+        [line["norm"] for line in steps(whole, 0)][:2], rel=1e-4
+    )
+    assert_close(whole / "checkpoint-2", tmp_path / "checkpoint-2", 1e-4)
+    assert MDMPipeline.from_pretrained(tmp_path).unet.sample_sizes == (8, 16)
+
+
+@pytest.mark.slow
 def test_sharded_processes_equal_one(whole, sharded):
     """Two stages, sharded with FSDP 2: weights, averages, moments, held-out losses and names are those of one process.
 
     The losses are measured in the middle of stages, so that training goes on after forward passes without backward.
     """
-    assert_was_sharded(sharded, whole)
+    assert_was_sharded(sharded)
+    assert_same_norms(whole, sharded)
     for step in (2, 4, 8):
         assert_close(whole / f"checkpoint-{step}", sharded / f"checkpoint-{step}", 1e-4)
     expected, found = held_out_losses(whole), held_out_losses(sharded)
@@ -185,6 +210,7 @@ def test_sharded_processes_equal_one(whole, sharded):
         assert other == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_sharded_processes_save_a_plain_pipeline(whole, sharded):
     pictures = [
         MDMPipeline.from_pretrained(folder)(
@@ -201,7 +227,8 @@ def test_what_one_process_saved_sharded_ones_continue(whole, pictures_dir, tmp_p
     shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
     train(pictures_dir, tmp_path, HALF, "fsdp.yaml", recipe=HELD_OUT)
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
-    assert_was_sharded(tmp_path, whole)
+    assert_was_sharded(tmp_path)
+    assert_same_norms(whole, tmp_path)
     assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
 
 
@@ -224,7 +251,8 @@ def test_sharded_steps_are_accumulated_and_clipped_as_those_of_one_process(pictu
     one = train(pictures_dir, tmp_path / "one", LAYOUTS, **fields)
     dealt = {**LAYOUTS, "batch_size": 2, "gradient_accumulation_steps": 2}
     two = train(pictures_dir, tmp_path / "two", dealt, "fsdp_zero2.yaml", **fields)
-    assert_was_sharded(two, one)
+    assert_was_sharded(two)
+    assert_same_norms(one, two)
     assert min(line["norm"] for line in steps(two, 0)) > 0.1
     assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
 
@@ -240,7 +268,8 @@ def test_levels_that_share_layers_learn_on_two_processes_as_on_one(config, last_
     two = train(pictures_dir, tmp_path / "two", HALF, config, **fields)
     assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
     if config in SHARDING:
-        assert_was_sharded(two, one)
+        assert_was_sharded(two)
+        assert_same_norms(one, two)
         # The model, its two levels, and the layers that both run.
         assert steps(two, 0)[-1]["units"] > 3
     names = tensors(two / "checkpoint-8")
@@ -259,7 +288,8 @@ def test_adapters_learn_sharded_as_on_one_process(whole, pictures_dir, tmp_path)
     layout = {**LAYOUTS, "levels": 2}
     one = train(pictures_dir, tmp_path / "one", layout, **fields)
     two = train(pictures_dir, tmp_path / "two", {**layout, "batch_size": 4}, "fsdp.yaml", **fields)
-    assert_was_sharded(two, one)
+    assert_was_sharded(two)
+    assert_same_norms(one, two)
     assert_close(one / "checkpoint-4", two / "checkpoint-4", 1e-4)
     adapters = [load_file(folder / "pytorch_lora_weights.safetensors") for folder in (one, two)]
     assert any(value.any() for name, value in adapters[1].items() if "lora_B" in name)
