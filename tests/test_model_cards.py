@@ -18,7 +18,11 @@ MAX_WEIGHT_BYTES = 20_000_000
 TASKS = {
     "MDMPipeline": ("text-to-image", "prompt", ["strawberry, 3d render", "red heart, noto style", "frog, flat icon"]),
     "MDMClassConditionalPipeline": ("unconditional-image-generation", "class_labels", ["hearts", "smiling", "fruit"]),
-    "MDMVideoPipeline": ("text-to-video", "prompt", ["red heart", "frog", "rocket"]),
+    "MDMVideoPipeline": (
+        "text-to-video",
+        "prompt",
+        ["red heart, 3d animation", "frog, 3d animation", "rocket, 3d animation"],
+    ),
 }
 
 pytestmark = pytest.mark.parametrize("card", CARDS, ids=[card.name for card in CARDS])
