@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well can a held-out emoji be known from the same emoji in its other styles? A yardstick for the demo model.
+
+The demo model is asked for emoji in a style in which it never saw them, and its drawing counts as right if the
+nearest picture of the data set (see `diffusers_mdm.training.retrieval`) has the asked style. What it can know of such
+a picture are the same emoji in the other styles, its siblings, and how the styles of other emoji differ. Here a ridge
+regression is given exactly that: from the pixels of the siblings it predicts the held-out picture, fitted on all emoji
+that the training split has in the wanted style and in those of the siblings. It is scored as the drawings are.
+
+It is linear, so this is a yardstick and not a bound.
+
+python benchmarks/style_from_siblings.py --ridge 1 10 100 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from measuring import ROOT, describe_machine
+
+from diffusers_mdm.training.retrieval import Gallery, RetrievalScores, load_gallery, nearest_rows, score_rows
+
+DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--ridge", nargs="+", type=float, default=[1.0, 10.0, 100.0, 1000.0], help="penalties to try")
+    return parser.parse_args(arguments)
+
+
+def training_rows(gallery: Gallery) -> dict[str, dict[int, int]]:
+    """For every emoji, the row of its training picture in each style."""
+    rows: dict[str, dict[int, int]] = defaultdict(dict)
+    for row in gallery.rows_of("none"):
+        rows[gallery.labels[row]][gallery.styles[row]] = row
+    return rows
+
+
+def fit(inputs: torch.Tensor, targets: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights `(P, Q)` and offset `(Q,)` of the ridge regression from `(N, P)` to `(N, Q)`, in float64."""
+    inputs, targets = inputs.double(), targets.double()
+    mean_input, mean_target = inputs.mean(0), targets.mean(0)
+    centred = inputs - mean_input
+    # There are fewer pictures than pixels: solved in the space of pictures.
+    kernel = centred @ centred.T + ridge * torch.eye(len(centred), dtype=torch.float64)
+    weights = centred.T @ torch.linalg.solve(kernel, targets - mean_target)
+    return weights, mean_target - mean_input @ weights
+
+
+def predict_held_out(gallery: Gallery, ridge: float) -> tuple[list[int], torch.Tensor]:
+    """The held-out combinations that have siblings, and what the regression predicts of them, `(N, 3, 16, 16)`."""
+    by_label, fits, rows, predictions = training_rows(gallery), {}, [], []
+    for row in gallery.rows_of("combination"):
+        style, known = gallery.styles[row], by_label.get(gallery.labels[row], {})
+        siblings = tuple(sorted(set(known) - {style}))
+        if not siblings:
+            continue
+        key = (style, siblings)
+        if key not in fits:
+            fitting = [found for found in by_label.values() if {style, *siblings} <= set(found)]
+            inputs = torch.cat([gallery.pixels[[found[s] for found in fitting]].flatten(1) for s in siblings], 1)
+            fits[key] = fit(inputs, gallery.pixels[[found[style] for found in fitting]].flatten(1), ridge)
+        weights, offset = fits[key]
+        given = torch.cat([gallery.pixels[known[s]].flatten() for s in siblings]).double()
+        rows.append(row)
+        predictions.append((given @ weights + offset).float().view(gallery.pixels.shape[1:]))
+    return rows, torch.stack(predictions)
+
+
+def score(gallery: Gallery, ridge: float) -> RetrievalScores:
+    """Scores of the predictions, as those of drawings are."""
+    rows, predictions = predict_held_out(gallery, ridge)
+    return score_rows(gallery, rows, nearest_rows(predictions, gallery.pixels).tolist())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fit, predict, compare and print."""
+    args = parse_args(arguments)
+    print(describe_machine("cpu"))
+    gallery = load_gallery(DATA_DIR)
+    for ridge in args.ridge:
+        scores = score(gallery, ridge)
+        print(
+            f"ridge {ridge:g}: {scores.num_drawn} held-out pictures predicted; the nearest one is the right picture "
+            f"{scores.picture:.1%}, has the wanted style {scores.style:.1%}, shows the emoji {scores.label:.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
