@@ -4,6 +4,7 @@
 import json
 from pathlib import Path
 
+from .classes import sees_text
 from .fine_tuning import level_sides
 from .recipe import Recipe
 
@@ -12,11 +13,6 @@ def sides_of(recipe: Recipe, factor: int = 1) -> tuple[int, ...]:
     """Sides in pixels of the levels that the stages reach, innermost first; `factor` pixels for one latent."""
     reached = max(stage.levels for stage in recipe.stages)
     return tuple(side * factor for side in level_sides(recipe.sample_size, recipe.rows)[:reached])
-
-
-def sees_text(recipe: Recipe) -> bool:
-    """Whether the model draws from texts."""
-    return recipe.model.get("cross_attention_dim") is not None
 
 
 def subject_prompt(recipe: Recipe) -> str | None:

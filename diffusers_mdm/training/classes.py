@@ -25,9 +25,14 @@ def num_class_embeds(recipe: Recipe) -> int | None:
     return recipe.model.get("num_class_embeds")
 
 
+def sees_text(recipe: Recipe) -> bool:
+    """Whether the model draws from texts."""
+    return recipe.model.get("cross_attention_dim") is not None
+
+
 def draws_classes_alone(recipe: Recipe) -> bool:
     """Whether a class, and no text, says what the model draws."""
-    return num_class_embeds(recipe) is not None and recipe.model.get("cross_attention_dim") is None
+    return num_class_embeds(recipe) is not None and not sees_text(recipe)
 
 
 def pipeline_class(

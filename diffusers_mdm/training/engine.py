@@ -18,7 +18,7 @@ from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .autoencoder import check_clipping, open_vae
 from .checkpoints import WRITE_ERRORS, choose_checkpoint, load_checkpoint, save_checkpoint
 from .classes import find_class_names, keep_class_names, num_class_embeds, pipeline_class
-from .fine_tuning import frozen_text_encoder, level_sides, write_own_embeddings
+from .fine_tuning import frozen_text_encoder, write_own_embeddings
 from .growth import check_frames_can_become
 from .held_out import open_held_out
 from .history import FILE_NAME, History
@@ -29,13 +29,13 @@ from .precision import DTYPES
 from .prior_preservation import prepare_class_pictures
 from .publishing import prepare_repository, push_output
 from .recipe import Recipe
-from .recipe_clips import as_picture_row, stage_frames, stage_rows
+from .recipe_clips import inner_rows, stage_frames, stage_rows
 from .recipe_writing import write_recipe
 from .run import Run, RunOptions
 from .saving import forget_origin
 from .sharding import check_supported
 from .stage import StageHooks, train_stage
-from .stage_data import all_training_captions, open_embeddings, open_joint_pictures, open_stage_images
+from .stage_data import all_training_captions, open_embeddings, open_joint_pictures, open_stage_images, stage_side
 from .text_encoder import build_text_encoder
 from .trackers import start_trackers, tracker_names
 from .validation import check_prompts, draw_validation_grid
@@ -61,7 +61,7 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
     with interruption.listening():
         for stage in recipe.stages[run.progress.stage_index :]:
             factor = scale_factor(run.vae)
-            side = level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1] * factor
+            side = stage_side(recipe, stage, factor)
             frames = stage_frames(recipe, stage)
             clips = f", {frames} frames" if frames > 1 else ""
             logger.info("Stage %s: %d level(s), %d pixels%s.", stage.name, stage.levels, side, clips)
@@ -232,8 +232,7 @@ def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> Ne
         num_levels: how many.
         as_pictures: levels as they are before they have frames.
     """
-    rows = recipe.rows[:num_levels]
-    rows = tuple(map(as_picture_row, rows)) if as_pictures else rows
+    rows = inner_rows(recipe, num_levels, as_pictures)
     unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
     if recipe.zero_init:
         unet.zero_init_()

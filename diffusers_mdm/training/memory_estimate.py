@@ -22,7 +22,7 @@ from .fine_tuning import level_sides
 from .lora import add_lora
 from .precision import frozen_dtype
 from .recipe import Recipe
-from .recipe_clips import as_picture_row, joint_stage, stage_rows, trains_on_pictures
+from .recipe_clips import inner_rows, joint_stage, stage_rows, trains_on_pictures
 from .recipe_stage import StageRecipe
 from .run import RunOptions
 from .stage_setup import freeze_levels
@@ -102,8 +102,7 @@ def fake_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> Nes
 
     `as_pictures` means levels as they are before they have frames.
     """
-    rows = recipe.rows[:num_levels]
-    rows = tuple(map(as_picture_row, rows)) if as_pictures else rows
+    rows = inner_rows(recipe, num_levels, as_pictures)
     with torch.device("meta"):
         unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
         if recipe.lora is not None:

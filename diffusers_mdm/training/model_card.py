@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from .. import __version__
 from ..pipelines.latent_space import scale_factor
 from .card_example import usage
-from .card_facts import is_hub_id, public_name, sees_text, sides_of, subject_prompt
-from .classes import draws_classes_alone, num_class_embeds
+from .card_facts import is_hub_id, public_name, sides_of, subject_prompt
+from .classes import draws_classes_alone, num_class_embeds, sees_text
 from .curve_plot import can_plot, plot_curves
 from .history import FILE_NAME as HISTORY_FILE
 from .history import History

@@ -34,10 +34,15 @@ def as_picture_row(row: LevelConfig) -> LevelConfig:
     return dataclasses.replace(row, num_frames=1, temporal_layers_per_block=None, temporal_rotary=False)
 
 
+def inner_rows(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> tuple[LevelConfig, ...]:
+    """The rows of the inner `num_levels` levels, innermost first; `as_pictures`: before they have frames."""
+    rows = recipe.rows[:num_levels]
+    return tuple(map(as_picture_row, rows)) if as_pictures else rows
+
+
 def stage_rows(recipe: Recipe, stage: StageRecipe) -> tuple[LevelConfig, ...]:
     """The level rows of the model that a stage trains, innermost first."""
-    rows = recipe.rows[: stage.levels]
-    return tuple(map(as_picture_row, rows)) if stage.as_pictures else rows
+    return inner_rows(recipe, stage.levels, stage.as_pictures)
 
 
 def stage_frames(recipe: Recipe, stage: StageRecipe) -> int:

@@ -4,7 +4,6 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from .captioned_images import CaptionedImages
 from .data import TrainingImages, open_text_embeddings, open_training_images, open_validation_images, training_captions
@@ -52,10 +51,10 @@ def open_stage_images(recipe: Recipe, stage: StageRecipe, embeddings: Embeddings
         factor: pixels for one latent along a side.
     """
     data = data_of(recipe, stage)
-    side, micro, features = _side(recipe, stage) * factor, _micro(recipe, stage), _features(data, embeddings)
+    side, micro, features = stage_side(recipe, stage, factor), _micro(recipe, stage), _features(data, embeddings)
     if recipe.prior_preservation is not None:
         return open_subject_images(recipe, side, micro, features)
-    return open_training_images(data, side, micro, features, **_frames(recipe, stage))
+    return open_training_images(data, side, micro, features, stage_frames(recipe, stage))
 
 
 def open_joint_pictures(
@@ -73,12 +72,13 @@ def open_held_out_images(
 ) -> CaptionedImages | None:
     """The held-out ones of what a stage trains on; None if there are none."""
     data = data_of(recipe, stage)
-    side, micro, features = _side(recipe, stage) * factor, _micro(recipe, stage), _features(data, embeddings)
-    return open_validation_images(data, side, micro, features, **_frames(recipe, stage))
+    side, micro, features = stage_side(recipe, stage, factor), _micro(recipe, stage), _features(data, embeddings)
+    return open_validation_images(data, side, micro, features, stage_frames(recipe, stage))
 
 
-def _side(recipe: Recipe, stage: StageRecipe) -> int:
-    return level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1]
+def stage_side(recipe: Recipe, stage: StageRecipe, factor: int = 1) -> int:
+    """Side in pixels of what a stage trains on, that of its outermost level; `factor` pixels for one latent."""
+    return level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1] * factor
 
 
 def _micro(recipe: Recipe, stage: StageRecipe) -> dict[str, float]:
@@ -87,7 +87,3 @@ def _micro(recipe: Recipe, stage: StageRecipe) -> dict[str, float]:
 
 def _features(data: DataRecipe, embeddings: Embeddings) -> TextEmbeddings | None:
     return None if data.embeddings_dir is None else embeddings[data.embeddings_dir]
-
-
-def _frames(recipe: Recipe, stage: StageRecipe) -> dict[str, Any]:
-    return {"num_frames": stage_frames(recipe, stage)}
