@@ -8,16 +8,14 @@ side, over all frames.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers.utils.logging import tqdm
 
 from ..pipelines.pipeline_mdm_video import MDMVideoPipeline
-from ..pipelines.pipeline_output import MDMVideoPipelineOutput
 from .data import open_validation_images, to_unit_range
 from .recipe import DataRecipe
-from .retrieval import COMPARED_SIDE, nearest_rows, pool_to_side
+from .retrieval import COMPARED_SIDE, nearest_rows, pooled_drawings
 
 
 @dataclass(frozen=True)
@@ -73,24 +71,12 @@ def evaluate_clips(
         seed: of the noise.
         **settings: arguments of the pipeline, such as `guidance_scale`.
     """
-    nearest: list[int] = []
-    drawn_motion, true_motion = 0.0, 0.0
-    for start in tqdm(range(0, len(rows), batch_size), desc="drawing"):
-        batch = rows[start : start + batch_size]
-        output = pipeline(
-            prompt=[captions[row] for row in batch],
-            generator=[torch.Generator().manual_seed(seed + row) for row in batch],
-            output_type="pt",
-            **settings,
-        )
-        frames = cast(torch.Tensor, cast(MDMVideoPipelineOutput, output).frames).float().cpu() * 2 - 1
-        pooled = pool_to_side(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        nearest += nearest_rows(pooled, gallery).tolist()
-        drawn_motion += float(motion(pooled).sum())
-        true_motion += float(motion(gallery[list(batch)]).sum())
+    wanted, seeds = [captions[row] for row in rows], [seed + row for row in rows]
+    drawn = torch.cat(list(pooled_drawings(pipeline, "prompt", wanted, seeds, batch_size, **settings)))
+    found, true = gallery[nearest_rows(drawn, gallery)], gallery[list(rows)]
     # Two captions can have the very same clip; each counts as the other's.
-    hits = sum(bool((gallery[wanted] == gallery[found]).all()) for wanted, found in zip(rows, nearest, strict=True))
-    return ClipScores(len(rows), hits / len(rows), drawn_motion / true_motion)
+    hits = (found == true).flatten(1).all(1)
+    return ClipScores(len(rows), float(hits.double().mean()), float(motion(drawn).sum() / motion(true).sum()))
 
 
 def motion(clips: torch.Tensor) -> torch.Tensor:

@@ -5,10 +5,10 @@ Pictures are compared by the L2 distance of their pixels, averaged down to 16 pi
 free of any other model, and exact recall of a caption's own picture out of thousands is no accident.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import torch
@@ -17,7 +17,6 @@ from diffusers.utils.logging import tqdm
 
 from ..pipelines.pipeline_mdm import MDMPipeline
 from ..pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
-from ..pipelines.pipeline_output import MDMPipelineOutput
 from .data import square_pixels, to_unit_range
 
 COMPARED_SIDE = 16
@@ -109,6 +108,35 @@ def score_rows(gallery: Gallery, rows: Sequence[int], nearest: Sequence[int]) ->
     return RetrievalScores(len(pairs), sum(same) / len(pairs), share(gallery.styles), share(gallery.labels))
 
 
+def pooled_drawings(
+    pipeline: Any, argument: str, wanted: Sequence[Any], seeds: Sequence[int], batch_size: int, **settings: Any
+) -> Iterator[torch.Tensor]:
+    """Draw pictures or clips batch by batch, and average them down to 16 pixels a side.
+
+    Args:
+        pipeline: draws.
+        argument: of the pipeline that says what is drawn, such as "prompt".
+        wanted: its values, one a drawing.
+        seeds: of the noise of each, so that a drawing does not depend on the others.
+        batch_size: drawings at a time.
+        **settings: further arguments of the pipeline, such as `num_inference_steps`.
+
+    Yields:
+        `(B, 3, 16, 16)`, or of clips `(B, F, 3, 16, 16)`, in [-1, 1] on the CPU.
+    """
+    for start in tqdm(range(0, len(wanted), batch_size), desc="drawing"):
+        part = slice(start, start + batch_size)
+        drawn = pipeline(
+            **{argument: list(wanted[part])},
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            output_type="pt",
+            return_dict=False,
+            **settings,
+        )[0]
+        pictures = drawn.float().cpu() * 2 - 1
+        yield pool_to_side(pictures.flatten(0, -4)).unflatten(0, pictures.shape[:-3])
+
+
 def draw_nearest(
     pipeline: MDMPipeline, gallery: Gallery, rows: Sequence[int], batch_size: int, seed: int, **settings: Any
 ) -> list[int]:
@@ -117,19 +145,9 @@ def draw_nearest(
     Row r starts from noise seeded with `seed + r`, so a drawing does not depend on the others. `settings` are
     arguments of the pipeline, such as `num_inference_steps`, `guidance_scale` and `height`.
     """
-    nearest: list[int] = []
-    for start in tqdm(range(0, len(rows), batch_size), desc="drawing"):
-        batch = rows[start : start + batch_size]
-        output = pipeline(
-            prompt=[gallery.captions[row] for row in batch],
-            generator=[torch.Generator().manual_seed(seed + row) for row in batch],
-            output_type="pt",
-            **settings,
-        )
-        images = cast(torch.Tensor, cast(MDMPipelineOutput, output).images)
-        pooled = pool_to_side(images.float().cpu() * 2 - 1)
-        nearest += nearest_rows(pooled, gallery.pixels).tolist()
-    return nearest
+    captions, seeds = [gallery.captions[row] for row in rows], [seed + row for row in rows]
+    drawings = pooled_drawings(pipeline, "prompt", captions, seeds, batch_size, **settings)
+    return [row for pooled in drawings for row in nearest_rows(pooled, gallery.pixels).tolist()]
 
 
 def evaluate_retrieval(
@@ -178,17 +196,10 @@ def evaluate_classes(
         **settings: arguments of the pipeline, such as `guidance_scale`.
     """
     wanted = [label for label in range(pipeline.null_class) for _ in range(num_per_class)]
-    hits: dict[int, int] = dict.fromkeys(wanted, 0)
-    for start in tqdm(range(0, len(wanted), batch_size), desc="drawing"):
-        batch = wanted[start : start + batch_size]
-        output = pipeline(
-            class_labels=batch,
-            generator=[torch.Generator().manual_seed(seed + start + place) for place in range(len(batch))],
-            output_type="pt",
-            **settings,
-        )
-        images = cast(torch.Tensor, cast(MDMPipelineOutput, output).images)
-        nearest = nearest_rows(pool_to_side(images.float().cpu() * 2 - 1), gallery).tolist()
-        for label, row in zip(batch, nearest, strict=True):
-            hits[label] += classes[row] == label
+    seeds = range(seed, seed + len(wanted))
+    drawings = pooled_drawings(pipeline, "class_labels", wanted, seeds, batch_size, **settings)
+    nearest = [row for pooled in drawings for row in nearest_rows(pooled, gallery).tolist()]
+    hits = dict.fromkeys(wanted, 0)
+    for label, row in zip(wanted, nearest, strict=True):
+        hits[label] += classes[row] == label
     return {label: count / num_per_class for label, count in hits.items()}
