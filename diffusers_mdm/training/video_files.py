@@ -69,16 +69,9 @@ def measure_video(path: Path) -> VideoSize:
     """Count the frames of a video file by decoding it; errors as `video_frames`."""
     # One line a frame, which holds its number of bytes, and no pixels.
     output = ["-frames:v", str(MAX_CLIP_FRAMES + 1), "-noautoscale", "-c:v", "rawvideo", "-f", "framecrc", "-"]
-    with tempfile.TemporaryFile() as errors:
-        listing = subprocess.run(
-            _command(path, output),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-        )
-        _check(listing.returncode, errors, path)
-    text = listing.stdout.decode("ascii", "replace")
+    with _running(path, output) as ffmpeg:
+        text = ffmpeg.read().decode("ascii", "replace")
+        ffmpeg.check()
     frames = [line.split(",") for line in text.splitlines() if line and not line.startswith("#")]
     dimensions = _DIMENSIONS.search(text)
     if dimensions is None or not frames:
@@ -106,6 +99,24 @@ def _decoded(path: Path, size: VideoSize, wanted: Sequence[int]) -> Iterator[Ima
         "-",
     ]
     num_bytes = size.width * size.height * 3
+    with _running(path, output) as ffmpeg:
+        for _ in wanted:
+            pixels = ffmpeg.read(num_bytes)
+            if len(pixels) < num_bytes:
+                ffmpeg.check()
+                raise UnusableSampleError(f"it is damaged: one of the frames {list(wanted)} is missing")
+            yield Image.frombytes("RGB", (size.width, size.height), pixels)
+
+
+class _Ffmpeg(NamedTuple):
+    """A running ffmpeg: what it writes, and a check, at its end, whether it could read the file."""
+
+    read: Callable[..., bytes]
+    check: Callable[[], None]
+
+
+@contextlib.contextmanager
+def _running(path: Path, output: Sequence[str]) -> Iterator[_Ffmpeg]:
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             _command(path, output),
@@ -116,12 +127,7 @@ def _decoded(path: Path, size: VideoSize, wanted: Sequence[int]) -> Iterator[Ima
         )
         with process:  # closes the pipe and waits
             try:
-                for _ in wanted:
-                    pixels = cast(IO[bytes], process.stdout).read(num_bytes)
-                    if len(pixels) < num_bytes:
-                        _check(process.wait(), errors, path)
-                        raise UnusableSampleError(f"it is damaged: one of the frames {list(wanted)} is missing")
-                    yield Image.frombytes("RGB", (size.width, size.height), pixels)
+                yield _Ffmpeg(cast(IO[bytes], process.stdout).read, lambda: _check(process.wait(), errors, path))
             finally:
                 process.kill()  # the reader may have stopped early
 
