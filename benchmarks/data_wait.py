@@ -15,10 +15,10 @@ from typing import Any
 
 from measuring import EMOJI_RECIPE, describe_machine
 
-from diffusers_mdm.training.engine import run_recipe
-from diffusers_mdm.training.history import FILE_NAME, History
-from diffusers_mdm.training.recipe import Recipe, ValidationRecipe, load_recipe
-from diffusers_mdm.training.run import RunOptions
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe, ValidationRecipe, load_recipe
+from diffusers_mdm.training.state.history import FILE_NAME, History
+from diffusers_mdm.training.state.run import RunOptions
 
 REPORTS = 5  # of each stage
 
@@ -52,7 +52,7 @@ def train_briefly(recipe: Recipe, output_dir: Path, steps: int, num_workers: int
 
 
 def shares_of_stages(rows: list[dict[str, Any]]) -> list[DataWait]:
-    """Summarise the reports, stage by stage; later ones weigh as much as the time they took."""
+    """Summarise the reports, stage by stage; later ones weigh as the time they took."""
     waits = []
     images_before = 0
     for stage in dict.fromkeys(row["stage"] for row in rows):

@@ -21,11 +21,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from measuring import ROOT, count_flops, describe_machine, forward_and_backward, random_inputs
 
-from diffusers_mdm.training.engine import build_unet, run_recipe
-from diffusers_mdm.training.history import FILE_NAME, History
-from diffusers_mdm.training.recipe import Recipe, load_recipe
-from diffusers_mdm.training.recipe_stage import StageRecipe
-from diffusers_mdm.training.run import RunOptions
+from diffusers_mdm.training.loop.engine import build_unet, run_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe, load_recipe
+from diffusers_mdm.training.recipe.stage import StageRecipe
+from diffusers_mdm.training.state.history import FILE_NAME, History
+from diffusers_mdm.training.state.run import RunOptions
 
 RECIPE = ROOT / "training" / "recipes" / "emoji_growth.yaml"
 PROGRESSIVE, SCRATCH = "from the inside out", "all levels from the start"

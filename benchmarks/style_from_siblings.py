@@ -2,10 +2,11 @@
 """How well can a held-out emoji be known from the same emoji in its other styles? A yardstick for the demo model.
 
 The demo model is asked for emoji in a style in which it never saw them, and its drawing counts as right if the
-nearest picture of the data set (see `diffusers_mdm.training.retrieval`) has the asked style. What it can know of such
-a picture are the same emoji in the other styles, its siblings, and how the styles of other emoji differ. Here a ridge
-regression is given exactly that: from the pixels of the siblings it predicts the held-out picture, fitted on all emoji
-that the training split has in the wanted style and in those of the siblings. It is scored as the drawings are.
+nearest picture of the data set (see `diffusers_mdm.training.commands.retrieval`) has the asked style. What it can
+know of such a picture are the same emoji in the other styles, its siblings, and how the styles of other emoji
+differ. Here a ridge regression is given exactly that: from the pixels of the siblings it predicts the held-out
+picture, fitted on all emoji that the training split has in the wanted style and in those of the siblings. It is
+scored as the drawings are.
 
 It is linear, so this is a yardstick and not a bound.
 
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from measuring import ROOT, describe_machine
 
-from diffusers_mdm.training.retrieval import Gallery, RetrievalScores, load_gallery, nearest_rows, score_rows
+from diffusers_mdm.training.commands.retrieval import Gallery, RetrievalScores, load_gallery, nearest_rows, score_rows
 
 DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
 

@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from measuring import ROOT, describe_machine, random_inputs, time_by_turns
 
-from diffusers_mdm.training.engine import build_unet, run_recipe
-from diffusers_mdm.training.history import FILE_NAME, History
-from diffusers_mdm.training.recipe import Recipe, load_recipe
-from diffusers_mdm.training.run import RunOptions
+from diffusers_mdm.training.loop.engine import build_unet, run_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe, load_recipe
+from diffusers_mdm.training.state.history import FILE_NAME, History
+from diffusers_mdm.training.state.run import RunOptions
 
 RECIPE = ROOT / "training" / "recipes" / "emoji_growth.yaml"
 NO_SHARING = "no sharing"

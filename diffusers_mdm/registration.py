@@ -99,7 +99,7 @@ def _register_auto_pipeline(module: Any) -> None:
 
 
 class _AutoPipelineFinder(importlib.abc.MetaPathFinder):
-    """Registers the pipeline as soon as the host's auto pipelines are imported, and not before: they import every
+    """Registers the pipeline as the host's auto pipelines are imported, and not before: they import every
     pipeline of the host, which takes longer than all of this package.
     """
 

@@ -8,8 +8,13 @@ import argparse
 from pathlib import Path
 
 from diffusers_mdm import MDMClassConditionalPipeline
-from diffusers_mdm.training.evaluation_command import drawing_settings, evaluation_parser, open_pipeline, write_report
-from diffusers_mdm.training.retrieval import evaluate_classes, load_class_gallery
+from diffusers_mdm.training.commands.evaluation_command import (
+    drawing_settings,
+    evaluation_parser,
+    open_pipeline,
+    write_report,
+)
+from diffusers_mdm.training.commands.retrieval import evaluate_classes, load_class_gallery
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-styles-64"
 

@@ -9,9 +9,14 @@ import dataclasses
 from pathlib import Path
 
 from diffusers_mdm import MDMVideoPipeline
-from diffusers_mdm.training.clip_retrieval import evaluate_clips, load_clip_gallery
-from diffusers_mdm.training.evaluation_command import drawing_settings, evaluation_parser, open_pipeline, write_report
-from diffusers_mdm.training.retrieval import choose_rows
+from diffusers_mdm.training.commands.clip_retrieval import evaluate_clips, load_clip_gallery
+from diffusers_mdm.training.commands.evaluation_command import (
+    drawing_settings,
+    evaluation_parser,
+    open_pipeline,
+    write_report,
+)
+from diffusers_mdm.training.commands.retrieval import choose_rows
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-clips-64"
 
@@ -36,7 +41,7 @@ def main() -> None:
     scores = evaluate_clips(pipeline, gallery, captions, rows, args.batch_size, args.seed, **drawing_settings(args))
     print(
         f"{scores.num_drawn} drawn; the nearest of {len(captions)} clips is the captioned one for {scores.clip:.1%}; "
-        f"they move {scores.motion:.2f} times as much as the captioned ones"
+        f"they move {scores.motion:.2f} times as the captioned ones"
     )
     write_report(args, dataclasses.asdict(scores))
 

@@ -9,8 +9,13 @@ import dataclasses
 from pathlib import Path
 
 from diffusers_mdm import MDMPipeline
-from diffusers_mdm.training.evaluation_command import drawing_settings, evaluation_parser, open_pipeline, write_report
-from diffusers_mdm.training.retrieval import GROUPS, evaluate_retrieval, load_gallery
+from diffusers_mdm.training.commands.evaluation_command import (
+    drawing_settings,
+    evaluation_parser,
+    open_pipeline,
+    write_report,
+)
+from diffusers_mdm.training.commands.retrieval import GROUPS, evaluate_retrieval, load_gallery
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-styles-64"
 

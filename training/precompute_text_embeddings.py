@@ -21,14 +21,21 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from diffusers_mdm.training.command_line import one_line
-from diffusers_mdm.training.fine_tuning import frozen_text_encoder, texts_of
-from diffusers_mdm.training.flag_groups import DATA, FLAGS, Flag, count
-from diffusers_mdm.training.flags import OneLineParser, add_flag, base_recipe, check_together, given_flags, override
+from diffusers_mdm.training.commands.fine_tuning import frozen_text_encoder, texts_of
+from diffusers_mdm.training.commands.flag_table import DATA, FLAGS, Flag, count
+from diffusers_mdm.training.commands.flags import (
+    OneLineParser,
+    add_flag,
+    base_recipe,
+    check_together,
+    given_flags,
+    override,
+)
+from diffusers_mdm.training.commands.messages import one_line
+from diffusers_mdm.training.data.text_features_writer import CaptionEncoder, write_text_embeddings
 from diffusers_mdm.training.precision import DTYPES
-from diffusers_mdm.training.recipe import Recipe
-from diffusers_mdm.training.run import RunOptions
-from diffusers_mdm.training.text_embeddings_writer import CaptionEncoder, write_text_embeddings
+from diffusers_mdm.training.recipe.recipe import Recipe
+from diffusers_mdm.training.state.run import RunOptions
 
 SHARED = [
     *(FLAGS[name] for name in ("recipe", "pretrained_model_name_or_path", "revision", "variant")),

@@ -9,7 +9,7 @@ r"""Train a Matryoshka diffusion model from pictures with classes, stage by stag
 Repeating the command resumes from its newest checkpoint.
 """
 
-from diffusers_mdm.training.commands import CLASS_CONDITIONAL, run_command
+from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, run_command
 
 
 def main() -> None:

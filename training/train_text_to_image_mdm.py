@@ -8,7 +8,7 @@ r"""Train a Matryoshka diffusion model from text-image pairs, stage by stage fro
 Repeating the command resumes from its newest checkpoint.
 """
 
-from diffusers_mdm.training.commands import TEXT_TO_IMAGE, run_command
+from diffusers_mdm.training.commands.run_command import TEXT_TO_IMAGE, run_command
 
 
 def main() -> None:

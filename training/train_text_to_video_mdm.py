@@ -11,7 +11,7 @@ r"""Train a Matryoshka diffusion model from captioned clips, from pictures to cl
 Repeating the command resumes from its newest checkpoint.
 """
 
-from diffusers_mdm.training.commands import TEXT_TO_VIDEO, run_command
+from diffusers_mdm.training.commands.run_command import TEXT_TO_VIDEO, run_command
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def assemble_pipeline(
         dtype: what the encoder is loaded in.
 
     Raises:
-        ValueError: the encoder's output is not as wide as the model's input.
+        ValueError: the encoder's output is not as the model's input.
         OSError: there is no such encoder.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer, MT5EncoderModel, T5EncoderModel, UMT5EncoderModel

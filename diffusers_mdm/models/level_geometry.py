@@ -35,7 +35,7 @@ def check_sample(pyramid: Pyramid, all_rows: Sequence[LevelConfig], in_channels:
     """Refuse what is no pyramid of the inner levels of a model.
 
     Args:
-        pyramid: levels, innermost first; as many as shall run.
+        pyramid: levels, innermost first; as shall run.
         all_rows: of the model.
         in_channels: of the model.
 

@@ -15,13 +15,13 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 
 from diffusers_mdm.loaders import MDMLoraLoaderMixin
-from diffusers_mdm.pipelines import input_checks as checks
-from diffusers_mdm.pipelines.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
-from diffusers_mdm.pipelines.denoising import DenoisingMixin, Sample
-from diffusers_mdm.pipelines.known_pixels import KnownPixels
-from diffusers_mdm.pipelines.latent_space import clips_to_pictures
+from diffusers_mdm.pipelines.drawing import input_checks as checks
+from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
+from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
+from diffusers_mdm.pipelines.drawing.latent_space import clips_to_pictures
+from diffusers_mdm.pipelines.drawing.loop import DenoisingMixin, Sample
+from diffusers_mdm.pipelines.drawing.text_encoding import PromptEncodingMixin
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
-from diffusers_mdm.pipelines.text_encoding import PromptEncodingMixin
 from diffusers_mdm.pyramid import Pyramid, as_pyramid
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 

@@ -10,10 +10,10 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusers_mdm.models import NestedUNetModel
-from diffusers_mdm.pipelines import input_checks as checks
-from diffusers_mdm.pipelines.class_labels import ClassLabelMixin, normalised_id2label
-from diffusers_mdm.pipelines.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
-from diffusers_mdm.pipelines.image_inputs import check_rows
+from diffusers_mdm.pipelines.drawing import input_checks as checks
+from diffusers_mdm.pipelines.drawing.class_labels import ClassLabelMixin, normalised_id2label
+from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
+from diffusers_mdm.pipelines.drawing.image_inputs import check_rows
 from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 

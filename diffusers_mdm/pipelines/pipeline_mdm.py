@@ -13,9 +13,9 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusers_mdm.models import NestedUNetModel
-from diffusers_mdm.pipelines import input_checks as checks
-from diffusers_mdm.pipelines.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.denoising import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.drawing import input_checks as checks
+from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
+from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
 from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.schedulers import MatryoshkaScheduler
@@ -33,7 +33,7 @@ class MDMPipeline(MDMPipelineBase):
             `clip_sample=False`). All sizes in pixels are then those of decoded pictures; the noise and samples of
             `latents`, callbacks and `output_type="latent"` are latents of unit variance. None for a model of pixels.
 
-    Each may be None as long as nothing asks for it: with prompt embeddings no text encoder is needed, and
+    Each may be None as nothing asks for it: with prompt embeddings no text encoder is needed, and
     `encode_prompt` needs nothing else.
     """
 

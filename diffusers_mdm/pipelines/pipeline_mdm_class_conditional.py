@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from diffusers_mdm.pipelines.class_labels import ClassLabels
-from diffusers_mdm.pipelines.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.denoising import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
+from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
+from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 

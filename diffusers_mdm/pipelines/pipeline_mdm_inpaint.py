@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from diffusers_mdm.pipelines import input_checks as checks
-from diffusers_mdm.pipelines.class_labels import ClassLabels
-from diffusers_mdm.pipelines.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.denoising import Drawing, Sample, StepCallback
-from diffusers_mdm.pipelines.image_inputs import ImageInput, Pictures, read_images, read_masks
-from diffusers_mdm.pipelines.known_pixels import KnownPixels, pool_mask
+from diffusers_mdm.pipelines.drawing import input_checks as checks
+from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
+from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
+from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, Pictures, read_images, read_masks
+from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels, pool_mask
+from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.drawing.resampling import resampled_positions
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pipelines.pipeline_picture_base import PicturePipelineBase
-from diffusers_mdm.pipelines.resampling import resampled_positions
 from diffusers_mdm.pyramid import Pyramid
 
 

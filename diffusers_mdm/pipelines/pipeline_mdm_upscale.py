@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from diffusers_mdm.pipelines import input_checks as checks
-from diffusers_mdm.pipelines.class_labels import ClassLabels
-from diffusers_mdm.pipelines.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.consistency import project_onto_average, round_to_eight_bits
-from diffusers_mdm.pipelines.denoising import Drawing, Sample, StepCallback
-from diffusers_mdm.pipelines.image_inputs import ImageInput, read_images
+from diffusers_mdm.pipelines.drawing import input_checks as checks
+from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
+from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
+from diffusers_mdm.pipelines.drawing.consistency import project_onto_average, round_to_eight_bits
+from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, read_images
+from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.drawing.resampling import resampled_positions
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pipelines.pipeline_picture_base import PicturePipelineBase
-from diffusers_mdm.pipelines.resampling import resampled_positions
 from diffusers_mdm.pyramid import Pyramid
 
 
@@ -56,7 +56,7 @@ class MDMUpscalePipeline(PicturePipelineBase):
         checks.check_picture_size("image", *size, sides, self.picture_multiples)
         if max(size) == sides[-1]:
             raise ValueError(
-                f"`image` is {size[0]} x {size[1]} pixels, as large as this model draws; give pictures of an inner "
+                f"`image` is {size[0]} x {size[1]} pixels, as this model draws; give pictures of an inner "
                 f"doll, whose larger side is one of {', '.join(map(str, sides[:-1]))}."
             )
         factors = [side // max(size) for side in sides if side > max(size)]

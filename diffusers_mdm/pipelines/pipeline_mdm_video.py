@@ -9,17 +9,17 @@ from typing import Any, cast
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from diffusers_mdm.pipelines.class_labels import ClassLabels
-from diffusers_mdm.pipelines.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.denoising import Drawing, Sample, StepCallback
-from diffusers_mdm.pipelines.known_pixels import KnownPixels
+from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
+from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
+from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
+from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import Images, MDMVideoPipelineOutput
 from diffusers_mdm.pyramid import Pyramid, as_pyramid
 
 
 class MDMVideoPipeline(ClassPipelineBase):
-    """Draw clips with a model whose levels have frames, nested in time as well as in space.
+    """Draw clips with a model whose levels have frames, nested in time as in space.
 
     Args:
         unet: the dolls, with `num_frames`; conditioned on texts, classes or both.

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from diffusers_mdm.pipelines.image_inputs import Pictures
-from diffusers_mdm.pipelines.known_pixels import KnownPixels
+from diffusers_mdm.pipelines.drawing.image_inputs import Pictures
+from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pyramid import Pyramid, build_pyramid
 

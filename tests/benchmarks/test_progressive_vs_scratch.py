@@ -5,8 +5,8 @@ import json
 import progressive_vs_scratch
 import pytest
 
-from diffusers_mdm.training.recipe import load_recipe
-from diffusers_mdm.training.recipe_stage import PlateauRecipe
+from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.stage import PlateauRecipe
 
 
 def row(step: int, stage: str, *losses: float) -> dict:

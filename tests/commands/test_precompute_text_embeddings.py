@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from diffusers_mdm import MDMClassConditionalPipeline
-from diffusers_mdm.training.engine import run_recipe
-from diffusers_mdm.training.fine_tuning import recipe_for_pipeline
-from diffusers_mdm.training.recipe import DataRecipe, PretrainedRecipe
-from diffusers_mdm.training.run import RunOptions
-from diffusers_mdm.training.text_embeddings import TextEmbeddings, read_index
+from diffusers_mdm.training.commands.fine_tuning import recipe_for_pipeline
+from diffusers_mdm.training.data.text_features import TextEmbeddings, read_index
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.recipe.recipe import DataRecipe, PretrainedRecipe
+from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import make_pipeline
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from recorded_models import APPLE_MODELS, GOLDEN, checkpoint, config, contents
 from safetensors.torch import load_file
 
 from diffusers_mdm.conversion.apple_mdm import (
@@ -25,6 +24,7 @@ from diffusers_mdm.conversion.apple_mdm import (
 from diffusers_mdm.conversion.apple_mdm_config import map_apple_config, read_apple_config
 from diffusers_mdm.conversion.state_dict_table import inner_levels
 from diffusers_mdm.conversion.write_pipeline import same_bits, write_model
+from tests.conversion.recorded_models import APPLE_MODELS, GOLDEN, checkpoint, config, contents
 
 FULLSIZE = json.loads((GOLDEN / "fullsize_state_dict_shapes.json").read_text())
 

@@ -5,11 +5,11 @@ import copy
 
 import pytest
 import torch
-from recorded_models import APPLE_MODELS, config, contents
 
 from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint
 from diffusers_mdm.conversion.apple_mdm_config import map_apple_config, read_apple_config
 from diffusers_mdm.schedulers import MatryoshkaScheduler
+from tests.conversion.recorded_models import APPLE_MODELS, config, contents
 
 
 def source(name: str) -> tuple[dict, dict, object]:

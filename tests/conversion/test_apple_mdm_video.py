@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 import yaml as yaml_text
-from recorded_models import checkpoint, config, contents
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
 from diffusers_mdm.conversion.apple_mdm import (
@@ -20,6 +19,7 @@ from diffusers_mdm.conversion.apple_mdm import (
 )
 from diffusers_mdm.conversion.apple_mdm_config import check_published_frames, map_apple_config, read_apple_config
 from diffusers_mdm.conversion.write_pipeline import same_bits, write_model
+from tests.conversion.recorded_models import checkpoint, config, contents
 
 VIDEO = "nested_unet_video"
 

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from recorded_models import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from diffusers_mdm.conversion.community_mdm import (
@@ -14,6 +13,7 @@ from diffusers_mdm.conversion.community_mdm import (
     map_community_config,
     number_attentions,
 )
+from tests.conversion.recorded_models import GOLDEN
 
 COMMUNITY = GOLDEN / "community_unet"
 

@@ -3,11 +3,11 @@
 
 import pytest
 import torch
-from recorded_models import APPLE_MODELS, COMMUNITY_NESTED, GOLDEN, checkpoint, config, predict
 from safetensors.torch import load_file
 
 from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint
 from diffusers_mdm.conversion.community_mdm import convert_community_checkpoint
+from tests.conversion.recorded_models import APPLE_MODELS, COMMUNITY_NESTED, GOLDEN, checkpoint, config, predict
 
 # Observed in float32 on CPU: at most 3.4e-6.
 TOLERANCE = 1e-5

@@ -9,9 +9,9 @@ import zipfile
 
 import pytest
 import torch
-from recorded_models import APPLE_MODELS, GOLDEN, checkpoint
 
 from diffusers_mdm.conversion.untrusted_checkpoint import PickledObject, read_untrusted_checkpoint
+from tests.conversion.recorded_models import APPLE_MODELS, GOLDEN, checkpoint
 
 
 class Runs:

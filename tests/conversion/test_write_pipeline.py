@@ -3,7 +3,6 @@
 
 import pytest
 import torch
-from recorded_models import checkpoint
 
 from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint
 from diffusers_mdm.conversion.write_pipeline import (
@@ -13,6 +12,7 @@ from diffusers_mdm.conversion.write_pipeline import (
     write_folder,
     write_model,
 )
+from tests.conversion.recorded_models import checkpoint
 
 
 def entries(folder) -> list[str]:

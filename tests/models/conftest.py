@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TEXT_WIDTH, randomize, two_level_config, video_config
 
 from diffusers_mdm import NestedUNetModel
+from tests.models.tiny_models import TEXT_WIDTH, randomize, two_level_config, video_config
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 
 import pytest
 import torch
-from tiny_models import softmax_attention
 
 from diffusers_mdm.models.attention import MatryoshkaAttnProcessor, SpatialAttention
 from diffusers_mdm.models.text_conditioning import TextConditioning, masked_mean
+from tests.models.tiny_models import softmax_attention
 
 ROUNDING = {"rtol": 0, "atol": 2e-5}
 SAME = {"rtol": 0, "atol": 0}

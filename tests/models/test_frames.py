@@ -3,7 +3,6 @@
 
 import pytest
 import torch
-from tiny_models import softmax_attention
 from torch import nn
 
 from diffusers_mdm.models import temporal
@@ -16,6 +15,7 @@ from diffusers_mdm.models.frames import (
     untile_frames,
 )
 from diffusers_mdm.models.temporal import FrameDownsample, FrameUpsample, TemporalAttention
+from tests.models.tiny_models import softmax_attention
 
 ROUNDING = {"rtol": 0, "atol": 2e-5}
 SAME = {"rtol": 0, "atol": 0}

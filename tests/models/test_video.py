@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from tiny_models import randomize, video_config
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
 from diffusers_mdm.models.frames import on_tiled_frames
+from tests.models.tiny_models import randomize, video_config
 
 SAME = {"rtol": 0, "atol": 0}
 # Another batch size may choose another kernel; single precision then differs in the last bits.

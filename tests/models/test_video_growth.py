@@ -5,9 +5,9 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import randomize
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
+from tests.models.tiny_models import randomize
 
 SAME = {"rtol": 0, "atol": 0}
 TEMPORAL_ROW = LevelConfig(

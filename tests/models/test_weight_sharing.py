@@ -9,10 +9,10 @@ import torch
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny_models import randomize, video_config
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
 from diffusers_mdm.models.weight_sharing import borrowed_names
+from tests.models.tiny_models import randomize, video_config
 
 SAME = {"rtol": 0, "atol": 0}
 ROUNDING = {"rtol": 0, "atol": 2e-5}

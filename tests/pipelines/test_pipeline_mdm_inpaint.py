@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from diffusers_mdm import MDMInpaintPipeline, MDMPipeline
-from diffusers_mdm.pipelines.known_pixels import pool_mask
+from diffusers_mdm.pipelines.drawing.known_pixels import pool_mask
 from diffusers_mdm.pyramid import pyramid_noise
 from tests.pipelines.tiny_pipeline import seed
 from tests.pipelines.tiny_tasks import eight_bit_pictures, masks, task

@@ -3,10 +3,10 @@
 
 import datasets
 import pytest
-from tiny_clips import write_clips
-from tiny_run import write_pictures
 
 from tests.pipelines.tiny_pipeline import make_pipeline
+from tests.training.tiny_clips import write_clips
+from tests.training.tiny_run import write_pictures
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from tiny_run import RECIPES, SHAPES
 
 from diffusers_mdm import MDMClassConditionalPipeline
-from diffusers_mdm.training.recipe import Recipe, load_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe, load_recipe
 from tests.pipelines.tiny_pipeline import make_scheduler
 from tests.pipelines.tiny_tasks import make_class_unet
+from tests.training.tiny_run import RECIPES, SHAPES
 
 NAMES = dict(enumerate(SHAPES))
 

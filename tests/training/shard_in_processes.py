@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-from diffusers_mdm.training.sharding import let_shared_layers_stand_alone, whole
+from diffusers_mdm.training.state.sharding import let_shared_layers_stand_alone, whole
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_unet
 
 SHARED = {"share_time_embedding": (False, True), "share_blocks": (False, True)}

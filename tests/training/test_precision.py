@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusers_mdm.training.precision import DTYPES, frozen_dtype
-from diffusers_mdm.training.recipe import Precision
+from diffusers_mdm.training.recipe.recipe import Precision
 
 
 @pytest.mark.parametrize("name", get_args(Precision))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import datasets
 from PIL import Image, ImageDraw
-from tiny_run import COLORS, RECIPES
 
-from diffusers_mdm.training.recipe import Recipe, load_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe, load_recipe
+from tests.training.tiny_run import COLORS, RECIPES
 
 NUM_FRAMES = 8
 

@@ -5,11 +5,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tiny_run import tiny_recipe
-
-from diffusers_mdm.training.recipe import Recipe
-from diffusers_mdm.training.recipe_vae import VaeRecipe
+from diffusers_mdm.training.recipe.recipe import Recipe
+from diffusers_mdm.training.recipe.vae import VaeRecipe
 from tests.pipelines.tiny_tasks import make_vae, task
+from tests.training.tiny_run import tiny_recipe
 
 FACTOR, CHANNELS = 2, 4  # of `make_vae`
 

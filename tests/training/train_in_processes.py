@@ -16,15 +16,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
-from tiny_run import tiny_recipe
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from diffusers_mdm.training import stage as stage_module
-from diffusers_mdm.training.engine import run_recipe
-from diffusers_mdm.training.interruption import RunInterrupted
-from diffusers_mdm.training.recipe import LoraRecipe, OptimizerRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe
-from diffusers_mdm.training.run import Run, RunOptions
+from diffusers_mdm.training.loop import stage as stage_module
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.interruption import RunInterrupted
+from diffusers_mdm.training.recipe.recipe import (
+    LoraRecipe,
+    OptimizerRecipe,
+    PretrainedRecipe,
+    Recipe,
+    TextEncoderRecipe,
+)
+from diffusers_mdm.training.state.run import Run, RunOptions
+from tests.training.tiny_run import tiny_recipe
 
 # Sections that the tiny recipe lacks, or that are given whole.
 SECTIONS = {"lora": LoraRecipe, "pretrained": PretrainedRecipe, "text_encoder": TextEncoderRecipe}

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The resolved run in words, for `--dry_run`. No model is made: its parameters are counted on the meta device."""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, T5Config
+
+from ...pipelines.pipeline_mdm import MDMPipeline
+from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
+from ..recipe.clips import data_of, has_clips, joint_stage, sources, stage_frames
+from ..recipe.recipe import DataRecipe, Recipe
+from ..recipe.stage import StageRecipe
+from ..state.run import RunOptions
+from .fine_tuning import level_sides
+from .memory_estimate import StageMemory, count, estimate_stage, fake_unet, freeze
+
+GIB = 2**30
+
+
+def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processes: int = 1) -> str:
+    """What would be trained: levels and parameters, and for every stage its end, its batch, and the memory it takes.
+
+    Args:
+        recipe: the run, with the changes of flags.
+        options: how it is run; they matter to the memory.
+        num_processes: that share a step.
+    """
+    options = options or RunOptions(output_dir=Path(recipe.name))
+    num_text_parameters, num_vae_parameters = count_text_parameters(recipe), count_vae_parameters(recipe)
+    factor = None if num_vae_parameters is None else scale_factor_of(recipe, local_files_only=True)
+    lines = [
+        f"{recipe.name}: {len(recipe.levels)} level(s), data {_data(recipe)}",
+        *_describe_models(recipe, num_text_parameters, factor),
+        *_describe_vae(recipe, num_vae_parameters),
+    ]
+    for stage in recipe.stages:
+        lines += _describe_stage(recipe, stage, num_processes, factor)
+        memory = estimate_stage(recipe, stage, options, num_text_parameters, num_vae_parameters)
+        lines.append(f"    memory a process: {_describe_memory(memory)}")
+    lines.append(
+        "  memory: weights, gradients, optimizer and averages by numbers of parameters, activations by a forward pass "
+        "on tensors without contents; kernels and the allocator take more."
+    )
+    return "\n".join(lines)
+
+
+def _data(recipe: Recipe) -> str:
+    return " and pictures ".join(_source(data) for data in sources(recipe))
+
+
+def _source(data: DataRecipe) -> str:
+    return data.path if data.path is not None else ", ".join(data.shards or ())
+
+
+def _describe_models(recipe: Recipe, num_text_parameters: int | None, factor: int | None) -> Iterable[str]:
+    if recipe.pretrained is not None:
+        yield f"  starts from {recipe.pretrained.path}"
+    unet = fake_unet(recipe, len(recipe.levels))
+    plain = {name: value for name, value in unet.named_parameters() if ".lora_" not in name}
+    total = sum(value.numel() for name, value in plain.items() if not name.startswith("levels."))
+    yield f"  shared by the levels (text, classes): {total:,} parameters"
+    for position in range(len(recipe.levels)):
+        own = sum(value.numel() for name, value in plain.items() if name.startswith(f"levels.{position}."))
+        total += own
+        side = _describe_side(recipe, position, factor)
+        yield f"  level {position}: {side}, {own:,} parameters; U-Net up to it: {total:,}"
+    if recipe.lora is not None:
+        yield f"  LoRA of rank {recipe.lora.rank}: {count(unet, trained_only=True):,} parameters"
+    if num_text_parameters is None:
+        encoder, source = recipe.text_encoder, recipe.pretrained
+        where = (encoder and encoder.pretrained) or (source and source.path)
+        yield f"  text encoder of {where}: not on this machine, not counted"
+    elif num_text_parameters:
+        verb = "trained" if recipe.trains_text_encoder else "frozen"
+        yield f"  text encoder: {num_text_parameters:,} parameters, {verb}"
+    else:
+        yield "  text encoder: none in memory"
+
+
+def _describe_side(recipe: Recipe, level: int, factor: int | None) -> str:
+    """Side of a level in pixels and, over latents, in these; `factor` is None if the autoencoder is not known."""
+    side = level_sides(recipe.sample_size, recipe.rows)[level]
+    if recipe.vae is None:
+        return f"{side} pixels"
+    return f"{side} latents" if factor is None else f"{side * factor} pixels ({side} latents)"
+
+
+def _describe_vae(recipe: Recipe, num_parameters: int | None) -> Iterable[str]:
+    if recipe.vae is None:
+        return
+    path = source_of(recipe.vae, recipe.pretrained)["path"]
+    known = "not on this machine, not counted" if num_parameters is None else f"{num_parameters:,} parameters, frozen"
+    yield f"  autoencoder of {path}: {known}"
+
+
+def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, factor: int | None) -> Iterable[str]:
+    unet = fake_unet(recipe, stage.levels, stage.as_pictures)
+    freeze(unet, recipe, stage)
+    side = _describe_side(recipe, stage.levels - 1, factor)
+    per_step = stage.images_per_step * num_processes
+    yield (
+        f"  stage {stage.name}: levels 0-{stage.levels - 1}, {side}{_describe_kind(recipe, stage)}, "
+        f"{_describe_end(stage, num_processes)}, "
+        f"rows per level {list(stage.rows_per_level)}, weights {list(stage.weights)}, {stage.loss_weighting} loss, "
+        f"lr {stage.learning_rate:g} {stage.lr_scheduler}, {count(unet, trained_only=True):,} parameters of the U-Net "
+        "learn"
+    )
+    yield (
+        f"    a step: {per_step} images = {num_processes} process(es) x {stage.gradient_accumulation_steps} "
+        f"accumulated x {stage.batch_size}"
+    )
+    pictures = joint_stage(recipe, stage)
+    if pictures is not None:
+        reach = "all levels" if pictures.levels == stage.levels else f"levels 0-{pictures.levels - 1}"
+        yield (
+            f"    beside them: {pictures.images_per_step * num_processes} pictures through {reach}, from "
+            f"{_source(data_of(recipe, pictures))}"
+        )
+
+
+def _describe_kind(recipe: Recipe, stage: StageRecipe) -> str:
+    if not has_clips(recipe):
+        return ""
+    frames = stage_frames(recipe, stage)
+    return f", clips of {frames} frames" if frames > 1 else ", pictures"
+
+
+def _describe_end(stage: StageRecipe, num_processes: int) -> str:
+    """When the stage is over, such as "4 steps x 8 = 32 images"."""
+    per_step = stage.images_per_step * num_processes
+    steps = stage.max_steps(num_processes)
+    plateau = stage.until_plateau
+    until = [] if steps is None else [f"{steps:,} steps x {per_step} = {steps * per_step:,} images"]
+    if plateau is not None:
+        until.append(f"until {plateau.patience} measurements, one every {plateau.every_steps} steps, bring no gain")
+    return " or ".join(until)
+
+
+def _describe_memory(memory: StageMemory) -> str:
+    parts = [(field.name.replace("_", " "), getattr(memory, field.name)) for field in fields(memory)]
+    parts = [(name, value) for name, value in parts if name != "autoencoder" or value != 0]
+    spelled = " + ".join(f"{name} {'unknown' if value is None else f'{value / GIB:.2f}'}" for name, value in parts)
+    return f"{memory.total / GIB:.2f} GiB = {spelled}"
+
+
+def count_text_parameters(recipe: Recipe) -> int | None:
+    """Parameters of the text encoder that a run keeps in memory: 0 without one, None if its config is not at hand."""
+    encoder = recipe.text_encoder
+    if encoder is None or recipe.data.embeddings_dir is not None:
+        return 0
+    if encoder.d_model is not None and encoder.tokenizer is not None and encoder.num_heads is not None:
+        config = T5Config(
+            vocab_size=encoder.tokenizer.vocab_size,
+            d_model=encoder.d_model,
+            d_kv=encoder.d_model // encoder.num_heads,
+            d_ff=encoder.d_ff,
+            num_layers=encoder.num_layers,
+            num_heads=encoder.num_heads,
+            feed_forward_proj="gated-gelu",
+        )
+        return _count_on_meta("T5EncoderModel", config)
+    try:
+        if encoder.pretrained is not None:
+            config = AutoConfig.from_pretrained(encoder.pretrained, local_files_only=True)
+            return _count_on_meta("T5EncoderModel", config)
+        source = recipe.pretrained
+        if source is None:
+            return None
+        where = {"revision": source.revision, "local_files_only": True}
+        name = MDMPipeline.load_config(source.path, **where)["text_encoder"][1]
+        config = AutoConfig.from_pretrained(source.path, subfolder="text_encoder", **where)
+    except OSError:
+        return None
+    return _count_on_meta(name, config)
+
+
+def _count_on_meta(name: str, config: transformers.PretrainedConfig) -> int:
+    with torch.device("meta"):
+        return count(getattr(transformers, name)(config))

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of the training command, named as in the host's scripts, and the field that each of them sets.
+
+A field is written "options.seed" (of `RunOptions`), "data.path" (of a part of `Recipe`), "recipe.use_ema" (of the
+recipe itself) or "stages.batch_size" (of every stage). Flags without a field are worked out in flags.py.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from ..recipe.recipe import DataRecipe, Precision, PriorRecipe
+from ..recipe.stage import StageRecipe
+
+SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag. `convert` is None for a switch, which can be given as `--name` and as `--no-name`."""
+
+    name: str
+    field: str | None
+    help: str
+    convert: Callable[[str], Any] | None = str
+    choices: tuple[str, ...] | None = None
+    is_list: bool = False
+
+
+def switch(name: str, field: str | None, text: str) -> Flag:
+    """A flag without a value."""
+    return Flag(name, field, text, convert=None)
+
+
+def choices_of(cls: type, field: str) -> tuple[str, ...]:
+    """What the dataclass field allows, with `None` left out."""
+    hint = get_type_hints(cls)[field]
+    options = [option for option in get_args(hint) if option is not type(None)]
+    return tuple(option for option in options if isinstance(option, str)) or get_args(options[0])
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read "1,0.5,0.25"."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read "to_q,to_k"."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def tracker(text: str) -> str | None:
+    """A tracker's name; "none" for no tracker."""
+    return None if text == "none" else text
+
+
+WHAT = (
+    Flag("recipe", None, "YAML file with model, data and stages; other flags change its fields in every stage", Path),
+    Flag(
+        "pretrained_model_name_or_path",
+        "pretrained.path",
+        "saved pipeline to start from, a folder or Hub id; without --recipe it is fine-tuned",
+    ),
+    Flag("revision", "pretrained.revision", "branch, tag or commit of the pipeline on the Hub"),
+    Flag(
+        "pretrained_vae_model_name_or_path",
+        "vae.pretrained",
+        "saved autoencoder whose latents are learnt, a folder or Hub id (default: the pipeline's, if it has one)",
+    ),
+    Flag("variant", "pretrained.variant", "variant of the pipeline's weight files, such as fp16"),
+    Flag(
+        "train_levels",
+        None,
+        "train the inner so many levels only (default: all the pipeline has); of a recipe, the stages up to them",
+        count,
+    ),
+    Flag("resolution", None, "the same by the side in pixels of the outermost level to train", count),
+    Flag(
+        "num_frames",
+        None,
+        "make a pipeline of pictures one of clips with so many frames; without --recipe, which has them in its levels",
+        count,
+    ),
+    switch("dry_run", None, "print what would be trained and what memory it takes, and stop"),
+)
+
+DATA = (
+    Flag("dataset_name", "data.path", "dataset on the Hub, or a folder with one"),
+    Flag("dataset_config_name", "data.config_name", "configuration of the dataset"),
+    Flag("train_data_dir", "data.path", "folder with parquet files, or pictures and a metadata.jsonl"),
+    Flag("shards", "data.shards", "WebDataset tar files; {000..123} in a name stands for many", is_list=True),
+    Flag("image_column", "data.image_column", "column with the pictures (default image)"),
+    Flag("video_column", "data.video_column", "column with the clips, for models of these"),
+    Flag(
+        "frame_stride", "data.frame_stride", "take every so many-th frame (default: spread over the whole clip)", count
+    ),
+    Flag("caption_column", "data.caption_column", "column with the captions (default text)"),
+    Flag("label_column", "data.label_column", "column with the classes, for models that have them"),
+    Flag("validation_split", "data.validation_split", "split whose pictures are held out for the validation loss"),
+    Flag("validation_shards", "data.validation_shards", "the same beside --shards", is_list=True),
+    Flag("max_train_samples", "data.max_train_samples", "use so many pictures only", count),
+    switch("center_crop", "data.center_crop", "crop squares from the centre, otherwise at random"),
+    switch("random_flip", "data.random_flip", "mirror half of the pictures"),
+    Flag(
+        "image_interpolation_mode",
+        "data.image_interpolation_mode",
+        "how pictures are resized (default area, as between the levels)",
+        choices=choices_of(DataRecipe, "image_interpolation_mode"),
+    ),
+    Flag("min_image_side", "data.min_image_side", "skip pictures with a side of fewer pixels", int),
+    Flag("max_skipped_images", "data.max_skipped_images", "stop after so many unreadable or small pictures", int),
+    Flag("embeddings_dir", "data.embeddings_dir", "text embeddings to read in place of a text encoder in memory"),
+    Flag("dataloader_num_workers", "options.dataloader_num_workers", "processes that read pictures (default 0)", int),
+    Flag("cache_dir", "options.cache_dir", "where downloaded models and data are kept"),
+)
+
+STAGES = (
+    Flag(
+        "train_batch_size",
+        "stages.batch_size",
+        "pictures per forward pass and process (default 16, subjects 4)",
+        count,
+    ),
+    Flag(
+        "max_train_steps", "options.max_train_steps", "optimizer steps; with --recipe at most so many a stage", count
+    ),
+    Flag("num_train_epochs", None, "passes over the pictures, where --max_train_steps is not given", count),
+    Flag(
+        "joint_pictures",
+        "stages.joint_pictures",
+        "pictures beside the clips of a forward pass: the recipe's, or single frames of clips",
+        int,
+    ),
+    Flag("gradient_accumulation_steps", "stages.gradient_accumulation_steps", "forward passes per step", count),
+    Flag(
+        "learning_rate",
+        "stages.learning_rate",
+        "(default 1e-5, with --rank 1e-4, with --instance_data_dir 5e-6)",
+        float,
+    ),
+    switch("scale_lr", None, "multiply it by the pictures of a step: processes, accumulation and batch size"),
+    Flag(
+        "lr_scheduler",
+        "stages.lr_scheduler",
+        "(default constant)",
+        choices=choices_of(StageRecipe, "lr_scheduler"),
+    ),
+    Flag("lr_warmup_steps", "stages.lr_warmup_steps", "optimizer steps of linear warm-up (default 0)", int),
+    Flag("lr_num_cycles", "stages.lr_num_cycles", "of cosine_with_restarts", count),
+    Flag("lr_power", "stages.lr_power", "of polynomial", float),
+    Flag(
+        "level_learning_rate_scales",
+        "stages.level_learning_rate_scales",
+        "learning rate of each level over the common one, innermost first, as 0.1,1",
+        numbers,
+    ),
+    Flag("frozen_levels", "stages.frozen_levels", "so many inner levels do not learn", int),
+    switch("train_text_encoder", "text_encoder.train_text_encoder", "train the text encoder, too"),
+    Flag("text_encoder_lr", None, "learning rate of the text encoder, where it differs", float),
+    Flag("max_sequence_length", "text_encoder.max_sequence_length", "captions are cut after so many tokens", count),
+)
+
+LOSS = (
+    Flag("level_weights", "stages.level_weights", "loss weight of each level, innermost first, as 1,1", numbers),
+    Flag(
+        "batch_fractions",
+        "stages.batch_fractions",
+        "share of the batch that each level sees, innermost first, as 1,0.5",
+        numbers,
+    ),
+    Flag(
+        "loss_weighting",
+        "stages.loss_weighting",
+        "error of the noise or of v (default epsilon)",
+        choices=choices_of(StageRecipe, "loss_weighting"),
+    ),
+    Flag("snr_gamma", "stages.snr_gamma", "min-SNR weighting; the paper recommends 5", float),
+    Flag("noise_offset", "stages.noise_offset", "scale of a random shift of the noise's mean", float),
+    Flag(
+        "proportion_empty_prompts",
+        "stages.caption_dropout",
+        "share of captions replaced by none (default 0.1, subjects 0)",
+        float,
+    ),
+    Flag(
+        "timestep_bias_strategy",
+        "stages.timestep_bias_strategy",
+        "which time steps are drawn more often",
+        choices=choices_of(StageRecipe, "timestep_bias_strategy"),
+    ),
+    Flag("timestep_bias_portion", "stages.timestep_bias_portion", "share of the range that is favoured", float),
+    Flag("timestep_bias_multiplier", "stages.timestep_bias_multiplier", "how many times as often", float),
+)
+
+OPTIMIZER = (
+    Flag("adam_beta1", "optimizer.adam_beta1", "(default 0.9)", float),
+    Flag("adam_beta2", "optimizer.adam_beta2", "(default 0.999)", float),
+    Flag("adam_epsilon", "optimizer.adam_epsilon", "(default 1e-8)", float),
+    Flag("adam_weight_decay", "optimizer.adam_weight_decay", "(default 0, as in the published runs)", float),
+    Flag("max_grad_norm", "optimizer.max_grad_norm", "limit of the gradient's norm (default 2)", float),
+    switch("use_ema", "recipe.use_ema", "average the weights; the averages are drawn with and saved"),
+    Flag("ema_max_decay", "stages.ema_decay", "upper limit of the averages' decay (default 0.9999)", float),
+    switch("offload_ema", "options.offload_ema", "keep the averages in the CPU's memory"),
+    switch("foreach_ema", "options.foreach_ema", "update the averages in one call (default)"),
+)
+
+LORA = (
+    Flag("rank", "lora.rank", "train LoRA matrices of this rank and nothing else", count),
+    Flag("lora_alpha", "lora.alpha", "scale of LoRA, over the rank (default: the rank)", float),
+    Flag("lora_dropout", "lora.dropout", "(default 0)", float),
+    Flag("lora_layers", "lora.target_modules", "layers, as to_q,to_k (default: attention projections)", names),
+)
+
+SUBJECT = (
+    Flag("instance_data_dir", "data.path", "folder with a few pictures of the subject"),
+    Flag("instance_prompt", "data.caption", "what they show, with a rare word for the subject"),
+    switch("with_prior_preservation", None, "train on as many pictures of the subject's class, too"),
+    Flag("class_data_dir", "prior_preservation.class_data_dir", "folder with pictures of the class"),
+    Flag("class_prompt", "prior_preservation.class_prompt", "what they show; missing ones are drawn from this"),
+    Flag("num_class_images", "prior_preservation.num_class_images", "how many there shall be (default 100)", count),
+    Flag("prior_loss_weight", "prior_preservation.weight", "weight of their loss (default 1)", float),
+    Flag("sample_batch_size", "prior_preservation.sample_batch_size", "pictures drawn at once (default 4)", count),
+    Flag(
+        "prior_generation_precision",
+        "prior_preservation.precision",
+        "they are drawn in (default: that of the run); no means fp32",
+        choices=("no", *choices_of(PriorRecipe, "precision")),
+    ),
+    switch(
+        "pre_compute_text_embeddings",
+        "options.pre_compute_text_embeddings",
+        "encode all captions first, and train without the text encoder",
+    ),
+)
+
+VALIDATION = (
+    Flag("validation_prompts", "validation.prompts", "texts to draw", is_list=True),
+    Flag("validation_prompt", "validation.prompts", "one text to draw", lambda text: (text,)),
+    Flag("num_validation_images", "validation.num_validation_images", "pictures of each text", count),
+    Flag("validation_steps", "options.validation_steps", "draw and measure every so many steps", count),
+    Flag("validation_epochs", None, "the same in passes over the pictures", count),
+)
+
+OUTPUT = (
+    Flag("output_dir", "options.output_dir", "checkpoints, samples, logs and the final pipeline", Path),
+    Flag("seed", "options.seed", "start of all random streams (default 0)", int),
+    Flag("checkpointing_steps", "options.checkpointing_steps", "checkpoint every so many steps (default 500)", count),
+    Flag("checkpoints_total_limit", "options.checkpoints_total_limit", "checkpoints to keep (default 2)", count),
+    Flag(
+        "resume_from_checkpoint",
+        "options.resume_from_checkpoint",
+        "latest (default), none, or a checkpoint's name or folder",
+    ),
+    Flag("report_to", "options.report_to", "tracker: tensorboard (default), wandb, all or none", tracker),
+    Flag("tracker_project_name", "options.tracker_project_name", "the tracker's name for this kind of run"),
+    Flag("logging_dir", "options.logging_dir", "of the tracker, inside --output_dir (default logs)"),
+    Flag("logging_steps", "options.logging_steps", "report losses every so many steps (default 50)", count),
+    Flag("save_dtype", "options.save_dtype", "of the final pipeline (default fp32)", choices=SAVE_PRECISIONS),
+    switch("push_to_hub", "options.push_to_hub", "upload the final pipeline"),
+    Flag("hub_model_id", "options.hub_model_id", "its repository (default: the output folder's name)"),
+    Flag("hub_token", "options.hub_token", "to write with; better is `hf auth login`, which no log shows"),
+    switch("hub_private_repo", "options.hub_private_repo", "make that repository private"),
+    Flag("license", "options.license", "of the result, for its model card, such as apache-2.0 (default: none said)"),
+)
+
+SPEED = (
+    Flag("mixed_precision", "options.mixed_precision", "(default: the recipe's, or no)", choices=get_args(Precision)),
+    switch("gradient_checkpointing", "options.gradient_checkpointing", "compute twice to keep less in memory"),
+    switch("allow_tf32", "options.allow_tf32", "faster matrix products in fp32 on NVIDIA devices"),
+    switch("torch_compile", "options.torch_compile", "compile the U-Net"),
+    Flag("attention_backend", "options.attention_backend", "of diffusers, such as _native_math, fast in bf16 on CPUs"),
+)
+
+GROUPS: dict[str, tuple[Flag, ...]] = {
+    "what is trained": WHAT,
+    "pictures and captions": DATA,
+    "stages": STAGES,
+    "loss": LOSS,
+    "optimizer and averages": OPTIMIZER,
+    "LoRA": LORA,
+    "subjects (DreamBooth)": SUBJECT,
+    "validation": VALIDATION,
+    "output": OUTPUT,
+    "speed and memory": SPEED,
+}
+FLAGS: dict[str, Flag] = {flag.name: flag for group in GROUPS.values() for flag in group}
+
+
+def fields_of(part: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values whose flags set a field of `part` ("data", "stages" …), by field name."""
+    fields = {}
+    for name, value in given.items():
+        target = FLAGS[name].field if name in FLAGS else None
+        if target is not None and target.startswith(f"{part}."):
+            fields[target.removeprefix(f"{part}.")] = value
+    return fields

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a clip that nobody vouches for to some of its frames: animated pictures, video files, folders of pictures."""
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, features
+
+from .images import (
+    CENTER,
+    MAX_FILE_BYTES,
+    Crop,
+    Interpolation,
+    UnusableSampleError,
+    known_formats,
+    open_image,
+    reasons_of_decoders,
+    square_pixels,
+)
+from .videos import MAX_CLIP_FRAMES, is_video, video_frames
+
+# Formats of Pillow whose frames belong together; the pages of a TIFF file, for one, do not.
+ANIMATED_FORMATS = ("GIF", "WEBP", "AVIF", "PNG")
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm")
+_HEAD_BYTES = 256
+_EXPECTED = "an animated picture (GIF, WebP, AVIF, APNG) or a video file (MP4, MOV, WebM, MKV, AVI, MPEG …)"
+
+FrameChooser = Callable[[int], Sequence[int]]
+"""Gets the number of frames of a clip and gives the rising numbers of those wanted."""
+
+
+def clip_pixels(
+    frames: Iterator[Image.Image], side: int, interpolation: Interpolation = "area", crop: Crop = CENTER
+) -> torch.Tensor:
+    """Cut the same largest square out of all frames and resize it: uint8 (3, F, side, side).
+
+    Args:
+        frames: pictures of one size.
+        side: S, in pixels.
+        interpolation: see `square_pixels`.
+        crop: where the square is taken.
+    """
+    return torch.stack([square_pixels(frame, side, interpolation, crop) for frame in frames], dim=1)
+
+
+def clip_frames(source: bytes | str | Path, choose: FrameChooser) -> Iterator[Image.Image]:
+    """Decode some frames of a clip, one at a time, in their order and of equal size.
+
+    Args:
+        source: content of a file, or the path of one or of a folder with the pictures of the clip, which are sorted by
+            the numbers in their names.
+        choose: which frames; it refuses a clip that is too short.
+
+    Raises:
+        UnusableSampleError: if it is no clip, broken, cut short, changes in size, or has more pixels than Pillow's own
+            limit.
+        ValueError: if a library is missing.
+    """
+    if isinstance(source, bytes):
+        frames = _file_frames(source, source[:_HEAD_BYTES], choose)
+    elif Path(source).is_dir():
+        frames = _folder_frames(Path(source), choose)
+    else:
+        frames = _file_frames(Path(source), _head_of(Path(source)), choose)
+    size = None
+    for frame in frames:
+        if size is not None and frame.size != size:
+            raise UnusableSampleError(
+                f"its frames change in size, from {size[0]} x {size[1]} to {frame.width} x {frame.height} pixels; "
+                "expected one size for all"
+            )
+        size = frame.size
+        yield frame
+
+
+def _head_of(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UnusableSampleError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB; cut it into clips")
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise UnusableSampleError(f"it cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _file_frames(source: bytes | Path, head: bytes, choose: FrameChooser) -> Iterator[Image.Image]:
+    if _is_avif(head):
+        if not features.check("avif"):
+            raise ValueError(
+                "This Pillow cannot read AVIF clips: pip install 'diffusers-mdm[video]', which asks for 11.3."
+            )
+    elif is_video(head):
+        yield from video_frames(source, choose)
+        return
+    elif not head.startswith((b"GIF8", b"RIFF", b"\x89PNG")):
+        raise UnusableSampleError(f"it is no clip; expected {_EXPECTED}")
+    yield from _animated_frames(source if isinstance(source, bytes) else source.read_bytes(), choose)
+
+
+def _is_avif(head: bytes) -> bool:
+    brands = head[8 : int.from_bytes(head[:4], "big")]
+    return head[4:8] == b"ftyp" and (b"avif" in brands or b"avis" in brands)
+
+
+def _animated_frames(content: bytes, choose: FrameChooser) -> Iterator[Image.Image]:
+    with reasons_of_decoders():
+        image = Image.open(io.BytesIO(content), formats=known_formats(ANIMATED_FORMATS))
+        # The picture that programs without APNG show need not be a frame.
+        before = int(getattr(image, "default_image", False))
+        count = getattr(image, "n_frames", 1) - before
+    if image.format == "GIF" and not content.rstrip(b"\0\r\n ").endswith(b";"):
+        raise UnusableSampleError("it is cut short: its last byte is not that of a GIF file")
+    if count > MAX_CLIP_FRAMES:
+        raise UnusableSampleError(f"it has more than {MAX_CLIP_FRAMES} frames; cut it into clips")
+    for number in choose(count):
+        with reasons_of_decoders():
+            image.seek(before + number)
+            frame = image.copy()
+            ImageOps.exif_transpose(frame, in_place=True)
+        yield frame
+
+
+def _folder_frames(folder: Path, choose: FrameChooser) -> Iterator[Image.Image]:
+    names = [path.name for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+    names = sorted((name for name in names if not name.startswith(".")), key=_by_number)
+    if not names:
+        raise UnusableSampleError(f"its folder has no pictures; expected frames such as 0001{FRAME_SUFFIXES[0]}")
+    for number in choose(len(names)):
+        try:
+            yield open_image(folder / names[number])
+        except UnusableSampleError as error:
+            raise UnusableSampleError(f"frame {names[number]}: {error}") from error
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts 2.png before 10.png."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures or clips that can be had by their number; decoded once and kept in memory where all of them fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from .batch import Batch
+from .order import BatchOrder, PositionedBatches
+from .reading import BatchReader, Request, SampleSource, checked, closed_at_exit, read_batches
+from .samples import Row, SampleDecoder, choose_caption
+from .skip_budget import Skip, SkipBudget
+from .text_features import TextEmbeddings
+
+CACHE_LIMIT_BYTES = 512 * 2**20  # decoded pictures of one stage are kept in memory below this size
+
+
+class NumberedSource(SampleSource, Protocol):
+    """Samples with the references 0, 1 …"""
+
+    def __len__(self) -> int: ...
+
+
+class CaptionedImages:
+    """The pictures or clips of one split at one side, by number.
+
+    Args:
+        source: where they are stored.
+        decoder: how they become rows.
+        skipped: counts the broken ones.
+        embeddings: features of their captions.
+    """
+
+    def __init__(
+        self,
+        source: NumberedSource,
+        decoder: SampleDecoder,
+        skipped: SkipBudget,
+        embeddings: TextEmbeddings | None = None,
+    ):
+        self.source, self.decoder, self.skipped, self.embeddings = source, decoder, skipped, embeddings
+        shape = (len(source), *decoder.shape)
+        self.kept = None if decoder.is_random or math.prod(shape) > CACHE_LIMIT_BYTES else KeptRows(shape)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def reader(self, seed: int) -> BatchReader:
+        """Reads what is not kept; `seed` is that of random crops, frames and choices of captions."""
+        return BatchReader(self.source, self.decoder, seed, self.skipped.limit, self.embeddings)
+
+    def load(self, rows: Sequence[int], positions: Sequence[int] | None = None, seed: int = 0) -> Batch:
+        """Some pictures as a batch.
+
+        Args:
+            rows: their numbers.
+            positions: the place of each in the stream, on which its random choices depend; by default its number.
+            seed: of these choices.
+
+        Raises:
+            ValueError: if too many pictures had to be skipped.
+        """
+        positions = rows if positions is None else positions
+        if self.kept is None:
+            reading = self.reader(seed)[Request(list(positions), list(rows))]
+            self.skipped.add(reading.skips)
+            return checked(*reading)
+        self.decode(rows)
+        batch = self.kept.batch(rows, positions, seed)
+        return batch if self.embeddings is None else self.embeddings.add_to(batch)
+
+    def decode(self, rows: Sequence[int]) -> None:
+        """Decode those of the pictures that are kept in memory and are not there yet.
+
+        Raises:
+            ValueError: if too many pictures had to be skipped.
+        """
+        if self.kept is None:
+            return
+        reader = self.reader(0)
+        for row in rows:
+            if self.kept.captions[row] is None:
+                skips: list[Skip] = []
+                found = reader.read_row(row, row, Request([row], [row]), skips)
+                self.skipped.add(skips)
+                if found is None:
+                    checked(None, skips)
+                else:
+                    self.kept.put(row, found[0], found[1].captions)
+
+
+class KeptRows:
+    """Decoded pictures in one tensor of shape (N, 3, …), from which a batch is one indexing operation."""
+
+    def __init__(self, shape: Sequence[int]):
+        self.pixels = torch.empty(*shape, dtype=torch.uint8)
+        self.captions: list[str | Sequence[str] | None] = [None] * len(self.pixels)  # None: not decoded yet
+        self.labels: torch.Tensor | None = None
+        self.micro_conditioning: dict[str, torch.Tensor] = {}
+
+    def put(self, number: int, row: Row, captions: str | Sequence[str]) -> None:
+        """Keep a picture."""
+        self.pixels[number] = row.pixels
+        for key, value in row.micro_conditioning.items():
+            self.micro_conditioning.setdefault(key, torch.zeros(len(self.pixels)))[number] = value
+        if row.label is not None:
+            if self.labels is None:
+                self.labels = torch.zeros(len(self.pixels), dtype=torch.int64)
+            self.labels[number] = row.label
+        self.captions[number] = captions
+
+    def batch(self, rows: Sequence[int], positions: Sequence[int], seed: int) -> Batch:
+        """Pictures that are kept, as a batch without text features."""
+        numbers = torch.tensor(rows, dtype=torch.int64)
+        return Batch(
+            pixels=self.pixels[numbers],
+            captions=[
+                choose_caption(self.captions[row] or "", seed, position)
+                for row, position in zip(rows, positions, strict=True)
+            ],
+            positions=torch.tensor(positions, dtype=torch.int64),
+            micro_conditioning={key: values[numbers] for key, values in self.micro_conditioning.items()},
+            class_labels=None if self.labels is None else self.labels[numbers],
+        )
+
+
+class ShuffledImages:
+    """Pictures for training, in an order that depends on seed and place alone.
+
+    Attributes:
+        images: the pictures.
+        skipped: the broken ones.
+    """
+
+    def __init__(self, images: CaptionedImages):
+        self.images, self.skipped = images, images.skipped
+        images.decode(range(len(images)))
+
+    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
+        """The micro-batches of one process from optimizer step `start_step` on, without end.
+
+        Pictures that are kept in memory are taken from there, and `num_workers` are not started.
+        """
+        places = PositionedBatches(len(self.images), order, start_step)
+        if self.images.kept is not None:
+            return self._kept_batches(places, order.seed)
+        requests = _Requests(places)
+        return closed_at_exit(read_batches(self.images.reader(order.seed), requests, num_workers, self.skipped))
+
+    def _kept_batches(self, places: PositionedBatches, seed: int) -> Generator[Batch, None, None]:
+        for pairs in places:
+            yield self.images.load([row for _, row in pairs], [place for place, _ in pairs], seed)
+
+
+class _Requests:
+    """Requests for the rows at the places of an order."""
+
+    def __init__(self, places: PositionedBatches):
+        self.places = places
+
+    def __iter__(self) -> Iterator[Request]:
+        for pairs in self.places:
+            references: list[Any] = [row for _, row in pairs]
+            yield Request([place for place, _ in pairs], references)

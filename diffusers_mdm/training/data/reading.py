@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the pictures of a batch, here or in worker processes, with a neighbour in the place of a broken one."""
+
+import atexit
+import contextlib
+import itertools
+import signal
+import weakref
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .batch import Batch
+from .images import UnusableSampleError
+from .samples import Row, Sample, SampleDecoder, choose_caption
+from .skip_budget import Skip, SkipBudget
+from .text_features import TextEmbeddings
+
+PREFETCHED_BATCHES = 2  # of each worker
+SIGNAL_GRACE_SECONDS = 600
+
+
+class Request(NamedTuple):
+    """Which samples a micro-batch consists of.
+
+    Attributes:
+        positions: place of each row in the stream of the stage.
+        references: a sample for each row, in the terms of their source.
+        spares: stand in for samples that are broken, the first usable one for each.
+    """
+
+    positions: list[int]
+    references: list[Any]
+    spares: Sequence[Any] = ()
+
+
+class SampleSource(Protocol):
+    """Where samples are read from."""
+
+    def name(self, reference: Any) -> str:
+        """How a message calls the sample."""
+
+    def read(self, reference: Any) -> Sample:
+        """The sample; `UnusableSampleError` if it is none."""
+
+    def substitutes(self, reference: Any, request: Request) -> Iterable[Any]:
+        """What may stand in for a sample, the first choice first; a function of its arguments alone."""
+
+
+class Reading(NamedTuple):
+    """A batch, and what had to be skipped for it; no batch where nothing could stand in for a sample."""
+
+    batch: Batch | None
+    skips: list[Skip]
+
+
+@dataclass(frozen=True)
+class BatchReader(Dataset[Reading]):
+    """Makes batches of what `source` holds.
+
+    Attributes:
+        source: the samples.
+        decoder: makes rows of them.
+        seed: of the crops, frames and choices of captions.
+        max_skips: after so many broken samples for one row there is no point in going on.
+        embeddings: features of the captions.
+    """
+
+    source: SampleSource
+    decoder: SampleDecoder
+    seed: int
+    max_skips: int
+    embeddings: TextEmbeddings | None = None
+
+    def __getitem__(self, request: Request) -> Reading:
+        """Read one batch."""
+        skips: list[Skip] = []
+        rows, captions = [], []
+        for position, reference in zip(request.positions, request.references, strict=True):
+            found = self.read_row(position, reference, request, skips)
+            if found is None:
+                return Reading(None, skips)
+            rows.append(found[0])
+            captions.append(choose_caption(found[1].captions, self.seed, position))
+        return Reading(stack_rows(rows, captions, request.positions, self.embeddings), skips)
+
+    def read_row(
+        self, position: int, reference: Any, request: Request, skips: list[Skip]
+    ) -> tuple[Row, Sample, Any] | None:
+        """The sample, or the first usable one of its substitutes, decoded; what is skipped joins `skips`."""
+        substitutes = itertools.islice(self.source.substitutes(reference, request), self.max_skips + 1)
+        for candidate in itertools.chain([reference], substitutes):
+            try:
+                sample = self.source.read(candidate)
+                return self.decoder.decode(sample, position, self.seed), sample, candidate
+            except UnusableSampleError as error:
+                skips.append(Skip(self.source.name(candidate), str(error)))
+        return None
+
+
+def stack_rows(
+    rows: Sequence[Row], captions: list[str], positions: Sequence[int], embeddings: TextEmbeddings | None
+) -> Batch:
+    """One batch of rows and their captions."""
+    batch = Batch(
+        pixels=torch.stack([row.pixels for row in rows]),
+        captions=captions,
+        positions=torch.tensor(positions, dtype=torch.int64),
+        micro_conditioning={
+            key: torch.tensor([row.micro_conditioning[key] for row in rows], dtype=torch.float32)
+            for key in rows[0].micro_conditioning
+        },
+        class_labels=None if rows[0].label is None else torch.tensor([row.label for row in rows], dtype=torch.int64),
+    )
+    return batch if embeddings is None else embeddings.add_to(batch)
+
+
+def read_batches(
+    reader: BatchReader, requests: Iterable[Request], num_workers: int, skipped: SkipBudget
+) -> Generator[Batch, None, None]:
+    """Read the requested batches in order, ahead of their use where there are workers.
+
+    Raises:
+        ValueError: if more samples had to be skipped than `skipped` allows, or nothing could stand in for one.
+    """
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=requests,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals,
+        prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
+        # Its own, so that reading does not take a number from the global random stream.
+        generator=torch.Generator().manual_seed(0),
+    )
+    for batch, skips in loader:
+        skipped.add(skips)
+        yield checked(batch, skips)
+
+
+def closed_at_exit(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """The same batches; their workers end in good order even if an error keeps the generator alive to the end."""
+    _open_batches.add(batches)
+    return batches
+
+
+_open_batches: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_batches() -> None:
+    for batches in list(_open_batches):
+        batches.close()
+
+
+def checked(batch: Batch | None, skips: Sequence[Skip]) -> Batch:
+    """The batch, if there is one.
+
+    Raises:
+        ValueError: if nothing could stand in for a broken sample.
+    """
+    if batch is None:
+        raise ValueError(
+            f"Found no usable picture or clip in {len(skips)} tries; the last one, {skips[-1].name}, was skipped "
+            f"because: {skips[-1].reason}."
+        )
+    return batch
+
+
+def _as_it_is(reading: Any) -> Any:
+    return reading
+
+
+def _outlive_signals(worker: int) -> None:
+    # A signal to all processes is the main one's business, which saves a checkpoint and then ends its workers. If they
+    # went at once, torch would raise an error in the middle of that. One that is forgotten goes by itself.
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SIGNAL_GRACE_SECONDS))

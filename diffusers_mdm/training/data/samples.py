@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one stored sample, a picture or a clip, to one row of a batch, for every kind of data set."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from ..recipe.recipe import DataRecipe
+from ..seeds import derive_seed
+from .clips import clip_frames, clip_pixels
+from .frame_choice import FrameChoice
+from .images import CENTER, Crop, Interpolation, UnusableSampleError, open_image, square_pixels
+from .micro_conditioning import check_offsets, micro_values
+
+# The random streams of a row, beside those of the training loop and of `frame_choice`.
+_CAPTION_STREAM, _CROP_STREAM = 101, 102
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture or clip as it is stored.
+
+    Attributes:
+        image: the bytes of an image or clip file, or the path of one; for clips also of a folder of pictures.
+        captions: its caption, or several of which each epoch sees one.
+        fields: other columns by name.
+        label: its class, for models with classes.
+    """
+
+    image: bytes | str | Path
+    captions: str | Sequence[str]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    label: int | None = None
+
+
+class Row(NamedTuple):
+    """What is trained on: uint8 (3, S, S), or (3, F, S, S) of a clip, its micro-conditions by name, and its class."""
+
+    pixels: torch.Tensor
+    micro_conditioning: dict[str, float]
+    label: int | None
+
+
+@dataclass(frozen=True)
+class SampleDecoder:
+    """How samples become rows.
+
+    Attributes:
+        side: S, in pixels.
+        interpolation: how pictures are resized.
+        random_crop: take the square anywhere along the longer side, not in the centre.
+        min_image_side: pictures with a shorter side are refused.
+        micro_conditioning: names that the model is conditioned on, with the value where none is known.
+        micro_conditioning_offsets: added to these values.
+        frames: which frames are taken, where samples are clips; None for pictures.
+    """
+
+    side: int
+    interpolation: Interpolation = "area"
+    random_crop: bool = False
+    min_image_side: int = 0
+    micro_conditioning: Mapping[str, float] = field(default_factory=dict)
+    micro_conditioning_offsets: Mapping[str, float] = field(default_factory=dict)
+    frames: FrameChoice | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row's pixels: (3, S, S), or (3, F, S, S) for clips of several frames."""
+        num_frames = () if self.frames is None or self.frames.num_frames == 1 else (self.frames.num_frames,)
+        return (3, *num_frames, self.side, self.side)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a row depends on its place in the stream."""
+        return self.random_crop or (self.frames is not None and self.frames.is_random)
+
+    def centered(self) -> "SampleDecoder":
+        """The same decoder without what is random: squares and frames from the middle."""
+        frames = None if self.frames is None else replace(self.frames, random=False)
+        return replace(self, random_crop=False, frames=frames)
+
+    def decode(self, sample: Sample, position: int, seed: int) -> Row:
+        """Decode, crop and resize a picture, or frames of a clip; what is random depends on (seed, position) alone.
+
+        Raises:
+            UnusableSampleError: if it is broken, too small or too short, or one of its numbers is none.
+        """
+        crop = random_crop(seed, position) if self.random_crop else CENTER
+        choice = self.frames
+        if choice is None:
+            image = open_image(sample.image)
+            short = self._short_side(image)
+            pixels = square_pixels(image, self.side, self.interpolation, crop)
+        else:
+            frames = clip_frames(sample.image, lambda count: choice.indices(count, seed, position))
+            first = next(frames)
+            short = self._short_side(first)
+            pixels = clip_pixels(itertools.chain([first], frames), self.side, self.interpolation, crop)
+            pixels = pixels.reshape(self.shape)
+        try:
+            numbers = micro_values(self.micro_conditioning, short, sample.fields, self.micro_conditioning_offsets)
+        except ValueError as error:
+            raise UnusableSampleError(str(error)) from error
+        return Row(pixels, numbers, sample.label)
+
+    def _short_side(self, image: Image.Image) -> int:
+        short = min(image.size)
+        if short < self.min_image_side:
+            raise UnusableSampleError(
+                f"it has {image.width} x {image.height} pixels, and `min_image_side` is {self.min_image_side}"
+            )
+        return short
+
+
+def sample_decoder(
+    recipe: DataRecipe, side: int, micro_conditioning: Mapping[str, float], num_frames: int = 1
+) -> SampleDecoder:
+    """The decoder that a recipe describes, for training.
+
+    Raises:
+        ValueError: if the recipe changes a micro-condition that the model does not have, or pictures are to have
+            several frames.
+    """
+    check_offsets(micro_conditioning, recipe.micro_conditioning_offsets)
+    if num_frames < 1 or (num_frames > 1 and recipe.video_column is None):
+        raise ValueError(
+            f"`num_frames` is {num_frames}; expected at least 1, and no more without `data.video_column`, which "
+            "names the column with the clips: without it the data are pictures."
+        )
+    frames = None if recipe.video_column is None else FrameChoice(num_frames, recipe.frame_stride)
+    return SampleDecoder(
+        side,
+        recipe.image_interpolation_mode,
+        not recipe.center_crop,
+        recipe.min_image_side,
+        dict(micro_conditioning),
+        dict(recipe.micro_conditioning_offsets),
+        frames,
+    )
+
+
+def random_crop(seed: int, position: int) -> Crop:
+    """The crop of the row at `position`."""
+    number = derive_seed(seed, position, _CROP_STREAM)
+    return Crop((number & 0x7FFFFFFF) / 0x7FFFFFFF, (number >> 31 & 0x7FFFFFFF) / 0x7FFFFFFF)
+
+
+def choose_caption(captions: str | Sequence[str], seed: int, position: int) -> str:
+    """The caption of the row at `position`: one of several is drawn from (seed, position); "" if there is none."""
+    if isinstance(captions, str):
+        return captions
+    if len(captions) < 2:
+        return captions[0] if captions else ""
+    return captions[derive_seed(seed, position, _CAPTION_STREAM) % len(captions)]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a stage has stopped learning: its validation loss, smoothed, no longer falls."""
+
+import math
+from dataclasses import dataclass
+
+from ..recipe.stage import PlateauRecipe
+
+
+@dataclass
+class PlateauState:
+    """What a plateau remembers between measurements; `PlateauState(**dataclasses.asdict(state))` is its copy.
+
+    All fields are finite numbers or None, so that JSON gives them back bit for bit.
+    """
+
+    measurements: int = 0  # finite ones
+    average: float = 0.0  # running mean that began at 0, before its correction
+    best: float | None = None  # lowest smoothed loss that counted as a gain
+    best_step: int = 0
+    without_gain: int = 0  # measurements in a row
+    last_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a measurement decides: whether the stage has ended, and a sentence with the numbers for the log."""
+
+    ended: bool
+    reason: str
+
+
+class Plateau:
+    """Decides from one measurement after the other; equal measurements give equal verdicts, also across a restart.
+
+    With smoothing s, the loss is averaged as m_n = s m_{n-1} + (1 - s) loss_n from m_0 = 0, and the average corrected
+    to m_n / (1 - s^n), so that early ones are not drawn to 0 (the bias correction of Adam, Kingma & Ba 2015, section
+    3). It gains when it lies below (1 - min_gain) times the best one, which it then becomes: small gains add up over
+    the measurements that `patience` allows.
+
+    Args:
+        recipe: the stage's `until_plateau`.
+        state: kept in the checkpoint and changed by `update`; a new one for every stage.
+        level: whose loss is measured, for the sentences; the stage's outermost.
+    """
+
+    def __init__(self, recipe: PlateauRecipe, state: PlateauState, level: int = 0):
+        self.recipe, self.state, self.level = recipe, state, level
+
+    def is_due(self, step: int) -> bool:
+        """Whether to measure after `step` optimizer steps of the stage, once."""
+        return step > (self.state.last_step or 0) and step % self.recipe.every_steps == 0
+
+    def update(self, step: int, loss: float) -> Verdict:
+        """Take in the validation loss after `step` optimizer steps of the stage.
+
+        A loss that is not finite is no gain, and leaves the average alone.
+
+        Raises:
+            ValueError: if `step` is not above the last one: a measurement must not count twice.
+        """
+        recipe, state = self.recipe, self.state
+        if state.last_step is not None and step <= state.last_step:
+            raise ValueError(
+                f"Step {step} was measured already (the last one was {state.last_step}). Measure where `is_due` says "
+                "so, and begin every stage with a new `PlateauState`."
+            )
+        state.last_step = step
+        smoothed = self._smooth(loss) if math.isfinite(loss) else None
+        if smoothed is not None and (state.best is None or smoothed < state.best * (1 - recipe.min_gain)):
+            reason = self._gain(smoothed)
+            state.best, state.best_step, state.without_gain = smoothed, step, 0
+            return Verdict(ended=False, reason=reason)
+        state.without_gain += 1
+        worn_out = state.without_gain >= recipe.patience
+        reason = self._no_gain(smoothed, loss)
+        if worn_out and step < recipe.min_steps:
+            reason += f"; the stage goes on to step {recipe.min_steps} at least"
+        return Verdict(ended=worn_out and step >= recipe.min_steps, reason=reason)
+
+    def _smooth(self, loss: float) -> float:
+        state, past = self.state, self.recipe.smoothing
+        state.measurements += 1
+        state.average = past * state.average + (1 - past) * loss
+        return state.average / (1 - past**state.measurements)
+
+    @property
+    def _name(self) -> str:
+        return f"{'smoothed ' if self.recipe.smoothing else ''}validation loss of level {self.level}"
+
+    def _gain(self, smoothed: float) -> str:
+        best = self.state.best
+        if best is None:
+            return f"{self._name} began at {smoothed:.5g}"
+        share = f"{100 * (1 - smoothed / best):.3g} %"
+        return f"{self._name} {smoothed:.5g} fell by {share} below its best {best:.5g} (step {self.state.best_step})"
+
+    def _no_gain(self, smoothed: float | None, loss: float) -> str:
+        state, recipe = self.state, self.recipe
+        number = f"{loss}" if smoothed is None else f"{smoothed:.5g}"
+        if state.without_gain < recipe.patience:
+            count = f"{state.without_gain} of {recipe.patience} measurements"
+        else:
+            count = "1 measurement" if state.without_gain == 1 else f"{state.without_gain} measurements"
+        if state.best is None:
+            return f"{self._name} {number} was never a finite number in {count}"
+        gain = f"fall by {100 * recipe.min_gain:.3g} %" if recipe.min_gain else "fall"
+        best = f"{state.best:.5g} (step {state.best_step})"
+        return f"{self._name} {number} did not {gain} below its best {best} in {count}"

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stage of training, from growing the model to its last step."""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+
+from ..data.batch import Batch
+from ..data.order import BatchOrder
+from ..data.sources import TrainingImages
+from ..loss.held_out import HeldOutSamples
+from ..recipe.clips import joint_stage
+from ..recipe.stage import StageRecipe
+from ..reports.meter import Meter
+from ..seeds import derive_seed
+from ..state.optimizer import learning_rate_factor
+from ..state.run import Run
+from .held_out import measure_validation_loss
+from .interruption import Interruption, RunInterrupted
+from .plateau import Plateau, PlateauState
+from .stage_setup import begin_stage, end_stage
+from .step import optimizer_step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageHooks:
+    """What the engine does in the middle of a stage.
+
+    Attributes:
+        checkpoint: save one, now; one that is not `needed` may fail with a message.
+        validate: draw the validation prompts.
+        held_out: pictures or clips of the validation loss; None without.
+        interruption: asked after every step.
+    """
+
+    checkpoint: Callable[[Run, bool], None]
+    validate: Callable[[Run], None]
+    held_out: HeldOutSamples[Batch] | None
+    interruption: Interruption
+
+
+def train_stage(
+    run: Run, stage: StageRecipe, images: TrainingImages, hooks: StageHooks, pictures: TrainingImages | None = None
+) -> None:
+    """Train `stage` from where `run.progress` says it is to its end, and say why it ended.
+
+    Args:
+        run: between stages.
+        stage: the next one.
+        images: what it trains on.
+        hooks: what happens in the middle of it.
+        pictures: the `joint_pictures` beside its clips come from here.
+
+    Raises:
+        FloatingPointError: if `max_skipped_steps` steps in a row had non-finite gradients; a checkpoint is saved.
+        RunInterrupted: if a signal asked for it; a checkpoint is saved.
+    """
+    begin_stage(run, stage)
+    progress, last_step = run.progress, stage.max_steps(run.accelerator.num_processes)
+    with (
+        batches_of(run, stage, images) as batches,
+        batches_of(run, joint_stage(run.recipe, stage), pictures) as stills,
+        new_meter(run, stage, last_step) as meter,
+    ):
+        while progress.stage_ended is None:
+            with meter.waiting_for_data():
+                micro_batches = list(itertools.islice(batches, stage.gradient_accumulation_steps))
+                micro_stills = list(itertools.islice(stills, stage.gradient_accumulation_steps))
+            try:
+                tables = optimizer_step(run, stage, micro_batches, micro_stills)
+            except FloatingPointError:
+                hooks.checkpoint(run, True)
+                raise
+            meter.record(
+                tables.rows,
+                picture_losses=tables.pictures,
+                step=progress.total_steps,
+                images=progress.total_images,
+                learning_rate=learning_rate_of(run, stage),
+                skipped_steps=progress.skipped_steps,
+                skipped_images=len(images.skipped) + (0 if pictures is None else len(pictures.skipped)),
+            )
+            with meter.paused():
+                progress.stage_ended = verdict(run, stage, last_step, hooks, meter)
+                after_step(run, hooks, meter)
+    logger.info("Stage %s ended after %d steps: %s.", stage.name, progress.stage_step, progress.stage_ended)
+    end_stage(run, f"{stage.name}: {progress.stage_ended}")
+
+
+@contextlib.contextmanager
+def batches_of(run: Run, stage: StageRecipe | None, images: TrainingImages | None) -> Iterator[Iterator[Batch]]:
+    """This process' micro-batches of a stage from its next step on; none without a stage."""
+    if stage is None or images is None:
+        yield iter(())
+        return
+    batches = images.batches(batch_order(run, stage), run.progress.stage_step, run.options.dataloader_num_workers)
+    with contextlib.closing(batches):
+        yield batches
+
+
+def new_meter(run: Run, stage: StageRecipe, last_step: int | None) -> Meter:
+    """The stage's meter, from where the stage is."""
+    progress = run.progress
+    return Meter(
+        run.accelerator,
+        run.history,
+        stage.name,
+        logging_steps=run.options.logging_steps,
+        total=last_step,
+        initial=progress.stage_step,
+        step=progress.total_steps,
+        images=progress.total_images,
+    )
+
+
+def batch_order(run: Run, stage: StageRecipe) -> BatchOrder:
+    """How this process takes part in the stage's steps."""
+    process = run.accelerator
+    seed = derive_seed(run.options.seed, stage.seed, run.progress.stage_index)
+    return BatchOrder(
+        stage.batch_size, stage.gradient_accumulation_steps, process.process_index, process.num_processes, seed
+    )
+
+
+def learning_rate_of(run: Run, stage: StageRecipe) -> float:
+    """The stage's learning rate in the step that was just done."""
+    factor = learning_rate_factor(stage, run.progress.stage_step - 1, run.accelerator.num_processes)
+    return stage.learning_rate * factor
+
+
+def verdict(run: Run, stage: StageRecipe, last_step: int | None, hooks: StageHooks, meter: Meter) -> str | None:
+    """Why the stage ends after this step; None if it goes on. Measures the validation loss when it is due."""
+    progress = run.progress
+    plateau = None
+    if stage.until_plateau is not None:
+        plateau = Plateau(stage.until_plateau, PlateauState(**progress.plateau), stage.levels - 1)
+    is_last = progress.stage_step == last_step
+    is_due = plateau.is_due(progress.stage_step) if plateau else is_last or is_validation_step(run)
+    if hooks.held_out is not None and is_due:
+        losses, values = measure_validation_loss(run, stage, hooks.held_out)
+        meter.report()  # before the measurement's own line, which belongs to the same step
+        if run.accelerator.is_main_process:
+            meter.write(values)
+        if plateau is not None:
+            decision = plateau.update(progress.stage_step, losses[-1])
+            progress.plateau = dataclasses.asdict(plateau.state)
+            logger.info("Step %d: %s.", progress.stage_step, decision.reason)
+            if decision.ended:
+                return decision.reason
+    return "all its steps were done" if is_last else None
+
+
+def is_validation_step(run: Run) -> bool:
+    """Whether validation is due after this step."""
+    every = run.options.validation_steps or run.options.checkpointing_steps
+    return run.progress.total_steps % every == 0
+
+
+def after_step(run: Run, hooks: StageHooks, meter: Meter) -> None:
+    """Checkpoint and validate when they are due, and stop when a signal came."""
+    is_last = run.progress.stage_ended is not None
+    interrupted = hooks.interruption.is_wanted(run.accelerator)
+    if run.progress.total_steps % run.options.checkpointing_steps == 0 or is_last or interrupted:
+        meter.report()
+        hooks.checkpoint(run, interrupted)
+    if interrupted:
+        raise RunInterrupted(
+            f"Stopped by {hooks.interruption.received or 'a signal to another process'} after step "
+            f"{run.progress.total_steps}; resume with {run.options.resume_command}"
+        )
+    if is_validation_step(run) or is_last:
+        hooks.validate(run)

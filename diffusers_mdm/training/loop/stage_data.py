@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stage trains on and is measured on: its pictures or clips, and the pictures beside its clips."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+
+from ..commands.fine_tuning import level_sides
+from ..data.micro_conditioning import micro_conditioning_defaults
+from ..data.numbered import CaptionedImages
+from ..data.sources import (
+    TrainingImages,
+    open_text_embeddings,
+    open_training_images,
+    open_validation_images,
+    training_captions,
+)
+from ..data.subjects import open_subject_images
+from ..data.text_features import TextEmbeddings
+from ..recipe.clips import data_of, joint_stage, sources, stage_frames, stage_rows
+from ..recipe.recipe import DataRecipe, Recipe
+from ..recipe.stage import StageRecipe
+
+Embeddings = Mapping[str, TextEmbeddings]  # by folder
+
+
+def open_embeddings(recipe: Recipe) -> Embeddings:
+    """The text features that a run reads, by their folder; none if it encodes the captions itself.
+
+    Raises:
+        ValueError: if some were made for another model or cut elsewhere.
+    """
+    opened = {}
+    for data in sources(recipe):
+        folder = data.embeddings_dir
+        if folder is not None and folder not in opened:
+            there = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, embeddings_dir=folder))
+            embeddings = open_text_embeddings(there)
+            assert embeddings is not None
+            opened[folder] = embeddings
+    return opened
+
+
+def all_training_captions(recipe: Recipe) -> Iterator[str]:
+    """The captions of all training data of a recipe."""
+    return itertools.chain.from_iterable(training_captions(data) for data in sources(recipe))
+
+
+def open_stage_images(recipe: Recipe, stage: StageRecipe, embeddings: Embeddings, factor: int = 1) -> TrainingImages:
+    """The pictures or clips of a stage, as its outermost level; with prior preservation those of the class
+    among them.
+
+    Args:
+        recipe: of the run.
+        stage: one of its stages.
+        embeddings: text features by their folder.
+        factor: pixels for one latent along a side.
+    """
+    data = data_of(recipe, stage)
+    side, micro, features = stage_side(recipe, stage, factor), _micro(recipe, stage), _features(data, embeddings)
+    if recipe.prior_preservation is not None:
+        return open_subject_images(recipe, side, micro, features)
+    return open_training_images(data, side, micro, features, stage_frames(recipe, stage))
+
+
+def open_joint_pictures(
+    recipe: Recipe, stage: StageRecipe, embeddings: Embeddings, factor: int = 1
+) -> TrainingImages | None:
+    """The pictures beside the clips of a stage, from `pictures` or else single frames of clips; None without."""
+    pictures = joint_stage(recipe, stage)
+    if pictures is None:
+        return None
+    return open_stage_images(recipe, pictures, embeddings, factor)
+
+
+def open_held_out_images(
+    recipe: Recipe, stage: StageRecipe, embeddings: Embeddings, factor: int = 1
+) -> CaptionedImages | None:
+    """The held-out ones of what a stage trains on; None if there are none."""
+    data = data_of(recipe, stage)
+    side, micro, features = stage_side(recipe, stage, factor), _micro(recipe, stage), _features(data, embeddings)
+    return open_validation_images(data, side, micro, features, stage_frames(recipe, stage))
+
+
+def stage_side(recipe: Recipe, stage: StageRecipe, factor: int = 1) -> int:
+    """Side in pixels of what a stage trains on, that of its outermost level; `factor` pixels for one latent."""
+    return level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1] * factor
+
+
+def _micro(recipe: Recipe, stage: StageRecipe) -> dict[str, float]:
+    return micro_conditioning_defaults(stage_rows(recipe, stage))
+
+
+def _features(data: DataRecipe, embeddings: Embeddings) -> TextEmbeddings | None:
+    return None if data.embeddings_dir is None else embeddings[data.embeddings_dir]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entering and leaving a stage: levels, what learns, optimizer, averages, and what accelerate makes of the modules."""
+
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel
+
+from ...models.nested_unet import NestedUNetModel
+from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from ..modules.autoencoder import vae_dtype
+from ..modules.conditioned_unet import ConditionedUNet
+from ..modules.growth import grow_to_rows
+from ..recipe.clips import stage_rows
+from ..recipe.stage import StageRecipe
+from ..seeds import derive_seed
+from ..state.averages import averages_follow_growth, lay_out_averages, whole_averages
+from ..state.optimizer import new_optimizer, parameter_groups, take_optimizer_state, whole_optimizer_state
+from ..state.run import Run
+from ..state.sharding import let_shared_layers_stand_alone, plain_copy
+
+
+def begin_stage(run: Run, stage: StageRecipe) -> None:
+    """Grow the model to the stage's levels, and make the optimizer with what it knew about the old parameters."""
+    # A new level's weights depend on the seed alone, not on what was drawn before, so that a resumed run has the same.
+    torch.manual_seed(derive_seed(run.options.seed, stage.seed, run.progress.stage_index))
+    with averages_follow_growth(run):
+        run.unet = grow_to_rows(run.unet, stage_rows(run.recipe, stage))
+    choose_trained(run, stage)
+    place_modules(run)
+    shift = run.shift_power if stage.shift_power is None else stage.shift_power
+    run.scheduler = MatryoshkaScheduler.from_config(run.scheduler.config, shift_power=shift)
+    prepare(run, stage)
+    lay_out_averages(run, stage.ema_decay)
+
+
+def choose_trained(run: Run, stage: StageRecipe) -> None:
+    """Say which parameters learn: all of the trained modules, without frozen levels, or the adapters alone."""
+    if run.text_encoder is not None:
+        # Frozen levels must go on getting the text that they learnt with.
+        learns = "text_encoder" in run.trained_modules and stage.frozen_levels == 0
+        run.text_encoder.requires_grad_(learns)
+    if run.recipe.lora is None:
+        freeze_levels(run.unet, stage.frozen_levels)
+    if stage.frozen_levels and run.ema:
+        # What stays as it is should be the best there is: the averages.
+        for name, average in run.ema.items():
+            for parameter, shadow in zip(run.averaged_parameters(name), average.shadow_params, strict=True):
+                if not parameter.requires_grad:
+                    parameter.data.copy_(shadow)
+
+
+def freeze_levels(unet: NestedUNetModel, frozen_levels: int) -> None:
+    """Let all parameters learn, or with frozen levels only those of the levels around them."""
+    for name, parameter in unet.named_parameters():
+        parts = name.split(".")
+        is_outer = parts[0] == "levels" and int(parts[1]) >= frozen_levels
+        parameter.requires_grad_(frozen_levels == 0 or is_outer)
+
+
+def place_modules(run: Run) -> None:
+    """Put the modules on the run's device, each in its dtype and mode."""
+    options, device = run.options, run.accelerator.device
+    layout = torch.channels_last if run.recipe.channels_last else torch.contiguous_format
+    # FSDP shards contiguous weights only; pictures in channels_last are convolved by these as well.
+    run.unet.to(device=device, memory_format=torch.contiguous_format if run.is_sharded else layout)
+    if run.recipe.lora is not None:
+        for parameter in run.unet.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(run.weight_dtype)
+    if options.attention_backend is not None:
+        run.unet.set_attention_backend(options.attention_backend)
+    if options.gradient_checkpointing:
+        run.unet.enable_gradient_checkpointing()
+    if run.text_encoder is not None:
+        trained = "text_encoder" in run.trained_modules
+        run.text_encoder.to(device=device, dtype=torch.float32 if trained else run.weight_dtype)
+        run.text_encoder.train(trained)
+    if run.vae is not None:
+        dtype = vae_dtype(run.weight_dtype, run.vae.config)
+        # The host's own `to` warns about dtypes it would keep.
+        torch.nn.Module.to(run.vae, device=device, dtype=dtype).to(memory_format=layout)
+    run.unet.train()
+
+
+def prepare(run: Run, stage: StageRecipe) -> None:
+    """Make the optimizer and let accelerate wrap it and the trained modules."""
+    encoder = run.trained_modules.get("text_encoder")
+    model = ConditionedUNet(
+        run.unet, cast(PreTrainedModel | None, encoder), run.tokenizer, run.recipe.max_sequence_length
+    )
+    groups = parameter_groups(model, stage, run.recipe.text_encoder)
+    optimizer = new_optimizer(groups, run.recipe.optimizer, stage.learning_rate, fused=not run.is_sharded)
+    if run.options.torch_compile:
+        run.unet.compile()
+    let_shared_layers_stand_alone(run.accelerator, run.unet)
+    run.model, run.optimizer = run.accelerator.prepare(model, optimizer)
+    if run.optimizer_state is not None:
+        take_optimizer_state(run.optimizer.optimizer, trained_parameters(run), run.optimizer_state)
+        run.optimizer_state = None
+
+
+def trained_parameters(run: Run) -> list[tuple[str, torch.nn.Parameter]]:
+    """Names (as in `ConditionedUNet`) and parameters that the prepared model trains, in the model's order."""
+    model = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def end_stage(run: Run, reason: str) -> None:
+    """Keep the optimizer's state for the next stage, undo what accelerate did, and point the counters onwards."""
+    run.optimizer_state = whole_optimizer_state(run.optimizer.optimizer, trained_parameters(run))
+    averages = whole_averages(run)
+    if run.is_sharded:
+        unshard(run)
+    for name, shadows in averages.items():
+        run.ema[name].shadow_params = shadows
+    run.accelerator.free_memory()
+    run.model, run.optimizer = None, None
+    run.progress.stage_ends.append(reason)
+    run.progress.stage_index += 1
+    run.progress.stage_step = 0
+    run.progress.stage_ended, run.progress.plateau = None, {}
+
+
+def unshard(run: Run) -> None:
+    """Replace sharded modules by plain ones with the same weights."""
+    run.unet = cast(NestedUNetModel, plain_copy(run.unet))
+    if "text_encoder" in run.trained_modules:
+        run.text_encoder = cast(PreTrainedModel, plain_copy(run.trained_modules["text_encoder"]))

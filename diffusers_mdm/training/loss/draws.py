@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training draws for every row from its own generator, so that it does not depend on the batch around it."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from ...pyramid import Pyramid
+from ..recipe.stage import StageRecipe
+
+
+def row_timesteps(
+    stage: StageRecipe, num_train_timesteps: int, generators: Sequence[torch.Generator], device: torch.device | str
+) -> torch.Tensor:
+    """Draw t for every row, (B,) int64 in [0, num_train_timesteps): evenly, or with the stage's bias.
+
+    Each row takes one number from its generator (on the CPU), whatever the strategy.
+    """
+    chances = [torch.rand((), generator=generator, dtype=torch.float64).item() for generator in generators]
+    timesteps = [timestep_at(stage, num_train_timesteps, chance) for chance in chances]
+    return torch.tensor(timesteps, dtype=torch.int64).to(device)
+
+
+def timestep_at(stage: StageRecipe, num_train_timesteps: int, chance: float) -> int:
+    """The t below which a share `chance` in [0, 1) of all draws fall: the inverse of the stage's distribution of t.
+
+    High t decide what is drawn, low t its finish; a bias spends the steps where the model still has to learn. The
+    lowest ("earlier") or highest ("later") `timestep_bias_portion` of all t are drawn `timestep_bias_multiplier` times
+    as each of the others.
+    """
+    favoured = max(1, int(stage.timestep_bias_portion * num_train_timesteps))
+    others = num_train_timesteps - favoured
+    times = stage.timestep_bias_multiplier
+    if stage.timestep_bias_strategy == "none":
+        timestep = chance * num_train_timesteps
+    elif stage.timestep_bias_strategy == "earlier":
+        place = chance * (favoured * times + others)
+        timestep = place / times if place < favoured * times else favoured + (place - favoured * times)
+    else:
+        place = chance * (others + favoured * times)
+        timestep = place if place < others else others + (place - others) / times
+    return min(math.floor(timestep), num_train_timesteps - 1)
+
+
+def offset_noise(noise: Pyramid, amount: float, generators: Sequence[torch.Generator] | None = None) -> Pyramid:
+    """Add `amount` * N(0, 1), one number for each row, channel and level, to all pixels of the noise.
+
+    White noise hardly touches a picture's mean, so a model learns to read brightness off its input and draws
+    everything in medium brightness; the offset hides the mean as the noise hides the rest (`--noise_offset` of the
+    host's scripts). The offsets of the levels are independent, as their noise is: with one offset for all, two levels
+    with unequal signal powers would be two equations for the two unknowns mean and offset, and reveal the mean.
+
+    Args:
+        noise: levels (B_i, C, ...), innermost first.
+        amount: standard deviation of the offsets; 0 draws nothing and gives `noise` back.
+        generators: one for each row of level 0, or None for the global one; the innermost level draws first.
+    """
+    if amount == 0:
+        return noise
+    if generators is not None and len(generators) != len(noise[0]):
+        raise ValueError(f"Got {len(generators)} generators for {len(noise[0])} rows; pass one generator a row.")
+    shifted = []
+    for level in noise:
+        shape = (*level.shape[:2], *[1] * (level.ndim - 2))
+        rows = None if generators is None else list(generators[: len(level)])
+        shifted.append(level + amount * randn_tensor(shape, generator=rows, device=level.device, dtype=level.dtype))
+    return shifted

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The example in a model card: Python that draws with what a run has made."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..modules.classes import class_argument, draws_classes_alone, num_class_embeds, pipeline_class
+from ..recipe.clips import has_clips, stage_frames
+from ..recipe.recipe import Recipe
+from .card_facts import is_hub_id, public_name, quote, sides_of, subject_prompt
+from .moving_grids import FRAMES_PER_SECOND
+
+PLACEHOLDER_PROMPT, PLACEHOLDER_CLIP_PROMPT = "what the picture shall show", "what the clip shall show"
+
+
+def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str], str]:
+    """Lines of an example that set what is to be drawn, and the arguments with which a pipeline gets it."""
+    prompts = recipe.validation.prompts
+    first = class_argument(prompts[0], id2label) if prompts and draws_classes_alone(recipe) else 0
+    label = f"label = {quote(first) if isinstance(first, str) else first}"
+    if draws_classes_alone(recipe):
+        return [label], "label"
+    placeholder = PLACEHOLDER_CLIP_PROMPT if has_clips(recipe) else PLACEHOLDER_PROMPT
+    lines = [f"prompt = {quote(subject_prompt(recipe) or next(iter(prompts), placeholder))}"]
+    if num_class_embeds(recipe) is None:
+        return lines, "prompt"
+    return [*lines, label], "label, prompt=prompt"
+
+
+def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, factor: int = 1) -> str:
+    """A Python example that draws a picture.
+
+    Args:
+        recipe: of the run.
+        name: of the result.
+        id2label: names of the classes, for models that have them.
+        factor: pixels for one latent along a side.
+    """
+    settings, sides = recipe.validation, sides_of(recipe, factor)
+    base, size = (recipe.pretrained.path if recipe.lora and recipe.pretrained else None), ""
+    pipeline, (inputs, asked) = pipeline_class(recipe).__name__, what_to_draw(recipe, id2label or {})
+    imports = ["from diffusers.utils import export_to_video", ""] if has_clips(recipe) else []
+    lines, with_vae = [*imports, f"from diffusers_mdm import {pipeline}", ""], ""
+    if base is not None and recipe.vae is not None and recipe.vae.pretrained is not None:
+        lines[:0], with_vae = ["from diffusers import AutoencoderKL", *([] if imports else [""])], ", vae=vae"
+        inside = f", subfolder={quote(recipe.vae.subfolder)}" if recipe.vae.subfolder else ""
+        lines.append(f"vae = AutoencoderKL.from_pretrained({quote(public_name(recipe.vae.pretrained))}{inside})")
+    source = quote(name if base is None else public_name(base))
+    lines.append(f"pipe = {pipeline}.from_pretrained({source}{with_vae})")
+    if base is not None:
+        lines.append(f"pipe.load_lora_weights({quote(name)})")
+        # The pipeline may have further levels, outside of those that were adapted.
+        size = f"height={sides[-1]}, "
+    how = f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}"
+    lines += inputs
+    lines += (
+        draw_clip(recipe, sides[-1], asked, size + how) if has_clips(recipe) else draw_picture(sides, asked, size, how)
+    )
+    code = "\n".join(lines)
+    text = f"With the package diffusers-mdm installed:\n\n```python\n{code}\n```"
+    if "/" not in name or (base is not None and not is_hub_id(base)):
+        text += "\n\nA name without a slash is that of a folder here: write the path to where you keep it."
+    return text
+
+
+def draw_picture(sides: Sequence[int], asked: str, size: str, how: str) -> Iterator[str]:
+    """Lines of an example that draw a picture, given the pipeline's arguments."""
+    yield f"image = pipe({asked}, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels"
+    if len(sides) > 1:
+        yield f"small = pipe({asked}, height={sides[0]}, {how}).images[0]  # the innermost level alone"
+    yield 'image.save("picture.png")'
+
+
+def draw_clip(recipe: Recipe, side: int, asked: str, how: str) -> Iterator[str]:
+    """Lines of an example that draw a clip and write it as a video file, given the pipeline's arguments."""
+    frames = stage_frames(recipe, recipe.stages[-1])
+    yield f"frames = pipe({asked}, {how}).frames[0]  # {frames} frames of {side} x {side} pixels"
+    yield f'export_to_video(frames, "clip.mp4", fps={FRAMES_PER_SECOND})  # needs imageio and imageio-ffmpeg'

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploading what a run has made to the Hub. Nothing that goes wrong there costs the run anything."""
+
+import dataclasses
+import json
+import logging
+import shlex
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+from ..recipe.clips import has_clips
+from ..recipe.writing import FILE_NAME as RECIPE_FILE
+from ..state.run import Run, RunOptions
+from .model_card import (
+    CARD_FILE,
+    CURVES_FILE,
+    MOVING_SAMPLES_FILE,
+    SAMPLES_FILE,
+    repository_name,
+    write_model_card,
+)
+
+logger = logging.getLogger(__name__)
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+INDEX_FILE = "model_index.json"
+# No connection or an answer that is an error; the transfer of large files wraps its own in a RuntimeError.
+HUB_ERRORS = (OSError, HTTPError, RuntimeError, ValueError)
+# Answers of the Hub that another try may change.
+_PASSING = (408, 429)
+
+
+def prepare_repository(options: RunOptions) -> RunOptions:
+    """Create the repository of a run before it trains, so that a wrong token or name is known then; on one process.
+
+    Returns:
+        The options with the repository's full name; unchanged without `push_to_hub`, or where the Hub is out of reach,
+        which is only a warning.
+
+    Raises:
+        ValueError: the Hub refuses the token or the name.
+    """
+    if not options.push_to_hub:
+        return options
+    try:
+        repository = _open_repository(options)
+    except HFValidationError as error:
+        raise ValueError(f"{error} Name the repository with --hub_model_id <user>/<name>.") from error
+    except HUB_ERRORS as error:
+        if _is_refusal(error):
+            raise ValueError(
+                f"The Hub refuses to let this run write to {repository_name(options)!r}: {_spell(error)} Log in "
+                "with `hf auth login` (or give --hub_token) with a token that may write, name the repository with "
+                "--hub_model_id <user>/<name>, or leave out --push_to_hub."
+            ) from error
+        logger.warning(
+            "The Hub cannot be reached (%s). Training goes on, and the upload is tried at its end.", _spell(error)
+        )
+        return options
+    logger.info("The result will be uploaded to %s.", repository)
+    return dataclasses.replace(options, hub_model_id=repository)
+
+
+def push_output(run: Run) -> str | None:
+    """Upload what the run has made, and nothing else of its folder, if `push_to_hub` asks for it; on one process.
+
+    An upload that fails is reported with the command that makes up for it.
+
+    Returns:
+        The address of what was uploaded; None where nothing was.
+    """
+    options = run.options
+    if not options.push_to_hub:
+        return None
+    repository = repository_name(options)
+    try:
+        found = _open_repository(options)
+        if found != repository:
+            repository = found
+            write_model_card(run, repository)  # its examples name the repository
+        commit = _api(options).upload_folder(
+            repo_id=repository,
+            folder_path=options.output_dir,
+            allow_patterns=list(final_files(run)),
+            commit_message="Upload the result of a training run",
+        )
+    except HUB_ERRORS as error:
+        logger.error(
+            "The upload to %s failed: %s\nNothing is lost: the result is in %s. Upload it later with\n  %s",
+            repository,
+            _spell(error),
+            options.output_dir,
+            upload_command(run, repository),
+        )
+        return None
+    logger.info("Uploaded to %s.", commit.repo_url)
+    return str(commit.repo_url)
+
+
+def final_files(run: Run) -> tuple[str, ...]:
+    """Patterns of the files in the output folder that are the run's result; not of checkpoints, logs and samples."""
+    around: tuple[str, ...] = (CARD_FILE, RECIPE_FILE, CURVES_FILE, SAMPLES_FILE)
+    around += (MOVING_SAMPLES_FILE,) if has_clips(run.recipe) else ()
+    if run.recipe.lora is not None:
+        return (LORA_FILE, *around)
+    index = json.loads((run.options.output_dir / INDEX_FILE).read_text(encoding="utf-8"))
+    components = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+    return (INDEX_FILE, "pipeline.py", *(f"{name}/*" for name in components), *around)
+
+
+def upload_command(run: Run, repository: str) -> str:
+    """What to type to upload the result later; the token is that of `hf auth login`."""
+    words = ["hf", "upload", repository, str(run.options.output_dir), "."]
+    words += ["--private"] if run.options.hub_private_repo else []
+    for pattern in final_files(run):
+        words += ["--include", pattern]
+    return shlex.join(words)
+
+
+def _api(options: RunOptions) -> HfApi:
+    return HfApi(token=options.hub_token, library_name="diffusers-mdm")
+
+
+def _open_repository(options: RunOptions) -> str:
+    """Create the repository if it is not there, make sure that it can be written, and give its full name."""
+    api = _api(options)
+    url = api.create_repo(repository_name(options), private=options.hub_private_repo or None, exist_ok=True)
+    api.auth_check(url.repo_id, write=True)
+    return url.repo_id
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the Hub was reached, and said no."""
+    if not isinstance(error, HfHubHTTPError):
+        return False
+    status = error.response.status_code
+    return 400 <= status < 500 and status not in _PASSING
+
+
+def _spell(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stage tells while it trains: progress bar, log lines, tracker entries and lines of the history."""
+
+import contextlib
+import datetime
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+from accelerate import Accelerator
+from diffusers.utils.logging import tqdm
+
+from ..loss.tables import table_values
+from ..state.history import History
+
+logger = logging.getLogger(__name__)
+
+
+class Meter:
+    """Progress of one stage, to be used with `with`. Every process makes one and calls it alike; the main one writes.
+
+    Means are over the steps since the last report and over all processes, and cost one exchange a report.
+
+    Args:
+        accelerator: where trackers are, and through which processes exchange their sums.
+        history: gets a line a report; None keeps none.
+        stage: its name.
+        logging_steps: a report follows every step of the stage that is a multiple of it.
+        total: steps after which the stage ends at the latest; None if that is not known.
+        initial: steps of the stage that are done already.
+        step: optimizer steps of the whole run that are done already.
+        images: images that the whole run has seen already, over all processes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        history: History | None,
+        stage: str,
+        *,
+        logging_steps: int,
+        total: int | None,
+        initial: int = 0,
+        step: int = 0,
+        images: int = 0,
+    ) -> None:
+        self.accelerator, self.history, self.stage = accelerator, history, stage
+        self.logging_steps, self.total, self.stage_step = max(1, logging_steps), total, initial
+        self.run_step, self.images = step, images
+        self.bar = tqdm(
+            total=total,
+            initial=initial,
+            desc=stage,
+            unit="step",
+            disable=not accelerator.is_main_process,
+            mininterval=5,
+        )
+        self._paused_since: float | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._table: torch.Tensor | None = None
+        self._picture_table: torch.Tensor | None = None
+        self._values: dict[str, list[torch.Tensor | float]] = {}
+        self._latest: dict[str, float] = {}
+        self._steps_before, self._images_before = self.stage_step, self.images
+        self._since, self._waited, self._away = time.perf_counter(), 0.0, 0.0
+        if self._paused_since is not None:
+            self._paused_since = self._since
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """The time inside the block was spent waiting for the next batch."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time inside the block, for a checkpoint or a validation, does not count. It may hold a report."""
+        self._paused_since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._settle_pause()
+            self._paused_since = None
+
+    def _settle_pause(self) -> None:
+        """Count a pause up to now."""
+        if self._paused_since is not None:
+            now = time.perf_counter()
+            self._away, self._paused_since = self._away + now - self._paused_since, now
+
+    def record(
+        self,
+        losses: torch.Tensor | None,
+        *,
+        step: int,
+        images: int,
+        learning_rate: float,
+        picture_losses: torch.Tensor | None = None,
+        values: Mapping[str, torch.Tensor | float] | None = None,
+        skipped_steps: int | None = None,
+        skipped_images: int | None = None,
+    ) -> None:
+        """Take in one optimizer step; where it is due, report. Does not wait for an accelerator otherwise.
+
+        Args:
+            losses: sum of the step's `loss_table`s on this process, (2, levels, 4).
+            step: optimizer steps of the whole run, with this one.
+            images: images the whole run has seen, over all processes.
+            learning_rate: of this step.
+            picture_losses: the same sum of the pictures beside clips; reported as "picture_loss/…".
+            values: further numbers by name, scalars that are the same on every process; means are reported. Those
+                that are not finite are left out.
+            skipped_steps: so many so far in the run.
+            skipped_images: so many so far in the run, over all processes.
+        """
+        self._table = _added(self._table, losses)
+        self._picture_table = _added(self._picture_table, picture_losses)
+        for name, value in (values or {}).items():
+            self._values.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
+        self.stage_step, self.run_step, self.images = self.stage_step + 1, step, images
+        counts = {"learning_rate": learning_rate, "skipped_steps": skipped_steps, "skipped_images": skipped_images}
+        self._latest = {name: value for name, value in counts.items() if value is not None}
+        self.bar.update()
+        if self.stage_step % self.logging_steps == 0 or self.stage_step == self.total:
+            self.report()
+
+    def report(self) -> None:
+        """Show and write the means since the last report, if there was a step since. Every process has to call it.
+
+        Called before a checkpoint, it makes the history up to the checkpoint's step complete.
+        """
+        num_steps = self.stage_step - self._steps_before
+        if not num_steps:
+            return
+        losses = self._reduced(self._table, "loss") | self._reduced(self._picture_table, "picture_loss")
+        self._settle_pause()
+        elapsed = max(time.perf_counter() - self._since - self._away, 1e-9)
+        waited = torch.tensor([self._waited / elapsed], device=self.accelerator.device)
+        values = {
+            **losses,
+            **{name: mean for name, entries in self._values.items() if (mean := _finite_mean(entries)) is not None},
+            "images_per_second": (self.images - self._images_before) / elapsed,
+            "data_wait_share": float(self.accelerator.reduce(waited, "mean")),
+            **self._latest,
+        }
+        if self.accelerator.is_main_process:
+            self._show(values, elapsed / num_steps)
+            self.write(values)
+        self._restart()
+
+    def _reduced(self, table: torch.Tensor | None, name: str) -> dict[str, float]:
+        return {} if table is None else table_values(self.accelerator.reduce(table, "sum"), name)
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """Send numbers of the current step to the trackers and the history; a full disk is logged and not fatal."""
+        try:
+            self.accelerator.log(dict(values), step=self.run_step)
+            if self.history is not None:
+                self.history.add(self.run_step, self.images, self.stage, **values)
+        except OSError as error:
+            logger.warning("The numbers of step %d could not be written (%s); training goes on.", self.run_step, error)
+
+    def _show(self, values: Mapping[str, float], seconds_per_step: float) -> None:
+        levels = self._table.shape[1] if self._table is not None else 0
+        losses = [values.get(f"loss/level_{level}") for level in range(levels)]
+        spelled = " ".join("-" if loss is None else f"{loss:.4f}" for loss in losses)
+        speed, waited = values["images_per_second"], values["data_wait_share"]
+        skipped = _spell_skipped(values)
+        self.bar.set_postfix_str(f"loss {spelled}, {speed:.1f} images/s{skipped}", refresh=False)
+        end, left = "", ""
+        if self.total is not None:
+            end, left = f"/{self.total}", f", {_spell_time((self.total - self.stage_step) * seconds_per_step)} left"
+        logger.info(
+            f"{self.stage} step {self.stage_step}{end}, {self.images} images: loss per level {spelled}, "
+            f"{speed:.1f} images/s, lr {values['learning_rate']:.2e}, {waited:.1%} of the time waiting for data"
+            f"{skipped}{left}"
+        )
+
+    def close(self) -> None:
+        """Report the last steps and leave the bar as it is. Every process has to call it."""
+        self.report()
+        self.bar.close()
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A process that fails must not wait for the others in a last exchange.
+        if kind is None:
+            self.report()
+        self.bar.close()
+
+
+def _added(total: torch.Tensor | None, table: torch.Tensor | None) -> torch.Tensor | None:
+    if table is None:
+        return total
+    return table.detach() if total is None else total + table.detach()
+
+
+def _finite_mean(entries: list[torch.Tensor | float]) -> float | None:
+    finite = [number for number in map(float, entries) if math.isfinite(number)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def _spell_skipped(values: Mapping[str, float]) -> str:
+    """Skipped steps and images in words, only where there are any."""
+    counts = {what: values.get(f"skipped_{what}", 0) for what in ("steps", "images")}
+    return "".join(f", {count:.0f} {what} skipped" for what, count in counts.items() if count)
+
+
+def _spell_time(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model card that a run leaves in its folder: what was trained, on what, how far, and how to draw with it."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+
+from ... import __version__
+from ...pipelines.drawing.latent_space import scale_factor
+from ..modules.classes import draws_classes_alone, num_class_embeds, sees_text
+from ..recipe.clips import has_clips, sources, stage_frames, stage_rows
+from ..recipe.recipe import DataRecipe, Recipe
+from ..recipe.writing import FILE_NAME as RECIPE_FILE
+from ..state.history import FILE_NAME as HISTORY_FILE
+from ..state.history import History
+from ..state.run import Run, RunOptions
+from .card_example import usage
+from .card_facts import is_hub_id, public_name, sides_of, subject_prompt
+from .curves import can_plot, plot_curves
+from .moving_grids import ANIMATION_SUFFIX
+from .stage_results import StageResult, final_losses, stage_results
+from .validation_grid import SAMPLES_FOLDER
+
+logger = logging.getLogger(__name__)
+
+CARD_FILE, CURVES_FILE, SAMPLES_FILE = "README.md", "curves.png", "samples.png"
+MOVING_SAMPLES_FILE = f"samples{ANIMATION_SUFFIX}"
+MAX_CLASSES_TOLD = 20
+
+
+def repository_name(options: RunOptions) -> str:
+    """What the result is called: its repository on the Hub, or its folder."""
+    return options.hub_model_id or options.output_dir.resolve().name
+
+
+def write_model_card(run: Run, name: str | None = None) -> Path | None:
+    """Write `README.md` with `curves.png` and `samples.png` into the output folder; on the main process.
+
+    A card that cannot be written is reported and not fatal: the model is saved already.
+
+    Args:
+        run: at its end.
+        name: of the result, in the examples; by default `repository_name`.
+
+    Returns:
+        The card; None if it could not be written.
+    """
+    folder = run.options.output_dir
+    try:
+        pictures = [*copy_samples(run), *draw_curves(run)]
+        content = f"---\n{card_data(run.recipe, run.options)}\n---\n\n{card_text(run, name, pictures)}"
+        ModelCard(content).save(folder / CARD_FILE)
+    except OSError as error:
+        logger.error("The model card could not be written (%s); the model is complete.", error)
+        return None
+    return folder / CARD_FILE
+
+
+def copy_samples(run: Run) -> Iterator[str]:
+    """Copy the newest grid of validation pictures, if there is one, and how it moves, and give their new names."""
+    for name in (SAMPLES_FILE, MOVING_SAMPLES_FILE):
+        target = run.options.output_dir / name
+        target.unlink(missing_ok=True)
+        found = run.options.output_dir.glob(f"{SAMPLES_FOLDER}/step-*{target.suffix}")
+        grids = {int(path.stem.split("-")[1]): path for path in found}
+        done = [step for step in grids if step <= run.progress.total_steps]
+        if done:
+            shutil.copyfile(grids[max(done)], target)
+            yield name
+
+
+def draw_curves(run: Run) -> Iterator[str]:
+    """Plot the losses of the run, if something was measured and matplotlib is there, and give the picture's name."""
+    target = run.options.output_dir / CURVES_FILE
+    target.unlink(missing_ok=True)
+    if not can_plot():
+        logger.info("The model card has no plot of the losses: pip install matplotlib to have one.")
+    elif plot_curves(history_of(run), target, sides_of(run.recipe, scale_factor(run.vae))):
+        yield CURVES_FILE
+
+
+def history_of(run: Run) -> History:
+    """The numbers of the run."""
+    return run.history or History(run.options.output_dir / HISTORY_FILE)
+
+
+# --- metadata ---
+
+
+def card_data(recipe: Recipe, options: RunOptions) -> str:
+    """The card's metadata as YAML.
+
+    Names of folders are left out where the Hub expects ids of its own.
+    """
+    task = task_of(recipe)
+    tags = [task, "diffusers", "diffusers-mdm", "diffusers-training", "matryoshka"]
+    tags += ["class-conditional"] if num_class_embeds(recipe) is not None else []
+    tags += ["lora"] if recipe.lora is not None else []
+    tags += ["dreambooth"] if subject_prompt(recipe) is not None else []
+    base = recipe.pretrained.path if recipe.pretrained is not None else None
+    has_base_id = base is not None and is_hub_id(base)
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=task,
+        license=options.license,
+        base_model=base if has_base_id else None,
+        base_model_relation=("finetune" if recipe.lora is None else "adapter") if has_base_id else None,
+        datasets=[data.path for data in sources(recipe) if data.path and is_hub_id(data.path)] or None,
+        instance_prompt=subject_prompt(recipe),
+        tags=tags,
+    )
+    return data.to_yaml()
+
+
+def task_of(recipe: Recipe) -> str:
+    """What the model does, in the Hub's words."""
+    if not sees_text(recipe):
+        return "unconditional-image-generation"
+    return "text-to-video" if has_clips(recipe) else "text-to-image"
+
+
+# --- text ---
+
+
+def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
+    """The card below its metadata."""
+    recipe, factor = run.recipe, scale_factor(run.vae)
+    name = name or repository_name(run.options)
+    rows = history_of(run).read()
+    results = stage_results(recipe.stages, rows, run.progress.stage_ends)
+    parts = [f"# {name.rpartition('/')[2]}", summary(recipe, factor)]
+    if SAMPLES_FILE in pictures:
+        shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in pictures else SAMPLES_FILE
+        what = "Clips" if has_clips(recipe) else "Pictures"
+        parts += [f"![{what} of the validation {asked_for(recipe)}]({shown})", samples_caption(recipe)]
+    parts += [
+        "## Use",
+        usage(recipe, name, run.id2label, factor),
+        *classes_text(recipe, run.id2label),
+        "## Training",
+        *map(data_text, sources(recipe)),
+    ]
+    parts += [stages_table(recipe, results, run.accelerator.num_processes, factor), settings_text(run)]
+    parts += losses_text(rows, sides_of(recipe, factor))
+    if CURVES_FILE in pictures:
+        parts.append(f"![Loss of each level over the images seen]({CURVES_FILE})")
+    parts.append(
+        f"[`{RECIPE_FILE}`]({RECIPE_FILE}) is the whole recipe, as the training command reads it with `--recipe`. "
+        f"Versions: diffusers-mdm {__version__}, diffusers {diffusers.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}."
+    )
+    unsaid = ["what the model is good for", "what it cannot do"]
+    unsaid += [] if run.options.license else ["under which licence it is given"]
+    parts.append(
+        f"*This card was written from the records of the run: {join_words(unsaid)} are for its author to say.*"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(recipe: Recipe, factor: int = 1) -> str:
+    """What the result is, in one sentence or two."""
+    sides = join_words([str(side) for side in sides_of(recipe, factor)])
+    base = f"`{public_name(recipe.pretrained.path)}`" if recipe.pretrained is not None else None
+    if recipe.lora is not None:
+        text = f"LoRA weights of rank {recipe.lora.rank} for the Matryoshka diffusion model {base}"
+    elif base is not None:
+        text = f"A Matryoshka diffusion model, fine-tuned from {base}"
+    else:
+        text = "A Matryoshka diffusion model, trained from scratch"
+    text += f", for {kind_of(recipe)} of {sides} pixels"
+    text += ", drawn together." if len(sides_of(recipe)) > 1 else "."
+    if recipe.vae is not None:
+        source = recipe.vae.pretrained
+        whose = "the base model's autoencoder" if source is None else f"the autoencoder `{public_name(source)}`"
+        text += f" It works on the latents of {whose}, {factor} times smaller than the pictures."
+    if subject_prompt(recipe) is not None:
+        text += f" It has learnt a subject, which `{subject_prompt(recipe)}` calls up."
+    return text
+
+
+def kind_of(recipe: Recipe) -> str:
+    """What the model draws: pictures, or clips of so many frames at each level."""
+    frames = [row.num_frames for row in stage_rows(recipe, recipe.stages[-1])]
+    if max(frames) == 1:
+        return "pictures"
+    told = frames[:1] if len(set(frames)) == 1 else frames
+    return f"clips of {join_words([str(count) for count in told])} frames,"
+
+
+def samples_caption(recipe: Recipe) -> str:
+    """What `samples.png` shows."""
+    settings = recipe.validation
+    weights = "averaged (EMA)" if recipe.use_ema else "final"
+    frames = f" [`{SAMPLES_FILE}`]({SAMPLES_FILE}) has the frames side by side." if has_clips(recipe) else ""
+    return (
+        f"The validation {asked_for(recipe)}, drawn with the {weights} weights in {settings.num_inference_steps} "
+        f"steps at guidance {settings.guidance_scale:g}: one row a level, the smallest on top and all enlarged to "
+        f"one size.{frames} Nothing was chosen by hand."
+    )
+
+
+def asked_for(recipe: Recipe) -> str:
+    """What the model's inputs are called."""
+    return "classes" if draws_classes_alone(recipe) else "prompts"
+
+
+def classes_text(recipe: Recipe, id2label: Mapping[int, str]) -> Iterator[str]:
+    """What the classes are called; nothing for a model without."""
+    embeddings = num_class_embeds(recipe)
+    if embeddings is None:
+        return
+    told = list(id2label.items())[:MAX_CLASSES_TOLD]
+    names = ", ".join(f"{number} `{name}`" for number, name in told)
+    more = f" and {len(id2label) - len(told):,} more, which `pipe.id2label` lists" if len(told) < len(id2label) else ""
+    yield (
+        f"Classes are numbered from 0 to {embeddings - 2:,}"
+        + (f": {names}{more}." if told else "; they have no names.")
+        + f" {embeddings - 1:,} stands for none of them, which guidance pushes away from."
+    )
+
+
+def data_text(data: DataRecipe) -> str:
+    """What was trained on."""
+    if data.path is not None:
+        kind = "the data set" if is_hub_id(data.path) else "the folder"
+        source = f"{kind} `{public_name(data.path)}`, split `{data.train_split}`"
+    else:
+        shards = [pattern if "://" in pattern else Path(pattern).name for pattern in data.shards or ()]
+        source = f"the shards {join_words([f'`{name}`' for name in shards])}"
+    if data.max_train_samples is not None:
+        source += f", of it at most {data.max_train_samples:,} pictures"
+    captions = f"the caption `{data.caption}`" if data.caption else f"the captions in `{data.caption_column}`"
+    if data.label_column is not None:
+        captions = f"the classes in `{data.label_column}`"
+    crop = "centre" if data.center_crop else "random"
+    flipped = ", half of them mirrored" if data.random_flip else ""
+    what = "Pictures" if data.video_column is None else "Clips"
+    return f"Data: {source}, with {captions}. {what} are cropped to squares ({crop} crop){flipped}."
+
+
+def stages_table(recipe: Recipe, results: Sequence[StageResult], num_processes: int, factor: int = 1) -> str:
+    """The stages in order, as a Markdown table."""
+    sides = sides_of(recipe, factor)
+    lines = [
+        "| stage | levels (pixels) | optimizer steps | images seen | images a step | learning rate | why it ended |",
+        "|---|---|--:|--:|--:|--:|---|",
+    ]
+    for stage, steps, images, why in results:
+        shown = ", ".join(f"{side}" for side in sides[: stage.levels])
+        if has_clips(recipe):
+            frames = stage_frames(recipe, stage)
+            shown += f"; clips of {frames} frames" if frames > 1 else "; pictures"
+            beside = f", beside each {stage.batch_size} of them {stage.joint_pictures} pictures"
+            shown += beside if stage.joint_pictures else ""
+        cells = [f"`{stage.name}`", shown, spell(steps), spell(images), spell(stage.images_per_step * num_processes)]
+        cells += [f"{stage.learning_rate:g}, {stage.lr_scheduler}", why or "–"]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def settings_text(run: Run) -> str:
+    """How it was trained, beside the stages."""
+    recipe, processes = run.recipe, run.accelerator.num_processes
+    kinds = list(dict.fromkeys(stage.loss_weighting for stage in recipe.stages))
+    error = {"epsilon": "of the noise", "v": "of v"}
+    encoder = "trained along" if recipe.trains_text_encoder else "frozen"
+    lines = [
+        f"- {processes} process{'es' if processes > 1 else ''}, mixed precision `{recipe.mixed_precision}`, "
+        f"optimizer AdamW, seed {run.options.seed}",
+        f"- v-prediction; loss: squared error {join_words([error[kind] for kind in kinds])} at every level",
+        f"- the model's weights are {'averages (EMA)' if recipe.use_ema else 'those of the last step'}, saved in "
+        f"`{run.options.save_dtype if recipe.lora is None else 'fp32'}`",
+    ]
+    if recipe.text_encoder is not None:
+        lines.append(f"- the text encoder was {encoder}")
+    if recipe.vae is not None:
+        lines.append("- the autoencoder was frozen; the latents that were learnt were drawn from its posterior")
+    if recipe.prior_preservation is not None:
+        prior = recipe.prior_preservation
+        lines.append(
+            f"- prior preservation: {prior.num_class_images} pictures of `{prior.class_prompt}`, weight "
+            f"{prior.weight:g}"
+        )
+    if run.progress.skipped_steps:
+        lines.append(f"- {run.progress.skipped_steps} steps were skipped because a gradient was not finite")
+    return "\n".join(lines)
+
+
+def losses_text(rows: Sequence[dict[str, object]], sides: Sequence[int]) -> Iterator[str]:
+    """The last losses of the levels as a table; nothing where nothing was measured."""
+    losses = final_losses(rows, len(sides))
+    if all(loss.training is None for loss in losses):
+        return
+    yield (
+        "Last losses. Those of training are means since the report before and weighted as the last stage says; those "
+        "of validation are the plain squared error of v on held-out pictures."
+    )
+    lines = ["| level | pixels | training loss | validation loss |", "|--:|--:|--:|--:|"]
+    for level, (side, loss) in enumerate(zip(sides, losses, strict=True)):
+        lines.append(f"| {level} | {side} | {spell(loss.training)} | {spell(loss.validation)} |")
+    yield "\n".join(lines)
+
+
+def spell(number: float | None) -> str:
+    """A number for a table; a dash for what is not known."""
+    if number is None:
+        return "–"
+    return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join "a", "b" and "c" to "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

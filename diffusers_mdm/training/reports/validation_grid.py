@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures or clips drawn during training: the recipe's validation prompts at every level, as one labelled grid."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from PIL import Image
+
+from ...pipelines.drawing.class_labels import ClassLabelMixin
+from ...pipelines.picture_grid import make_grid
+from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
+from ..data.text_features import TextEmbeddings
+from ..modules.classes import TrainedPipeline, class_number, draws_classes_alone
+from ..recipe.recipe import ValidationRecipe
+from ..state.averages import averaged_weights
+from ..state.run import Run
+from ..state.sharding import plain_copy
+from .moving_grids import ANIMATION_SUFFIX, clip_animation, clip_grid, frames_of, save_animation
+from .trackers import send_picture
+
+logger = logging.getLogger(__name__)
+
+SAMPLES_FOLDER = "samples"
+TRACKER_NAME = "validation"
+# Pictures of one call: at most so many, and so many pixels of the outermost level together.
+MAX_BATCH, MAX_BATCH_PIXELS = 16, 2**20
+
+
+class PromptFeatures(Protocol):
+    """Encoded texts by text, such as `TextEmbeddings`."""
+
+    def __contains__(self, caption: str) -> bool:
+        """Whether a text is there."""
+
+    def look_up(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features `(B, L, D)`, zero at pads, and their mask `(B, L)`."""
+
+
+def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Path | None:
+    """Draw the validation prompts with the averaged weights, save the grid and send it to the trackers.
+
+    Every process has to ask where weights are sharded; the main one draws. The noise is the same every time, so that
+    grids of different steps compare. A run whose captions come encoded has no text encoder; it draws the prompts if
+    `features` (by default the run's own embeddings) know them, or says why it draws none.
+
+    Returns:
+        `samples/step-<n>.png` in the output folder; None where nothing was drawn. Of clips it shows the frames side by
+        side, and `step-<n>.webp` shows them moving.
+    """
+    settings, is_main = run.recipe.validation, run.accelerator.is_main_process
+    if not settings.prompts or not (is_main or run.is_sharded):
+        return None
+    if run.text_encoder is not None:
+        features = None
+    elif features is None and run.recipe.data.embeddings_dir is not None:
+        features = TextEmbeddings(run.recipe.data.embeddings_dir)
+    reason = why_not_drawn(run, features)
+    if reason is not None:
+        if is_main:
+            logger.info("No validation pictures: %s", reason)
+        return None
+    with averaged_weights(run), torch.random.fork_rng(devices=[]), _eagerly(run):
+        pipeline = _whole_pipeline(run)
+        if not is_main:
+            return None
+        with run.accelerator.autocast():
+            pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
+    labels = [prompt for prompt in settings.prompts for _ in range(settings.num_validation_images)]
+    if not isinstance(pipeline, MDMVideoPipeline):
+        return _keep(run, make_grid(pyramid, labels))
+    moving = clip_animation(pyramid, labels) if frames_of(pyramid) > 1 else []
+    return _keep(run, clip_grid(pyramid, labels), moving)
+
+
+def _keep(run: Run, grid: Image.Image, moving: Sequence[Image.Image] = ()) -> Path | None:
+    """Save a grid, and how it moves, and send it to the trackers; where the disk is full, say so and go on."""
+    path = run.options.output_dir / SAMPLES_FOLDER / f"step-{run.progress.total_steps:07d}.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+        if moving:
+            save_animation(moving, path.with_suffix(ANIMATION_SUFFIX))
+        send_picture(run.accelerator, TRACKER_NAME, grid, run.progress.total_steps)
+    except OSError as error:
+        logger.warning("The validation pictures could not be written (%s); training goes on.", error)
+        return None
+    return path
+
+
+def check_prompts(run: Run) -> None:
+    """Refuse validation prompts that are no classes of a model that draws these, before anything is trained.
+
+    Raises:
+        ValueError: names the prompt and the classes that come near it.
+    """
+    pipeline = run.pipeline()
+    if draws_classes_alone(run.recipe) and isinstance(pipeline, ClassLabelMixin):
+        for prompt in run.recipe.validation.prompts:
+            try:
+                class_number(pipeline, prompt)
+            except ValueError as error:
+                raise ValueError(
+                    f"`validation.prompts` of a model of classes are their names or numbers: {error}"
+                ) from error
+
+
+def why_not_drawn(run: Run, features: PromptFeatures | None) -> str | None:
+    """Why the validation prompts cannot be drawn, in words; None if they can."""
+    settings = run.recipe.validation
+    if draws_classes_alone(run.recipe):
+        return None
+    if run.unet.config["num_class_embeds"] is not None:
+        return "the model takes a text and a class together; draw from the finished pipeline instead."
+    if run.text_encoder is not None and run.tokenizer is not None:
+        return None
+    needed = [*settings.prompts, *([""] if settings.guidance_scale > 1 else [])]
+    missing = [text for text in needed if features is None or text not in features]
+    if not missing:
+        return None
+    return (
+        f"captions come encoded, so that there is no text encoder in memory, and the features of {missing[0]!r} were "
+        "not computed with them; draw from the finished pipeline instead."
+    )
+
+
+def draw_prompts(
+    pipeline: TrainedPipeline,
+    settings: ValidationRecipe,
+    max_sequence_length: int = 128,
+    features: PromptFeatures | None = None,
+) -> list[list[Any]]:
+    """Draw `num_validation_images` pictures or clips of each prompt; number i starts from the noise of seed i.
+
+    Args:
+        pipeline: draws; its text encoder may have any dtype. One of classes takes prompts for their names or numbers.
+        settings: prompts, steps and guidance.
+        max_sequence_length: prompts are cut after so many tokens.
+        features: of the prompts and, for guidance, of the empty text; in place of the pipeline's text encoder.
+
+    Returns:
+        Of each level, innermost first, all pictures (of clips, lists of frames), those of one prompt side by side.
+    """
+    texts = [prompt for prompt in settings.prompts for _ in range(settings.num_validation_images)]
+    unet, guided = cast(Any, pipeline.unet), settings.guidance_scale > 1
+    size = pipeline.picture_sides[-1] ** 2 * unet.level_frames[-1]
+    pipeline.set_progress_bar_config(disable=True)
+    pyramid: list[list[Any]] = []
+    # Pads among given features would be seen as text, so that different texts do not share a call then.
+    for start, part in _batches(texts, size, mixed=features is None):
+        drawn = cast(Any, pipeline)(
+            **_inputs(pipeline, part, features, guided),
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            generator=[torch.Generator().manual_seed(start + index) for index in range(len(part))],
+            output_pyramid=True,
+            max_sequence_length=max_sequence_length,
+        )
+        levels = drawn.pyramid
+        pyramid = [before + level for before, level in zip(pyramid or [[] for _ in levels], levels, strict=True)]
+    return pyramid
+
+
+def _batches(texts: list[str], num_pixels: int, mixed: bool) -> list[tuple[int, list[str]]]:
+    """Split texts, keeping their order, into calls that fit into memory, with the place of each one's first text.
+
+    `num_pixels` are those of one picture, or of all frames of one clip.
+    """
+    size = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // num_pixels))
+    batches: list[tuple[int, list[str]]] = []
+    for place, text in enumerate(texts):
+        last = batches[-1][1] if batches else []
+        if last and len(last) < size and (mixed or last[0] == text):
+            last.append(text)
+        else:
+            batches.append((place, [text]))
+    return batches
+
+
+def _inputs(
+    pipeline: TrainedPipeline, texts: list[str], features: PromptFeatures | None, guided: bool
+) -> dict[str, Any]:
+    """The pipeline's arguments for classes, for texts, or for their features and those of the empty text."""
+    if cast(Any, pipeline.unet).config["cross_attention_dim"] is None and isinstance(pipeline, ClassLabelMixin):
+        return {"class_labels": [class_number(pipeline, text) for text in texts]}
+    if features is None:
+        return {"prompt": texts}
+    embeds, mask = features.look_up([*texts, *[""] * len(texts)] if guided else texts)
+    inputs = {"prompt_embeds": embeds[: len(texts)], "prompt_attention_mask": mask[: len(texts)]}
+    if guided:
+        inputs |= {
+            "negative_prompt_embeds": embeds[len(texts) :],
+            "negative_prompt_attention_mask": mask[len(texts) :],
+        }
+    return inputs
+
+
+def _whole_pipeline(run: Run) -> TrainedPipeline:
+    """The run's pipeline; where weights are sharded, of whole copies on the run's device."""
+    pipeline = run.pipeline()
+    if run.is_sharded:
+        copies = {name: plain_copy(module) for name, module in run.trained_modules.items()}
+        pipeline.register_modules(**{name: copy.to(run.accelerator.device) for name, copy in copies.items()})
+    return pipeline
+
+
+def _eagerly(run: Run) -> contextlib.AbstractContextManager[Any]:
+    """Without compiling the U-Net again for the shapes of a few pictures."""
+    return torch.compiler.set_stance("force_eager") if run.options.torch_compile else contextlib.nullcontext()

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizer of a stage: its groups, its learning rates, and its state by parameter name.
+
+A state kept by name survives growth, freezing, and another number of processes: what a parameter has, it keeps.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ..modules.conditioned_unet import ConditionedUNet
+from ..recipe.recipe import OptimizerRecipe, TextEncoderRecipe
+from ..recipe.stage import StageRecipe
+from .sharding import laid_out_like, whole
+
+
+def parameter_groups(
+    model: ConditionedUNet, stage: StageRecipe, encoder: TextEncoderRecipe | None
+) -> list[dict[str, Any]]:
+    """What the optimizer trains: a group for every rate.
+
+    Each has a `name` ("text_encoder.tokens", "text_encoder", "unet" for what levels share, "unet.levels.0" …) and
+    `lr_scale`, its learning rate over the stage's. Parameters that do not require gradients are left out.
+    """
+    scales = stage.level_learning_rate_scales or (1.0,) * stage.levels
+    rates = {}
+    if encoder is not None:
+        rates["text_encoder.tokens"] = encoder.token_learning_rate_scale * encoder.learning_rate_scale
+        rates["text_encoder"] = encoder.learning_rate_scale
+    rates |= {"unet": 1.0}
+    rates |= {f"unet.levels.{level}": scale for level, scale in enumerate(scales)}
+    members: dict[str, list[torch.nn.Parameter]] = {name: [] for name in rates}
+    text_encoder = getattr(model, "text_encoder", None)
+    tokens = None if text_encoder is None else text_encoder.get_input_embeddings().weight
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        parts = name.split(".")
+        group = "text_encoder.tokens" if parameter is tokens else parts[0]
+        if parts[:2] == ["unet", "levels"]:
+            group = ".".join(parts[:3])
+        members[group].append(parameter)
+    return [
+        {"name": name, "params": parameters, "lr_scale": rates[name]}
+        for name, parameters in members.items()
+        if parameters
+    ]
+
+
+def new_optimizer(
+    groups: list[dict[str, Any]], recipe: OptimizerRecipe, learning_rate: float, fused: bool
+) -> torch.optim.Optimizer:
+    """AdamW over `groups`, with the recipe's settings."""
+    return torch.optim.AdamW(
+        groups,
+        lr=learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        weight_decay=recipe.adam_weight_decay,
+        fused=fused,
+    )
+
+
+def learning_rate_factor(stage: StageRecipe, step: int, num_processes: int = 1) -> float:
+    """Share of the stage's learning rate at optimizer step `step` (0-based), with the host's schedules.
+
+    Warm-up reaches the full rate at its last step, (step + 1) / lr_warmup_steps; the rest is counted in optimizer
+    steps whatever the number of processes.
+    """
+    if step < stage.lr_warmup_steps:
+        return (step + 1) / stage.lr_warmup_steps
+    last = stage.max_steps(num_processes)
+    if stage.lr_scheduler in ("constant", "constant_with_warmup") or last is None:
+        return 1.0
+    done = min(1.0, (step - stage.lr_warmup_steps) / max(1, last - stage.lr_warmup_steps))
+    if stage.lr_scheduler == "linear":
+        return 1.0 - done
+    if stage.lr_scheduler == "polynomial":
+        return float((1.0 - done) ** stage.lr_power)
+    if stage.lr_scheduler == "cosine_with_restarts":
+        done = 1.0 if done >= 1.0 else (stage.lr_num_cycles * done) % 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def whole_optimizer_state(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
+) -> dict[str, torch.Tensor]:
+    """Every tensor of the optimizer's state, whole and on the CPU, as "<parameter>//<entry>"."""
+    state = {}
+    for name, parameter in named_parameters:
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                state[f"{name}//{entry}"] = whole(value)
+    return state
+
+
+def take_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    state: Mapping[str, torch.Tensor],
+) -> None:
+    """Give the optimizer what `whole_optimizer_state` kept; parameters without saved state start afresh.
+
+    Hyper-parameters (learning rate, betas) stay those of `optimizer`.
+    """
+    entries: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in state.items():
+        name, entry = key.split("//")
+        entries.setdefault(name, {})[entry] = value
+    numbers = {
+        parameter: number
+        for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    numbered = {
+        numbers[parameter]: {key: laid_out_like(value, parameter) for key, value in entries[name].items()}
+        for name, parameter in named_parameters
+        if name in entries and parameter in numbers
+    }
+    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})

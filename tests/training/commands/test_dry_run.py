@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `--dry_run` says."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from diffusers_mdm.training.commands import memory_estimate
+from diffusers_mdm.training.commands.dry_run import count_text_parameters, describe_run
+from diffusers_mdm.training.loop.engine import build_unet
+from diffusers_mdm.training.modules.text_encoder import build_text_encoder
+from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, TextEncoderRecipe, load_recipe
+from diffusers_mdm.training.recipe.stage import PlateauRecipe
+from diffusers_mdm.training.state.run import RunOptions
+from tests.pipelines.tiny_pipeline import make_text_encoder
+from tests.training.tiny_run import RECIPES
+
+TINY = load_recipe(RECIPES / "tiny.yaml")
+
+
+def count(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(autouse=True)
+def no_forward(request, monkeypatch):
+    """Leave out the forward pass on fake tensors, which takes a second, where memory is not the question."""
+    if "memory" not in request.node.name:
+        monkeypatch.setattr(memory_estimate, "activation_bytes", lambda *arguments: 0)
+
+
+@pytest.fixture
+def text(no_forward) -> str:
+    return describe_run(TINY, num_processes=2)
+
+
+def test_it_counts_the_parameters_that_a_run_has(text):
+    whole, inner = build_unet(TINY, 2), build_unet(TINY, 1)
+    assert f"U-Net up to it: {count(inner):,}" in text
+    assert f"level 1: 16 pixels, {count(whole.levels[1]):,} parameters; U-Net up to it: {count(whole):,}" in text
+    encoder, _ = build_text_encoder(TINY.text_encoder, [f"word{number} {number}" for number in range(2000)])
+    assert f"text encoder: {count(encoder):,} parameters, trained" in text
+
+
+def test_it_says_when_stages_end_and_what_a_step_is(text):
+    assert "stage inner: levels 0-0, 8 pixels, 4 steps x 8 = 32 images" in text
+    assert "a step: 16 images = 2 process(es) x 2 accumulated x 4" in text
+    assert "rows per level [4, 2], weights [1.0, 2.0], epsilon loss, lr 0.001 cosine" in text
+
+
+def test_an_end_by_metric_is_said():
+    plateau = PlateauRecipe(every_steps=50, patience=3)
+    stage = dataclasses.replace(
+        TINY.stages[0], steps=None, until_plateau=plateau, lr_scheduler="constant", lr_warmup_steps=0
+    )
+    data = dataclasses.replace(TINY.data, validation_split="test")
+    described = describe_run(dataclasses.replace(TINY, stages=(stage,), data=data))
+    assert "8 pixels, until 3 measurements, one every 50 steps, bring no gain, rows" in described
+
+
+def test_memory_is_a_sum_and_follows_the_options():
+    big = dataclasses.replace(TINY, stages=(dataclasses.replace(TINY.stages[0], batch_size=4096),))
+
+    def activations(**fields) -> float:
+        described = describe_run(big, RunOptions(output_dir=Path("out"), **fields))
+        total, sum_ = re.search(r"memory a process: ([\d.]+) GiB = (.*)", described).groups()
+        parts = {part.rsplit(" ", 1)[0]: float(part.rsplit(" ", 1)[1]) for part in sum_.split(" + ")}
+        assert float(total) == pytest.approx(sum(parts.values()), abs=0.03)
+        return parts["activations"]
+
+    assert activations() > activations(gradient_checkpointing=True) > 0
+
+
+def test_a_saved_text_encoder_is_counted_where_it_lies(pipeline_dir, tmp_path):
+    pretrained = PretrainedRecipe(str(pipeline_dir))
+    recipe = dataclasses.replace(TINY, pretrained=pretrained, text_encoder=TextEncoderRecipe(from_pipeline=True))
+    assert count_text_parameters(recipe) == count(make_text_encoder())
+    assert f"starts from {pipeline_dir}" in describe_run(recipe)
+    named = TextEncoderRecipe(pretrained=str(pipeline_dir / "text_encoder"))
+    assert count_text_parameters(dataclasses.replace(TINY, text_encoder=named)) == count(make_text_encoder())
+
+
+def test_one_that_is_not_here_is_not_counted():
+    recipe = dataclasses.replace(TINY, text_encoder=TextEncoderRecipe(pretrained="nobody/has-this-encoder"))
+    assert count_text_parameters(recipe) is None
+    described = describe_run(recipe)
+    assert "text encoder of nobody/has-this-encoder: not on this machine, not counted" in described
+    assert "text encoder unknown" in described
+
+
+def test_encoded_captions_and_classes_need_none(pipeline_dir):
+    recipe = dataclasses.replace(
+        TINY,
+        text_encoder=TextEncoderRecipe(pretrained=str(pipeline_dir / "text_encoder")),
+        data=dataclasses.replace(TINY.data, embeddings_dir="features"),
+    )
+    assert count_text_parameters(recipe) == 0
+    assert "text encoder: none in memory" in describe_run(recipe)
+    assert count_text_parameters(load_recipe(RECIPES / "imagenet_64.yaml")) == 0
+
+
+def test_adapters_and_frozen_levels_show_in_what_learns(pipeline_dir):
+    recipe = dataclasses.replace(
+        TINY,
+        stages=TINY.stages[1:],
+        pretrained=PretrainedRecipe(str(pipeline_dir)),
+        text_encoder=TextEncoderRecipe(from_pipeline=True),
+        lora=LoraRecipe(rank=2),
+    )
+    described = describe_run(recipe)
+    adapters = re.search(r"LoRA of rank 2: ([\d,]+) parameters", described).group(1)
+    assert f"{adapters} parameters of the U-Net learn" in described
+    assert f"U-Net up to it: {count(build_unet(TINY, 2)):,}" in described  # without the adapters
+    frozen = dataclasses.replace(TINY, stages=(dataclasses.replace(TINY.stages[1], frozen_levels=1),))
+    outer = count(build_unet(TINY, 2).levels[1])
+    assert f"{outer:,} parameters of the U-Net learn" in describe_run(frozen)
+
+
+def test_the_published_sizes():
+    """461,359,107 and 476,613,958 parameters, as the published checkpoints have."""
+    described = describe_run(load_recipe(RECIPES / "cc12m_256.yaml"))
+    assert "U-Net up to it: 461,359,107" in described
+    assert "U-Net up to it: 476,613,958" in described

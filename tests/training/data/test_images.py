@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from diffusers_mdm.training.data import images as image_decoding
+from diffusers_mdm.training.data.images import (
+    Crop,
+    UnusableSampleError,
+    open_image,
+    square_pixels,
+    to_rgb,
+    to_unit_range,
+)
+from tests.training.picture_files import encoded, png, png_bomb
+
+
+def noise_picture(width: int = 16, height: int = 16, channels: int = 3, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(values.squeeze())
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparency_becomes_white(mode):
+    pixels = square_pixels(Image.new(mode, (8, 8)), 4)
+    assert pixels.dtype == torch.uint8
+    assert (pixels == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_transparent_colour_becomes_white(mode):
+    picture = Image.new("RGB", (8, 8), "red").convert(mode)
+    stored = open_image(encoded(picture, transparency=picture.getpixel((0, 0))))
+    assert (square_pixels(stored, 4) == 255).all()
+    opaque = open_image(encoded(picture))
+    assert (square_pixels(opaque, 4) != 255).any()
+
+
+def test_half_transparency_is_mixed_with_white():
+    assert to_rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 127))).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_wide_pictures_are_cropped_in_the_centre():
+    picture = Image.new("RGB", (16, 8), "red")
+    picture.paste("blue", (4, 0, 12, 8))
+    assert (square_pixels(picture, 8)[2] == 255).all()
+    assert (square_pixels(picture, 4)[0] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(16, 8), (8, 16)])
+def test_crops_reach_both_ends_of_the_longer_side(size):
+    picture = noise_picture(*size)
+    values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert torch.equal(square_pixels(picture, 8, crop=Crop(0, 0)), values[:, :8, :8])
+    assert torch.equal(square_pixels(picture, 8, crop=Crop(1, 1)), values[:, -8:, -8:])
+
+
+def test_resizing_is_what_the_pyramid_does():
+    picture = noise_picture(32, 32)
+    small = to_unit_range(square_pixels(picture, 8))
+    large = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    pooled = F.avg_pool2d(to_unit_range(large)[None], 4)[0]
+    # Rows and columns are each rounded to 8 bits.
+    assert (small - pooled).abs().max() <= 2 / 255
+
+
+@pytest.mark.parametrize("mode", ["lanczos", "bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("side", [8, 32])
+def test_other_interpolations_are_those_of_pillow(mode, side):
+    picture = noise_picture()
+    expected = picture.resize((side, side), getattr(Image.Resampling, mode.upper()))
+    assert torch.equal(square_pixels(picture, side, mode), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+
+
+def test_unknown_interpolation_is_refused():
+    with pytest.raises(ValueError, match="'cubic'; choose one of area, lanczos"):
+        square_pixels(noise_picture(), 8, "cubic")
+
+
+def test_pixels_span_the_unit_range():
+    assert to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+def test_cmyk_jpeg_keeps_its_colours():
+    picture = Image.new("RGB", (16, 16), (200, 40, 90))
+    stored = open_image(encoded(picture.convert("CMYK"), "JPEG", quality=95))
+    assert stored.mode == "CMYK"
+    difference = square_pixels(stored, 4).float() - torch.tensor([200.0, 40.0, 90.0])[:, None, None]
+    assert difference.abs().max() <= 3
+
+
+def test_palette_and_grey_pictures_keep_their_colours():
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    for picture in (red.quantize(4), red.convert("P", palette=Image.Palette.ADAPTIVE)):
+        assert square_pixels(open_image(encoded(picture)), 2)[:, 0, 0].tolist() == [255, 0, 0]
+    assert (square_pixels(open_image(encoded(Image.new("L", (8, 8), 77))), 2) == 77).all()
+    assert (square_pixels(open_image(encoded(Image.new("1", (8, 8), 1))), 2) == 255).all()
+
+
+def test_sixteen_bits_are_rounded_to_eight():
+    values = np.array([[0, 128], [257 * 100, 65535]], dtype=np.uint16)
+    pixels = square_pixels(open_image(encoded(Image.fromarray(values))), 2)
+    assert pixels[0].tolist() == [[0, 0], [100, 255]]
+
+
+def test_floating_point_pictures_have_no_known_range():
+    with pytest.raises(UnusableSampleError, match="floating point"):
+        square_pixels(open_image(encoded(Image.new("F", (8, 8), 0.5), "TIFF")), 4)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_pictures_are_turned_upright(form):
+    picture = Image.new("RGB", (16, 8), "red")
+    picture.paste("blue", (8, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    upright = open_image(encoded(picture, form, exif=exif))
+    assert upright.size == (8, 16)
+    top, bottom = square_pixels(upright, 8, crop=Crop(0, 0)), square_pixels(upright, 8, crop=Crop(1, 1))
+    assert top[0].float().mean() > 200 > 50 > top[2].float().mean()
+    assert bottom[2].float().mean() > 200 > 50 > bottom[0].float().mean()
+
+
+@pytest.mark.parametrize("source", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage"])
+def test_what_is_no_picture_is_refused(source):
+    with pytest.raises(UnusableSampleError, match="cannot be decoded"):
+        open_image(source)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_pictures_that_were_cut_short_are_refused(form):
+    whole = encoded(noise_picture(64, 64), form)
+    open_image(whole)
+    with pytest.raises(UnusableSampleError, match="cannot be decoded"):
+        open_image(whole[: len(whole) * 2 // 3])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000"])
+def test_damage_gives_a_picture_or_a_reason(form):
+    whole = bytearray(encoded(noise_picture(32, 32), form))
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), 4):
+            damaged[place] = random.integers(256)
+        try:
+            pixels = square_pixels(open_image(bytes(damaged)), 8)
+        except UnusableSampleError:
+            continue
+        assert pixels.shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_decompression_bombs_are_refused(side):
+    bomb = png_bomb(side)
+    assert len(bomb) < 4_000
+    with pytest.raises(UnusableSampleError, match="decompression bomb"):
+        open_image(bomb)
+
+
+def test_text_bombs_are_refused():
+    from PIL import PngImagePlugin
+
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("note", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    with pytest.raises(UnusableSampleError, match="too large"):
+        open_image(encoded(noise_picture(), pnginfo=notes))
+
+
+def test_files_are_read_from_disk(tmp_path, monkeypatch):
+    path = tmp_path / "red.png"
+    path.write_bytes(png("red"))
+    assert torch.equal(square_pixels(open_image(path), 4), square_pixels(open_image(path.read_bytes()), 4))
+    with pytest.raises(UnusableSampleError, match="FileNotFoundError"):
+        open_image(tmp_path / "missing.png")
+    monkeypatch.setattr(image_decoding, "MAX_FILE_BYTES", 10)
+    with pytest.raises(UnusableSampleError, match="larger than"):
+        open_image(path)
+
+
+def test_damaged_exif_data_does_no_harm():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 3, "maker"
+    whole = encoded(noise_picture(), "JPEG", exif=exif)
+    start, random = whole.index(b"Exif"), np.random.default_rng(0)
+    expected = square_pixels(open_image(encoded(noise_picture(), "JPEG")), 16)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in random.integers(start, start + 50, 3):
+            damaged[place] = random.integers(256)
+        try:
+            pixels = square_pixels(open_image(bytes(damaged)), 16)
+        except UnusableSampleError:
+            continue
+        turned = [expected.rot90(turns, (1, 2)) for turns in range(4)]
+        assert any(torch.equal(pixels, each) or torch.equal(pixels, each.flip(2)) for each in turned)

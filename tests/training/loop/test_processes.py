@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step is the same whatever it is made of: one process, several, accumulated, or sharded."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from safetensors.torch import load_file
+
+from diffusers_mdm import MDMPipeline
+from diffusers_mdm.training.state.checkpoints import list_checkpoints
+
+HERE = Path(__file__).parents[1]
+CONFIGS = HERE.parents[1] / "training" / "accelerate"
+SHARDING = ("fsdp.yaml", "fsdp_zero2.yaml")
+OPTIONS = {"checkpointing_steps": 2, "checkpoints_total_limit": None}
+
+
+def train(pictures_dir, output_dir, stage_fields, config=None, **fields) -> Path:
+    """Run train_in_processes.py, on two processes with an accelerate config; `fields` are those of its argument."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    fields = {"stage": stage_fields, "as_gpus": config in SHARDING, **fields}
+    fields["options"] = {**OPTIONS, **fields.get("options", {})}
+    words = [str(HERE / "train_in_processes.py"), str(pictures_dir), str(output_dir), json.dumps(fields)]
+    if config in SHARDING:
+        run_as_launched([sys.executable, *words], environment, config)
+        return output_dir
+    launch = [sys.executable]
+    if config is not None:
+        launch += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
+        launch += ["--main_process_port", "0"]
+    environment["ACCELERATE_USE_CPU"] = "true"
+    done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return output_dir
+
+
+def run_as_launched(command, environment, config) -> None:
+    """Run a command as two processes that find what `accelerate launch` would tell them; that itself takes longer."""
+    words = ["--config_file", str(CONFIGS / config), "--num_processes", "2", command[1]]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    told = {name: value for name, value in prepare_multi_gpu_env(arguments).items() if name not in os.environ}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**environment, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        messages = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, message in zip(processes, messages, strict=True):
+        assert process.returncode == 0, message[-4000:]
+
+
+def steps(output_dir: Path, process: int) -> list[dict]:
+    """What a process saw at each step."""
+    return [json.loads(line) for line in (output_dir / f"steps-{process}.jsonl").read_text().splitlines()]
+
+
+def assert_was_sharded(output_dir: Path) -> None:
+    """At each step each of two processes held about half of the weights, and of none of them the whole."""
+    first, second = steps(output_dir, 0), steps(output_dir, 1)
+    assert len(first) == len(second) > 0
+    for one, other in zip(first, second, strict=True):
+        assert one["kind"] == other["kind"] == "FSDP"
+        # Every parameter is split along its first axis, and the first process has the longer part.
+        assert 0.45 * one["whole"] < other["here"] <= one["here"] < 0.55 * one["whole"]
+        assert one["here"] + other["here"] == one["whole"] == other["whole"]
+        assert one["units"] > 1
+
+
+def assert_same_norms(one_dir: Path, two_dir: Path) -> None:
+    """The norm that clips is that of all gradients, on both of two processes."""
+    for process in range(2):
+        found = steps(two_dir, process)
+        for line, plain in zip(found, steps(one_dir, 0)[-len(found) :], strict=True):
+            assert line["whole"] == plain["whole"] == plain["here"]
+            assert line["norm"] == pytest.approx(plain["norm"], rel=1e-4)
+
+
+def held_out_losses(output_dir: Path) -> list[dict]:
+    """The measured validation losses of a run, with their steps."""
+    rows = [json.loads(line) for line in (output_dir / "history.jsonl").read_text().splitlines()]
+    measured = [
+        {name: value for name, value in row.items() if name == "step" or name.startswith("validation_loss/level")}
+        for row in rows
+    ]
+    return [row for row in measured if len(row) > 1]
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights, averages and optimizer state of a checkpoint."""
+    files = {
+        "unet": checkpoint / "unet" / "diffusion_pytorch_model.safetensors",
+        "text_encoder": checkpoint / "text_encoder" / "model.safetensors",
+        "optimizer": checkpoint / "optimizer.safetensors",
+        "ema": checkpoint / "ema.safetensors",
+    }
+    if (checkpoint / "pytorch_lora_weights.safetensors").exists():
+        del files["unet"], files["text_encoder"]
+        files["adapter"] = checkpoint / "pytorch_lora_weights.safetensors"
+    return {f"{part}: {name}": value for part, file in files.items() for name, value in load_file(file).items()}
+
+
+def assert_close(one: Path, other: Path, tolerance: float) -> None:
+    """Equal checkpoints but for rounding: `tolerance` of each tensor's largest entry, or of a learning rate."""
+    first, second = tensors(one), tensors(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        allowed = tolerance * max(value.abs().max().item(), 1e-3)
+        assert (value - second[name]).abs().max().item() <= allowed, name
+
+
+LAYOUTS = {"batch_size": 8, "gradient_accumulation_steps": 1, "batch_fractions": None}
+HALF = {**LAYOUTS, "batch_size": 4}
+HELD_OUT = {"data": {"validation_split": "train"}}
+
+
+@pytest.fixture(scope="module")
+def whole(pictures_dir, tmp_path_factory):
+    """One process with batches of eight."""
+    return train(pictures_dir, tmp_path_factory.mktemp("whole"), LAYOUTS, recipe=HELD_OUT)
+
+
+@pytest.fixture(scope="module")
+def sharded(pictures_dir, tmp_path_factory):
+    """Two processes with batches of four, each with its shards of the weights."""
+    return train(pictures_dir, tmp_path_factory.mktemp("sharded"), HALF, "fsdp.yaml", recipe=HELD_OUT)
+
+
+def test_accumulated_steps_equal_whole_ones(whole, pictures_dir, tmp_path):
+    fields = {**LAYOUTS, "batch_size": 4, "gradient_accumulation_steps": 2}
+    train(pictures_dir, tmp_path, fields)
+    # 1e-4 of the largest entry: float32 sums in another order over eight steps; observed 1e-5.
+    assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(whole, pictures_dir, tmp_path):
+    train(pictures_dir, tmp_path, HALF, "ddp_cpu.yaml")
+    assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
+    report = json.loads((tmp_path / "checkpoint-8" / "progress.json").read_text())
+    assert report["progress"]["total_images"] == 8 * 8
+    assert {line["kind"] for line in steps(tmp_path, 0)} == {"MULTI_CPU"}
+
+
+@pytest.mark.slow
+def test_two_processes_resume_where_they_stopped(pictures_dir, tmp_path):
+    """Across growth, too: the checkpoint is of the first stage's last step but two."""
+    first = train(pictures_dir, tmp_path / "first", HALF, "ddp_cpu.yaml")
+    shutil.copytree(first / "checkpoint-2", tmp_path / "second" / "checkpoint-2")
+    train(pictures_dir, tmp_path / "second", HALF, "ddp_cpu.yaml")
+    assert_close(first / "checkpoint-8", tmp_path / "second" / "checkpoint-8", 1e-4)
+
+
+def test_sharded_steps_equal_those_of_one_process(whole, pictures_dir, tmp_path):
+    """Really sharded, with FSDP 2: the first stage's first two steps, and then some of a grown model.
+
+    Between the steps losses are measured, so that training goes on after forward passes without backward.
+    """
+    fields = {**HELD_OUT, "validation": {"prompts": [], "num_loss_images": 4}}
+    options = {"max_train_steps": 2, "validation_steps": 1}
+    train(pictures_dir, tmp_path, HALF, "fsdp.yaml", recipe=fields, options=options)
+    assert_was_sharded(tmp_path)
+    assert [line["norm"] for line in steps(tmp_path, 1)][:2] == pytest.approx(
+        [line["norm"] for line in steps(whole, 0)][:2], rel=1e-4
+    )
+    assert_close(whole / "checkpoint-2", tmp_path / "checkpoint-2", 1e-4)
+    assert MDMPipeline.from_pretrained(tmp_path).unet.sample_sizes == (8, 16)
+
+
+@pytest.mark.slow
+def test_sharded_processes_equal_one(whole, sharded):
+    """Two stages, sharded with FSDP 2: weights, averages, moments, held-out losses and names are those of one process.
+
+    The losses are measured in the middle of stages, so that training goes on after forward passes without backward.
+    """
+    assert_was_sharded(sharded)
+    assert_same_norms(whole, sharded)
+    for step in (2, 4, 8):
+        assert_close(whole / f"checkpoint-{step}", sharded / f"checkpoint-{step}", 1e-4)
+    expected, found = held_out_losses(whole), held_out_losses(sharded)
+    assert [row["step"] for row in found] == [2, 4, 6, 8]
+    assert set(found[-1]) >= {"validation_loss/level_0", "validation_loss/level_1"}
+    for one, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_sharded_processes_save_a_plain_pipeline(whole, sharded):
+    pictures = [
+        MDMPipeline.from_pretrained(folder)(
+            "red line", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt"
+        ).images
+        for folder in (whole, sharded)
+    ]
+    assert pictures[0].shape == (1, 3, 16, 16)
+    assert torch.allclose(*pictures, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_what_one_process_saved_sharded_ones_continue(whole, pictures_dir, tmp_path):
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
+    train(pictures_dir, tmp_path, HALF, "fsdp.yaml", recipe=HELD_OUT)
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
+    assert_was_sharded(tmp_path)
+    assert_same_norms(whole, tmp_path)
+    assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
+
+
+@pytest.mark.slow
+def test_what_sharded_processes_saved_one_continues(whole, sharded, pictures_dir, tmp_path):
+    shutil.copytree(sharded / "checkpoint-6", tmp_path / "checkpoint-6")
+    train(pictures_dir, tmp_path, LAYOUTS, recipe=HELD_OUT)
+    assert {line["kind"] for line in steps(tmp_path, 0)} == {"NO"}
+    assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
+
+
+@pytest.mark.slow
+def test_sharded_steps_are_accumulated_and_clipped_as_those_of_one_process(pictures_dir, tmp_path):
+    """With parameters that stay whole until the backward pass, thinned outer batches, and averages kept elsewhere."""
+    fields = {
+        "last_stage": {"batch_fractions": [1.0, 0.5]},
+        "options": {"offload_ema": True, "gradient_checkpointing": True},
+        "recipe": {**HELD_OUT, "optimizer": {"max_grad_norm": 0.1}},
+    }
+    one = train(pictures_dir, tmp_path / "one", LAYOUTS, **fields)
+    dealt = {**LAYOUTS, "batch_size": 2, "gradient_accumulation_steps": 2}
+    two = train(pictures_dir, tmp_path / "two", dealt, "fsdp_zero2.yaml", **fields)
+    assert_was_sharded(two)
+    assert_same_norms(one, two)
+    assert min(line["norm"] for line in steps(two, 0)) > 0.1
+    assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last_stage", [{}, {"frozen_levels": 1}], ids=["all", "outer"])
+@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp.yaml"])
+def test_levels_that_share_layers_learn_on_two_processes_as_on_one(config, last_stage, pictures_dir, tmp_path):
+    """Two stages: the shared layers belong to the inner level before another one runs them, too."""
+    shared = {"share_time_embedding": True, "share_blocks": True}
+    fields = {"outer": shared, "last_stage": last_stage, "recipe": HELD_OUT}
+    one = train(pictures_dir, tmp_path / "one", LAYOUTS, **fields)
+    two = train(pictures_dir, tmp_path / "two", HALF, config, **fields)
+    assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
+    if config in SHARDING:
+        assert_was_sharded(two)
+        assert_same_norms(one, two)
+        # The model, its two levels, and the layers that both run.
+        assert steps(two, 0)[-1]["units"] > 3
+    names = tensors(two / "checkpoint-8")
+    assert not any(name.startswith("unet: levels.1.embedding.time_embedding") for name in names)
+    assert MDMPipeline.from_pretrained(two).unet.config.share_blocks == [False, True]
+
+
+@pytest.mark.slow
+def test_adapters_learn_sharded_as_on_one_process(whole, pictures_dir, tmp_path):
+    """LoRA, whose frozen weights are sharded with the adapters; what is saved is the whole adapter."""
+    sections = {"pretrained": {"path": str(whole)}, "text_encoder": {"from_pipeline": True}, "lora": {"rank": 2}}
+    fields = {
+        "recipe": {**HELD_OUT, **sections},
+        "options": {"max_train_steps": 2},
+    }
+    layout = {**LAYOUTS, "levels": 2}
+    one = train(pictures_dir, tmp_path / "one", layout, **fields)
+    two = train(pictures_dir, tmp_path / "two", {**layout, "batch_size": 4}, "fsdp.yaml", **fields)
+    assert_was_sharded(two)
+    assert_same_norms(one, two)
+    assert_close(one / "checkpoint-4", two / "checkpoint-4", 1e-4)
+    adapters = [load_file(folder / "pytorch_lora_weights.safetensors") for folder in (one, two)]
+    assert any(value.any() for name, value in adapters[1].items() if "lora_B" in name)
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], value, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_shared_layers_are_sharded_as_units_of_their_own():
+    """Really sharded, with FSDP 2 on two processes: see shard_in_processes.py."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command.append(str(HERE / "shard_in_processes.py"))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "sharded units: 8" in done.stdout
+    together = subprocess.run([*command, "together"], env=environment, capture_output=True, text=True, check=False)
+    assert "got mixed torch.Tensor and DTensor" in together.stderr  # what standing alone is for

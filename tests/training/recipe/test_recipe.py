@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import dataclasses
+
+import pytest
+import yaml
+
+from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.stage import PlateauRecipe
+from tests.training.tiny_run import RECIPES
+
+
+def edited(path: str, value: object) -> dict:
+    """The tiny recipe's mapping with the entry at a dotted path replaced."""
+    recipe = copy.deepcopy(yaml.safe_load((RECIPES / "tiny.yaml").read_text()))
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place = recipe
+    for parent in parents:
+        place = place[parent]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return recipe
+
+
+def written(tmp_path, recipe: dict):
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert len(recipe.rows) == len(recipe.levels) == recipe.stages[-1].levels
+
+
+def test_relative_data_path_is_looked_up_beside_the_recipe():
+    recipe = load_recipe(RECIPES / "tiny.yaml")
+    assert recipe.data.path == str((RECIPES.parent / "data" / "emoji-styles-64").resolve())
+
+
+def test_unknown_path_stays_a_hub_id(tmp_path):
+    recipe = load_recipe(written(tmp_path, edited("data.path", "someone/emoji")))
+    assert recipe.data.path == "someone/emoji"
+
+
+MISTAKES = [
+    ("stages.0.learnig_rate", 1.0, "learnig_rate"),
+    ("stages.0.steps", ..., "needs an end"),
+    ("stages.0.steps", "many", "stages[0].steps"),
+    ("stages.0.steps", True, "stages[0].steps"),
+    ("stages.0.steps", 0, "steps"),
+    ("stages.0.learning_rate", "1e-3", "1.0e-3"),
+    ("stages.0.lr_scheduler", "sine", "stages[0].lr_scheduler"),
+    ("stages.0.caption_dropout", 1.5, "caption_dropout"),
+    ("stages.0.levels", 3, "stages[0].levels"),
+    ("stages.1.levels", 1, "level_weights"),
+    ("stages.1.level_weights", [1.0, 1.0, 1.0], "level_weights"),
+    ("stages.1.batch_fractions", [0.5, 1.0], "batch_fractions"),
+    ("stages.1.batch_fractions", [1.0, 0.1], "no row"),
+    ("stages.0.lr_num_cycles", 0, "lr_num_cycles"),
+    ("stages.1.frozen_levels", 2, "frozen_levels"),
+    ("stages.1.level_learning_rate_scales", [1.0], "level_learning_rate_scales"),
+    ("stages.1.snr_gamma", -1.0, "snr_gamma"),
+    ("stages.0.until_plateau", {"every_steps": 2}, "validation_split"),
+    ("stages.0.until_plateau", {"every_steps": 0}, "every_steps"),
+    ("stages", [], "stages"),
+    ("data.path", ..., "shards"),
+    ("data.image_interpolation_mode", "sharp", "data.image_interpolation_mode"),
+    ("lora", {"rank": 0}, "rank"),
+    ("text_encoder.from_pipeline", True, "from_pipeline"),
+    ("levels.1.channels", [8], "levels[1].channels"),
+    ("model.sample_sise", 8, "model.sample_sise"),
+    ("model.block_out_channels", [[8]], "model.block_out_channels"),
+    ("model.cross_attention_dim", ..., "model.cross_attention_dim"),
+    ("text_encoder.d_model", 24, "text_encoder.d_model"),
+    ("text_encoder.num_layers", ..., "num_layers"),
+    ("text_encoder.train_text_encoder", False, "train_text_encoder"),
+    ("text_encoder.pretrained", "google/flan-t5-small", "pretrained"),
+    ("scheduler", {"prediction_type": "epsilon"}, "scheduler.prediction_type"),
+    ("scheduler", {"base_sample_size": 64}, "scheduler.base_sample_size"),
+    ("mixed_precision", "fp8", "mixed_precision"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "named"), MISTAKES, ids=lambda part: str(part)[:40])
+def test_mistakes_name_file_and_field(tmp_path, path, value, named):
+    recipe = edited("name", "edited")
+    recipe = edited(path, value) if path != "scheduler" else {**recipe, "scheduler": value}
+    file = written(tmp_path, recipe)
+    with pytest.raises(ValueError, match=r"edited\.yaml") as caught:
+        load_recipe(file)
+    assert named in str(caught.value)
+
+
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: [")
+    with pytest.raises(ValueError, match=r"broken\.yaml"):
+        load_recipe(path)
+
+
+def test_the_first_end_to_come_counts():
+    stage = load_recipe(RECIPES / "tiny.yaml").stages[1]
+    assert (stage.steps, stage.max_steps()) == (4, 4)
+    by_images = dataclasses.replace(stage, images=20)  # 8 images a step and process
+    assert by_images.max_steps() == 3
+    assert by_images.max_steps(num_processes=2) == 2
+    with pytest.raises(ValueError, match="known last step"):
+        dataclasses.replace(stage, steps=None, until_plateau=PlateauRecipe(every_steps=2))
+    open_ended = dataclasses.replace(
+        stage, steps=None, until_plateau=PlateauRecipe(every_steps=2), lr_scheduler="constant_with_warmup"
+    )
+    assert open_ended.max_steps() is None
+
+
+def test_stage_counts_images_and_rows():
+    outer = load_recipe(RECIPES / "tiny.yaml").stages[1]
+    assert outer.images_per_step == 8
+    assert outer.rows_per_level == (4, 2)
+    assert dataclasses.replace(outer, batch_fractions=None).rows_per_level == (4, 4)

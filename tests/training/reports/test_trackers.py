@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffusers_mdm.training.reports import trackers
+from diffusers_mdm.training.reports.trackers import flatten_settings, send_picture, start_trackers, tracker_names
+from tests.training.tiny_run import tiny_recipe
+
+
+class Gallery(GeneralTracker):
+    """A tracker that takes pictures, as that of Weights & Biases does."""
+
+    name = "gallery"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__()
+        self.pictures = []
+
+    @property
+    def tracker(self):
+        return self.pictures
+
+    def log_images(self, values, step=None):
+        self.pictures += [(name, step, picture) for name, entries in values.items() for picture in entries]
+
+
+class NumbersOnly(GeneralTracker):
+    """A tracker without a way to take pictures."""
+
+    name = "numbers"
+    requires_logging_directory = False
+    tracker = None
+
+    def __init__(self):
+        super().__init__()
+
+
+def accelerator_for(folder: Path, *log_with) -> Accelerator:
+    return Accelerator(cpu=True, log_with=list(log_with), project_dir=folder)
+
+
+def steps(folder: Path, tag: str) -> list[int]:
+    return [event.step for event in EventAccumulator(str(folder)).Reload().Scalars(tag)]
+
+
+@pytest.mark.parametrize(
+    ("report_to", "expected"),
+    [("tensorboard", ["tensorboard"]), ("tensorboard, tensorboard", ["tensorboard"]), ("none", None), (None, None)],
+)
+def test_names_are_what_accelerate_takes(report_to, expected):
+    assert tracker_names(report_to) == expected
+    assert len(Accelerator(cpu=True, log_with=tracker_names(report_to), project_dir="unused").log_with) == len(
+        expected or []
+    )
+
+
+def test_all_are_those_that_are_installed(monkeypatch):
+    assert "tensorboard" in tracker_names("all")
+    monkeypatch.setattr(trackers, "get_available_trackers", list)
+    assert tracker_names("all") is None
+
+
+def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match=r"pip install wandb, or report to tensorboard"):
+        tracker_names("tensorboard,wandb")
+    with pytest.raises(ValueError, match=r"pip install comet-ml"):
+        tracker_names("comet_ml")
+
+
+def test_an_unknown_tracker_is_answered_with_those_that_exist():
+    with pytest.raises(ValueError, match=r"'tensorbord' is no tracker.*tensorboard.*wandb.*'all'.*'none'"):
+        tracker_names("tensorbord")
+
+
+def test_settings_are_flattened_to_plain_values():
+    @dataclasses.dataclass
+    class Inner:
+        rate: float
+        path: Path
+        limit: int | None = None
+
+    nested = {"inner": Inner(0.1, Path("pictures")), "sizes": (8, 16), "words": [], "flag": True}
+    assert flatten_settings(nested) == {
+        "inner.rate": 0.1,
+        "inner.path": "pictures",
+        "inner.limit": "none",
+        "sizes.0": 8,
+        "sizes.1": 16,
+        "words": "none",
+        "flag": True,
+    }
+
+
+def test_tensorboard_takes_a_whole_recipe(tmp_path):
+    accelerator = accelerator_for(tmp_path, "tensorboard")
+    start_trackers(accelerator, "project", tiny_recipe(tmp_path))
+    accelerator.end_training()
+    (stored,) = (tmp_path / "project").rglob("hparams.yml")
+    settings = yaml.safe_load(stored.read_text())
+    assert settings["name"] == "tiny"
+    assert settings["stages.1.batch_fractions.1"] == 0.5
+
+
+def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path):
+    for first, last in ((1, 5), (4, 6)):  # five steps, a crash, and on from the checkpoint of step 3
+        accelerator = accelerator_for(tmp_path, "tensorboard")
+        start_trackers(accelerator, "project", {"seed": 0}, step=first - 1)
+        for step in range(first, last + 1):
+            accelerator.log({"loss": float(step)}, step=step)
+        accelerator.end_training()
+    assert steps(tmp_path / "project", "loss") == [1, 2, 3, 4, 5, 6]
+
+
+def test_trackers_that_take_pictures_get_them_small_enough():
+    gallery = Gallery()
+    accelerator = Accelerator(cpu=True, log_with=[gallery, NumbersOnly()])
+    start_trackers(accelerator, "project", {})
+    grid = Image.new("RGBA", (4096, 1024), "red")
+    send_picture(accelerator, "validation", grid, step=3)
+    ((name, step, picture),) = gallery.pictures
+    assert (name, step, picture.mode, picture.size) == ("validation", 3, "RGB", (2048, 512))
+    assert grid.size == (4096, 1024)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from diffusers_mdm.training.state.complete_folders import MANIFEST, complete_folder, damage, remove_unfinished
+
+
+@pytest.fixture
+def folder(tmp_path):
+    final = tmp_path / "checkpoint-3"
+    with complete_folder(final) as beside:
+        assert not final.exists()
+        (beside / "unet").mkdir()
+        (beside / "unet" / "weights").write_bytes(bytes(range(256)) * 50)
+        (beside / "progress.json").write_text("{}")
+    return final
+
+
+def test_a_complete_folder_is_sound(folder):
+    assert damage(folder) is None
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "progress.json", "unet"]
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint-3"]
+
+
+def test_a_block_that_fails_leaves_the_old_folder(folder):
+    def write_until_the_disk_is_full() -> None:
+        with complete_folder(folder) as beside:
+            (beside / "progress.json").write_text("new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk"):
+        write_until_the_disk_is_full()
+    assert (folder / "progress.json").read_text() == "{}"
+    assert damage(folder) is None
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint-3"]
+
+
+def test_writing_again_replaces(folder):
+    with complete_folder(folder) as beside:
+        (beside / "other").write_text("x")
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "other"]
+
+
+def truncate(folder):
+    os.truncate(folder / "unet" / "weights", 100)
+
+
+def flip_a_bit(folder):
+    data = bytearray((folder / "unet" / "weights").read_bytes())
+    data[77] ^= 1
+    (folder / "unet" / "weights").write_bytes(data)
+
+
+def remove_file(folder):
+    (folder / "unet" / "weights").unlink()
+
+
+def remove_manifest(folder):
+    (folder / MANIFEST).unlink()
+
+
+def spoil_manifest(folder):
+    (folder / MANIFEST).write_text("{")
+
+
+def empty_manifest_entry(folder):
+    (folder / MANIFEST).write_text(json.dumps({"progress.json": None}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (truncate, "100 bytes instead of 12800"),
+        (flip_a_bit, "unet/weights have changed"),
+        (remove_file, "unet/weights is missing"),
+        (remove_manifest, f"{MANIFEST} is missing"),
+        (spoil_manifest, "cannot be read"),
+        (empty_manifest_entry, "cannot be read"),
+    ],
+    ids=lambda part: getattr(part, "__name__", ""),
+)
+def test_damage_is_found_and_named(folder, spoil, named):
+    spoil(folder)
+    assert named in damage(folder)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from diffusers_mdm.training.state.complete_folders import complete_folder
+with complete_folder(Path(sys.argv[1])) as beside:
+    (beside / "weights").write_bytes(b"x" * 1000)
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_the_old_folder(folder):
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    process.kill()
+    process.wait()
+    names = sorted(path.name for path in folder.parent.iterdir())
+    assert names == [".unfinished-checkpoint-3", "checkpoint-3"]
+    assert damage(folder) is None
+    remove_unfinished(folder.parent)
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint-3"]
