@@ -23,6 +23,7 @@ from ..modules.autoencoder import has_vae, scale_factor_of, vae_config
 from ..modules.classes import pipeline_class
 from ..modules.text_encoder import build_text_encoder
 from ..precision import frozen_dtype
+from ..processes import wait_for_everyone
 from ..recipe.clips import sources
 from ..recipe.recipe import DataRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe
 from ..recipe.stage import StageRecipe
@@ -248,7 +249,7 @@ def write_own_embeddings(recipe: Recipe, options: RunOptions, accelerator: Accel
         torch.nn.Module.to(text_encoder, accelerator.device, dtype).eval()
         encoder = CaptionEncoder(source, text_encoder, tokenizer, recipe.max_sequence_length)
         write_text_embeddings(Path(recipe.data.embeddings_dir), texts_of(recipe), encoder)
-    accelerator.wait_for_everyone()
+    wait_for_everyone(accelerator)
 
 
 def texts_of(recipe: Recipe) -> Iterator[str]:

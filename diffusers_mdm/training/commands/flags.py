@@ -3,10 +3,10 @@
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from ..processes import num_launched
 from ..recipe.clips import check_draws_pictures, trains_on_pictures
 from ..recipe.recipe import (
     DataRecipe,
@@ -331,7 +331,7 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
     if not given.get("scale_lr"):
         return changed
     return tuple(
-        dataclasses.replace(stage, learning_rate=stage.learning_rate * stage.images_per_step * num_processes())
+        dataclasses.replace(stage, learning_rate=stage.learning_rate * stage.images_per_step * num_launched())
         for stage in changed
     )
 
@@ -370,11 +370,6 @@ def run_options(recipe: Recipe, given: Mapping[str, Any]) -> RunOptions:
         pictures = count_pictures(recipe.data, "--validation_epochs")
         pictures *= 1 if recipe.prior_preservation is None else 2
         fields["validation_steps"] = steps_for_passes(
-            given["validation_epochs"], pictures, int(per_step) * num_processes()
+            given["validation_epochs"], pictures, int(per_step) * num_launched()
         )
     return RunOptions(**fields)
-
-
-def num_processes() -> int:
-    """Processes of this run, as launchers tell every one of them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

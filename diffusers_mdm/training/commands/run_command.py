@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from ..loop.engine import resolve_recipe, run_recipe
 from ..loop.interruption import RunInterrupted
 from ..modules.classes import num_class_embeds
+from ..processes import OtherProcessEnded, is_main_launched, num_launched
 from ..recipe.clips import check_draws_clips, check_draws_pictures
 from ..recipe.recipe import Recipe
 from ..state.checkpoints import WRITE_ERRORS
 from .dry_run import describe_run
-from .flags import TEXT_TO_IMAGE, CommandKind, num_processes, read_command
+from .flags import TEXT_TO_IMAGE, CommandKind, read_command
 from .messages import one_line, resume_command
 
 __all__ = ["CLASS_CONDITIONAL", "TEXT_TO_IMAGE", "TEXT_TO_VIDEO", "run_command"]
@@ -73,17 +74,17 @@ def run_command(kind: CommandKind = TEXT_TO_IMAGE, arguments: Sequence[str] | No
     arguments = sys.argv[1:] if arguments is None else arguments
     recipe, options, is_dry_run = read_command(arguments, kind)
     options = dataclasses.replace(options, resume_command=resume_command(arguments))
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = is_main_launched()
     level = logging.INFO if is_main else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         if is_dry_run:
-            print(describe_run(resolve_recipe(recipe, options), options, num_processes()))
+            print(describe_run(resolve_recipe(recipe, options), options, num_launched()))
         else:
             run_recipe(recipe, options)
     except RunInterrupted as interruption:
         # The run has been asked to stop, and has saved what it knows: that is a success.
         if is_main:
             print(interruption)
-    except (ValueError, FloatingPointError, *WRITE_ERRORS) as error:
+    except (ValueError, FloatingPointError, OtherProcessEnded, *WRITE_ERRORS) as error:
         sys.exit(f"{os.path.basename(sys.argv[0])}: error: {one_line(error)}")

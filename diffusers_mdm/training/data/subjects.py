@@ -18,6 +18,7 @@ from diffusers.utils.logging import tqdm
 
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ..precision import frozen_dtype
+from ..processes import wait_for_everyone
 from ..recipe.recipe import DataRecipe, PriorRecipe, Recipe
 from ..seeds import derive_seed
 from ..state.run import RunOptions
@@ -84,7 +85,7 @@ def prepare_class_pictures(recipe: Recipe, options: RunOptions, accelerator: Acc
             "guidance_scale": recipe.validation.guidance_scale,
         }
         draw_class_pictures(pipeline, prior, missing, options.seed, settings)
-    accelerator.wait_for_everyone()
+    wait_for_everyone(accelerator)
 
 
 def draw_class_pictures(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a recipe: start or resume, train its stages in order, save the pipeline."""
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..modules.lora import add_lora, save_lora
 from ..modules.saved_configs import forget_origin
 from ..modules.text_encoder import build_text_encoder
 from ..precision import DTYPES
+from ..processes import is_main_launched, join_processes, wait_for_everyone
 from ..recipe.clips import inner_rows, stage_frames, stage_rows
 from ..recipe.recipe import Recipe
 from ..recipe.writing import write_recipe
@@ -33,6 +35,7 @@ from ..reports.trackers import start_trackers, tracker_names
 from ..reports.validation_grid import check_prompts, draw_validation_grid
 from ..state.checkpoints import WRITE_ERRORS, choose_checkpoint, load_checkpoint, save_checkpoint
 from ..state.history import FILE_NAME, History
+from ..state.output_lock import only_run_in
 from ..state.run import Run, RunOptions
 from ..state.sharding import check_supported
 from .held_out import open_held_out
@@ -54,7 +57,12 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
         FloatingPointError: too many steps in a row were not finite; a checkpoint is saved.
         ValueError: something in the recipe, the data or the checkpoint does not fit.
     """
-    recipe = resolve_recipe(recipe, options)
+    with only_run_in(options.output_dir) if is_main_launched() else contextlib.nullcontext():
+        return run_alone(resolve_recipe(recipe, options), options)
+
+
+def run_alone(recipe: Recipe, options: RunOptions) -> Path:
+    """Do what `run_recipe` promises, in a folder that no other run writes into."""
     run = start_run(recipe, options)
     resume_run(run)
     interruption, embeddings = Interruption(), open_embeddings(recipe)
@@ -89,7 +97,7 @@ def resolve_recipe(recipe: Recipe, options: RunOptions) -> Recipe:
 
 def start_run(recipe: Recipe, options: RunOptions) -> Run:
     """Make or load the models, as the first stage needs them, and write the recipe into the output folder."""
-    accelerator = Accelerator(
+    accelerator = join_processes(
         mixed_precision=recipe.mixed_precision,
         log_with=cast(Any, tracker_names(options.report_to)),
         project_config=ProjectConfiguration(
@@ -243,7 +251,7 @@ def resume_run(run: Run) -> None:
     """Load the checkpoint that is wanted, if there is one."""
     if run.accelerator.is_main_process:
         run.options.output_dir.mkdir(parents=True, exist_ok=True)
-    run.accelerator.wait_for_everyone()
+    wait_for_everyone(run.accelerator)
     checkpoint = choose_checkpoint(run.options.output_dir, run.options.resume_from_checkpoint)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
@@ -266,13 +274,13 @@ def keep_checkpoint(run: Run, needed: bool) -> None:
         if needed:
             raise
         logger.error("No checkpoint at step %d, training goes on: %s", run.progress.total_steps, error)
-    run.accelerator.wait_for_everyone()
+    wait_for_everyone(run.accelerator)
 
 
 def draw_validation(run: Run) -> None:
     """Draw the validation prompts on the main process."""
     draw_validation_grid(run)
-    run.accelerator.wait_for_everyone()
+    wait_for_everyone(run.accelerator)
 
 
 def save_pipeline(run: Run) -> Path:
@@ -299,7 +307,7 @@ def save_pipeline(run: Run) -> Path:
             run.pipeline().save_pretrained(output_dir)
         logger.info("Saved to %s.", output_dir)
         write_model_card(run)
-    run.accelerator.wait_for_everyone()
+    wait_for_everyone(run.accelerator)
     return output_dir
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ending a run between two steps when the system or the user asks for it (SIGTERM, SIGINT)."""
+"""Ending a run between two steps when the system or the user asks for it (SIGTERM, SIGINT, SIGHUP)."""
 
 import contextlib
 import signal
@@ -10,7 +10,8 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP, a terminal that was closed, does not exist on Windows.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class RunInterrupted(Exception):  # noqa: N818  it is not an error
@@ -28,13 +29,17 @@ class Interruption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals inside the block. In threads other than the main one, signals stay as they are."""
+        """Take the signals inside the block. In threads other than the main one, signals stay as they are.
+
+        So does a signal that is ignored already: `nohup` lets a run outlive its terminal in this way.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
+        found = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
         self._before = before
-        for number in SIGNALS:
+        for number in before:
             signal.signal(number, self._remember)
         try:
             yield
@@ -44,8 +49,8 @@ class Interruption:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        for known in SIGNALS:
-            signal.signal(known, self._before[known])
+        for known, handler in self._before.items():
+            signal.signal(known, handler)
 
     def is_wanted(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; all of them get the same answer, and have to ask together."""

@@ -6,10 +6,10 @@ import threading
 import pytest
 from accelerate import Accelerator
 
-from diffusers_mdm.training.loop.interruption import Interruption
+from diffusers_mdm.training.loop.interruption import SIGNALS, Interruption
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS, ids=[number.name for number in SIGNALS])
 def test_a_signal_is_remembered_and_the_second_one_acts(number):
     interruption, accelerator = Interruption(), Accelerator(cpu=True)
     came = []
@@ -26,6 +26,18 @@ def test_a_signal_is_remembered_and_the_second_one_acts(number):
         assert signal.getsignal(number) is not interruption._remember
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of POSIX systems")
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption().listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_are_put_back():
