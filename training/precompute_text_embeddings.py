@@ -32,7 +32,7 @@ from diffusers_mdm.training.commands.flags import (
     override,
 )
 from diffusers_mdm.training.commands.messages import one_line
-from diffusers_mdm.training.data.text_features_writer import CaptionEncoder, write_text_embeddings
+from diffusers_mdm.training.data.text.features_writer import CaptionEncoder, write_text_embeddings
 from diffusers_mdm.training.precision import DTYPES
 from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.state.run import RunOptions

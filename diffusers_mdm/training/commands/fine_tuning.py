@@ -18,7 +18,7 @@ from ...pipelines.drawing.latent_space import config_scale_factor
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..data.sources import load_captioned_split, training_captions, validation_captions
-from ..data.text_features_writer import CaptionEncoder, write_text_embeddings
+from ..data.text.features_writer import CaptionEncoder, write_text_embeddings
 from ..modules.autoencoder import has_vae, scale_factor_of, vae_config
 from ..modules.classes import pipeline_class
 from ..modules.text_encoder import build_text_encoder

@@ -14,7 +14,7 @@ from .order import BatchOrder, PositionedBatches
 from .reading import BatchReader, Request, SampleSource, checked, closed_at_exit, read_batches
 from .samples import Row, SampleDecoder, choose_caption
 from .skip_budget import Skip, SkipBudget
-from .text_features import TextEmbeddings
+from .text.features import TextEmbeddings
 
 CACHE_LIMIT_BYTES = 512 * 2**20  # decoded pictures of one stage are kept in memory below this size
 

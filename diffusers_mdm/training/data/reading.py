@@ -17,7 +17,7 @@ from .batch import Batch
 from .images import UnusableSampleError
 from .samples import Row, Sample, SampleDecoder, choose_caption
 from .skip_budget import Skip, SkipBudget
-from .text_features import TextEmbeddings
+from .text.features import TextEmbeddings
 
 PREFETCHED_BATCHES = 2  # of each worker
 SIGNAL_GRACE_SECONDS = 600

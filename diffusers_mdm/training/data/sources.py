@@ -16,7 +16,7 @@ from .shards.files import list_shards
 from .shards.samples import ListedSamples, TarSamples, iterate_shard_captions
 from .shards.stream import ShardStream
 from .skip_budget import SkipBudget
-from .text_features import TextEmbeddings
+from .text.features import TextEmbeddings
 
 __all__ = [
     "CaptionedImages",

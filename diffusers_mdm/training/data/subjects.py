@@ -28,7 +28,7 @@ from .order import BatchOrder, ShuffledRows
 from .reading import Request, closed_at_exit, read_batches
 from .samples import Sample
 from .sources import open_training_images
-from .text_features import TextEmbeddings
+from .text.features import TextEmbeddings
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from ..data.sources import (
     training_captions,
 )
 from ..data.subjects import open_subject_images
-from ..data.text_features import TextEmbeddings
+from ..data.text.features import TextEmbeddings
 from ..recipe.clips import data_of, joint_stage, sources, stage_frames, stage_rows
 from ..recipe.recipe import DataRecipe, Recipe
 from ..recipe.stage import StageRecipe

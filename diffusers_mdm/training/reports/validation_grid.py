@@ -13,7 +13,7 @@ from PIL import Image
 from ...pipelines.drawing.class_labels import ClassLabelMixin
 from ...pipelines.picture_grid import make_grid
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
-from ..data.text_features import TextEmbeddings
+from ..data.text.features import TextEmbeddings
 from ..modules.classes import TrainedPipeline, class_number, draws_classes_alone
 from ..recipe.recipe import ValidationRecipe
 from ..state.averages import averaged_weights

@@ -17,7 +17,7 @@ from diffusers_mdm.training.commands.fine_tuning import (
     write_own_embeddings,
 )
 from diffusers_mdm.training.commands.flags import read_command
-from diffusers_mdm.training.data.text_features import TextEmbeddings
+from diffusers_mdm.training.data.text.features import TextEmbeddings
 from diffusers_mdm.training.loop.engine import build_unet
 from diffusers_mdm.training.recipe.recipe import DataRecipe, PretrainedRecipe, PriorRecipe, Recipe, load_recipe
 from diffusers_mdm.training.state.run import RunOptions

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...pipelines.drawing.text_encoding import encode_texts
-from ..precision import DTYPES
-from .text_features import INDEX_NAME, EmbeddingsIndex, caption_key, read_index
+from ....pipelines.drawing.text_encoding import encode_texts
+from ...precision import DTYPES
+from .features import INDEX_NAME, EmbeddingsIndex, caption_key, read_index
 
 logger = logging.getLogger(__name__)
 

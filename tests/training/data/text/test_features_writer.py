@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from diffusers_mdm.pipelines.drawing.text_encoding import encode_texts
-from diffusers_mdm.training.data import text_features_writer as text_embeddings_writer
-from diffusers_mdm.training.data.text_features import TextEmbeddings, read_index
-from diffusers_mdm.training.data.text_features_writer import (
+from diffusers_mdm.training.data.text import features_writer
+from diffusers_mdm.training.data.text.features import TextEmbeddings, read_index
+from diffusers_mdm.training.data.text.features_writer import (
     CaptionEncoder,
     batches_of_equal_length,
     write_text_embeddings,
@@ -51,19 +51,19 @@ def test_long_captions_are_cut_where_the_run_cuts_them(encoder, tmp_path):
 
 
 def test_a_stopped_call_is_continued_and_its_files_are_kept(encoder, tmp_path, monkeypatch):
-    written, left = text_embeddings_writer.save_file, iter([True])
+    written, left = features_writer.save_file, iter([True])
 
     def save_once(*arguments):
         if next(left, None) is None:
             raise OSError(28, "No space left on device")
         written(*arguments)
 
-    monkeypatch.setattr(text_embeddings_writer, "save_file", save_once)
+    monkeypatch.setattr(features_writer, "save_file", save_once)
     with pytest.raises(OSError, match="No space"):
         write_text_embeddings(tmp_path, CAPTIONS, encoder, captions_per_file=2)
     with pytest.raises(ValueError, match="unfinished"):
         TextEmbeddings(tmp_path)
-    monkeypatch.setattr(text_embeddings_writer, "save_file", written)
+    monkeypatch.setattr(features_writer, "save_file", written)
     first = (tmp_path / "embeddings-00000.safetensors").stat().st_mtime_ns
     write_text_embeddings(tmp_path, CAPTIONS, encoder, captions_per_file=2)
     assert (tmp_path / "embeddings-00000.safetensors").stat().st_mtime_ns == first

@@ -9,7 +9,7 @@ A folder holds
                                     "tokens" (offsets[n], D): features of the tokens of all captions, without pads
 
 Each caption is there once, whatever the number of its pictures. The files are mapped into memory, so that all
-processes of a machine share what the system has read of them. `text_embeddings_writer.py` makes them.
+processes of a machine share what the system has read of them. `features_writer.py` makes them.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 
-from .batch import Batch
+from ..batch import Batch
 
 INDEX_NAME = "index.json"
 FORMAT = "diffusers-mdm text embeddings 1"
