@@ -21,17 +21,18 @@ VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 ALLOWED_IMPORTS = {
     "config_reading": set(),
     "pyramid": set(),
+    "rgb_pictures": set(),
     "models": {"pyramid"},
     "schedulers": {"pyramid"},
     "loaders": {"pyramid", "models", "schedulers"},
-    "pipelines": {"pyramid", "models", "schedulers", "loaders"},
+    "pipelines": {"pyramid", "rgb_pictures", "models", "schedulers", "loaders"},
     "conversion": {"config_reading", "pyramid", "models", "schedulers"},
     "registration": {"pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
-    "training": {"config_reading", "pyramid", "models", "schedulers", "loaders", "pipelines"},
+    "training": {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
 }
 # The package root may gather all of what users get by `import diffusers_mdm`, and nothing of the commands.
-ROOT_IMPORTS = {"config_reading", "pyramid", "models", "schedulers", "loaders"}
+ROOT_IMPORTS = {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"}
 ROOT_IMPORTS |= {"pipelines", "registration", "conversion"}
 
 

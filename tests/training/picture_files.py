@@ -22,14 +22,14 @@ def png(color: object = "red", size: tuple[int, int] = (16, 16), mode: str = "RG
     return encoded(Image.new(mode, size, color))
 
 
-def png_bomb(side: int = 20_000) -> bytes:
-    """A small PNG file that says it has side x side black pixels."""
+def png_bomb(side: int = 20_000, depth: int = 1) -> bytes:
+    """A small PNG file that says it has side x side black pixels, of which a depth above 1 bit has them all."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes(1 + side // 8) * 64)
+    header = struct.pack(">IIBBBBB", side, side, depth, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(1 + side * depth // 8) * (64 if depth == 1 else side))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 

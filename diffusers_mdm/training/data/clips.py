@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, features
+from PIL import Image, features
 
 from .images import (
     CENTER,
@@ -15,6 +15,7 @@ from .images import (
     Crop,
     Interpolation,
     UnusableSampleError,
+    as_rgb,
     known_formats,
     open_image,
     reasons_of_decoders,
@@ -118,8 +119,8 @@ def _animated_frames(content: bytes, choose: FrameChooser) -> Iterator[Image.Ima
     for number in choose(count):
         with reasons_of_decoders():
             image.seek(before + number)
-            frame = image.copy()
-            ImageOps.exif_transpose(frame, in_place=True)
+            # Without a copy the next frame would be drawn over this one.
+            frame = as_rgb(image).copy()
         yield frame
 
 

@@ -4,7 +4,6 @@
 import contextlib
 import functools
 import io
-import struct
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -13,28 +12,19 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+
+from ...rgb_pictures import DECODER_ERRORS, area_filter, to_rgb
 
 Interpolation = Literal["area", "lanczos", "bicubic", "bilinear", "nearest"]
 
 MAX_FILE_BYTES = 2**28  # a larger file is no picture to train on
 # Formats that Pillow decodes by itself: EPS, for one, would be handed to another program.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA", "ICO")
-# What Pillow's decoders raise at broken data, beside its own UnidentifiedImageError (an OSError).
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+# The chunks of a PNG file that make its pixels; all others are notes (texts, colour profiles, times).
+_PNG_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
+_PNG_ORIENTATION = b"eXIf"
 _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -58,21 +48,59 @@ CENTER = Crop()
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
-    """Read a picture from its bytes or file and turn it upright (EXIF); the whole of it is decoded.
+    """Read a picture from its bytes or file, as `to_rgb` shows it; the whole of it is decoded.
 
     Raises:
-        UnusableSampleError: if it is no picture, broken, cut short, or has more pixels than Pillow's own limit,
-            `PIL.Image.MAX_IMAGE_PIXELS` (a small file can unpack to any size).
+        UnusableSampleError: if it is no picture, broken, cut short, has more pixels than Pillow's own limit,
+            `PIL.Image.MAX_IMAGE_PIXELS` (a small file can unpack to any size), or numbers of unknown range.
     """
-    with reasons_of_decoders():
-        if not isinstance(source, bytes):
+    if not isinstance(source, bytes):
+        with reasons_of_decoders():
             if Path(source).stat().st_size > MAX_FILE_BYTES:
                 raise UnusableSampleError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
             source = Path(source).read_bytes()
-        image = Image.open(io.BytesIO(source), formats=known_formats(FORMATS))
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image
+    try:
+        return _decoded(source)
+    except UnusableSampleError:
+        # Viewers go on where a note beside the pixels is damaged or too long, and Pillow does not.
+        pixels_only = _without_png_notes(source)
+        if pixels_only is None:
+            raise
+        return _decoded(pixels_only)
+
+
+def _decoded(content: bytes) -> Image.Image:
+    with reasons_of_decoders():
+        image = Image.open(io.BytesIO(content), formats=known_formats(FORMATS))
+        return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """See `to_rgb`.
+
+    Raises:
+        UnusableSampleError: in place of its ValueError.
+    """
+    try:
+        return to_rgb(image)
+    except ValueError as error:
+        raise UnusableSampleError(str(error)) from error
+
+
+def _without_png_notes(content: bytes) -> bytes | None:
+    """A PNG file with nothing but what makes its pixels; None for other files, and where nothing can be left out."""
+    if not content.startswith(_PNG_HEAD):
+        return None
+    kept, place = [_PNG_HEAD], len(_PNG_HEAD)
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        chunk = content[place:end]
+        is_sound = chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4, "big")
+        if chunk[4:8] in _PNG_PIXEL_CHUNKS or (chunk[4:8] == _PNG_ORIENTATION and is_sound):
+            kept.append(chunk)
+        place = end
+    shorter = b"".join(kept)
+    return shorter if len(shorter) < len(content) else None
 
 
 @contextlib.contextmanager
@@ -87,7 +115,7 @@ def reasons_of_decoders() -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnusableSampleError(f"it is a decompression bomb ({error})") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise UnusableSampleError(f"it cannot be decoded ({type(error).__name__}: {error})") from error
 
 
@@ -96,28 +124,6 @@ def known_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the formats that this Pillow reads."""
     Image.init()
     return tuple(name for name in formats if name in Image.OPEN)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as RGB with 8 bits: transparency on white, 16 bits rounded, palettes and CMYK looked up.
-
-    Raises:
-        UnusableSampleError: if its pixels have no known range or colours (floating point).
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.float64).clip(0, 65535)
-        return Image.fromarray(np.rint(deep / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UnusableSampleError("its pixels are floating point numbers of unknown range")
-    try:
-        if image.mode in ("RGBA", "LA", "PA", "P", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except _DECODER_ERRORS as error:
-        raise UnusableSampleError(f"its {image.mode} pixels cannot be read as RGB ({error})") from error
 
 
 def square_pixels(
@@ -135,7 +141,7 @@ def square_pixels(
         interpolation: "area", or a filter of Pillow.
         crop: where the square is taken, (0.5, 0.5) for the centre.
     """
-    image = to_rgb(image)
+    image = as_rgb(image)
     short = min(image.size)
     left, top = (
         int(room * share) if share < 1 else room
@@ -145,13 +151,13 @@ def square_pixels(
     if short == side:
         image = image.crop(box)
     else:
-        image = image.resize((side, side), _filter(interpolation, shrinks=short > side), box=box)
+        image = image.resize((side, side), _filter(interpolation, short, side), box=box)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _filter(interpolation: Interpolation, shrinks: bool) -> Image.Resampling:
+def _filter(interpolation: Interpolation, short: int, side: int) -> Image.Resampling:
     if interpolation == "area":
-        return Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+        return area_filter((short, short), (side, side))
     if interpolation not in _RESAMPLING:
         raise ValueError(
             f"Unknown interpolation {interpolation!r}; choose one of {', '.join(get_args(Interpolation))}."
