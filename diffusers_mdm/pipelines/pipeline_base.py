@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,23 +15,43 @@ from diffusers.utils import logging
 
 from diffusers_mdm.loaders import MDMLoraLoaderMixin
 from diffusers_mdm.pipelines.drawing import input_checks as checks
-from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, ConditionInputs, RowGroup, group_rows_by_text
+from diffusers_mdm.pipelines.drawing import setup
+from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
+from diffusers_mdm.pipelines.drawing.guidance import is_guided
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import clips_to_pictures
-from diffusers_mdm.pipelines.drawing.loop import DenoisingMixin, Sample
-from diffusers_mdm.pipelines.drawing.text_encoding import PromptEncodingMixin
+from diffusers_mdm.pipelines.drawing.pictures import Refine, finish
+from diffusers_mdm.pipelines.drawing.request import Request, Sample, check_argument
+from diffusers_mdm.pipelines.drawing.setup import Drawing
+from diffusers_mdm.pipelines.drawing.shared_parts import RunningDrawings
+from diffusers_mdm.pipelines.drawing.text_encoding import encode_prompts
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
-from diffusers_mdm.pyramid import Pyramid, as_pyramid
-from diffusers_mdm.schedulers import MatryoshkaScheduler
+from diffusers_mdm.pyramid import as_pyramid
 
 logger = logging.get_logger(__name__)
 
-# Written beside the weights, so that the host finds the class where this package was not imported before.
+# diffusers casts all components of a converted pipeline to one precision; these are shared, and stay as they are.
+_KEEPS_PRECISION: ContextVar[bool] = ContextVar("keeps precision", default=False)
+# Written beside the weights, so that diffusers finds the class where this package was not imported before.
 CUSTOM_PIPELINE_FILE = "pipeline.py"
 
 
-class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MDMLoraLoaderMixin):
-    """The parts that every MDM pipeline shares. A pipeline for a task adds `check_inputs` and `__call__`.
+def control(name: str) -> Any:
+    """A property that reads and changes a control of the current drawing, see `RunningDrawings`."""
+
+    def get(pipeline: MDMPipelineBase) -> Any:
+        return pipeline.running_drawings.get(name)
+
+    def change(pipeline: MDMPipelineBase, value: Any) -> None:
+        pipeline.running_drawings.set(name, check_argument(name, value))
+
+    return property(get, change)
+
+
+class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
+    """What every MDM pipeline is. A pipeline for a task adds its `__call__`, and what it checks besides.
+
+    The steps of a call are functions of `drawing/` over a `Drawing`, which carries everything that one drawing needs.
 
     Args:
         components: the components of the task, by name.
@@ -40,6 +59,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae"]
+    _output_class: Any = MDMPipelineOutput
     _callback_tensor_inputs = [
         "latents",
         "pred_original_sample",
@@ -51,6 +71,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
 
     def __init__(self, **components: Any) -> None:
         super().__init__()
+        self.running_drawings = RunningDrawings()
         self.register_modules(**components)
         if components.get("vae") is not None and clips_to_pictures(components.get("scheduler")):
             logger.warning(
@@ -63,7 +84,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """Load a pipeline as the host does; a component that was None when it was saved is None again.
+        """Load a pipeline as diffusers does; a component that was None when it was saved is None again.
 
         Args:
             pretrained_model_name_or_path: a folder written by `save_pretrained`, or a repository id.
@@ -96,7 +117,7 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         """Make a pipeline of this class around the components of another one, which are shared, not copied.
 
-        Unlike the host's, it leaves every component in its precision unless a `dtype` is asked for.
+        Unlike diffusers', it leaves every component in its precision unless a `dtype` is asked for.
 
         Args:
             pipeline: e.g. an `MDMPipeline`.
@@ -104,189 +125,273 @@ class MDMPipelineBase(DiffusionPipeline, PromptEncodingMixin, DenoisingMixin, MD
         """
         if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None:
             return super().from_pipe(pipeline, **kwargs)
-        models = [part for part in {**pipeline.components, **kwargs}.values() if isinstance(part, torch.nn.Module)]
-        dtypes = [cast(torch.dtype, model.dtype) for model in models]
-        # The host casts to one dtype: the widest one loses nothing on the way there and back.
-        widest = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
-        converted = super().from_pipe(pipeline, **{**kwargs, "dtype": widest})
-        for model, dtype in zip(models, dtypes, strict=True):
-            if model.dtype != dtype:
-                model.to(dtype=dtype)
-        return converted
+        token = _KEEPS_PRECISION.set(True)
+        try:
+            return super().from_pipe(pipeline, **kwargs)
+        finally:
+            _KEEPS_PRECISION.reset(token)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the models to a device, cast them, or both, as in `DiffusionPipeline.to`."""
+        return self if _KEEPS_PRECISION.get() else super().to(*args, **kwargs)
+
+    # What callbacks and users read, and callbacks change, while a drawing goes on
+
+    _guidance_scale = control("guidance_scale")
+    _guidance_rescale = control("guidance_rescale")
+    _cross_attention_kwargs = control("cross_attention_kwargs")
+    _num_timesteps = control("num_timesteps")
+    _interrupt = control("interrupt")
+
+    @property
+    def guidance_scale(self) -> float:
+        """Weight w of the guidance at the current step; a callback may change `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        """How far the spread of the guided prediction is brought back to that of the conditional one, 0 to 1."""
+        return self._guidance_rescale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the model also runs without the prompt."""
+        return is_guided(self._guidance_scale)
+
+    @property
+    def cross_attention_kwargs(self) -> dict[str, Any] | None:
+        """Given to the model at each step, e.g. `{"scale": 0.5}` for the strength of a LoRA."""
+        return self._cross_attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the current or last drawing."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the remaining steps are skipped; set `_interrupt` in a callback, or from another thread."""
+        return self._interrupt
+
+    # Sizes
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of a picture's side for one of its latents' side; 1 without an autoencoder."""
+        return setup.pixels_per_latent(self.vae)
+
+    @property
+    def picture_sides(self) -> tuple[int, ...]:
+        """Side in pixels of the pictures that each level draws, innermost first."""
+        return setup.picture_sides(self.unet, self.vae)
+
+    @property
+    def picture_multiples(self) -> list[int]:
+        """For every level, what height and width of its pictures have to be multiples of, innermost first."""
+        return setup.picture_multiples(self.unet, self.vae)
+
+    @property
+    def num_picture_channels(self) -> int:
+        """Channels of pictures that are given or returned, 3 for colours."""
+        return self.unet.config.in_channels if self.vae is None else self.vae.config.in_channels
 
     # Checks
 
-    def resolve_size(self, height: int | None, width: int | None, latents: Sample | None) -> tuple[int, int]:
-        """Give height and width in pixels: the given ones, those of given noise, or the largest doll's.
+    def check_inputs(self, request: Request) -> None:
+        """Refuse what cannot be drawn before anything is computed, and fill in what was left open.
 
         Args:
-            height: alone it means a square.
-            width: alone it means a square.
-            latents: starting noise, innermost level first.
-        """
-        if height is not None or width is not None:
-            return height or width or 0, width or height or 0
-        if latents is not None and len(latents):
-            outermost, factor = as_pyramid(latents)[0][-1], self.vae_scale_factor
-            return outermost.shape[-2] * factor, outermost.shape[-1] * factor
-        return self.picture_sides[-1], self.picture_sides[-1]
-
-    def check_conditions(self, inputs: ConditionInputs) -> int:
-        """Refuse prompts that do not belong together or to this model.
-
-        Args:
-            inputs: what is asked for.
-
-        Returns:
-            How many different pictures are asked for.
+            request: the arguments of `__call__`; takes the size, the number of pictures, and the pictures that were
+                read of `image` and `mask_image`.
 
         Raises:
             ValueError: says what was wrong, what was expected and what to do.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        checks.check_reads_text(self.unet.config)
-        return self.check_texts(inputs)
+        for name in ("unet", "scheduler"):
+            if getattr(self, name) is None:
+                raise ValueError(f"This pipeline has no `{name}`, so it cannot draw; load it with one.")
+        checks.check_callback_names(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        self.resolve_size(request)
+        counts = self.count_conditions(request)
+        for name, given in (("image", request.pictures), ("mask_image", request.masks)):
+            if given is not None:
+                counts[name] = len(given.pixels) if name == "image" else len(given)
+        request.num_images = checks.check_batch(counts) * request.copies
+        height, width, sides = request.height, request.width, self.picture_sides
+        checks.check_size(height, width, sides, self.picture_multiples)
+        size = (request.num_images, height, width, request.num_frames)
+        shapes = setup.level_shapes(self.unet, self.vae, *size)
+        if request.num_frames is None:
+            checks.check_draws_pictures(self.unet.level_frames[: len(shapes)])
+        checks.check_scheduler(self.scheduler, len(shapes), sides, request)
+        if request.latents is not None:
+            checks.check_latents(request.latents, shapes)
+        checks.check_generator(request.generator, request.num_images)
+        known_keys = self.unet.config.micro_conditioning_keys
+        checks.check_micro_conditioning(request.micro_conditioning, known_keys, request.num_images)
 
-    def check_texts(self, inputs: ConditionInputs) -> int:
-        """Refuse prompts that do not belong together, or embeddings of another text encoder.
+    def resolve_size(self, request: Request) -> None:
+        """Fill in height and width in pixels: the given ones, those of given noise, or the largest level's.
 
         Args:
-            inputs: what is asked for; labels are not looked at.
+            request: one of height and width alone means a square.
+        """
+        if request.height is not None or request.width is not None:
+            request.height, request.width = request.height or request.width or 0, request.width or request.height or 0
+        elif request.latents is not None and len(request.latents):
+            outermost, factor = as_pyramid(request.latents)[0][-1], self.vae_scale_factor
+            request.height, request.width = (side * factor for side in (*outermost.shape, 0, 0)[-4:-2])
+        else:
+            request.height = request.width = self.picture_sides[-1]
+
+    def count_conditions(self, request: Request) -> dict[str, int]:
+        """Refuse prompts that do not belong together or to this model, and count what is asked for.
+
+        Args:
+            request: what is asked for.
 
         Returns:
-            How many prompts there are.
-        """
-        prompt, negative_prompt, embeds, negative_embeds, mask, negative_mask, *_ = inputs
-        checks.check_prompt("prompt", prompt, embeds, mask)
-        checks.check_prompt("negative_prompt", negative_prompt, negative_embeds, negative_mask)
-        checks.check_prompt_pair(prompt, negative_prompt, embeds, negative_embeds)
-        text_width = self.unet.config.encoder_hid_dim or self.unet.config.cross_attention_dim
-        checks.check_text_width("prompt_embeds", embeds, text_width)
-        checks.check_text_width("negative_prompt_embeds", negative_embeds, text_width)
-        return self.num_prompts(prompt, embeds)
+            How many entries there are, by the name of the argument.
 
-    def check_size_and_noise(
+        Raises:
+            ValueError: says what was wrong, what was expected and what to do.
+            TypeError: `prompt` and `negative_prompt` are of different types.
+        """
+        config = self.unet.config
+        checks.check_reads_text(config)
+        checks.check_texts(request, config.encoder_hid_dim or config.cross_attention_dim)
+        return {"prompt": request.num_prompts}
+
+    # Steps of a call
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None = None,
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        max_sequence_length: int = 128,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+        """Encode prompts into what the model attends to. Gradients flow to the text encoder where they are enabled.
+
+        Args:
+            prompt: one text or a list of them.
+            device: where the features go; by default where the pipeline runs.
+            num_images_per_prompt: n, the features of each prompt are repeated so often.
+            do_classifier_free_guidance: whether to encode the negative prompts too.
+            negative_prompt: one text, or one for each prompt; empty texts by default.
+            prompt_embeds: `(B, L, width)`, ready features in place of `prompt`.
+            negative_prompt_embeds: the same in place of `negative_prompt`.
+            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
+            negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
+            max_sequence_length: longer prompts are cut, with a warning.
+
+        Returns:
+            Features `(B * n, L, width)`, zero at pads, of the prompts and of the negative prompts, then their masks
+            `(B * n, L)`, True where there is a token. Both have the same L. Without guidance the negative ones are
+            None.
+
+        Raises:
+            ValueError: there are texts to encode, and no text encoder.
+        """
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            max_sequence_length=max_sequence_length,
+        )
+        prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = encode_prompts(
+            request,
+            self.tokenizer,
+            self.text_encoder,
+            device or self._execution_device,
+            guided=do_classifier_free_guidance,
+            copies=num_images_per_prompt,
+        )
+        # diffusers' own tests find out from the names on this line what comes in which place.
+        return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
+
+    def encode_conditions(self, drawing: Drawing) -> None:
+        """Encode what is asked for, each entry repeated for its share of the pictures.
+
+        Args:
+            drawing: takes the conditions.
+        """
+        request = drawing.request
+        text = encode_prompts(
+            request,
+            self.tokenizer,
+            self.text_encoder,
+            drawing.device,
+            guided=is_guided(request.guidance_scale),
+            copies=request.num_images // request.num_prompts,
+        )
+        # Pads among embeddings that are given are meant; those of our own making are not.
+        own_pads = request.prompt_embeds is None and request.negative_prompt_embeds is None
+        drawing.own_columns = own_pads and not self.unet.config.use_cross_attention_mask
+        drawing.condition_on(Conditioning(*text))
+
+    def prepare_latents(
         self,
         num_images: int,
         height: int,
         width: int,
+        dtype: torch.dtype,
+        device: torch.device,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Sample | None = None,
-        micro_conditioning: Mapping[str, Any] | None = None,
         num_frames: int | None = None,
-    ) -> None:
-        """Refuse a size that no doll has, or noise, generators and micro-conditions of another batch or size.
+    ) -> Sample:
+        """Draw the starting noise of every level, level 0 first, or take what is given.
 
         Args:
             num_images: B.
             height: pixels of the picture.
             width: pixels of the picture.
-            generator: see `prepare_latents`.
-            latents: see `prepare_latents`.
-            micro_conditioning: see `prepare_micro_conditioning`.
-            num_frames: of clips; None for pictures.
+            dtype: of the samples between the steps.
+            device: of the samples.
+            generator: one, or one a picture; with a list a picture does not change with the batch it is drawn in.
+            latents: noise of unit variance for every level, innermost first; a bare tensor where one level is drawn.
+            num_frames: frames of clips; None for pictures.
 
-        Raises:
-            ValueError: says what was wrong, what was expected and what to do.
+        Returns:
+            The pyramid, or a bare tensor where one level is drawn.
         """
-        checks.check_size(height, width, self.picture_sides, self.picture_multiples)
-        shapes = self.level_shapes(num_images, height, width, num_frames)
-        if num_frames is None:
-            checks.check_draws_pictures(self.unet.level_frames[: len(shapes)])
-        if len(shapes) > 1 and not isinstance(self.scheduler, MatryoshkaScheduler):
-            raise ValueError(
-                f"{type(self.scheduler).__name__} steps one tensor, but {height} x {width} pixels open {len(shapes)} "
-                f"dolls; use MatryoshkaScheduler, or draw {self.picture_sides[0]} pixels (the innermost doll)."
-            )
-        if latents is not None:
-            checks.check_latents(latents, shapes)
-        checks.check_generator(generator, num_images)
-        checks.check_micro_conditioning(micro_conditioning, self.unet.config.micro_conditioning_keys, num_images)
-
-    # Before and after the steps
-
-    def begin_drawing(
-        self, guidance_scale: float, guidance_rescale: float, cross_attention_kwargs: dict[str, Any] | None
-    ) -> None:
-        """Note what callbacks may read and change while a drawing goes on.
-
-        Args:
-            guidance_scale: see the property.
-            guidance_rescale: see the property.
-            cross_attention_kwargs: see the property.
-        """
-        self._guidance_scale = guidance_scale
-        self._guidance_rescale = guidance_rescale
-        self._cross_attention_kwargs = cross_attention_kwargs
-        self._interrupt = False
-
-    def encode_conditioning(
-        self, inputs: ConditionInputs, num_images: int, max_sequence_length: int = 128
-    ) -> tuple[Conditioning, list[RowGroup]]:
-        """Encode what is asked for, and say which rows may go through the model together.
-
-        Args:
-            inputs: what is asked for.
-            num_images: B; each prompt is repeated for its share of the rows.
-            max_sequence_length: longer prompts are cut, with a warning.
-        """
-        text = self.encode_prompt(
-            inputs.prompt,
-            self._execution_device,
-            num_images // self.num_prompts(inputs.prompt, inputs.prompt_embeds),
-            self.do_classifier_free_guidance,
-            inputs.negative_prompt,
-            inputs.prompt_embeds,
-            inputs.negative_prompt_embeds,
-            inputs.prompt_attention_mask,
-            inputs.negative_prompt_attention_mask,
-            max_sequence_length,
-        )
-        conditioning = Conditioning(*text)
-        # Pads among embeddings that are given are meant; those of our own making are not.
-        own_pads = inputs.prompt_embeds is None and inputs.negative_prompt_embeds is None
-        own_columns = own_pads and not self.unet.config.use_cross_attention_mask
-        return conditioning, group_rows_by_text(conditioning, own_columns=own_columns)
-
-    @property
-    def sample_dtype(self) -> torch.dtype:
-        """What samples are kept in between the steps: float32 at least."""
-        return torch.promote_types(self.unet.dtype, torch.float32)
+        shapes = setup.level_shapes(self.unet, self.vae, num_images, height, width, num_frames)
+        return setup.scaled_noise(self.scheduler, setup.draw_noise(shapes, generator, latents, device, dtype))
 
     def finish_drawing(
-        self,
-        latents: Sample,
-        output_type: str,
-        output_pyramid: bool,
-        return_dict: bool,
-        known: KnownPixels | None = None,
-        refine: Callable[[Pyramid], Pyramid] | None = None,
-    ) -> MDMPipelineOutput | tuple[Any, ...]:
+        self, drawing: Drawing, latents: Sample, known: KnownPixels | None = None, refine: Refine | None = None
+    ) -> Any:
         """Turn the last samples into what the pipeline returns, and let offloaded models go.
 
         Args:
+            drawing: its request says in which form.
             latents: the last samples.
-            output_type: see `postprocess`.
-            output_pyramid: also return the pictures of the dolls inside.
-            return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
             known: what was given of the pictures, and comes out as it was.
-            refine: see `postprocess`.
+            refine: changes the pictures of all levels, about in [-1, 1], before they are clipped.
         """
-        levels = as_pyramid(latents)[0]
-        if not output_pyramid:
-            known = None if known is None else known.of_level(len(levels) - 1)
-            levels = levels[-1:]
-        pyramid = self.postprocess(levels, output_type, known, refine)
+        levels = finish(drawing, latents, known, refine)
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return (pyramid[-1], pyramid) if output_pyramid else (pyramid[-1],)
-        return MDMPipelineOutput(images=pyramid[-1], pyramid=pyramid if output_pyramid else None)
+        request = drawing.request
+        if not request.return_dict:
+            return (levels[-1], levels) if request.output_pyramid else (levels[-1],)
+        return self._output_class(levels[-1], levels if request.output_pyramid else None)
 
 
 def _custom_pipeline_source(pipeline: type, package: str) -> str:
     """The small file for a pipeline.
 
-    The host runs such files one after the other in the same module, and wants to find one pipeline there: so all of
+    diffusers runs such files one after the other in the same module, and wants to find one pipeline there: so all of
     them use the same name. What the class is for makes their lengths differ, by which Python tells them apart when
     they were written in the same second.
     """

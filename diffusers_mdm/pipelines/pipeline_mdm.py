@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusers_mdm.models import NestedUNetModel
-from diffusers_mdm.pipelines.drawing import input_checks as checks
-from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.drawing.loop import denoise
+from diffusers_mdm.pipelines.drawing.request import Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.schedulers import MatryoshkaScheduler
@@ -46,43 +45,6 @@ class MDMPipeline(MDMPipelineBase):
         vae: AutoencoderKL | None = None,
     ) -> None:
         super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)
-
-    def check_inputs(
-        self,
-        prompt: str | list[str] | None,
-        height: int,
-        width: int,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Sample | None = None,
-        micro_conditioning: Mapping[str, Any] | None = None,
-        output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
-    ) -> None:
-        """Refuse what cannot be drawn before anything is computed. Arguments as in `__call__`.
-
-        Raises:
-            ValueError: says what was wrong, what was expected and what to do.
-            TypeError: `prompt` and `negative_prompt` are of different types.
-        """
-        checks.check_choices(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        inputs = ConditionInputs(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-        )
-        num_prompts = self.check_conditions(inputs)
-        checks.check_count("num_images_per_prompt", num_images_per_prompt)
-        num_images = num_prompts * num_images_per_prompt
-        self.check_size_and_noise(num_images, height, width, generator, latents, micro_conditioning)
 
     @torch.no_grad()
     def __call__(
@@ -155,54 +117,10 @@ class MDMPipeline(MDMPipelineBase):
             ValueError: see `check_inputs`.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        height, width = self.resolve_size(height, width, latents)
-        self.check_inputs(
-            prompt,
-            height,
-            width,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            num_images_per_prompt,
-            generator,
-            latents,
-            micro_conditioning,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
-        self.begin_drawing(guidance_scale, guidance_rescale, cross_attention_kwargs)
-        device = self._execution_device
-        num_images = self.num_prompts(prompt, prompt_embeds) * num_images_per_prompt
-
-        # 1. The prompts.
-        inputs = ConditionInputs(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-        )
-        conditioning, groups = self.encode_conditioning(inputs, num_images, max_sequence_length)
-
-        # 2. Time steps, starting noise, everything else a step needs.
-        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps)
-        latents = self.prepare_latents(num_images, height, width, self.sample_dtype, device, generator, latents)
-        drawing = Drawing(
-            conditioning,
-            groups,
-            self.prepare_micro_conditioning(micro_conditioning, num_images, device),
-            self.prepare_extra_step_kwargs(generator, eta),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-
-        # 3. Denoise all levels together.
-        latents = self.denoise(latents, schedule, drawing)
-
-        # 4. Pictures.
-        return self.finish_drawing(latents, output_type, output_pyramid, return_dict)
+        request = read_call(locals())
+        self.check_inputs(request)
+        with begin_drawing(self, request) as drawing:
+            self.encode_conditions(drawing)
+            set_timesteps(drawing)
+            start = scaled_noise(drawing.scheduler, starting_noise(drawing))
+            return self.finish_drawing(drawing, denoise(drawing, start))

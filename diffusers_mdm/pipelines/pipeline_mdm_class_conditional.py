@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.drawing.loop import denoise
+from diffusers_mdm.pipelines.drawing.request import Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 
@@ -30,33 +30,6 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
         id2label: names of the classes by number, synonyms separated by commas, e.g. `{0: "tench, Tinca tinca"}`;
             saved with the pipeline. None where classes are called by their numbers alone.
     """
-
-    def check_inputs(
-        self,
-        inputs: ConditionInputs,
-        height: int,
-        width: int,
-        num_images_per_label: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Sample | None = None,
-        micro_conditioning: Mapping[str, Any] | None = None,
-        output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
-    ) -> int:
-        """Refuse what cannot be drawn before anything is computed. Arguments as in `__call__`.
-
-        Returns:
-            B, the number of pictures to draw.
-
-        Raises:
-            ValueError: says what was wrong, what was expected and what to do.
-            TypeError: `prompt` and `negative_prompt` are of different types.
-        """
-        num_images = self.check_batch(
-            inputs, {}, num_images_per_label, output_type, callback_on_step_end_tensor_inputs, "num_images_per_label"
-        )
-        self.check_size_and_noise(num_images, height, width, generator, latents, micro_conditioning)
-        return num_images
 
     @torch.no_grad()
     def __call__(
@@ -132,50 +105,10 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
             ValueError: see `check_inputs`.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        inputs = ConditionInputs(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            class_labels,
-            negative_class_labels,
-        )
-        height, width = self.resolve_size(height, width, latents)
-        num_images = self.check_inputs(
-            inputs,
-            height,
-            width,
-            num_images_per_label,
-            generator,
-            latents,
-            micro_conditioning,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
-        self.begin_drawing(guidance_scale, guidance_rescale, cross_attention_kwargs)
-        device = self._execution_device
-
-        # 1. What is asked for.
-        conditioning, groups = self.encode_conditioning(inputs, num_images, max_sequence_length)
-
-        # 2. Time steps, starting noise, everything else a step needs.
-        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps)
-        start = self.prepare_latents(num_images, height, width, self.sample_dtype, device, generator, latents)
-        drawing = Drawing(
-            conditioning,
-            groups,
-            self.prepare_micro_conditioning(micro_conditioning, num_images, device),
-            self.prepare_extra_step_kwargs(generator, eta),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-
-        # 3. Denoise all levels together.
-        levels = self.denoise(start, schedule, drawing)
-
-        # 4. Pictures.
-        return self.finish_drawing(levels, output_type, output_pyramid, return_dict)
+        request = read_call(locals())
+        self.check_inputs(request)
+        with begin_drawing(self, request) as drawing:
+            self.encode_conditions(drawing)
+            set_timesteps(drawing)
+            start = scaled_noise(drawing.scheduler, starting_noise(drawing))
+            return self.finish_drawing(drawing, denoise(drawing, start))

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, Pictures, read_images
-from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.drawing.given_pictures import check_picture_size, know_pictures
+from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, read_images
+from diffusers_mdm.pipelines.drawing.loop import denoise
+from diffusers_mdm.pipelines.drawing.request import Request, Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.setup import begin_drawing, noised_sample, set_timesteps, starting_noise
+from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
-from diffusers_mdm.pipelines.pipeline_picture_base import PicturePipelineBase
 
 
-class MDMImg2ImgPipeline(PicturePipelineBase):
+class MDMImg2ImgPipeline(ClassPipelineBase):
     """Draw over given pictures: all levels start from the pictures at a noise strength (SDEdit, arXiv:2108.01073).
 
     Args:
@@ -30,35 +30,15 @@ class MDMImg2ImgPipeline(PicturePipelineBase):
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
     """
 
-    def check_inputs(
-        self,
-        inputs: ConditionInputs,
-        pictures: Pictures,
-        strength: float = 0.8,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Sample | None = None,
-        micro_conditioning: Mapping[str, Any] | None = None,
-        output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
-    ) -> int:
-        """Refuse what cannot be drawn before anything is computed. Arguments as in `__call__`.
+    def resolve_size(self, request: Request) -> None:
+        """Read the pictures, which say height and width.
 
-        Returns:
-            B, the number of pictures to draw.
-
-        Raises:
-            ValueError: says what was wrong, what was expected and what to do.
-            TypeError: `prompt` and `negative_prompt` are of different types.
+        Args:
+            request: takes the pictures.
         """
-        counts, (height, width) = {"image": len(pictures.pixels)}, pictures.pixels.shape[-2:]
-        num_images = self.check_batch(
-            inputs, counts, num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs
-        )
-        checks.check_strength(strength)
-        checks.check_picture_size("image", height, width, self.picture_sides, self.picture_multiples)
-        self.check_size_and_noise(num_images, height, width, generator, latents, micro_conditioning)
-        return num_images
+        request.pictures = read_images(request.image, self.num_picture_channels)
+        request.height, request.width = request.pictures.pixels.shape[-2:]
+        check_picture_size("image", request.height, request.width, self.picture_sides, self.picture_multiples)
 
     @torch.no_grad()
     def __call__(
@@ -135,54 +115,13 @@ class MDMImg2ImgPipeline(PicturePipelineBase):
             ValueError: see `check_inputs`.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        inputs = ConditionInputs(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            class_labels,
-            negative_class_labels,
-        )
-        pictures = read_images(image, self.num_picture_channels)
-        num_images = self.check_inputs(
-            inputs,
-            pictures,
-            strength,
-            num_images_per_prompt,
-            generator,
-            latents,
-            micro_conditioning,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
-        self.begin_drawing(guidance_scale, guidance_rescale, cross_attention_kwargs)
-        device, (height, width) = self._execution_device, pictures.pixels.shape[-2:]
-
-        # 1. Time steps, noise, the pictures at every level.
-        schedule = self.weaken(self.retrieve_timesteps(num_inference_steps, device, timesteps), strength)
-        noise = self.prepare_noise(num_images, height, width, self.sample_dtype, device, generator, latents)
-        given = self.know_pictures(pictures, noise)
-        if len(schedule) == 0:
-            return self.finish_drawing(given.clean, output_type, output_pyramid, return_dict, given)
-
-        # 2. What is asked for.
-        conditioning, groups = self.encode_conditioning(inputs, num_images, max_sequence_length)
-        drawing = Drawing(
-            conditioning,
-            groups,
-            self.prepare_micro_conditioning(micro_conditioning, num_images, device),
-            self.prepare_extra_step_kwargs(generator, eta),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-
-        # 3. Denoise all levels together, from the noised pictures.
-        start = self.noised_sample(given.clean, given.noise, schedule[0])
-        levels = self.denoise(start, schedule, drawing)
-
-        # 4. Pictures.
-        return self.finish_drawing(levels, output_type, output_pyramid, return_dict)
+        request = read_call(locals())
+        self.check_inputs(request)
+        with begin_drawing(self, request) as drawing:
+            self.encode_conditions(drawing)
+            set_timesteps(drawing, request.strength)
+            given = know_pictures(drawing, starting_noise(drawing))
+            if not drawing.positions:
+                return self.finish_drawing(drawing, given.clean, given)
+            start = noised_sample(drawing, given.clean, given.noise)
+            return self.finish_drawing(drawing, denoise(drawing, start))

@@ -7,21 +7,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, Pictures, read_images, read_masks
-from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels, pool_mask
-from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
-from diffusers_mdm.pipelines.drawing.resampling import resampled_positions
+from diffusers_mdm.pipelines.drawing.given_pictures import (
+    check_mask_size,
+    check_picture_size,
+    know_around,
+    know_pictures,
+)
+from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, read_images, read_masks
+from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
+from diffusers_mdm.pipelines.drawing.request import Request, Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.setup import (
+    begin_drawing,
+    noised_sample,
+    repeat_stretches,
+    scaled_noise,
+    set_timesteps,
+    starting_noise,
+)
+from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
-from diffusers_mdm.pipelines.pipeline_picture_base import PicturePipelineBase
-from diffusers_mdm.pyramid import Pyramid
 
 
-class MDMInpaintPipeline(PicturePipelineBase):
+class MDMInpaintPipeline(ClassPipelineBase):
     """Draw inside a mask. What the mask leaves out is replaced by its noised truth at every level and every step.
 
     Args:
@@ -33,54 +42,19 @@ class MDMInpaintPipeline(PicturePipelineBase):
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
     """
 
-    def check_inputs(
-        self,
-        inputs: ConditionInputs,
-        pictures: Pictures,
-        masks: torch.Tensor,
-        strength: float = 1.0,
-        num_images_per_prompt: int = 1,
-        num_resampling_steps: int = 1,
-        jump_length: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Sample | None = None,
-        micro_conditioning: Mapping[str, Any] | None = None,
-        output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
-    ) -> int:
-        """Refuse what cannot be drawn before anything is computed. Arguments as in `__call__`.
-
-        Returns:
-            B, the number of pictures to draw.
-
-        Raises:
-            ValueError: says what was wrong, what was expected and what to do.
-            TypeError: `prompt` and `negative_prompt` are of different types.
-        """
-        counts = {"image": len(pictures.pixels), "mask_image": len(masks)}
-        num_images = self.check_batch(
-            inputs, counts, num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs
-        )
-        checks.check_strength(strength)
-        checks.check_resampling(num_resampling_steps, jump_length, self.scheduler)
-        height, width = pictures.pixels.shape[-2:]
-        checks.check_picture_size("image", height, width, self.picture_sides, self.picture_multiples)
-        checks.check_mask_size(masks, height, width)
-        self.check_size_and_noise(num_images, height, width, generator, latents, micro_conditioning)
-        return num_images
-
-    def know_around(self, pictures: Pictures, masks: torch.Tensor, noise: Pyramid) -> KnownPixels:
-        """Give what lies outside the masks as known at every level.
+    def resolve_size(self, request: Request) -> None:
+        """Read the pictures, which say height and width, and the masks.
 
         Args:
-            pictures: as they were given; each is repeated for its share of the rows.
-            masks: `(b, 1, H, W)` bool, True where to draw; repeated likewise.
-            noise: N(0, 1) `(B, C, H_i, W_i)` of every level that is drawn.
+            request: takes the pictures and the masks.
         """
-        known = self.know_pictures(pictures, noise)
-        rows = masks.to(noise[0].device).repeat_interleave(len(noise[0]) // len(masks), dim=0)
-        known.drawn, known.drawn_pixels = pool_mask(rows, known.clean), pool_mask(rows, known.pixels)
-        return known
+        request.pictures, request.masks = (
+            read_images(request.image, self.num_picture_channels),
+            read_masks(request.mask_image),
+        )
+        request.height, request.width = request.pictures.pixels.shape[-2:]
+        check_picture_size("image", request.height, request.width, self.picture_sides, self.picture_multiples)
+        check_mask_size(request.masks, request.height, request.width)
 
     @torch.no_grad()
     def __call__(
@@ -165,64 +139,19 @@ class MDMInpaintPipeline(PicturePipelineBase):
             ValueError: see `check_inputs`.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        inputs = ConditionInputs(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            class_labels,
-            negative_class_labels,
-        )
-        pictures, masks = read_images(image, self.num_picture_channels), read_masks(mask_image)
-        num_images = self.check_inputs(
-            inputs,
-            pictures,
-            masks,
-            strength,
-            num_images_per_prompt,
-            num_resampling_steps,
-            jump_length,
-            generator,
-            latents,
-            micro_conditioning,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
-        self.begin_drawing(guidance_scale, guidance_rescale, cross_attention_kwargs)
-        device, (height, width) = self._execution_device, pictures.pixels.shape[-2:]
-
-        # 1. Time steps, noise, what is known.
-        schedule = self.weaken(self.retrieve_timesteps(num_inference_steps, device, timesteps), strength)
-        noise = self.prepare_noise(num_images, height, width, self.sample_dtype, device, generator, latents)
-        if len(schedule) == 0:
-            given = self.know_pictures(pictures, noise)
-            return self.finish_drawing(given.clean, output_type, output_pyramid, return_dict, given)
-        known = self.know_around(pictures, masks, noise)
-
-        # 2. What is asked for.
-        conditioning, groups = self.encode_conditioning(inputs, num_images, max_sequence_length)
-        drawing = Drawing(
-            conditioning,
-            groups,
-            self.prepare_micro_conditioning(micro_conditioning, num_images, device),
-            self.prepare_extra_step_kwargs(generator, eta),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-            generator,
-            known,
-        )
-
-        # 3. Denoise what is masked beside what is known.
-        if strength == 1:
-            start = self.hold_known(self.as_sample(noise), schedule[0], drawing)
-        else:
-            start = self.noised_sample(known.clean, known.noise, schedule[0])
-        positions = resampled_positions(len(schedule), num_resampling_steps, jump_length)
-        levels = self.denoise(start, schedule, drawing, positions)
-
-        # 4. Pictures.
-        return self.finish_drawing(levels, output_type, output_pyramid, return_dict, known)
+        request = read_call(locals())
+        self.check_inputs(request)
+        with begin_drawing(self, request) as drawing:
+            self.encode_conditions(drawing)
+            set_timesteps(drawing, request.strength)
+            noise = starting_noise(drawing)
+            if not drawing.positions:
+                given = know_pictures(drawing, noise)
+                return self.finish_drawing(drawing, given.clean, given)
+            known = drawing.known = know_around(drawing, noise)
+            if request.strength == 1:
+                start = hold_known(drawing, scaled_noise(drawing.scheduler, noise), drawing.timesteps[0])
+            else:
+                start = noised_sample(drawing, known.clean, known.noise)
+            repeat_stretches(drawing)
+            return self.finish_drawing(drawing, denoise(drawing, start), known)

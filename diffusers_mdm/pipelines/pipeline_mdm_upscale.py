@@ -8,21 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.drawing.consistency import project_onto_average, round_to_eight_bits
+from diffusers_mdm.pipelines.drawing.consistency import make_consistent
+from diffusers_mdm.pipelines.drawing.given_pictures import check_picture_size, know_pictures
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, read_images
-from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
-from diffusers_mdm.pipelines.drawing.resampling import resampled_positions
+from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
+from diffusers_mdm.pipelines.drawing.request import Request, Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.setup import (
+    begin_drawing,
+    repeat_stretches,
+    scaled_noise,
+    set_timesteps,
+    starting_noise,
+)
+from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
-from diffusers_mdm.pipelines.pipeline_picture_base import PicturePipelineBase
-from diffusers_mdm.pyramid import Pyramid
 
 
-class MDMUpscalePipeline(PicturePipelineBase):
+class MDMUpscalePipeline(ClassPipelineBase):
     """Draw the outer levels of pictures whose inner levels are given, with the text-to-image model as it is.
 
     A pyramid is modelled jointly, so the model knows which large pictures belong to a small one. At every step the
@@ -41,85 +45,36 @@ class MDMUpscalePipeline(PicturePipelineBase):
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
     """
 
-    def resolve_target(self, size: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
-        """Give height and width of the pictures to draw.
+    def resolve_size(self, request: Request) -> None:
+        """Read the pictures, and fill in height and width of those to draw, by default the largest level's.
 
         Args:
-            size: height and width of the given pictures.
-            height: pixels; by default the largest doll is drawn.
-            width: pixels; follows from the height.
+            request: takes the pictures and the size; width follows from height.
 
         Raises:
-            ValueError: the given pictures have the size of no doll, or of the largest one, or another shape.
+            ValueError: the given pictures have the size of no level, or of the largest one, or another shape.
         """
-        sides = self.picture_sides
-        checks.check_picture_size("image", *size, sides, self.picture_multiples)
-        if max(size) == sides[-1]:
+        request.pictures = read_images(request.image, self.num_picture_channels)
+        (height, width), sides = request.pictures.pixels.shape[-2:], self.picture_sides
+        check_picture_size("image", height, width, sides, self.picture_multiples)
+        if max(height, width) == sides[-1]:
             raise ValueError(
-                f"`image` is {size[0]} x {size[1]} pixels, as this model draws; give pictures of an inner "
-                f"doll, whose larger side is one of {', '.join(map(str, sides[:-1]))}."
+                f"`image` is {height} x {width} pixels, as large as this model draws; give pictures of an inner "
+                f"level, whose larger side is one of {', '.join(map(str, sides[:-1]))}."
             )
-        factors = [side // max(size) for side in sides if side > max(size)]
-        targets = [(factor * size[0], factor * size[1]) for factor in factors]
-        if height is None and width is None:
-            return targets[-1]
-        for target in targets:
-            if height in (None, target[0]) and width in (None, target[1]):
-                return target
-        raise ValueError(
-            f"Pictures of {size[0]} x {size[1]} pixels cannot become {height} x {width}: expected height and width "
-            f"(one alone is enough) of {' or '.join(f'{target[0]} x {target[1]}' for target in targets)}."
-        )
-
-    def check_inputs(
-        self,
-        inputs: ConditionInputs,
-        num_pictures: int,
-        height: int,
-        width: int,
-        num_images_per_prompt: int = 1,
-        num_resampling_steps: int = 1,
-        jump_length: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Sample | None = None,
-        micro_conditioning: Mapping[str, Any] | None = None,
-        output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
-    ) -> int:
-        """Refuse what cannot be drawn before anything is computed. Arguments as in `__call__`.
-
-        Returns:
-            B, the number of pictures to draw.
-
-        Raises:
-            ValueError: says what was wrong, what was expected and what to do.
-            TypeError: `prompt` and `negative_prompt` are of different types.
-        """
-        num_images = self.check_batch(
-            inputs, {"image": num_pictures}, num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs
-        )
-        checks.check_resampling(num_resampling_steps, jump_length, self.scheduler)
-        self.check_size_and_noise(num_images, height, width, generator, latents, micro_conditioning)
-        return num_images
-
-    def make_consistent(self, pictures: Pyramid, average: torch.Tensor, *, eight_bit: bool) -> Pyramid:
-        """The nearest pictures whose averages are the given ones, at every level larger than these.
-
-        Args:
-            pictures: levels `(B, C, H_i, W_i)`, innermost first.
-            average: the given pictures `(B, C, h, w)` in [-1, 1].
-            eight_bit: also put the pixels on the grid of 8 bits.
-
-        Returns:
-            Levels in [-1, 1]; see `project_onto_average` and `round_to_eight_bits` for how exact they are.
-        """
-        consistent = []
-        for level in pictures:
-            if level.shape[-2] > average.shape[-2]:
-                level = project_onto_average(level, average)
-                level = round_to_eight_bits(level, average) if eight_bit else level
-            consistent.append(level)
-        return consistent
+        factors = [side // max(height, width) for side in sides if side > max(height, width)]
+        targets = [(factor * height, factor * width) for factor in factors]
+        fitting = [
+            target for target in targets if request.height in (None, target[0]) and request.width in (None, target[1])
+        ]
+        if not fitting:
+            possible = " or ".join(f"{high} x {wide}" for high, wide in targets)
+            raise ValueError(
+                f"Pictures of {height} x {width} pixels cannot become {request.height} x {request.width}: expected "
+                f"height and width (one alone is enough) of {possible}."
+            )
+        is_open = request.height is None and request.width is None
+        request.height, request.width = fitting[-1] if is_open else fitting[0]
 
     @torch.no_grad()
     def __call__(
@@ -210,67 +165,20 @@ class MDMUpscalePipeline(PicturePipelineBase):
             ValueError: see `check_inputs` and `resolve_target`.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        inputs = ConditionInputs(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            class_labels,
-            negative_class_labels,
-        )
-        pictures = read_images(image, self.num_picture_channels)
-        given_height, given_width = pictures.pixels.shape[-2:]
-        height, width = self.resolve_target((given_height, given_width), height, width)
-        num_images = self.check_inputs(
-            inputs,
-            len(pictures.pixels),
-            height,
-            width,
-            num_images_per_prompt,
-            num_resampling_steps,
-            jump_length,
-            generator,
-            latents,
-            micro_conditioning,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
-        self.begin_drawing(guidance_scale, guidance_rescale, cross_attention_kwargs)
-        device = self._execution_device
-
-        # 1. What is asked for.
-        conditioning, groups = self.encode_conditioning(inputs, num_images, max_sequence_length)
-
-        # 2. Time steps, noise of all levels, the truth of the known ones.
-        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps)
-        noise = self.prepare_noise(num_images, height, width, self.sample_dtype, device, generator, latents)
-        known = self.know_pictures(pictures, noise)
-        drawing = Drawing(
-            conditioning,
-            groups,
-            self.prepare_micro_conditioning(micro_conditioning, num_images, device),
-            self.prepare_extra_step_kwargs(generator, eta),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-            generator,
-            known,
-            average=known.clean[-1] if self.vae is None else None,
-        )
-
-        # 3. Denoise the outer levels beside the known ones.
-        positions = resampled_positions(len(schedule), num_resampling_steps, jump_length)
-        start = self.hold_known(self.as_sample(noise), schedule[0], drawing)
-        levels = self.denoise(start, schedule, drawing, positions)
-
-        # 4. Pictures.
-        make_consistent = functools.partial(
-            self.make_consistent,
-            average=2 * known.pixels[-1] - 1,
-            eight_bit=pictures.is_eight_bit or output_type == "pil",
-        )
-        refine = make_consistent if exact_consistency else None
-        return self.finish_drawing(levels, output_type, output_pyramid, return_dict, known, refine)
+        request = read_call(locals())
+        self.check_inputs(request)
+        with begin_drawing(self, request) as drawing:
+            self.encode_conditions(drawing)
+            set_timesteps(drawing)
+            noise = starting_noise(drawing)
+            known = drawing.known = know_pictures(drawing, noise)
+            drawing.average = known.clean[-1] if self.vae is None else None
+            start = hold_known(drawing, scaled_noise(drawing.scheduler, noise), drawing.timesteps[0])
+            repeat_stretches(drawing)
+            levels = denoise(drawing, start)
+            refine = functools.partial(
+                make_consistent,
+                average=2 * known.pixels[-1] - 1,
+                eight_bit=request.pictures.is_eight_bit or output_type == "pil",
+            )
+            return self.finish_drawing(drawing, levels, known, refine if exact_consistency else None)

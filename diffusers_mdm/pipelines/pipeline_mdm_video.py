@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.conditioning import ConditionInputs
-from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
-from diffusers_mdm.pipelines.drawing.loop import Drawing, Sample, StepCallback
+from diffusers_mdm.pipelines.drawing.loop import denoise
+from diffusers_mdm.pipelines.drawing.request import Request, Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
-from diffusers_mdm.pipelines.pipeline_output import Images, MDMVideoPipelineOutput
-from diffusers_mdm.pyramid import Pyramid, as_pyramid
+from diffusers_mdm.pipelines.pipeline_output import MDMVideoPipelineOutput
+from diffusers_mdm.pyramid import as_pyramid
 
 
 class MDMVideoPipeline(ClassPipelineBase):
@@ -30,28 +29,28 @@ class MDMVideoPipeline(ClassPipelineBase):
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
     """
 
-    def resolve_clip(
-        self, height: int | None, width: int | None, num_frames: int | None, latents: Sample | None
-    ) -> tuple[int, int, int]:
-        """Give height and width in pixels, and frames: the given ones, those of given noise, or of the largest doll.
+    _output_class = MDMVideoPipelineOutput
+
+    def resolve_size(self, request: Request) -> None:
+        """Fill in height, width and frames: the given ones, those of given noise, or of the largest level.
 
         Args:
-            height: alone it means a square.
-            width: alone it means a square.
-            num_frames: alone it means the outermost doll with so many frames.
-            latents: starting noise, innermost level first.
+            request: one of height and width alone means a square; frames alone mean the outermost level with so many.
 
         Raises:
-            ValueError: the noise is not of clips, or no doll draws such clips.
+            ValueError: the noise is not of clips, or no level draws such clips.
         """
-        if latents is not None and len(as_pyramid(latents)[0]) and height is None and width is None:
+        height, width, num_frames, latents = request.height, request.width, request.num_frames, request.latents
+        if latents is not None and len(latents) and height is None and width is None:
             outermost, factor = as_pyramid(latents)[0][-1], self.vae_scale_factor
             if outermost.ndim != 5:
                 raise ValueError(
                     f"`latents` has a level of shape {tuple(outermost.shape)}; expected noise of clips, (batch, "
                     "channels, frames, height, width)."
                 )
-            return outermost.shape[-2] * factor, outermost.shape[-1] * factor, num_frames or outermost.shape[2]
+            request.height, request.width = outermost.shape[-2] * factor, outermost.shape[-1] * factor
+            request.num_frames = num_frames or outermost.shape[2]
+            height, width, num_frames = request.height, request.width, request.num_frames
         sides, frames = self.picture_sides, self.unet.level_frames
         side = None if height is None and width is None else max(height or 0, width or 0)
         fitting = [
@@ -60,82 +59,24 @@ class MDMVideoPipeline(ClassPipelineBase):
             if side in (None, sides[index]) and num_frames in (None, *self._possible_frames(index + 1))
         ]
         if not fitting:
-            dolls = ", ".join(
+            levels = ", ".join(
                 f"{count} frames of {length} pixels" for count, length in zip(frames, sides, strict=True)
             )
             asked = " and ".join(
                 f"{count} {unit}" for count, unit in ((num_frames, "frames"), (side, "pixels")) if count is not None
             )
             raise ValueError(
-                f"No doll of this model draws clips of {asked}: it has {dolls} (larger side), innermost first. Choose "
-                "`num_frames`, `height` and `width` of one of them."
+                f"No level of this model draws clips of {asked}: it has {levels} (larger side), innermost first. "
+                "Choose `num_frames`, `height` and `width` of one of them."
             )
         level = fitting[-1]
-        return height or width or sides[level], width or height or sides[level], num_frames or frames[level]
+        request.height, request.width = height or width or sides[level], width or height or sides[level]
+        request.num_frames = num_frames or frames[level]
 
     def _possible_frames(self, num_levels: int) -> set[int]:
         """Frames that the outermost of so many levels draws: single ones too where no level resamples frames."""
         frames = self.unet.level_frames[:num_levels]
         return {frames[-1], 1} if len(set(frames)) == 1 else {frames[-1]}
-
-    def check_inputs(
-        self,
-        inputs: ConditionInputs,
-        height: int,
-        width: int,
-        num_frames: int,
-        num_videos_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Sample | None = None,
-        micro_conditioning: Mapping[str, Any] | None = None,
-        output_type: str = "pil",
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
-    ) -> int:
-        """Refuse what cannot be drawn before anything is computed. Arguments as in `__call__`.
-
-        Returns:
-            B, the number of clips to draw.
-
-        Raises:
-            ValueError: says what was wrong, what was expected and what to do.
-            TypeError: `prompt` and `negative_prompt` are of different types.
-        """
-        num_videos = self.check_batch(
-            inputs, {}, num_videos_per_prompt, output_type, callback_on_step_end_tensor_inputs, "num_videos_per_prompt"
-        )
-        self.check_size_and_noise(num_videos, height, width, generator, latents, micro_conditioning, num_frames)
-        return num_videos
-
-    def postprocess(
-        self,
-        latents: Sample,
-        output_type: str,
-        known: KnownPixels | None = None,
-        refine: Callable[[Pyramid], Pyramid] | None = None,
-    ) -> list[Images]:
-        """Turn the last samples into clips, one entry a level, innermost first.
-
-        Args:
-            latents: the last samples `(B, C, F, H, W)`.
-            output_type: "pil" (lists of pictures), "np" (`(B, F, H, W, C)` in [0, 1]), "pt" (`(B, F, C, H, W)` in
-                [0, 1]) or "latent" (the samples as they are).
-            known: of no use here.
-            refine: of no use here.
-        """
-        levels = as_pyramid(latents)[0]
-        if output_type == "latent":
-            return list(levels)
-        clips: list[Images] = []
-        for level in levels:
-            # Frames are pictures to the code that finishes pictures.
-            pictures = super().postprocess(level.transpose(1, 2).flatten(0, 1), output_type)[0]
-            num_frames = level.shape[2]
-            if isinstance(pictures, list):
-                starts = range(0, len(pictures), num_frames)
-                clips.append(cast(Images, [pictures[start : start + num_frames] for start in starts]))
-            else:
-                clips.append(pictures.reshape(len(level), num_frames, *pictures.shape[1:]))
-        return clips
 
     @torch.no_grad()
     def __call__(
@@ -214,56 +155,10 @@ class MDMVideoPipeline(ClassPipelineBase):
             ValueError: see `check_inputs` and `resolve_clip`.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        inputs = ConditionInputs(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            class_labels,
-            negative_class_labels,
-        )
-        height, width, num_frames = self.resolve_clip(height, width, num_frames, latents)
-        num_videos = self.check_inputs(
-            inputs,
-            height,
-            width,
-            num_frames,
-            num_videos_per_prompt,
-            generator,
-            latents,
-            micro_conditioning,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
-        self.begin_drawing(guidance_scale, guidance_rescale, cross_attention_kwargs)
-        device = self._execution_device
-
-        # 1. What is asked for.
-        conditioning, groups = self.encode_conditioning(inputs, num_videos, max_sequence_length)
-
-        # 2. Time steps, starting noise, everything else a step needs.
-        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps)
-        start = self.prepare_latents(
-            num_videos, height, width, self.sample_dtype, device, generator, latents, num_frames
-        )
-        drawing = Drawing(
-            conditioning,
-            groups,
-            self.prepare_micro_conditioning(micro_conditioning, num_videos, device),
-            self.prepare_extra_step_kwargs(generator, eta),
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-
-        # 3. Denoise all levels together.
-        levels = self.denoise(start, schedule, drawing)
-
-        # 4. Clips.
-        finished = self.finish_drawing(levels, output_type, output_pyramid, return_dict=False)
-        if not return_dict:
-            return cast(tuple[Any, ...], finished)
-        return MDMVideoPipelineOutput(*cast(tuple[Any, ...], finished))
+        request = read_call(locals())
+        self.check_inputs(request)
+        with begin_drawing(self, request) as drawing:
+            self.encode_conditions(drawing)
+            set_timesteps(drawing)
+            start = scaled_noise(drawing.scheduler, starting_noise(drawing))
+            return self.finish_drawing(drawing, denoise(drawing, start))

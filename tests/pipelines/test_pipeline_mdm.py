@@ -164,7 +164,7 @@ def test_host_schedulers_draw_the_innermost_doll(pipe, scheduler):
     images = draw(pipe, height=8, num_inference_steps=3)
     assert images.shape == (1, 3, 8, 8)
     assert torch.isfinite(images).all()
-    with pytest.raises(ValueError, match="steps one tensor, but 16 x 16 pixels open 2 dolls"):
+    with pytest.raises(ValueError, match="steps one tensor, but 16 x 16 pixels take 2 levels"):
         draw(pipe)
 
 

@@ -83,9 +83,9 @@ def test_host_schedulers_draw_over_the_innermost_doll(pipe, scheduler):
 
 BAD_INPUTS = {
     "no picture": ({"image": None}, "`image` is of type NoneType"),
-    "size of no doll": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* one of 8, 16"),
-    "strength above": ({"strength": 1.5}, "`strength` is 1.5; expected 0"),
-    "strength below": ({"strength": -0.1}, "`strength` is -0.1"),
+    "size of no level": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* one of 8, 16"),
+    "strength above": ({"strength": 1.5}, "`strength` has to be a number from 0 .* but is 1.5"),
+    "strength below": ({"strength": -0.1}, "`strength` has to be a number from 0 .* but is -0.1"),
     "rows": ({"image": torch.zeros(2, 3, 16, 16), "prompt": ["a"] * 3}, "3 in `prompt`, 2 in `image`"),
     "noise": ({"latents": torch.zeros(1, 3, 16, 16)}, r"1 level\(s\) .* expected 2 level"),
 }

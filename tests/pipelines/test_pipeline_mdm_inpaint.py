@@ -116,8 +116,8 @@ BAD_INPUTS = {
         {"mask_image": torch.zeros(3, 1, 16, 16), "image": torch.zeros(2, 3, 16, 16)},
         "2 in `image`, 3 in `mask_image`",
     ),
-    "size of no doll": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* one of 8, 16"),
-    "strength": ({"strength": 2}, "`strength` is 2"),
+    "size of no level": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* one of 8, 16"),
+    "strength": ({"strength": 2}, "`strength` has to be .* but is 2"),
     "resampling": ({"num_resampling_steps": 0}, "`num_resampling_steps` has to be"),
 }
 

@@ -157,7 +157,7 @@ def test_target_size(three):
 
 BAD_INPUTS = {
     "no picture": ({"image": None}, "`image` is of type NoneType"),
-    "size of no doll": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* the size of no doll: .* 8, 16"),
+    "size of no level": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* the size of no level: .* 8, 16"),
     "odd width": ({"image": torch.zeros(3, 8, 5)}, "8 x 5 pixels .* multiples of 2"),
     "largest doll": ({"image": torch.zeros(3, 16, 16)}, "as large as this model draws; .* one of 8"),
     "target": ({"height": 12}, "8 x 8 pixels cannot become 12 x None: expected .* 16 x 16"),

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class labels, by number or by name, in the manner of the host's DiT pipeline."""
+"""Class labels, by number or by name, in the manner of diffusers' DiT pipeline."""
 
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pipelines.drawing.request import Request
 
 # One label or several, by number or by name; or whole numbers `(B,)`.
 ClassLabels = int | str | list[int] | list[str] | list[int | str] | torch.Tensor
@@ -32,29 +35,30 @@ def normalised_id2label(id2label: Mapping[int, str] | Mapping[str, str] | None) 
     return {str(key): id2label[key] for key in sorted(id2label, key=int)}  # type: ignore[index]
 
 
-class ClassLabelMixin:
-    """Which classes a pipeline's model draws, and what they are called."""
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes that a model draws, and what they are called.
 
-    unet: NestedUNetModel
-    config: Any
+    Attributes:
+        num_class_embeds: classes of the model, the last of which stands for none of them; None for a model without.
+        id2label: name of each class by its number, synonyms separated by commas.
+    """
+
+    num_class_embeds: int | None
+    id2label: dict[int, str]
 
     @property
-    def id2label(self) -> dict[int, str]:
-        """Name of each class by its number, synonyms separated by commas. Empty where the classes have no names."""
-        return {int(key): name for key, name in (self.config.get("id2label") or {}).items()}
+    def null_class(self) -> int:
+        """The number that stands for no class: the last embedding of the model."""
+        if self.num_class_embeds is None:
+            raise ValueError("This model has no classes (`num_class_embeds` is None).")
+        return self.num_class_embeds - 1
 
     @property
     def labels(self) -> dict[str, int]:
         """Number of each class by its name, sorted by name; a name that several classes bear is left out."""
         ids = self._ids_of_names()
         return {name: ids[name][0] for name in sorted(ids) if len(ids[name]) == 1}
-
-    @property
-    def null_class(self) -> int:
-        """The number that stands for no class: the last embedding of the model."""
-        if self.unet.config.num_class_embeds is None:
-            raise ValueError("This model has no classes (`num_class_embeds` is None).")
-        return self.unet.config.num_class_embeds - 1
 
     def _ids_of_names(self) -> dict[str, list[int]]:
         ids: dict[str, list[int]] = {}
@@ -63,7 +67,7 @@ class ClassLabelMixin:
                 ids.setdefault(name, []).append(number)
         return ids
 
-    def get_label_ids(self, label: str | list[str]) -> list[int]:
+    def ids_of_names(self, label: str | list[str]) -> list[int]:
         """Give the numbers of classes by their names.
 
         Args:
@@ -75,7 +79,7 @@ class ClassLabelMixin:
         ids = self._ids_of_names()
         return [_id_of_name(name, ids) for name in ([label] if isinstance(label, str) else label)]
 
-    def resolve_class_labels(self, labels: ClassLabels, name: str = "class_labels") -> list[int]:
+    def numbers(self, labels: ClassLabels, name: str = "class_labels") -> list[int]:
         """Give labels of any kind as numbers.
 
         Args:
@@ -85,48 +89,41 @@ class ClassLabelMixin:
         Raises:
             ValueError: a label that does not exist.
         """
-        entries = labels.tolist() if isinstance(labels, torch.Tensor) else labels
+        entries = labels.tolist() if isinstance(labels, (torch.Tensor, np.ndarray)) else labels
         entries = list(entries) if isinstance(entries, (list, tuple)) else [entries]
         if not entries:
             raise ValueError(f"`{name}` is an empty list; pass at least one label.")
-        return [self._id_of_label(entry, name) for entry in entries]
+        return [self._number(entry, name) for entry in entries]
 
-    def _id_of_label(self, label: Any, name: str) -> int:
+    def _number(self, label: Any, name: str) -> int:
         if isinstance(label, str):
-            return self.get_label_ids(label)[0]
-        if isinstance(label, bool) or not isinstance(label, int):
+            return self.ids_of_names(label)[0]
+        if isinstance(label, bool) or not isinstance(label, numbers.Integral):
             raise ValueError(
                 f"`{name}` has an entry of type {type(label).__name__}; expected whole numbers or names of classes."
             )
-        if not 0 <= label <= self.null_class:
+        if not 0 <= int(label) <= self.null_class:
             raise ValueError(
                 f"`{name}` has {label}, but this model has the classes 0 to {self.null_class - 1}, and "
                 f"{self.null_class} for none of them."
             )
-        return label
+        return int(label)
 
-    def encode_class_labels(
-        self,
-        class_labels: ClassLabels,
-        negative_class_labels: ClassLabels | None,
-        num_images_per_label: int,
-        device: torch.device,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Labels of the conditional and of the unconditional rows, `(B * n,)` each.
+    def encode(self, request: Request, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Labels of the conditional and of the unconditional half of a batch, `(B,)` each.
 
         Args:
-            class_labels: B labels.
-            negative_class_labels: B labels, one for all, or None for the null class.
-            num_images_per_label: n, each row is repeated so often.
+            request: its labels are repeated to B; without negative ones the null class stands there.
             device: of the labels.
         """
-        labels = torch.tensor(self.resolve_class_labels(class_labels), device=device)
-        if negative_class_labels is None:
+        labels = torch.tensor(self.numbers(request.class_labels), device=device)
+        if request.negative_class_labels is None:
             negatives = torch.full_like(labels, self.null_class)
         else:
-            numbers = self.resolve_class_labels(negative_class_labels, "negative_class_labels")
-            negatives = torch.tensor(numbers, device=device).expand(len(labels))
-        return labels.repeat_interleave(num_images_per_label), negatives.repeat_interleave(num_images_per_label)
+            negative_numbers = self.numbers(request.negative_class_labels, "negative_class_labels")
+            negatives = torch.tensor(negative_numbers, device=device).expand(len(labels))
+        copies = request.num_images // len(labels)
+        return labels.repeat_interleave(copies), negatives.repeat_interleave(copies)
 
 
 def _id_of_name(name: str, ids: Mapping[str, list[int]]) -> int:

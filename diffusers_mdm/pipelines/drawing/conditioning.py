@@ -7,26 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-
-
-class ConditionInputs(NamedTuple):
-    """What is asked for, as a pipeline's `__call__` was given it; see there."""
-
-    prompt: str | list[str] | None = None
-    negative_prompt: str | list[str] | None = None
-    prompt_embeds: torch.Tensor | None = None
-    negative_prompt_embeds: torch.Tensor | None = None
-    prompt_attention_mask: torch.Tensor | None = None
-    negative_prompt_attention_mask: torch.Tensor | None = None
-    class_labels: ClassLabels | None = None
-    negative_class_labels: ClassLabels | None = None
-
-    @property
-    def has_text(self) -> bool:
-        """Whether anything about a text was given."""
-        return any(entry is not None for entry in self[:6])
-
 
 class RowGroup(NamedTuple):
     """Rows of a batch that go through the model together.

@@ -80,6 +80,26 @@ def round_to_eight_bits(picture: torch.Tensor, average: torch.Tensor) -> torch.T
     return _picture((down + (rank < missing)) / 127.5 - 1, picture)
 
 
+def make_consistent(pictures: Pyramid, average: torch.Tensor, *, eight_bit: bool) -> Pyramid:
+    """The nearest pictures whose averages are the given ones, at every level larger than these.
+
+    Args:
+        pictures: levels `(B, C, H_i, W_i)`, innermost first.
+        average: the given pictures `(B, C, h, w)` in [-1, 1].
+        eight_bit: also put the pixels on the grid of 8 bits.
+
+    Returns:
+        Levels in [-1, 1]; see `project_onto_average` and `round_to_eight_bits` for how exact they are.
+    """
+    consistent = []
+    for level in pictures:
+        if level.shape[-2] > average.shape[-2]:
+            level = project_onto_average(level, average)
+            level = round_to_eight_bits(level, average) if eight_bit else level
+        consistent.append(level)
+    return consistent
+
+
 def project_prediction(
     scheduler: Any, prediction: Pyramid, sample: Pyramid, timestep: torch.Tensor, average: torch.Tensor
 ) -> Pyramid:

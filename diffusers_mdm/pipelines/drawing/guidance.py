@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classifier-free guidance of one level's prediction."""
+"""What the model predicts at a step, guided: the model's calls, and how their predictions are put together.
+
+A new way of guiding is a function beside `guide`, and its place in `_predict_group`.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+
 import torch
+
+from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, RowGroup
+from diffusers_mdm.pipelines.drawing.request import Sample
+from diffusers_mdm.pipelines.drawing.setup import Drawing, MicroConditioning
+from diffusers_mdm.pipelines.drawing.shared_parts import adapters_to_itself
+from diffusers_mdm.pyramid import as_pyramid
 
 
 def guide(
@@ -25,3 +37,71 @@ def guide(
     axes = tuple(range(1, guided.ndim))
     rescaled = guided * (conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
     return guidance_rescale * rescaled + (1.0 - guidance_rescale) * guided
+
+
+def is_guided(guidance_scale: float) -> bool:
+    """Whether the model also runs without the prompt: only a weight above 1 pushes away from what it predicts then."""
+    return guidance_scale > 1.0
+
+
+def each_level(function: Callable[[torch.Tensor], torch.Tensor], sample: Sample) -> Sample:
+    """Apply a function to every level; a bare tensor stays bare."""
+    return function(sample) if isinstance(sample, torch.Tensor) else [function(level) for level in sample]
+
+
+def predict(drawing: Drawing, latents: Sample, timestep: torch.Tensor) -> Sample:
+    """Predict every level at once, guided where `guidance_scale` is above 1.
+
+    Args:
+        drawing: says with which model, from what and how.
+        latents: what the scheduler made of the samples, B a level.
+        timestep: one t for the whole batch.
+    """
+    conditioning, groups, micro = drawing.conditioning, drawing.groups, drawing.micro_conditioning
+    if groups[0].rows is None:
+        return _predict_group(drawing, latents, timestep, conditioning, groups[0], micro)
+    predictions = each_level(torch.empty_like, latents)
+    for group in groups:
+        part = _predict_group(
+            drawing,
+            each_level(operator.itemgetter(group.rows), latents),
+            timestep,
+            conditioning.select(group),
+            group,
+            {key: value[:, group.rows] for key, value in micro.items()},
+        )
+        for whole, rows in zip(as_pyramid(predictions)[0], as_pyramid(part)[0], strict=True):
+            whole[group.rows] = rows
+    return predictions
+
+
+def _predict_group(
+    drawing: Drawing,
+    latents: Sample,
+    timestep: torch.Tensor,
+    conditioning: Conditioning,
+    group: RowGroup,
+    micro_conditioning: MicroConditioning,
+) -> Sample:
+    """Predict for those pictures of a batch that may go through the model together."""
+    unet, controls = drawing.pipeline.unet, drawing.controls
+    guided = is_guided(controls.guidance_scale)
+    innermost = as_pyramid(latents)[0][0]
+    dtype, sample_dtype = unet.dtype, innermost.dtype
+    with adapters_to_itself(unet):
+        prediction = unet(
+            each_level(lambda level: (torch.cat([level, level]) if guided else level).to(dtype), latents),
+            timestep.expand(2 * len(innermost) if guided else len(innermost)),
+            **conditioning.model_inputs(guided=guided, has_pads=group.has_pads, dtype=dtype),
+            added_cond_kwargs={
+                key: value.flatten() if guided else value[1] for key, value in micro_conditioning.items()
+            },
+            cross_attention_kwargs=controls.cross_attention_kwargs,
+            return_dict=False,
+        )[0]
+    # Guidance multiplies rounding errors: it is done in the precision of the samples, not of the model.
+    prediction = each_level(lambda level: level.to(sample_dtype), prediction)
+    if not guided:
+        return prediction
+    w, rescale = controls.guidance_scale, controls.guidance_rescale
+    return each_level(lambda level: guide(level.chunk(2)[0], level.chunk(2)[1], w, rescale), prediction)

@@ -142,21 +142,3 @@ def _as_fraction(entry: torch.Tensor, name: str) -> torch.Tensor:
             "(uint8). Pictures in [-1, 1] become `image / 2 + 0.5`."
         )
     return entry
-
-
-def check_rows(counts: dict[str, int]) -> int:
-    """How many rows a batch has where each of its inputs has one entry for all rows, or one a row.
-
-    Args:
-        counts: entries of each input, by the name the error message uses.
-
-    Raises:
-        ValueError: two inputs have different numbers of entries, neither of them 1.
-    """
-    num_rows = max(counts.values())
-    if any(count not in (1, num_rows) for count in counts.values()):
-        listed = ", ".join(f"{count} in `{name}`" for name, count in counts.items())
-        raise ValueError(
-            f"The inputs do not make one batch: {listed}. Pass one entry for all, or equally many of each."
-        )
-    return num_rows

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pipelines refuse, each time with what was wrong, what was expected and what to do."""
+"""What the pipelines refuse of arguments that are of the right kind, but do not go together or with the model."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-Prompt = str | list[str] | None
+from diffusers_mdm.pipelines.drawing.request import Prompt, Request, describe, is_number
+
 Shape = tuple[int, ...]
 
 
@@ -25,7 +26,7 @@ def check_prompt(name: str, prompt: Prompt, embeds: torch.Tensor | None, mask: t
     if prompt is not None and embeds is not None:
         raise ValueError(f"Both `{name}` and `{name}_embeds` were given; pass only one of them.")
     if prompt is not None and not isinstance(prompt, (str, list)):
-        raise ValueError(f"`{name}` has to be a `str` or a `list` of them, but is {type(prompt).__name__}.")
+        raise ValueError(f"`{name}` has to be a `str` or a `list` of them, but is {describe(prompt)}.")
     if isinstance(prompt, list):
         if not prompt:
             raise ValueError(f"`{name}` is an empty list; pass at least one text.")
@@ -49,21 +50,27 @@ def check_prompt(name: str, prompt: Prompt, embeds: torch.Tensor | None, mask: t
             f"expected a mask of shape {tuple(embeds.shape[:2])}, one entry a token."
         )
     if not mask.bool().any(dim=1).all():
-        raise ValueError(f"`{name}_attention_mask` masks every token of a row; leave at least one token in each row.")
+        raise ValueError(
+            f"`{name}_attention_mask` masks every token of a prompt; leave at least one token of each prompt."
+        )
 
 
-def check_prompt_pair(
-    prompt: Prompt, negative_prompt: Prompt, embeds: torch.Tensor | None, negative_embeds: torch.Tensor | None
-) -> None:
+def check_prompt_pair(request: Request) -> None:
     """Refuse prompts and negative prompts that do not belong together.
 
     Raises:
         TypeError: one is a text and the other a list.
         ValueError: there is no prompt, or the batches differ.
     """
+    prompt, negative_prompt = request.prompt, request.negative_prompt
+    embeds, negative_embeds = request.prompt_embeds, request.negative_prompt_embeds
     if prompt is None and embeds is None:
         raise ValueError("Neither `prompt` nor `prompt_embeds` was given; pass one of them.")
-    if prompt is not None and negative_prompt is not None and type(prompt) is not type(negative_prompt):
+    if (
+        prompt is not None
+        and negative_prompt is not None
+        and isinstance(prompt, str) != isinstance(negative_prompt, str)
+    ):
         raise TypeError(
             "`negative_prompt` should be the same type as `prompt`, but got "
             f"{type(negative_prompt).__name__} != {type(prompt).__name__}."
@@ -73,18 +80,32 @@ def check_prompt_pair(
             "`prompt_embeds` and `negative_prompt_embeds` must have the same shape when both are given, but got "
             f"{tuple(embeds.shape)} != {tuple(negative_embeds.shape)}."
         )
-    num_prompts, num_negatives = _num_rows(prompt, embeds), _num_rows(negative_prompt, negative_embeds)
-    one_for_all = (negative_prompt is None and negative_embeds is None) or isinstance(negative_prompt, str)
-    if not one_for_all and num_negatives != num_prompts:
+    if negative_embeds is not None:
+        num_negatives = len(negative_embeds)
+    else:
+        num_negatives = len(negative_prompt) if isinstance(negative_prompt, list) else 1
+    one_for_all = negative_embeds is None and not isinstance(negative_prompt, list)
+    if not one_for_all and num_negatives != request.num_prompts:
         raise ValueError(
-            f"Got {num_negatives} negative prompts for {num_prompts} prompts; pass one for each prompt, or none."
+            f"Got {num_negatives} negative prompts for {request.num_prompts} prompts; pass one for each prompt, or "
+            "none."
         )
 
 
-def _num_rows(prompt: Prompt, embeds: torch.Tensor | None) -> int:
-    if embeds is not None:
-        return embeds.shape[0]
-    return len(prompt) if isinstance(prompt, list) else 1
+def check_texts(request: Request, text_width: int | None) -> None:
+    """Refuse prompts that do not belong together, and embeddings of another text encoder; labels are not looked at.
+
+    Args:
+        request: what is asked for.
+        text_width: of the features that the model reads, None for any.
+    """
+    embeds, negative_embeds = request.prompt_embeds, request.negative_prompt_embeds
+    check_prompt("prompt", request.prompt, embeds, request.prompt_attention_mask)
+    negative_mask = request.negative_prompt_attention_mask
+    check_prompt("negative_prompt", request.negative_prompt, negative_embeds, negative_mask)
+    check_prompt_pair(request)
+    check_text_width("prompt_embeds", embeds, text_width)
+    check_text_width("negative_prompt_embeds", negative_embeds, text_width)
 
 
 def check_reads_text(config: Any) -> None:
@@ -114,19 +135,37 @@ def check_text_width(name: str, embeds: torch.Tensor | None, width: int | None) 
         )
 
 
+def check_batch(counts: Mapping[str, int]) -> int:
+    """How many entries a batch has where each of its inputs has one entry for all, or one each.
+
+    Args:
+        counts: entries of each input, by the name the error message uses.
+
+    Raises:
+        ValueError: two inputs have different numbers of entries, neither of them 1.
+    """
+    size = max(counts.values())
+    if any(count not in (1, size) for count in counts.values()):
+        listed = ", ".join(f"{count} in `{name}`" for name, count in counts.items())
+        raise ValueError(
+            f"The inputs do not make one batch: {listed}. Pass one entry for all, or equally many of each."
+        )
+    return size
+
+
 def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:
-    """Refuse a size that no doll has.
+    """Refuse a size that no level has.
 
     Args:
         height: pixels.
         width: pixels.
-        sides: side of every doll, innermost first; the larger of height and width has to be one of them.
-        multiples: for every doll, what height and width must be multiples of.
+        sides: side of every level, innermost first; the larger of height and width has to be one of them.
+        multiples: for every level, what height and width must be multiples of.
     """
     if max(height, width) not in sides:
         raise ValueError(
-            f"No doll of this model draws {height} x {width} pixels (height x width): the larger side has to be one "
-            f"of {', '.join(map(str, sides))}, the sizes of its dolls, innermost first."
+            f"No level of this model draws {height} x {width} pixels (height x width): the larger side has to be one "
+            f"of {', '.join(map(str, sides))}, the sizes of its levels, innermost first."
         )
     multiple = multiples[list(sides).index(max(height, width))]
     if height <= 0 or width <= 0 or height % multiple or width % multiple:
@@ -137,75 +176,17 @@ def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequenc
         )
 
 
-def check_picture_size(name: str, height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:
-    """Refuse given pictures whose size no doll has.
-
-    Args:
-        name: what the error message calls the pictures.
-        height: pixels.
-        width: pixels.
-        sides: side of every doll, innermost first.
-        multiples: for every doll, what height and width must be multiples of.
-    """
-    if max(height, width) not in sides:
-        raise ValueError(
-            f"`{name}` is {height} x {width} pixels (height x width), the size of no doll: the larger side has to be "
-            f"one of {', '.join(map(str, sides))}, the sizes of this model's dolls, innermost first. Resize it first."
-        )
-    multiple = multiples[list(sides).index(max(height, width))]
-    if height % multiple or width % multiple:
-        raise ValueError(
-            f"`{name}` is {height} x {width} pixels (height x width); both have to be multiples of {multiple} for "
-            f"pictures whose larger side is {max(height, width)}. Crop or resize it first."
-        )
-
-
-def check_mask_size(masks: torch.Tensor, height: int, width: int) -> None:
-    """Refuse masks `(B, 1, H, W)` of another size than the pictures."""
-    if masks.shape[-2:] != (height, width):
-        got_height, got_width = masks.shape[-2:]
-        raise ValueError(
-            f"`mask_image` is {got_height} x {got_width} pixels (height x width), but `image` is {height} x {width}; "
-            "pass a mask of the size of the pictures."
-        )
-
-
-def check_resampling(num_resampling_steps: int, jump_length: int, scheduler: Any) -> None:
-    """Refuse counts below 1, and resampling with a scheduler that cannot say how noisy its samples are.
-
-    Args:
-        num_resampling_steps: see `resampled_positions`.
-        jump_length: see `resampled_positions`.
-        scheduler: of the pipeline.
-    """
-    check_count("num_resampling_steps", num_resampling_steps)
-    check_count("jump_length", jump_length)
-    if num_resampling_steps > 1 and not hasattr(scheduler, "level_alphas_cumprod"):
-        raise ValueError(
-            f"`num_resampling_steps` is {num_resampling_steps}, but {type(scheduler).__name__} cannot go back to more "
-            "noise; use MatryoshkaScheduler, or `num_resampling_steps=1`."
-        )
-
-
-def check_strength(strength: float) -> None:
-    """Refuse a strength outside [0, 1]."""
-    if not 0 <= strength <= 1:
-        raise ValueError(
-            f"`strength` is {strength}; expected 0 (the picture as it is) to 1 (nothing but its trace is left)."
-        )
-
-
 def check_draws_pictures(level_frames: Sequence[int]) -> None:
     """Refuse to draw pictures with levels that have different numbers of frames.
 
     Args:
-        level_frames: frames of the levels that would be opened, innermost first.
+        level_frames: frames of the levels that would be drawn, innermost first.
     """
     if len(set(level_frames)) > 1:
         raise ValueError(
             f"This is a model of clips, whose levels have {', '.join(map(str, level_frames))} frames (innermost "
             "first): pictures cannot go through levels that resample frames. Draw clips with MDMVideoPipeline, or a "
-            "smaller picture, which opens fewer levels."
+            "smaller picture, which takes fewer levels."
         )
 
 
@@ -213,15 +194,15 @@ def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], shapes: Sequen
     """Refuse starting noise with another number of levels, or of other shapes, than will be drawn.
 
     Args:
-        latents: a pyramid, innermost first, or a bare tensor where one doll is opened.
+        latents: a pyramid, innermost first, or a bare tensor where one level is drawn.
         shapes: the expected `(B, C, H, W)` or `(B, C, F, H, W)` of every level.
     """
     given = [latents] if isinstance(latents, torch.Tensor) else list(latents)
-    got = [tuple(level.shape) if isinstance(level, torch.Tensor) else type(level).__name__ for level in given]
+    got = [tuple(level.shape) for level in given]
     if got != [tuple(shape) for shape in shapes]:
         raise ValueError(
             f"`latents` has {len(got)} level(s) of shape {got}; expected {len(shapes)} level(s), innermost first, of "
-            f"shape {[tuple(shape) for shape in shapes]}. Choose the dolls to open with `height` and `width`."
+            f"shape {[tuple(shape) for shape in shapes]}. Choose the levels to draw with `height` and `width`."
         )
 
 
@@ -237,10 +218,10 @@ def check_generator(generator: torch.Generator | list[torch.Generator] | None, n
 def check_micro_conditioning(
     micro_conditioning: Mapping[str, Any] | None, known_keys: Sequence[Sequence[str]], num_images: int
 ) -> None:
-    """Refuse micro-conditions that the model does not know, or whose number fits no batch.
+    """Refuse micro-conditions that the model does not know, that are no numbers, or whose number fits no batch.
 
     Args:
-        micro_conditioning: name to a number, one number a picture, or two (unconditional rows first).
+        micro_conditioning: name to a number, one number a picture, or two (unconditional ones first).
         known_keys: the names that each level of the model knows.
         num_images: B.
     """
@@ -248,28 +229,47 @@ def check_micro_conditioning(
     for key, value in (micro_conditioning or {}).items():
         if key not in known:
             raise ValueError(f"The model has no micro-condition {key!r}; it has {', '.join(known) or 'none'}.")
-        numbers = torch.as_tensor(value)
-        if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) not in (num_images, 2 * num_images)):
+        entries = value.tolist() if hasattr(value, "tolist") else value
+        entries = list(entries) if isinstance(entries, (list, tuple)) else [entries]
+        if not all(is_number(entry) for entry in entries):
             raise ValueError(
-                f"micro_conditioning[{key!r}] has shape {tuple(numbers.shape)}; pass one number, {num_images} (one a "
-                f"picture) or {2 * num_images} (those of the unconditional rows first)."
+                f"micro_conditioning[{key!r}] has to be a finite number or a flat list of them, but is "
+                f"{describe(value)}."
+            )
+        if len(entries) not in (1, num_images, 2 * num_images):
+            raise ValueError(
+                f"micro_conditioning[{key!r}] has {len(entries)} numbers; pass one number, {num_images} (one a "
+                f"picture) or {2 * num_images} (those of the unconditional half of the batch first)."
             )
 
 
-def check_choices(
-    output_type: str, callback_inputs: Sequence[str] | None, known_callback_inputs: Sequence[str]
-) -> None:
-    """Refuse unknown output types, and tensors that a callback cannot be given."""
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"`output_type` {output_type!r} is unknown; use one of {', '.join(OUTPUT_TYPES)}.")
-    unknown = [name for name in callback_inputs or () if name not in known_callback_inputs]
+def check_callback_names(names: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Refuse names of tensors that a callback cannot be given."""
+    unknown = [name for name in names or () if name not in known]
     if unknown:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(known)}, but found {unknown}.")
+
+
+def check_scheduler(scheduler: Any, num_levels: int, sides: Sequence[int], request: Request) -> None:
+    """Refuse a scheduler that cannot draw what is asked for, before the first step.
+
+    Args:
+        scheduler: of the pipeline.
+        num_levels: how many levels are drawn.
+        sides: of all levels, innermost first.
+        request: what is asked for.
+    """
+    name = type(scheduler).__name__
+    # Ours takes a pyramid; every other one takes a tensor.
+    if num_levels > 1 and not hasattr(scheduler, "level_alphas_cumprod"):
         raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` has to be in {list(known_callback_inputs)}, but found {unknown}."
+            f"{name} steps one tensor, but {request.height} x {request.width} pixels take {num_levels} levels; use "
+            f"MatryoshkaScheduler, or draw {sides[0]} pixels (the innermost level)."
         )
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse counts that are not whole numbers above 0."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` has to be a whole number of at least 1, but is {value!r}.")
+    if request.eta not in (0.0, None) and "eta" not in inspect.signature(scheduler.step).parameters:
+        raise ValueError(f"{name} has no `eta` ({request.eta}); leave it at 0.")
+    if request.num_resampling_steps > 1 and not hasattr(scheduler, "level_alphas_cumprod"):
+        raise ValueError(
+            f"`num_resampling_steps` is {request.num_resampling_steps}, but {name} cannot go back to more noise; use "
+            "MatryoshkaScheduler, or `num_resampling_steps=1`."
+        )

@@ -16,7 +16,6 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 
-from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pyramid import Pyramid, build_pyramid
 
 
@@ -120,43 +119,14 @@ def _in_working_precision(vae: AutoencoderKL, run: Any) -> Any:
         return run(torch.float32)
 
 
-class LatentSpaceMixin:
-    """What a pipeline's model denoises, beside what its users see: sizes, channels, and the ways there and back."""
+def encode_pyramid(vae: AutoencoderKL | None, pixels: Pyramid) -> Pyramid:
+    """What the model denoises of given pictures: the pictures in [-1, 1], or the pooled latents of the largest.
 
-    unet: NestedUNetModel
-    vae: AutoencoderKL | None
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels of a picture's side for one of its latents' side; 1 without an autoencoder."""
-        return scale_factor(self.vae)
-
-    @property
-    def picture_sides(self) -> tuple[int, ...]:
-        """Side in pixels of the pictures that each doll draws, innermost first."""
-        return tuple(side * self.vae_scale_factor for side in self.unet.sample_sizes)
-
-    @property
-    def picture_multiples(self) -> list[int]:
-        """For every doll, what height and width of its pictures have to be multiples of, innermost first."""
-        return [ratio * self.unet.size_multiple * self.vae_scale_factor for ratio in self.unet.level_ratios]
-
-    @property
-    def num_picture_channels(self) -> int:
-        """Channels of pictures that are given or returned, 3 for colours."""
-        return self.unet.config.in_channels if self.vae is None else self.vae.config.in_channels
-
-    def encode_pyramid(self, pixels: Pyramid) -> Pyramid:
-        """What the model denoises of given pictures: the pictures in [-1, 1], or the pooled latents of the largest.
-
-        Args:
-            pixels: levels `(B, C, H_i, W_i)` in [0, 1], innermost first.
-        """
-        if self.vae is None:
-            return [2 * level - 1 for level in pixels]
-        sides = [level.shape[-2] // self.vae_scale_factor for level in pixels]
-        return build_pyramid(encode_pictures(self.vae, 2 * pixels[-1] - 1), sides)
-
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of one level's last samples, about in [-1, 1]; see the function of this name."""
-        return decode_latents(self.vae, latents)
+    Args:
+        vae: the autoencoder; None for a model of pixels.
+        pixels: levels `(B, C, H_i, W_i)` in [0, 1], innermost first.
+    """
+    if vae is None:
+        return [2 * level - 1 for level in pixels]
+    sides = [level.shape[-2] // scale_factor(vae) for level in pixels]
+    return build_pyramid(encode_pictures(vae, 2 * pixels[-1] - 1), sides)

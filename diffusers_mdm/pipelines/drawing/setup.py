@@ -1,212 +1,258 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a drawing needs before its first step: sizes, starting noise, time steps, micro-conditions."""
+"""One drawing from its beginning: what belongs to it, the sizes of its levels, its time steps, its starting noise."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from diffusers_mdm.pipelines.drawing.latent_space import LatentSpaceMixin
+from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, RowGroup, group_rows_by_text
+from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
+from diffusers_mdm.pipelines.drawing.latent_space import scale_factor
+from diffusers_mdm.pipelines.drawing.request import Request, Sample
+from diffusers_mdm.pipelines.drawing.resampling import resampled_positions
+from diffusers_mdm.pipelines.drawing.shared_parts import Controls, models_in_use, scheduler_of_its_own
 from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 
-# A pyramid, or a bare tensor where one doll is open: what host schedulers and callbacks expect.
-Sample = torch.Tensor | Pyramid
-# Micro-conditions by name, (2, B): those of the unconditional rows, then those of the conditional ones.
+# Micro-conditions by name, (2, B): those of the unconditional half of the batch, then those of the conditional one.
 MicroConditioning = dict[str, torch.Tensor]
 
 
-class DrawingSetupMixin(LatentSpaceMixin):
-    """Sizes, starting noise and time steps of a drawing, as the model and the scheduler of a pipeline want them."""
+@dataclass
+class Drawing:
+    """Everything that belongs to one drawing; it lives as long as the call of the pipeline.
 
+    Attributes:
+        pipeline: whose parts draw; callbacks are given it.
+        request: what was asked for, checked.
+        controls: guidance and the like, which callbacks may change.
+        scheduler: for this drawing alone, see `shared_parts`.
+        device: where the model runs.
+        dtype: of the samples between the steps.
+        conditioning: what the B pictures are conditioned on; a callback may change it.
+        groups: which of them may go through the model together.
+        own_columns: see `group_rows_by_text`.
+        micro_conditioning: see `MicroConditioning`.
+        timesteps: descending, those that are drawn.
+        positions: which of them each call of the model does; one after another, save where steps are repeated.
+        known: what is given of the pictures, None for nothing.
+        average: `(B, C, h, w)` in [-1, 1], what the predicted pictures have to average to, None for anything.
+    """
+
+    pipeline: Any
+    request: Request
+    controls: Controls
     scheduler: Any
+    device: torch.device
+    dtype: torch.dtype
+    conditioning: Conditioning = field(default_factory=Conditioning)
+    groups: list[RowGroup] = field(default_factory=list)
+    own_columns: bool = False
+    micro_conditioning: MicroConditioning = field(default_factory=dict)
+    timesteps: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    positions: Sequence[int] = ()
+    known: KnownPixels | None = None
+    average: torch.Tensor | None = None
 
-    def num_opened_levels(self, height: int, width: int, num_frames: int | None = None) -> int:
-        """How many dolls are opened for a picture or a clip; arguments as in `level_shapes`."""
-        sides, side = self.picture_sides, max(height, width)
-        if num_frames is None or num_frames == 1:
-            return sides.index(side) + 1
-        return list(zip(sides, self.unet.level_frames, strict=True)).index((side, num_frames)) + 1
+    def condition_on(self, conditioning: Conditioning) -> None:
+        """Draw from these conditions from now on."""
+        self.conditioning = conditioning
+        self.groups = group_rows_by_text(conditioning, own_columns=self.own_columns)
 
-    def level_shapes(
-        self, num_images: int, height: int, width: int, num_frames: int | None = None
-    ) -> list[tuple[int, ...]]:
-        """Shapes of the dolls that are opened for a picture or a clip, innermost first.
 
-        Args:
-            num_images: B.
-            height: pixels of the outermost opened doll's pictures; see `check_inputs` for what is possible.
-            width: pixels of the outermost opened doll's pictures.
-            num_frames: frames of its clips; None for pictures.
+@contextlib.contextmanager
+def begin_drawing(pipeline: Any, request: Request) -> Iterator[Drawing]:
+    """Begin a drawing: everything that changes while it goes on is its own.
 
-        Returns:
-            `(B, C, H_i, W_i)`, or of clips `(B, C, F_i, H_i, W_i)`.
-        """
-        num_levels = self.num_opened_levels(height, width, num_frames)
-        ratios, frames = self.unet.level_ratios[:num_levels], self.unet.level_frames[:num_levels]
-        shrunk = ratios[-1] * self.vae_scale_factor
-        shapes: list[tuple[int, ...]] = []
-        for ratio, count in zip(ratios, frames, strict=True):
-            axis = () if num_frames is None else (1 if num_frames == 1 else count,)
-            sides = height * ratio // shrunk, width * ratio // shrunk
-            shapes.append((num_images, self.unet.config.in_channels, *axis, *sides))
-        return shapes
+    Args:
+        pipeline: whose parts draw.
+        request: what is asked for, checked.
+    """
+    controls = Controls(request.guidance_scale, request.guidance_rescale, request.cross_attention_kwargs)
+    unet = pipeline.unet
+    with (
+        models_in_use(unet),
+        pipeline.running_drawings.one_more(controls),
+        scheduler_of_its_own(pipeline.scheduler) as scheduler,
+    ):
+        device, dtype = pipeline._execution_device, torch.promote_types(unet.dtype, torch.float32)
+        drawing = Drawing(pipeline, request, controls, scheduler, device, dtype)
+        drawing.micro_conditioning = spread_micro_conditioning(request.micro_conditioning, request.num_images, device)
+        yield drawing
 
-    def prepare_noise(
-        self,
-        num_images: int,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Sample | None = None,
-        num_frames: int | None = None,
-    ) -> Pyramid:
-        """Draw noise of unit variance for every opened doll, level 0 first, or take what is given.
 
-        Arguments as in `prepare_latents`.
-        """
-        if latents is None:
-            return pyramid_noise(self.level_shapes(num_images, height, width, num_frames), generator, device, dtype)
-        return [level.to(device, dtype) for level in as_pyramid(latents)[0]]
+# Sizes
 
-    def as_sample(self, noise: Pyramid) -> Sample:
-        """Make noise of unit variance the sample that the scheduler starts from.
 
-        Args:
-            noise: levels `(B, C, H_i, W_i)`, innermost first.
+def pixels_per_latent(vae: Any) -> int:
+    """Pixels of a picture's side for one of its latents' side; 1 for a model of pixels."""
+    return 1 if vae is None else scale_factor(vae)
 
-        Returns:
-            The pyramid, or a bare tensor where one doll is opened.
-        """
-        levels = [level * self.scheduler.init_noise_sigma for level in noise]
-        return levels[0] if len(levels) == 1 else levels
 
-    def noised(self, clean: Pyramid, noise: Pyramid, timestep: torch.Tensor, *, bare: bool) -> Pyramid:
-        """Pictures as they are at a time step of the process.
+def picture_sides(unet: Any, vae: Any) -> tuple[int, ...]:
+    """Side in pixels of the pictures that each level draws, innermost first."""
+    return tuple(side * pixels_per_latent(vae) for side in unet.sample_sizes)
 
-        Args:
-            clean: levels in [-1, 1], or of latents, level 0 and those around it.
-            noise: N(0, 1), the same shapes.
-            timestep: t.
-            bare: whether the samples between the steps are a bare tensor; the scheduler is given one then.
-        """
-        # One time step of shape (1,) is what the schedulers of the host take for all rows.
-        if bare:
-            return [self.scheduler.add_noise(clean[0], noise[0], timestep.reshape(1))]
-        return self.scheduler.add_noise(clean, noise, timestep.reshape(1))
 
-    def noised_sample(self, clean: Pyramid, noise: Pyramid, timestep: torch.Tensor) -> Sample:
-        """Make noised pictures the sample that the scheduler goes on from; a bare tensor where one doll is opened.
+def picture_multiples(unet: Any, vae: Any) -> list[int]:
+    """For every level, what height and width of its pictures have to be multiples of, innermost first."""
+    return [ratio * unet.size_multiple * pixels_per_latent(vae) for ratio in unet.level_ratios]
 
-        Args:
-            clean: every opened level, in [-1, 1] or of latents.
-            noise: N(0, 1), the same shapes.
-            timestep: t.
-        """
-        bare = len(clean) == 1
-        noised = self.noised(clean, noise, timestep, bare=bare)
-        return noised[0] if bare else noised
 
-    def weaken(self, schedule: torch.Tensor, strength: float) -> torch.Tensor:
-        """Keep the last time steps of a schedule, and tell the scheduler where the drawing begins.
+def level_shapes(
+    unet: Any, vae: Any, num_images: int, height: int, width: int, num_frames: int | None = None
+) -> list[tuple[int, ...]]:
+    """Shapes of the levels that are drawn for a picture or a clip, innermost first.
 
-        Args:
-            schedule: time steps, descending.
-            strength: which share of them to keep, rounded down; above 0 one is kept at least.
-        """
-        kept = max(int(len(schedule) * strength), 1) if strength > 0 else 0
-        skipped = len(schedule) - kept
-        if kept and hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(skipped)
-        return schedule[skipped:]
+    Args:
+        unet: the model.
+        vae: its autoencoder, None for a model of pixels.
+        num_images: B.
+        height: pixels of the outermost level's pictures, checked.
+        width: pixels of the outermost level's pictures, checked.
+        num_frames: frames of its clips; None for pictures.
 
-    def prepare_latents(
-        self,
-        num_images: int,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Sample | None = None,
-        num_frames: int | None = None,
-    ) -> Sample:
-        """Draw the starting noise of every opened doll, level 0 first, or take what is given.
+    Returns:
+        `(B, C, H_i, W_i)`, or of clips `(B, C, F_i, H_i, W_i)`.
+    """
+    sides, side = picture_sides(unet, vae), max(height, width)
+    if num_frames is None or num_frames == 1:
+        num_levels = sides.index(side) + 1
+    else:
+        num_levels = list(zip(sides, unet.level_frames, strict=True)).index((side, num_frames)) + 1
+    ratios, frames = unet.level_ratios[:num_levels], unet.level_frames[:num_levels]
+    shrunk = ratios[-1] * pixels_per_latent(vae)
+    shapes: list[tuple[int, ...]] = []
+    for ratio, count in zip(ratios, frames, strict=True):
+        axis = () if num_frames is None else (1 if num_frames == 1 else count,)
+        shapes.append((num_images, unet.config.in_channels, *axis, height * ratio // shrunk, width * ratio // shrunk))
+    return shapes
 
-        Args:
-            num_images: B.
-            height: pixels of the picture.
-            width: pixels of the picture.
-            dtype: of the samples between the steps.
-            device: of the samples.
-            generator: one, or one a picture; with a list a picture does not change with the batch it is drawn in.
-            latents: noise of unit variance for every level, innermost first; a bare tensor where one doll is opened.
-            num_frames: frames of clips; None for pictures.
 
-        Returns:
-            The pyramid, or a bare tensor where one doll is opened.
-        """
-        noise = self.prepare_noise(num_images, height, width, dtype, device, generator, latents, num_frames)
-        return self.as_sample(noise)
+# Time steps
 
-    def retrieve_timesteps(
-        self, num_inference_steps: int | None, device: torch.device, timesteps: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Set the scheduler's time steps, and return them in the order of drawing.
 
-        Args:
-            num_inference_steps: how many; ignored where `timesteps` are given.
-            device: of the time steps.
-            timesteps: the time steps themselves, descending.
+def set_timesteps(drawing: Drawing, strength: float = 1.0) -> None:
+    """Set the scheduler's time steps, and keep the last of them.
 
-        Raises:
-            ValueError: the scheduler takes no time steps of one's own.
-        """
-        if timesteps is None:
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
-        elif "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters:
-            self.scheduler.set_timesteps(timesteps=timesteps, device=device)
-        else:
-            raise ValueError(
-                f"{type(self.scheduler).__name__} does not take `timesteps` of your own; pass `num_inference_steps`, "
-                "or use another scheduler."
-            )
-        # A scheduler of the host that is told where it begins need not read its first timestep back from an
-        # accelerator; `MatryoshkaScheduler` goes by the timestep of each step all the same.
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)
-        return self.scheduler.timesteps
+    Args:
+        drawing: takes the time steps, in the order of drawing.
+        strength: which share of them to keep, rounded down; above 0 one is kept at least.
 
-    def prepare_extra_step_kwargs(
-        self, generator: torch.Generator | list[torch.Generator] | None, eta: float
-    ) -> dict[str, Any]:
-        """Give those of `eta` and `generator` that this scheduler's `step` takes.
+    Raises:
+        ValueError: the scheduler does not take the time steps that were given.
+    """
+    scheduler, request = drawing.scheduler, drawing.request
+    if request.timesteps is None:
+        scheduler.set_timesteps(request.num_inference_steps, device=drawing.device)
+    elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
+        scheduler.set_timesteps(timesteps=request.timesteps, device=drawing.device)
+    else:
+        raise ValueError(
+            f"{type(scheduler).__name__} does not take `timesteps` of your own; pass `num_inference_steps`, or use "
+            "another scheduler."
+        )
+    timesteps = scheduler.timesteps
+    kept = max(int(len(timesteps) * strength), 1) if strength > 0 else 0
+    skipped = len(timesteps) - kept
+    # One of diffusers' schedulers that is told where it begins need not read its first time step back from an
+    # accelerator; `MatryoshkaScheduler` goes by the time step of each step all the same.
+    if kept and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped)
+    drawing.timesteps = timesteps[skipped:]
+    drawing.positions = range(kept)
 
-        Raises:
-            ValueError: `eta` is not 0 and the scheduler has no use for it.
-        """
-        known = inspect.signature(self.scheduler.step).parameters
-        if eta != 0.0 and "eta" not in known:
-            raise ValueError(f"{type(self.scheduler).__name__} has no `eta` ({eta}); leave it at 0.")
-        return {key: value for key, value in (("eta", eta), ("generator", generator)) if key in known}
 
-    def prepare_micro_conditioning(
-        self, micro_conditioning: Mapping[str, Any] | None, num_images: int, device: torch.device
-    ) -> MicroConditioning:
-        """Bring micro-conditions to `(2, B)`: those of the unconditional rows, then those of the conditional ones.
+def repeat_stretches(drawing: Drawing) -> None:
+    """Go through each stretch of `jump_length` steps as often as the request says."""
+    request = drawing.request
+    drawing.positions = resampled_positions(len(drawing.timesteps), request.num_resampling_steps, request.jump_length)
 
-        Args:
-            micro_conditioning: name to a number, B numbers (one a picture) or 2 B (unconditional rows first). A name
-                that is missing takes the model's own value.
-            num_images: B.
-            device: of the numbers.
-        """
-        rows = {}
-        for key, value in (micro_conditioning or {}).items():
-            numbers = torch.as_tensor(value, dtype=torch.float32, device=device)
-            rows[key] = (numbers.view(-1, num_images) if numbers.numel() > 1 else numbers).expand(2, num_images)
-        return rows
+
+def step_arguments(drawing: Drawing) -> dict[str, Any]:
+    """Those of `eta` and `generator` that the scheduler's `step` takes."""
+    known = inspect.signature(drawing.scheduler.step).parameters
+    given = {"eta": drawing.request.eta, "generator": drawing.request.generator}
+    return {key: value for key, value in given.items() if key in known}
+
+
+# Samples
+
+
+def starting_noise(drawing: Drawing) -> Pyramid:
+    """Noise of unit variance for every level that is drawn, level 0 first, or what was given."""
+    request, pipeline = drawing.request, drawing.pipeline
+    size = (request.num_images, request.height, request.width, request.num_frames)
+    shapes = level_shapes(pipeline.unet, pipeline.vae, *size)
+    return draw_noise(shapes, request.generator, request.latents, drawing.device, drawing.dtype)
+
+
+def draw_noise(
+    shapes: Sequence[tuple[int, ...]],
+    generator: torch.Generator | list[torch.Generator] | None,
+    latents: Sample | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Pyramid:
+    """Noise of unit variance in these shapes, or what is given of it; arguments as in `prepare_latents`."""
+    if latents is None:
+        return pyramid_noise(shapes, generator, device, dtype)
+    return [level.to(device, dtype) for level in as_pyramid(latents)[0]]
+
+
+def scaled_noise(scheduler: Any, noise: Pyramid) -> Sample:
+    """Noise of unit variance as the sample that a scheduler starts from: a bare tensor where there is one level."""
+    levels = [level * scheduler.init_noise_sigma for level in noise]
+    return levels[0] if len(levels) == 1 else levels
+
+
+def noised(drawing: Drawing, clean: Pyramid, noise: Pyramid, timestep: torch.Tensor, *, bare: bool) -> Pyramid:
+    """Pictures as they are at a time step of the process.
+
+    Args:
+        drawing: its scheduler adds the noise.
+        clean: levels in [-1, 1], or of latents, level 0 and those around it.
+        noise: N(0, 1), the same shapes.
+        timestep: t.
+        bare: whether the samples between the steps are a bare tensor; the scheduler is given one then.
+    """
+    # One time step of shape (1,) is what diffusers' schedulers take for the whole batch.
+    if bare:
+        return [drawing.scheduler.add_noise(clean[0], noise[0], timestep.reshape(1))]
+    return drawing.scheduler.add_noise(clean, noise, timestep.reshape(1))
+
+
+def noised_sample(drawing: Drawing, clean: Pyramid, noise: Pyramid) -> Sample:
+    """Pictures noised as at the first of the time steps; a bare tensor where there is one level.
+
+    Args:
+        drawing: its scheduler adds the noise.
+        clean: every level that is drawn, in [-1, 1] or of latents.
+        noise: N(0, 1), the same shapes.
+    """
+    bare = len(clean) == 1
+    levels = noised(drawing, clean, noise, drawing.timesteps[0], bare=bare)
+    return levels[0] if bare else levels
+
+
+def spread_micro_conditioning(
+    micro_conditioning: Mapping[str, Any] | None, num_images: int, device: torch.device
+) -> MicroConditioning:
+    """Bring micro-conditions to `(2, B)`: those of the unconditional half of the batch, then those of the conditional.
+
+    Args:
+        micro_conditioning: name to a number, B numbers (one a picture) or 2 B (unconditional ones first). A name that
+            is missing takes the model's own value.
+        num_images: B.
+        device: of the numbers.
+    """
+    spread = {}
+    for key, value in (micro_conditioning or {}).items():
+        numbers = torch.as_tensor(value, dtype=torch.float32, device=device)
+        spread[key] = (numbers.view(-1, num_images) if numbers.numel() > 1 else numbers).expand(2, num_images)
+    return spread

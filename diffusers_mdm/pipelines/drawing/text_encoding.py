@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from diffusers.utils import logging
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from diffusers_mdm.pipelines.drawing.request import Prompt, Request
+
+Features = tuple[torch.Tensor, torch.Tensor]  # (B, L, width), and the mask (B, L)
+# A fast tokenizer keeps the lengths of its last call, so that only one thread at a time may call it.
+_TOKENIZING = threading.Lock()
 logger = logging.get_logger(__name__)
 
 
@@ -32,8 +39,9 @@ def encode_texts(
         there is a token.
     """
     max_length = min(max_sequence_length, tokenizer.model_max_length)
-    tokens = tokenizer(texts, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
-    _warn_if_truncated(texts, tokenizer, max_length)
+    with _TOKENIZING:
+        tokens = tokenizer(texts, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
+        _warn_if_truncated(texts, tokenizer, max_length)
     mask = tokens.attention_mask.to(device)
     features = text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
     return features * mask.to(features.dtype)[..., None], mask.bool()
@@ -60,99 +68,60 @@ def pad_to_length(features: torch.Tensor, mask: torch.Tensor, length: int) -> tu
     return F.pad(features, (0, 0, 0, missing)), F.pad(mask, (0, missing), value=False)
 
 
-class PromptEncodingMixin:
-    """The only home of text encoding: pipelines and training call the same `encode_prompt`."""
+def encode_prompts(
+    request: Request,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_encoder: PreTrainedModel | None,
+    device: torch.device,
+    *,
+    guided: bool,
+    copies: int,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    """Encode what a request says about texts: the only home of text encoding, see `encode_prompt` of the pipelines.
 
-    text_encoder: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase | None
-    _execution_device: torch.device
+    Args:
+        request: prompts, or ready features and masks in their place.
+        tokenizer: the tokenizer of the encoder; not needed for ready features.
+        text_encoder: the encoder; not needed for ready features.
+        device: of the features.
+        guided: whether to encode the negative prompts too.
+        copies: n, the features of each prompt are repeated so often.
 
-    @staticmethod
-    def num_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:
-        """Count the prompts, given as texts or as features `(B, L, width)`."""
-        if prompt_embeds is not None:
-            return len(prompt_embeds)
-        return len(prompt) if isinstance(prompt, list) else 1
+    Returns:
+        Features `(B * n, L, width)` of the prompts and of the negative prompts, then their masks `(B * n, L)`.
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None = None,
-        device: torch.device | None = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        max_sequence_length: int = 128,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
-        """Encode prompts into what the model attends to. Gradients flow to the text encoder where they are enabled.
+    Raises:
+        ValueError: there are texts to encode, and no text encoder.
+    """
 
-        Args:
-            prompt: one text or a list of them.
-            device: where the features go; by default where the pipeline runs.
-            num_images_per_prompt: n, each row is repeated so often.
-            do_classifier_free_guidance: whether to encode the negative prompts too.
-            negative_prompt: one text, or one for each prompt; empty texts by default.
-            prompt_embeds: `(B, L, width)`, ready features in place of `prompt`.
-            negative_prompt_embeds: the same in place of `negative_prompt`.
-            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
-            negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
-            max_sequence_length: longer prompts are cut, with a warning.
-
-        Returns:
-            Features `(B * n, L, width)`, zero at pads, of the prompts and of the negative prompts, then their masks
-            `(B * n, L)`, True where there is a token. Both have the same L. Without guidance the negative ones are
-            None.
-        """
-        device = device or self._execution_device
-        prompt_embeds, prompt_attention_mask = self._encode_or_take(
-            prompt, prompt_embeds, prompt_attention_mask, device, max_sequence_length
-        )
-        if do_classifier_free_guidance:
-            negative_prompt_embeds, negative_prompt_attention_mask = self._encode_or_take(
-                negative_prompt or "",
-                negative_prompt_embeds,
-                negative_prompt_attention_mask,
-                device,
-                max_sequence_length,
+    def encode_or_take(prompt: Prompt, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> Features:
+        if embeds is not None:
+            return take_features(embeds, mask, device)
+        if text_encoder is None or tokenizer is None:
+            raise ValueError(
+                "This pipeline has no text encoder or no tokenizer, so it cannot encode prompts; pass "
+                "`prompt_embeds` (and `negative_prompt_embeds` with guidance), or load it with both."
             )
-            if len(negative_prompt_embeds) == 1:
-                negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
-                negative_prompt_attention_mask = negative_prompt_attention_mask.expand(len(prompt_embeds), -1)
-            length = max(prompt_embeds.shape[1], negative_prompt_embeds.shape[1])
-            prompt_embeds, prompt_attention_mask = pad_to_length(prompt_embeds, prompt_attention_mask, length)
-            negative_prompt_embeds, negative_prompt_attention_mask = pad_to_length(
-                negative_prompt_embeds, negative_prompt_attention_mask, length
-            )
-            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
-            negative_prompt_attention_mask = negative_prompt_attention_mask.repeat_interleave(
-                num_images_per_prompt, dim=0
-            )
-        else:
-            negative_prompt_embeds, negative_prompt_attention_mask = None, None
-        prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
-        prompt_attention_mask = prompt_attention_mask.repeat_interleave(num_images_per_prompt, dim=0)
-        return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
+        texts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+        return encode_texts(texts, tokenizer, text_encoder, device, request.max_sequence_length)
 
-    def _encode_or_take(
-        self,
-        prompt: str | list[str] | None,
-        embeds: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        device: torch.device,
-        max_sequence_length: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if embeds is None:
-            if self.text_encoder is None or self.tokenizer is None:
-                raise ValueError(
-                    "This pipeline has no text encoder or no tokenizer, so it cannot encode prompts; pass "
-                    "`prompt_embeds` (and `negative_prompt_embeds` with guidance), or load it with both."
-                )
-            texts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-            return encode_texts(texts, self.tokenizer, self.text_encoder, device, max_sequence_length)
-        embeds = embeds.to(device)
-        mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-        mask = mask.to(device)
-        return embeds * mask.to(embeds.dtype)[..., None], mask
+    features, mask = encode_or_take(request.prompt, request.prompt_embeds, request.prompt_attention_mask)
+    if not guided:
+        return features.repeat_interleave(copies, dim=0), None, mask.repeat_interleave(copies, dim=0), None
+    negatives, negative_mask = encode_or_take(
+        request.negative_prompt or "", request.negative_prompt_embeds, request.negative_prompt_attention_mask
+    )
+    if len(negatives) == 1:
+        negatives, negative_mask = negatives.expand(len(features), -1, -1), negative_mask.expand(len(features), -1)
+    length = max(features.shape[1], negatives.shape[1])
+    padded = (*pad_to_length(features, mask, length), *pad_to_length(negatives, negative_mask, length))
+    features, mask, negatives, negative_mask = (entry.repeat_interleave(copies, dim=0) for entry in padded)
+    return features, negatives, mask, negative_mask
+
+
+def take_features(embeds: torch.Tensor, mask: torch.Tensor | None, device: torch.device) -> Features:
+    """Ready features `(B, L, width)`, zero at pads, and their mask; without one every entry is a token."""
+    embeds = embeds.to(device)
+    mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    mask = mask.to(device)
+    return embeds * mask.to(embeds.dtype)[..., None], mask

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import datasets
 import torch
 
-from ...pipelines.drawing.class_labels import ClassLabelMixin
+from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
@@ -116,7 +116,7 @@ def check_class_labels(labels: torch.Tensor | None, embeddings: int | None) -> N
         )
 
 
-def class_number(pipeline: ClassLabelMixin, text: str) -> int:
+def class_number(pipeline: ClassPipelineBase, text: str) -> int:
     """The class that a validation prompt means: its name, one of its synonyms, or its number.
 
     Raises:
@@ -126,7 +126,7 @@ def class_number(pipeline: ClassLabelMixin, text: str) -> int:
     if len(entries) == 1:
         return entries[0]
     is_number = text.isdecimal() and text not in pipeline.labels
-    return pipeline.resolve_class_labels(int(text) if is_number else text, "validation.prompts")[0]
+    return pipeline.classes.numbers(int(text) if is_number else text, "validation.prompts")[0]
 
 
 def class_argument(text: str, id2label: Mapping[int, str]) -> int | str:

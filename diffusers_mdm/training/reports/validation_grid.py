@@ -10,8 +10,8 @@ from typing import Any, Protocol, cast
 import torch
 from PIL import Image
 
-from ...pipelines.drawing.class_labels import ClassLabelMixin
 from ...pipelines.picture_grid import make_grid
+from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
 from ..data.text.features import TextEmbeddings
 from ..modules.classes import TrainedPipeline, class_number, draws_classes_alone
@@ -98,7 +98,7 @@ def check_prompts(run: Run) -> None:
         ValueError: names the prompt and the classes that come near it.
     """
     pipeline = run.pipeline()
-    if draws_classes_alone(run.recipe) and isinstance(pipeline, ClassLabelMixin):
+    if draws_classes_alone(run.recipe) and isinstance(pipeline, ClassPipelineBase):
         for prompt in run.recipe.validation.prompts:
             try:
                 class_number(pipeline, prompt)
@@ -184,7 +184,7 @@ def _inputs(
     pipeline: TrainedPipeline, texts: list[str], features: PromptFeatures | None, guided: bool
 ) -> dict[str, Any]:
     """The pipeline's arguments for classes, for texts, or for their features and those of the empty text."""
-    if cast(Any, pipeline.unet).config["cross_attention_dim"] is None and isinstance(pipeline, ClassLabelMixin):
+    if cast(Any, pipeline.unet).config["cross_attention_dim"] is None and isinstance(pipeline, ClassPipelineBase):
         return {"class_labels": [class_number(pipeline, text) for text in texts]}
     if features is None:
         return {"prompt": texts}

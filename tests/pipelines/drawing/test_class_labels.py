@@ -104,7 +104,7 @@ BAD_INPUTS = {
     "negatives of two": ([0, 1, 2], {"negative_class_labels": [0, 1]}, "2 in `negative_class_labels`"),
     "negative name": (0, {"negative_class_labels": "mouse"}, "No class is called 'mouse'"),
     "text": (0, {"prompt": "a cat"}, "reads no text .* pass `class_labels`"),
-    "size": (0, {"height": 12}, "No doll of this model draws 12 x 12"),
+    "size": (0, {"height": 12}, "No level of this model draws 12 x 12"),
     "count": (0, {"num_images_per_label": 0}, "`num_images_per_label` has to be"),
 }
 

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_mdm.pipelines.drawing.image_inputs import check_rows, read_images, read_masks
+from diffusers_mdm.pipelines.drawing.image_inputs import read_images, read_masks
 from tests.pipelines.tiny_tasks import eight_bit_pictures, masks
 
 TENSORS = eight_bit_pictures(8)
@@ -90,9 +90,3 @@ def test_masks_of_every_kind():
         read_masks(None)
     with pytest.raises(ValueError, match=r"`mask_image` has \[3\] channels"):
         read_masks(TENSORS)
-
-
-def test_rows():
-    assert check_rows({"prompt": 1, "image": 3}) == 3
-    with pytest.raises(ValueError, match="2 in `prompt`, 3 in `image`"):
-        check_rows({"prompt": 2, "image": 3})

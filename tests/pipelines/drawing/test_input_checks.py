@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffusers_mdm import MDMPipeline
+from diffusers_mdm.pipelines.drawing.input_checks import check_batch
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, draw, make_pipeline, seed
 
 
@@ -42,30 +43,33 @@ BAD_INPUTS = {
     ),
     "everything masked": (
         {"prompt_embeds": FEATURES, "prompt_attention_mask": 0 * MASK},
-        "masks every token of a row",
+        "masks every token of a prompt",
     ),
-    "size of no doll": ({"height": 12}, r"No doll of this model draws 12 x 12 .* 8, 16"),
-    "height 0": ({"height": 0}, "No doll of this model draws 0 x 0"),
+    "size of no level": ({"height": 12}, r"No level of this model draws 12 x 12 .* 8, 16"),
+    "height 0": ({"height": 0}, "No level of this model draws 0 x 0"),
     "odd width": ({"height": 16, "width": 10}, r"positive multiples of 4 .* are 16 and 10"),
     "negative width": ({"height": 16, "width": -4}, "positive multiples of 4"),
     "too few levels": ({"latents": [torch.zeros(1, 3, 8, 8)], "height": 16}, r"1 level\(s\) .* expected 2 level"),
-    "bare tensor for two dolls": ({"latents": torch.zeros(1, 3, 16, 16)}, "expected 2 level"),
+    "bare tensor for two levels": ({"latents": torch.zeros(1, 3, 16, 16)}, "expected 2 level"),
     "wrong ratio": (
         {"latents": [torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 16, 16)]},
         r"expected 2 level\(s\), innermost first, of shape \[\(1, 3, 8, 8\), \(1, 3, 16, 16\)\]",
     ),
     "wrong batch": ({"latents": torch.zeros(2, 3, 8, 8)}, r"\[\(1, 3, 8, 8\)\]"),
     "empty pyramid": ({"latents": []}, r"0 level\(s\)"),
-    "no tensors": ({"latents": [1, 2], "height": 16}, "of shape"),
+    "no tensors": ({"latents": [1, 2], "height": 16}, "`latents` has to be a tensor .* a list of int"),
     "generators": ({"generator": [seed(0), seed(1)]}, "list of 2 generators for 1 pictures"),
     "no picture": ({"num_images_per_prompt": 0}, "at least 1, but is 0"),
-    "output type": ({"output_type": "jpg"}, "'jpg' is unknown; use one of pil, np, pt, latent"),
+    "output type": ({"output_type": "jpg"}, "one of pil, np, pt, latent, but is 'jpg'"),
     "callback names": (
         {"callback_on_step_end_tensor_inputs": ["latent"]},
         r"has to be in .*'latents'.* but found \['latent'\]",
     ),
     "micro-condition": ({"micro_conditioning": {"size": 3}}, "no micro-condition 'size'; it has scale"),
-    "micro rows": ({"micro_conditioning": {"scale": [1.0, 2.0, 3.0]}}, r"pass one number, 1 \(one a picture\) or 2"),
+    "micro rows": (
+        {"micro_conditioning": {"scale": [1.0, 2.0, 3.0]}},
+        r"3 numbers; pass one number, 1 \(one a picture\) or 2",
+    ),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),
 }
 
@@ -91,3 +95,9 @@ def test_prompts_of_different_types_are_a_type_error(pipe):
 def test_output_that_is_not_finite_names_the_timestep(pipe):
     with pytest.raises(ValueError, match=r"t(imestep)?\D{0,20}\d+"):
         draw(pipe, latents=[torch.full((1, 3, 8, 8), float("nan")), torch.zeros(1, 3, 16, 16)])
+
+
+def test_one_entry_for_all_or_one_each():
+    assert check_batch({"prompt": 1, "image": 3}) == 3
+    with pytest.raises(ValueError, match="2 in `prompt`, 3 in `image`"):
+        check_batch({"prompt": 2, "image": 3})

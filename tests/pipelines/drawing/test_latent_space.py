@@ -103,9 +103,9 @@ def test_sizes_are_those_of_pictures():
     latents = pipe("a cat", **{**settings, "generator": seed(0), "output_type": "latent"}).images
     assert latents.shape == (1, 4, 16, 16)
     with torch.no_grad():
-        expected = (pipe.decode_latents(latents).clamp(-1, 1) + 1) / 2
+        expected = (decode_latents(pipe.vae, latents).clamp(-1, 1) + 1) / 2
     torch.testing.assert_close(pipe("a cat", **{**settings, "generator": seed(0)}).images, expected)
-    with pytest.raises(ValueError, match=r"No doll of this model draws 8 x 8 pixels .* 16, 32"):
+    with pytest.raises(ValueError, match=r"No level of this model draws 8 x 8 pixels .* 16, 32"):
         pipe("a cat", height=8)
 
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the last samples to what a pipeline returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
+from diffusers_mdm.pipelines.drawing.latent_space import decode_latents
+from diffusers_mdm.pipelines.drawing.request import Sample
+from diffusers_mdm.pipelines.drawing.setup import Drawing
+from diffusers_mdm.pipelines.pipeline_output import Images
+from diffusers_mdm.pyramid import Pyramid, as_pyramid
+
+Refine = Callable[[Pyramid], Pyramid]
+
+
+def finish(
+    drawing: Drawing, latents: Sample, known: KnownPixels | None = None, refine: Refine | None = None
+) -> list[Images]:
+    """Turn the last samples into pictures or clips: of every level with `output_pyramid`, else of the outermost one.
+
+    Args:
+        drawing: its request says in which form.
+        latents: the last samples.
+        known: what was given of the pictures, and comes out as it was.
+        refine: changes the pictures of all levels, about in [-1, 1], before they are clipped.
+    """
+    levels, request = as_pyramid(latents)[0], drawing.request
+    if not request.output_pyramid:
+        known = None if known is None else known.of_level(len(levels) - 1)
+        levels = levels[-1:]
+    if levels[0].ndim == 5:
+        return clips(drawing.pipeline, levels, request.output_type)
+    return pictures(drawing.pipeline, levels, request.output_type, known, refine)
+
+
+def pictures(
+    pipeline: Any,
+    levels: Pyramid,
+    output_type: str,
+    known: KnownPixels | None = None,
+    refine: Refine | None = None,
+) -> list[Images]:
+    """Pictures of the last samples, one entry a level, innermost first.
+
+    Args:
+        pipeline: its autoencoder, if it has one, decodes, and its `image_processor` converts.
+        levels: the last samples; pictures are in [-1, 1] as the model got there, and clipped here.
+        output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the samples
+            as they are, not clipped).
+        known: pixels that come out as they were given, to the last bit.
+        refine: see `finish`.
+    """
+    vae, processor = pipeline.vae, pipeline.image_processor
+    if output_type == "latent":
+        levels = levels if known is None else known.put_into_samples(levels, known.clean)
+        return list(levels if refine is None or vae is not None else refine(levels))
+    decoded = levels if vae is None else [decode_latents(vae, level) for level in levels]
+    refined = decoded if refine is None else refine(decoded)
+    tensors = [processor.postprocess(level.clamp(-1.0, 1.0), output_type="pt") for level in refined]
+    if known is not None:
+        tensors = known.put_into_pictures(tensors)
+    if output_type == "pt":
+        return list(tensors)
+    arrays = [processor.pt_to_numpy(level) for level in tensors]
+    return arrays if output_type == "np" else [processor.numpy_to_pil(level) for level in arrays]
+
+
+def clips(
+    pipeline: Any,
+    levels: Pyramid,
+    output_type: str,
+) -> list[Any]:
+    """Clips of the last samples `(B, C, F, H, W)`, one entry a level, innermost first.
+
+    Args:
+        pipeline: see `pictures`.
+        levels: the last samples.
+        output_type: "pil" (lists of pictures), "np" (`(B, F, H, W, C)` in [0, 1]), "pt" (`(B, F, C, H, W)` in
+            [0, 1]) or "latent" (the samples as they are).
+    """
+    if output_type == "latent":
+        return list(levels)
+    made: list[Any] = []
+    for level in levels:
+        # Frames are pictures to the code that finishes pictures.
+        frames = pictures(pipeline, [level.transpose(1, 2).flatten(0, 1)], output_type)[0]
+        num_frames = level.shape[2]
+        if isinstance(frames, list):
+            made.append([frames[start : start + num_frames] for start in range(0, len(frames), num_frames)])
+        else:
+            made.append(frames.reshape(len(level), num_frames, *frames.shape[1:]))
+    return made

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of a pipeline: its arguments, and what kind of value each of them has to be."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+from diffusers_mdm.pyramid import Pyramid
+
+# A pyramid, or a bare tensor where one level is drawn: what diffusers' schedulers and callbacks expect.
+Sample = torch.Tensor | Pyramid
+Prompt = str | list[str] | None
+StepCallback: TypeAlias = Callable[..., dict[str, Any] | None] | PipelineCallback | MultiPipelineCallbacks | None
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# What the pipelines call the number of pictures or clips of each prompt or label.
+COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per_prompt")
+_LONGEST_SHOWN = 80  # characters of a wrong value in an error message
+
+
+@dataclass
+class Request:
+    """What one call asks for: the arguments of `__call__`, those that a task does not have at their defaults.
+
+    `check_inputs` fills in what was left open: `height`, `width` and `num_frames`, and the attributes below.
+
+    Attributes:
+        copies: pictures or clips of each prompt or label (`num_images_per_prompt` and its like).
+        copies_name: what the pipeline calls that argument.
+        num_images: B, all pictures or clips of the call.
+        pictures: what `image` was read to.
+        masks: what `mask_image` was read to.
+    """
+
+    prompt: Prompt = None
+    negative_prompt: Prompt = None
+    prompt_embeds: torch.Tensor | None = None
+    negative_prompt_embeds: torch.Tensor | None = None
+    prompt_attention_mask: torch.Tensor | None = None
+    negative_prompt_attention_mask: torch.Tensor | None = None
+    class_labels: Any = None
+    negative_class_labels: Any = None
+    image: Any = None
+    mask_image: Any = None
+    height: Any = None
+    width: Any = None
+    num_frames: Any = None
+    num_inference_steps: int | None = 50
+    timesteps: list[int] | None = None
+    strength: float = 1.0
+    num_resampling_steps: int = 1
+    jump_length: int = 1
+    exact_consistency: bool = False
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    eta: float | None = 0.0
+    generator: torch.Generator | list[torch.Generator] | None = None
+    latents: Sample | None = None
+    micro_conditioning: Mapping[str, Any] | None = None
+    output_type: str = "pil"
+    output_pyramid: bool = False
+    return_dict: bool = True
+    cross_attention_kwargs: dict[str, Any] | None = None
+    callback_on_step_end: StepCallback = None
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
+    max_sequence_length: int = 128
+    copies: int = 1
+    copies_name: str = COPIES_NAMES[0]
+    num_images: int = 1
+    pictures: Any = None
+    masks: Any = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything about a text was given."""
+        texts = (self.prompt, self.prompt_embeds, self.prompt_attention_mask)
+        negatives = (self.negative_prompt, self.negative_prompt_embeds, self.negative_prompt_attention_mask)
+        return any(entry is not None for entry in (*texts, *negatives))
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are, given as texts or as features `(B, L, width)`."""
+        if self.prompt_embeds is not None:
+            return len(self.prompt_embeds)
+        return len(self.prompt) if isinstance(self.prompt, list) else 1
+
+
+def read_call(arguments: Mapping[str, Any]) -> Request:
+    """Read the arguments of a pipeline's `__call__`, and refuse every one that is of the wrong kind.
+
+    Args:
+        arguments: by name, as `locals()` gives them at the start of `__call__`.
+
+    Raises:
+        ValueError: names the argument, and says what it is and what was expected.
+    """
+    given = {name: check_argument(name, value) for name, value in arguments.items() if name != "self"}
+    for name in COPIES_NAMES:
+        if name in given:
+            given |= {"copies": given.pop(name), "copies_name": name}
+    request = Request(**given)
+    callback = request.callback_on_step_end
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        request.callback_on_step_end_tensor_inputs = list(callback.tensor_inputs)
+    return request
+
+
+class Kind(NamedTuple):
+    """What an argument may be.
+
+    Attributes:
+        expected: the same in words, for the error message.
+        accepts: whether a value is of this kind.
+        read: brings an accepted value to the type that the code works with.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    read: Callable[[Any], Any] = lambda value: value
+
+
+def check_argument(name: str, value: Any) -> Any:
+    """Give an argument in the type that the code works with.
+
+    Args:
+        name: of the argument of `__call__`.
+        value: as it was given.
+
+    Raises:
+        ValueError: it is of another kind; says what was expected.
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        return value
+    if not kind.accepts(value):
+        raise ValueError(f"`{name}` has to be {kind.expected}, but is {describe(value)}.")
+    return kind.read(value)
+
+
+def describe(value: Any) -> str:
+    """A wrong value in an error message: short, and with its type where the value alone would not tell."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        where = f" on {value.device}" if isinstance(value, torch.Tensor) and value.device.type != "cpu" else ""
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}{where}"
+    if isinstance(value, (bool, int, str)) or value is None:
+        shown = repr(value)
+        return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]} ..."
+    if isinstance(value, float):
+        return f"{value!r} (float)"
+    if isinstance(value, (list, tuple)) and not value:
+        return f"an empty {type(value).__name__}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {', '.join(sorted({type(entry).__name__ for entry in value}))}"
+    return f"of type {type(value).__name__}"
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a value is a whole number (no bool) of at least `least`."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether a value is a finite number (no bool) from `low` to `high`."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value) and low <= float(value) <= high
+    except OverflowError:  # a whole number beyond the range of floats
+        return False
+
+
+def are_all(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value is a list or tuple of nothing but this type."""
+    return isinstance(value, (list, tuple)) and all(isinstance(entry, kind) for entry in value)
+
+
+def whole_numbers(value: Any) -> list[int] | None:
+    """A list, range, array or tensor of whole numbers as a list of them; None if it is none of that."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        value = value.tolist() if value.ndim == 1 and value.dtype not in (torch.bool, np.dtype(bool)) else None
+    if not isinstance(value, (list, tuple, range)) or not len(value):
+        return None
+    if not all(is_number(entry) and entry == int(entry) for entry in value):
+        return None
+    return [int(entry) for entry in value]
+
+
+def _is_features(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.dtype.is_complex
+
+
+def _are_levels(value: Any) -> bool:
+    levels: Iterable[Any] = [value] if isinstance(value, torch.Tensor) else value
+    return isinstance(levels, (list, tuple)) and all(
+        isinstance(level, torch.Tensor) and level.dtype.is_floating_point for level in levels
+    )
+
+
+def _is_text_keyed(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def _optional(kind: Kind) -> Kind:
+    """The kind, or None."""
+    return Kind(
+        f"{kind.expected}, or None",
+        lambda value: value is None or kind.accepts(value),
+        lambda value: None if value is None else kind.read(value),
+    )
+
+
+_COUNT = Kind("a whole number of at least 1", lambda value: is_whole(value, 1), int)
+_PIXELS = _optional(Kind("a whole number of pixels", lambda value: isinstance(value, int) or is_whole(value, 0), int))
+_SHARE = Kind("a number from 0 to 1", lambda value: is_number(value, 0, 1), float)
+_FLAG = Kind("True or False", lambda value: isinstance(value, (bool, np.bool_)), bool)
+_FEATURES = _optional(Kind("a tensor of floating-point numbers (batch, tokens, width)", _is_features))
+_MASK = _optional(Kind("a tensor (batch, tokens), True where there is a token", _is_mask))
+# Prompts, labels and pictures have checks of their own.
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys((*COPIES_NAMES, "num_resampling_steps", "jump_length", "max_sequence_length"), _COUNT),
+    "num_inference_steps": _optional(_COUNT),
+    **dict.fromkeys(("height", "width"), _PIXELS),
+    "num_frames": _optional(_COUNT),
+    "timesteps": _optional(
+        Kind("a list of whole numbers", lambda value: whole_numbers(value) is not None, whole_numbers)
+    ),
+    "guidance_scale": Kind("a finite number", is_number, float),
+    "guidance_rescale": _SHARE,
+    "strength": Kind(
+        "a number from 0 (the picture as it is) to 1 (nothing but its trace is left)",
+        lambda value: is_number(value, 0, 1),
+        float,
+    ),
+    "eta": Kind(
+        "a number from 0 (deterministic) to 1 (ancestral), or None (ancestral)",
+        lambda value: value is None or is_number(value, 0, 1),
+        lambda value: None if value is None else float(value),
+    ),
+    "generator": _optional(
+        Kind(
+            "a torch.Generator or a list of them, one a picture",
+            lambda value: isinstance(value, torch.Generator) or (are_all(value, torch.Generator) and len(value) > 0),
+            lambda value: value if isinstance(value, torch.Generator) else list(value),
+        )
+    ),
+    "latents": _optional(Kind("a tensor of floating-point numbers or a list of them, innermost first", _are_levels)),
+    **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), _FEATURES),
+    **dict.fromkeys(("prompt_attention_mask", "negative_prompt_attention_mask"), _MASK),
+    "micro_conditioning": _optional(Kind("a dict of numbers by name, such as {'scale': 256}", _is_text_keyed)),
+    "output_type": Kind(
+        f"one of {', '.join(OUTPUT_TYPES)}", lambda value: isinstance(value, str) and value in OUTPUT_TYPES
+    ),
+    **dict.fromkeys(("output_pyramid", "return_dict", "exact_consistency"), _FLAG),
+    "cross_attention_kwargs": _optional(
+        Kind(
+            "a dict such as {'scale': 0.5}, the strength of a LoRA",
+            lambda value: _is_text_keyed(value) and is_number(value.get("scale", 1.0)),
+        )
+    ),
+    "callback_on_step_end": _optional(Kind("a function", callable)),
+    "callback_on_step_end_tensor_inputs": _optional(
+        Kind("a list of names", lambda value: are_all(value, str), lambda value: list(value))
+    ),
+}
