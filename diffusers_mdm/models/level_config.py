@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .temporal_checks import check_frames, check_temporal
 from .weight_sharing import check_sharing
 
-# Columns that a config may leave out (None), with what every level then has.
+# Columns that a config may leave out (as older saved ones do) or leave empty (None), with what every level then has.
 _OPTIONAL_COLUMNS: dict[str, Any] = {
     "num_frames": 1,
     "temporal_layers_per_block": None,
@@ -84,22 +84,16 @@ class LevelConfig:
     def rows_from(cls, config: Mapping[str, Any]) -> tuple[LevelConfig, ...]:
         """Zip the columns of a model's config into rows, innermost level first.
 
+        Args:
+            config: of a model in memory, or as it was saved: a column that an older version did not know takes the
+                value that this version gives it by default.
+
         Raises:
-            ValueError: the columns differ in length, or a row contradicts itself.
+            ValueError: a column is missing, the columns differ in length, or a row contradicts itself.
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        num_levels = len(config["block_out_channels"])
-        columns: dict[str, Any] = {}
-        for name in names:
-            column = config[name]
-            if column is None and name in _OPTIONAL_COLUMNS:
-                column = (_OPTIONAL_COLUMNS[name],) * num_levels
-            if not isinstance(column, (list, tuple)) or len(column) != num_levels:
-                raise ValueError(
-                    f"`{name}` must have one entry for each of the {num_levels} levels in `block_out_channels` "
-                    f"(innermost first), got {column!r}."
-                )
-            columns[name] = column
+        num_levels = _number_of_levels(config)
+        columns = {name: _column(config, name, num_levels) for name in names}
         rows = tuple(
             cls(**{name: _frozen(columns[name][index], f"{name}[{index}]") for name in names})
             for index in range(num_levels)
@@ -140,6 +134,34 @@ class LevelConfig:
                 f"block_out_channels[{index}] = {self.block_out_channels} has one resolution, so level {index} would "
                 "be no larger than the level inside it; give at least two."
             )
+
+
+def _number_of_levels(config: Mapping[str, Any]) -> int:
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, (list, tuple)) or not channels:
+        raise ValueError(
+            "`block_out_channels` must list the channels of every level, innermost first, each as a list with one "
+            f"entry for each resolution, e.g. [[64, 128], [32, 64]]; got {channels!r}."
+        )
+    return len(channels)
+
+
+def _column(config: Mapping[str, Any], name: str, num_levels: int) -> Sequence[Any]:
+    """One entry for each level; what an optional column means where the config does not have it."""
+    column = config.get(name)
+    if column is None and name in _OPTIONAL_COLUMNS:
+        return (_OPTIONAL_COLUMNS[name],) * num_levels
+    if column is None and name not in config:
+        raise ValueError(
+            f"The config of the model lacks `{name}`; expected one entry for each of the {num_levels} levels in "
+            "`block_out_channels` (innermost first). Is this the config.json of a NestedUNetModel?"
+        )
+    if not isinstance(column, (list, tuple)) or len(column) != num_levels:
+        raise ValueError(
+            f"`{name}` must have one entry for each of the {num_levels} levels in `block_out_channels` "
+            f"(innermost first), got {column!r}."
+        )
+    return column
 
 
 def _frozen(entry: Any, name: str) -> Any:
