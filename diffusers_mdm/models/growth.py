@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -10,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from .gathered_weights import StateDict, common_device, gathered_state_dict
 from .level import Level
 from .level_config import LevelConfig
 from .temporal import TEMPORAL_HEAD_DIM, TemporalAttention
@@ -37,7 +39,8 @@ class GrowthMixin:
         """
         num_levels = len(self.levels)
         rows = (*LevelConfig.rows_from(self.config), row)
-        grown = self._with_rows(rows, lambda name: name.startswith(f"levels.{num_levels}."))
+        state = gathered_state_dict(cast(nn.Module, self))
+        grown = self._filled(rows, state, lambda name: name.startswith(f"levels.{num_levels}."))
         cast(Level, grown.levels[-1]).zero_init_()
         return grown
 
@@ -96,7 +99,8 @@ class GrowthMixin:
                 "No level would have temporal attention, so frames could not know of each other; it needs channels "
                 f"that are a multiple of {TEMPORAL_HEAD_DIM} and even sides. Name `temporal_layers_per_block`."
             )
-        video = self._with_rows(rows, lambda name: ".temporal_attentions." in name)
+        state = gathered_state_dict(cast(nn.Module, self))
+        video = self._filled(rows, state, lambda name: ".temporal_attentions." in name)
         with torch.no_grad():
             for module in cast(nn.Module, video).modules():
                 if isinstance(module, TemporalAttention):
@@ -114,10 +118,9 @@ class GrowthMixin:
                 f"Asked for the inner {num_levels} levels of a model with {len(self.levels)}; ask for 1 or more."
             )
         rows = LevelConfig.rows_from(self.config)[:num_levels]
-        inner = self._of_rows(rows)
-        state, module = cast(nn.Module, self).state_dict(), cast(nn.Module, inner)
-        module.load_state_dict({name: state[name] for name in module.state_dict()})
-        return self._like_self(inner)
+        outside = tuple(f"levels.{index}." for index in range(num_levels, len(self.levels)))
+        state = gathered_state_dict(cast(nn.Module, self))
+        return self._filled(rows, {name: value for name, value in state.items() if not name.startswith(outside)})
 
     def without_sharing(self: T) -> T:
         """A new model whose levels have copies of the layers they shared: the same function, free to learn apart.
@@ -128,40 +131,47 @@ class GrowthMixin:
             dataclasses.replace(row, share_time_embedding=False, share_blocks=False)
             for row in LevelConfig.rows_from(self.config)
         )
-        other = self._of_rows(rows)
-        cast(nn.Module, other).load_state_dict(unshared_state_dict(cast(nn.Module, self)))
-        return self._like_self(other)
+        this = cast(nn.Module, self)
+        return self._filled(rows, unshared_state_dict(this, gathered_state_dict(this)))
 
     def zero_init_(self) -> None:
         """Zero every level's output, adapters and residual branches: how the published models start training."""
         for level in self.levels:
             cast(Level, level).zero_init_()
 
-    def _with_rows(self: T, rows: tuple[LevelConfig, ...], is_new: Callable[[str], bool]) -> T:
-        """A model of these rows with all of this one's weights; the parameters it has besides are new ones."""
-        other = self._of_rows(rows)
-        state = cast(nn.Module, self).state_dict()
-        missing, unexpected = cast(nn.Module, other).load_state_dict(state, strict=False)
+    def _filled(
+        self: T,
+        rows: tuple[LevelConfig, ...],
+        state: StateDict,
+        is_new: Callable[[str], bool] = lambda name: False,
+    ) -> T:
+        """A model of these rows with the weights of `state`, on their device, in this model's dtype and mode; what it
+        has besides is new.
+
+        Raises:
+            ValueError: `state` has other names than a plain model of this config.
+        """
+        this: Any = self
+        device = common_device(state)
+        # A model of shapes alone must not meet one with memory.
+        with device if device.type == "meta" else contextlib.nullcontext():
+            model: Any = self._of_rows(rows)
+        missing, unexpected = model.load_state_dict(state, strict=False)
         if unexpected or not all(is_new(name) for name in missing):
             raise ValueError(
-                "Only a plain model can grow: its parameters are not those of its config. Fuse or unload adapters and "
-                "unfuse projections first."
+                "Only a plain model can grow, be opened or have its layers unshared: the parameters of this one are "
+                f"not those of its config, e.g. {(unexpected or missing)[0]}. Fuse and unload LoRA adapters "
+                "(`fuse_lora`, `unload_lora`) and unfuse projections first."
             )
-        return self._like_self(other)
+        if model.dtype != this.dtype:
+            model = model.to(dtype=this.dtype)
+        return model.to(device=device).train(this.training)
 
     def _of_rows(self: T, rows: tuple[LevelConfig, ...]) -> T:
         """A new model of these rows and of this model's other settings."""
-        # The host notes there which columns were left out here, and would leave them out again.
+        # diffusers notes there which columns were left out here, and would leave them out again.
         settings = {name: value for name, value in self.config.items() if name != "_use_default_values"}
         return self.from_config({**settings, **LevelConfig.columns_from(rows)})
-
-    def _like_self(self: T, other: T) -> T:
-        """`other` on this model's device, in its dtype and mode."""
-        this: Any = self
-        model: Any = other
-        if model.dtype != this.dtype:
-            model = model.to(dtype=this.dtype)
-        return model.to(device=this.device).train(this.training)
 
 
 def _everywhere(rows: Sequence[LevelConfig], sample_size: int) -> list[tuple[int, ...]]:

@@ -239,7 +239,7 @@ class NestedUNetModel(GrowthMixin, ModelMixin, AttentionMixin, ConfigMixin, Peft
         check_sample(pyramid, self.level_rows, self.config["in_channels"])
         batch, dtype = pyramid[0].shape[0], pyramid[0].dtype
         timesteps = expand_to_batch(torch.as_tensor(timestep, device=pyramid[0].device), batch, "timestep")
-        micro = self._micro_conditioning(added_cond_kwargs, batch)
+        micro = self._micro_conditioning(added_cond_kwargs, batch, timesteps.device)
         text = self._text(encoder_hidden_states, encoder_attention_mask, batch, dtype)
         pooled = self._pooled(text, class_labels, batch, dtype)
         texts = [None if text is None else text.first_rows(level.shape[0]) for level in pyramid]
@@ -278,7 +278,7 @@ class NestedUNetModel(GrowthMixin, ModelMixin, AttentionMixin, ConfigMixin, Peft
         return prediction if bound is None else torch.tanh(prediction / bound) * bound
 
     def _micro_conditioning(
-        self, added_cond_kwargs: Mapping[str, torch.Tensor] | None, batch: int
+        self, added_cond_kwargs: Mapping[str, torch.Tensor] | None, batch: int, device: torch.device
     ) -> dict[str, torch.Tensor]:
         given = dict(added_cond_kwargs or {})
         known = {key for keys in self.config["micro_conditioning_keys"] for key in keys}
@@ -288,8 +288,7 @@ class NestedUNetModel(GrowthMixin, ModelMixin, AttentionMixin, ConfigMixin, Peft
                 f"{sorted(known) or 'nothing'}."
             )
         return {
-            key: expand_to_batch(torch.as_tensor(value, device=self.device), batch, key)
-            for key, value in given.items()
+            key: expand_to_batch(torch.as_tensor(value, device=device), batch, key) for key, value in given.items()
         }
 
     def _text(

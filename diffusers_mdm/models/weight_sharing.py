@@ -8,7 +8,7 @@ place in files, optimizers and averages, and a model that grows by a sharing lev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -133,10 +133,15 @@ def borrowed_names(model: nn.Module) -> dict[str, str]:
     }
 
 
-def unshared_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of the same model without sharing: a shared tensor stands under each of its names."""
-    state = dict(model.state_dict())
+def unshared_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """The state dict of the same model without sharing: a shared tensor stands under each of its names.
+
+    Args:
+        model: whose levels share layers.
+        state: its state dict; read off the model by default.
+    """
+    unshared = dict(model.state_dict() if state is None else state)
     for name, owner in borrowed_names(model).items():
-        parts = [key for key in state if key.startswith(f"{owner}.")]
-        state |= {name + key.removeprefix(owner): state[key] for key in parts}
-    return state
+        parts = [key for key in unshared if key.startswith(f"{owner}.")]
+        unshared |= {name + key.removeprefix(owner): unshared[key] for key in parts}
+    return unshared
