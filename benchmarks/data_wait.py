@@ -16,7 +16,8 @@ from typing import Any
 from measuring import EMOJI_RECIPE, describe_machine
 
 from diffusers_mdm.training.loop.engine import run_recipe
-from diffusers_mdm.training.recipe.recipe import Recipe, ValidationRecipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe, ValidationRecipe
 from diffusers_mdm.training.state.history import FILE_NAME, History
 from diffusers_mdm.training.state.run import RunOptions
 

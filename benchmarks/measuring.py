@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 EMOJI_RECIPE = ROOT / "training" / "recipes" / "emoji_64.yaml"

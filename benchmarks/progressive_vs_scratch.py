@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from measuring import ROOT, count_flops, describe_machine, forward_and_backward, random_inputs
 
 from diffusers_mdm.training.loop.engine import build_unet, run_recipe
-from diffusers_mdm.training.recipe.recipe import Recipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.recipe.stage import StageRecipe
 from diffusers_mdm.training.state.history import FILE_NAME, History
 from diffusers_mdm.training.state.run import RunOptions

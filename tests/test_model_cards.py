@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import diffusers_mdm
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/model_index.json"))

@@ -2,7 +2,7 @@
 import data_wait
 import pytest
 
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 
 
 def test_later_reports_weigh_as_much_as_their_time():

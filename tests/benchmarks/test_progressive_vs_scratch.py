@@ -5,7 +5,7 @@ import json
 import progressive_vs_scratch
 import pytest
 
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
 
 

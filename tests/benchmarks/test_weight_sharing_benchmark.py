@@ -5,7 +5,7 @@ import pytest
 import weight_sharing
 
 from diffusers_mdm.training.loop.engine import build_unet
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 
 
 def test_ways_differ_in_nothing_but_the_layers_they_share(tiny_recipe_file):

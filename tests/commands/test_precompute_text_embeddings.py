@@ -14,7 +14,8 @@ from diffusers_mdm import MDMClassConditionalPipeline
 from diffusers_mdm.training.commands.fine_tuning import recipe_for_pipeline
 from diffusers_mdm.training.data.text.features import TextEmbeddings, read_index
 from diffusers_mdm.training.loop.engine import run_recipe
-from diffusers_mdm.training.recipe.recipe import DataRecipe, PretrainedRecipe
+from diffusers_mdm.training.recipe.data import DataRecipe
+from diffusers_mdm.training.recipe.recipe import PretrainedRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import make_pipeline
 

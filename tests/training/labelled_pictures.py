@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 
 from diffusers_mdm import MDMClassConditionalPipeline
-from diffusers_mdm.training.recipe.recipe import Recipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe
 from tests.pipelines.tiny_pipeline import make_scheduler
 from tests.pipelines.tiny_tasks import make_class_unet
 from tests.training.tiny_run import RECIPES, SHAPES

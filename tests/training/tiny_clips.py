@@ -8,7 +8,8 @@ from pathlib import Path
 import datasets
 from PIL import Image, ImageDraw
 
-from diffusers_mdm.training.recipe.recipe import Recipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe
 from tests.training.tiny_run import COLORS, RECIPES
 
 NUM_FRAMES = 8

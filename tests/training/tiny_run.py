@@ -7,7 +7,8 @@ from pathlib import Path
 import datasets
 from PIL import Image, ImageDraw
 
-from diffusers_mdm.training.recipe.recipe import Recipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.recipe.stage import StageRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"

@@ -14,7 +14,7 @@ import torch
 
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
 from ..data.sources import open_validation_images, to_unit_range
-from ..recipe.recipe import DataRecipe
+from ..recipe.data import DataRecipe
 from .retrieval import COMPARED_SIDE, nearest_rows, pooled_drawings
 
 

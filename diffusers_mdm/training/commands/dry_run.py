@@ -12,7 +12,8 @@ from transformers import AutoConfig, T5Config
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
 from ..recipe.clips import data_of, has_clips, joint_stage, sources, stage_frames
-from ..recipe.recipe import DataRecipe, Recipe
+from ..recipe.data import DataRecipe
+from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions
 from .fine_tuning import level_sides

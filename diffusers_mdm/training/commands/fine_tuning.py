@@ -25,8 +25,10 @@ from ..modules.text_encoder import build_text_encoder
 from ..precision import frozen_dtype
 from ..processes import wait_for_everyone
 from ..recipe.clips import sources
-from ..recipe.recipe import DataRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe
+from ..recipe.data import DataRecipe
+from ..recipe.recipe import PretrainedRecipe, Recipe
 from ..recipe.stage import StageRecipe
+from ..recipe.text_encoder import TextEncoderRecipe
 from ..recipe.vae import VaeRecipe
 from ..state.run import RunOptions
 

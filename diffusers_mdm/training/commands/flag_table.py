@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..recipe.recipe import DataRecipe, Precision, PriorRecipe
+from ..recipe.data import DataRecipe
+from ..recipe.recipe import Precision, PriorRecipe
 from ..recipe.stage import StageRecipe
 
 SAVE_PRECISIONS = ("fp32", "fp16", "bf16")

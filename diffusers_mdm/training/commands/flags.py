@@ -8,16 +8,11 @@ from typing import Any, NoReturn
 
 from ..processes import num_launched
 from ..recipe.clips import check_draws_pictures, trains_on_pictures
-from ..recipe.recipe import (
-    DataRecipe,
-    LoraRecipe,
-    PretrainedRecipe,
-    PriorRecipe,
-    Recipe,
-    TextEncoderRecipe,
-    load_recipe,
-)
+from ..recipe.data import DataRecipe
+from ..recipe.loading import load_recipe
+from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
 from ..recipe.stage import StageRecipe
+from ..recipe.text_encoder import TextEncoderRecipe
 from ..recipe.vae import VaeRecipe
 from ..state.run import RunOptions
 from .fine_tuning import (

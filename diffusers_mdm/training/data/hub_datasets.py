@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from ..recipe.recipe import DataRecipe
+from ..recipe.data import DataRecipe
 from .images import UnusableSampleError
 from .reading import Request
 from .samples import Sample

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from ..recipe.recipe import DataRecipe
+from ..recipe.data import DataRecipe
 from ..seeds import derive_seed
 from .clips import clip_frames, clip_pixels
 from .frame_choice import FrameChoice

@@ -4,7 +4,8 @@
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from ..recipe.recipe import DataRecipe, Recipe
+from ..recipe.data import DataRecipe
+from ..recipe.recipe import Recipe
 from .batch import Batch
 from .hub_datasets import DatasetRows, iterate_captions, load_captioned_split, load_training_rows
 from .images import square_pixels, to_unit_range

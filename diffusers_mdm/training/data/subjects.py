@@ -19,7 +19,8 @@ from diffusers.utils.logging import tqdm
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ..precision import frozen_dtype
 from ..processes import wait_for_everyone
-from ..recipe.recipe import DataRecipe, PriorRecipe, Recipe
+from ..recipe.data import DataRecipe
+from ..recipe.recipe import PriorRecipe, Recipe
 from ..seeds import derive_seed
 from ..state.run import RunOptions
 from .batch import Batch

@@ -18,7 +18,8 @@ from ..data.sources import (
 from ..data.subjects import open_subject_images
 from ..data.text.features import TextEmbeddings
 from ..recipe.clips import data_of, joint_stage, sources, stage_frames, stage_rows
-from ..recipe.recipe import DataRecipe, Recipe
+from ..recipe.data import DataRecipe
+from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 
 Embeddings = Mapping[str, TextEmbeddings]  # by folder

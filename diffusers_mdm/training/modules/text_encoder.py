@@ -13,7 +13,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ..recipe.recipe import TextEncoderRecipe
+from ..recipe.text_encoder import TextEncoderRecipe
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 

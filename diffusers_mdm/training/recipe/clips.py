@@ -18,7 +18,8 @@ from .fields import FieldError
 from .stage import StageRecipe
 
 if TYPE_CHECKING:
-    from .recipe import DataRecipe, Recipe
+    from .data import DataRecipe
+    from .recipe import Recipe
 
 # Distinguishes the random streams of the pictures beside clips from those of the clips.
 PICTURE_STREAM = 1

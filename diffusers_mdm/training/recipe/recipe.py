@@ -4,132 +4,19 @@
 import dataclasses
 import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .clips import check_clips, data_of
+from .data import DataRecipe
 from .fields import FieldError, read_fields
 from .stage import StageRecipe
+from .text_encoder import TextEncoderRecipe
 from .vae import VaeRecipe
 
 Precision = Literal["no", "fp16", "bf16"]
-
-
-@dataclass(frozen=True)
-class TokenizerRecipe:
-    """A sub-word tokenizer that is trained on the captions; frequent words become single tokens."""
-
-    vocab_size: int
-
-
-@dataclass(frozen=True)
-class TextEncoderRecipe:
-    """Where the text encoder comes from: `pretrained` (folder or Hub id), or a new small T5 of the given size."""
-
-    pretrained: str | None = None
-    from_pipeline: bool = False  # the encoder of the recipe's `pretrained` pipeline
-    tokenizer: TokenizerRecipe | None = None
-    d_model: int | None = None
-    num_layers: int | None = None
-    num_heads: int | None = None
-    d_ff: int | None = None
-    initializer_factor: float = 1.0  # of a new encoder, as in `T5Config`
-    train_text_encoder: bool = False  # optimise it together with the U-Net
-    max_sequence_length: int = 128  # longer captions are cut
-    learning_rate_scale: float = 1.0  # learning rate of the encoder over the stage's
-    # Learning rate of the token table over the stage's. A batch touches few of its rows, so that at the common rate a
-    # table trained from scratch hardly leaves its random start.
-    token_learning_rate_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        sizes = [self.tokenizer, self.d_model, self.num_layers, self.num_heads, self.d_ff]
-        if self.pretrained is not None and self.from_pipeline:
-            raise ValueError("`pretrained` and `from_pipeline` each name an encoder; keep one of them.")
-        saved = self.pretrained is not None or self.from_pipeline
-        if saved and any(size is not None for size in sizes):
-            raise ValueError(
-                "`pretrained` and `from_pipeline` load an encoder as it is; remove `tokenizer`, `d_model`, "
-                "`num_layers`, `num_heads` and `d_ff`, or start a new encoder of that size."
-            )
-        if not saved and any(size is None for size in sizes):
-            raise ValueError(
-                "a new text encoder needs `tokenizer`, `d_model`, `num_layers`, `num_heads` and `d_ff`; "
-                "or give `pretrained`, a folder or Hub id."
-            )
-        if not saved and not self.train_text_encoder:
-            raise ValueError("a new text encoder knows nothing: set `train_text_encoder: true`.")
-        if self.d_model is not None and self.num_heads is not None and self.d_model % self.num_heads:
-            raise ValueError(f"`d_model` {self.d_model} must be a multiple of `num_heads` {self.num_heads}.")
-        for field in ("initializer_factor", "token_learning_rate_scale", "learning_rate_scale", "max_sequence_length"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"`{field}` must be positive, got {getattr(self, field)}.")
-
-
-@dataclass(frozen=True)
-class DataRecipe:
-    """Captioned pictures or clips: a folder or Hub dataset id, or WebDataset shards.
-
-    Folders hold parquet files, or picture or clip files beside a metadata file with their captions.
-    """
-
-    path: str | None = None
-    shards: tuple[str, ...] | None = None  # tar files; {000..123} in a name stands for many
-    config_name: str | None = None
-    train_split: str = "train"
-    validation_split: str | None = None  # held out, for the validation loss
-    validation_shards: tuple[str, ...] | None = None  # the same, where `shards` are trained on
-    image_column: str = "image"
-    # Set, the data are clips, in this column. Shards have no columns: any name says that their samples hold clips.
-    video_column: str | None = None
-    frame_stride: int | None = None  # every k-th frame of a clip; None: spread evenly over the whole of it
-    caption_column: str = "text"
-    caption: str | None = None  # of every picture, in place of a column
-    label_column: str | None = None  # class of every picture, for models with classes
-    max_train_samples: int | None = None
-    random_flip: bool = False
-    center_crop: bool = True  # of the square; otherwise cropped at random
-    image_interpolation_mode: Literal["area", "lanczos", "bicubic", "bilinear", "nearest"] = "area"
-    micro_conditioning_offsets: dict[str, float] = dataclasses.field(default_factory=dict)
-    min_image_side: int = 0  # smaller pictures are skipped
-    max_skipped_images: int = 100  # corrupt or too small ones, before the run stops
-    shuffle_buffer: int = 1000  # samples of the shards that are shuffled together
-    embeddings_dir: str | None = None  # of training/precompute_text_embeddings.py
-
-    def __post_init__(self) -> None:
-        if (self.path is None) == (self.shards is None):
-            raise ValueError("give either `path` (a folder or Hub dataset) or `shards` (WebDataset tar files).")
-        if self.shards is not None and (self.validation_split is not None or self.max_train_samples is not None):
-            raise ValueError(
-                "`shards` have neither splits nor a number of pictures: name fewer shards in place of "
-                "`max_train_samples`, and others as `validation_shards` in place of `validation_split`."
-            )
-        if self.shards is None and self.validation_shards is not None:
-            raise ValueError("`validation_shards` go with `shards`; beside `path` give `validation_split`.")
-        for field in ("min_image_side", "max_skipped_images"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
-        if self.frame_stride is not None and (self.video_column is None or self.frame_stride < 1):
-            raise ValueError(
-                f"`frame_stride` is {self.frame_stride}: expected at least 1, and `video_column`, which says that the "
-                "data are clips, beside it."
-            )
-        if self.shuffle_buffer < 1 or (self.max_train_samples is not None and self.max_train_samples < 1):
-            raise ValueError("`shuffle_buffer` and `max_train_samples` must be at least 1.")
-
-    @property
-    def media_column(self) -> str:
-        """The column that is trained on: that of the clips, or without one that of the pictures."""
-        return self.image_column if self.video_column is None else self.video_column
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether pictures are held out."""
-        return self.validation_split is not None or self.validation_shards is not None
 
 
 @dataclass(frozen=True)
@@ -321,69 +208,6 @@ class Recipe:
     def rows(self) -> tuple[LevelConfig, ...]:
         """The level rows, innermost first."""
         return tuple(read_fields(LevelConfig, row, f"levels[{position}]") for position, row in enumerate(self.levels))
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe file; the relative paths in it are looked up beside it first.
-
-    Raises:
-        ValueError: if the file is not YAML, or a field is unknown, missing, of a wrong type or impossible together
-            with another; the message names the file and the field.
-    """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        recipe = read_fields(Recipe, values)
-        recipe.rows  # noqa: B018  rows are checked when they are built
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    data, pictures = _data_beside(path, recipe.data), recipe.pictures
-    if pictures is not None:
-        pictures = _data_beside(path, pictures)
-    encoder = recipe.text_encoder
-    if encoder is not None and encoder.pretrained is not None:
-        encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
-    pretrained, prior, vae = recipe.pretrained, recipe.prior_preservation, recipe.vae
-    if pretrained is not None:
-        pretrained = dataclasses.replace(pretrained, path=_beside(path, pretrained.path))
-    if prior is not None:
-        prior = dataclasses.replace(prior, class_data_dir=_beside(path, prior.class_data_dir))
-    if vae is not None and vae.pretrained is not None:
-        vae = dataclasses.replace(vae, pretrained=_beside(path, vae.pretrained))
-    return dataclasses.replace(
-        recipe,
-        data=data,
-        pictures=pictures,
-        text_encoder=encoder,
-        pretrained=pretrained,
-        prior_preservation=prior,
-        vae=vae,
-    )
-
-
-def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:
-    if data.path is not None:
-        data = dataclasses.replace(data, path=_beside(recipe_path, data.path))
-    if data.embeddings_dir is not None:
-        data = dataclasses.replace(data, embeddings_dir=_beside(recipe_path, data.embeddings_dir))
-    shards, held_out = (
-        None if patterns is None else tuple(_shards_beside(recipe_path, name) for name in patterns)
-        for patterns in (data.shards, data.validation_shards)
-    )
-    return dataclasses.replace(data, shards=shards, validation_shards=held_out)
-
-
-def _beside(recipe_path: Path, name: str) -> str:
-    local = recipe_path.parent / name
-    return str(local.resolve()) if local.exists() else name
-
-
-def _shards_beside(recipe_path: Path, pattern: str) -> str:
-    """A tar pattern relative to the recipe, if its folder is there; braces need not name existing files."""
-    if "://" in pattern or Path(pattern).is_absolute():
-        return pattern
-    folder = recipe_path.parent / Path(pattern).parent
-    return str(folder.resolve() / Path(pattern).name) if folder.is_dir() else pattern
 
 
 def _argument_names(cls: type) -> set[str]:

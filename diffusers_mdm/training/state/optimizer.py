@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ..modules.conditioned_unet import ConditionedUNet
-from ..recipe.recipe import OptimizerRecipe, TextEncoderRecipe
+from ..recipe.recipe import OptimizerRecipe
 from ..recipe.stage import StageRecipe
+from ..recipe.text_encoder import TextEncoderRecipe
 from .sharding import laid_out_like, whole
 
 

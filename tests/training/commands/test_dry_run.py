@@ -11,8 +11,10 @@ from diffusers_mdm.training.commands import memory_estimate
 from diffusers_mdm.training.commands.dry_run import count_text_parameters, describe_run
 from diffusers_mdm.training.loop.engine import build_unet
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder
-from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, TextEncoderRecipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import make_text_encoder
 from tests.training.tiny_run import RECIPES

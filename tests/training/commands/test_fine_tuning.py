@@ -19,7 +19,9 @@ from diffusers_mdm.training.commands.fine_tuning import (
 from diffusers_mdm.training.commands.flags import read_command
 from diffusers_mdm.training.data.text.features import TextEmbeddings
 from diffusers_mdm.training.loop.engine import build_unet
-from diffusers_mdm.training.recipe.recipe import DataRecipe, PretrainedRecipe, PriorRecipe, Recipe, load_recipe
+from diffusers_mdm.training.recipe.data import DataRecipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, PriorRecipe, Recipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import make_pipeline
 from tests.training.tiny_run import RECIPES, tiny_recipe

@@ -15,18 +15,18 @@ from diffusers_mdm.training.commands.flags import (
     run_options,
 )
 from diffusers_mdm.training.commands.inapplicable_flags import ALWAYS_SO, REASONS
+from diffusers_mdm.training.recipe.data import DataRecipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import (
-    DataRecipe,
     LoraRecipe,
     OptimizerRecipe,
     PretrainedRecipe,
     PriorRecipe,
     Recipe,
-    TextEncoderRecipe,
     ValidationRecipe,
-    load_recipe,
 )
 from diffusers_mdm.training.recipe.stage import StageRecipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.recipe.vae import VaeRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import RECIPES

@@ -13,7 +13,9 @@ from diffusers_mdm.models.nested_unet import NestedUNetModel
 from diffusers_mdm.training.commands import memory_estimate
 from diffusers_mdm.training.commands.memory_estimate import estimate_stage
 from diffusers_mdm.training.modules.lora import add_lora
-from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import RECIPES
 

@@ -14,7 +14,7 @@ from diffusers_mdm.training.data import numbered as captioned_images
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.data.order import BatchOrder
 from diffusers_mdm.training.data.sources import open_training_images, open_validation_images, training_captions
-from diffusers_mdm.training.recipe.recipe import DataRecipe
+from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.training.clip_files import animation, grey_frames, is_rising, numbers_of, write_frames, write_video
 from tests.training.picture_files import png, write_tar
 

@@ -12,7 +12,7 @@ from diffusers_mdm.training.data.sources import (
     training_captions,
     validation_captions,
 )
-from diffusers_mdm.training.recipe.recipe import DataRecipe
+from diffusers_mdm.training.recipe.data import DataRecipe
 
 FOLDER = Path(__file__).parents[3] / "training" / "data" / "emoji-clips-64"
 MAX_BYTES = 3_000_000

@@ -15,7 +15,7 @@ from diffusers_mdm.training.data import numbered as captioned_images
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.data.order import BatchOrder
 from diffusers_mdm.training.data.sources import open_training_images, open_validation_images, training_captions
-from diffusers_mdm.training.recipe.recipe import DataRecipe
+from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.training.picture_files import encoded, png, png_bomb, write_shards, write_tar
 from tests.training.tiny_run import COLORS, SHAPES
 

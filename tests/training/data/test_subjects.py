@@ -20,7 +20,9 @@ from diffusers_mdm.training.data.subjects import (
     part_and_number,
     prepare_class_pictures,
 )
-from diffusers_mdm.training.recipe.recipe import DataRecipe, PretrainedRecipe, PriorRecipe, Recipe, TextEncoderRecipe
+from diffusers_mdm.training.recipe.data import DataRecipe
+from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, PriorRecipe, Recipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import tiny_recipe
 

@@ -19,7 +19,8 @@ from diffusers_mdm.training.commands.flags import read_command
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, check_has_classes
 from diffusers_mdm.training.loop.engine import run_recipe, start_run
 from diffusers_mdm.training.modules.classes import find_class_names
-from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, ValidationRecipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, ValidationRecipe
 from diffusers_mdm.training.reports.validation_grid import draw_prompts
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import seed

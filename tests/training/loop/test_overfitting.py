@@ -11,7 +11,7 @@ from PIL import Image
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.data.sources import load_training_rows
 from diffusers_mdm.training.loop.engine import run_recipe
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import RECIPES
 

@@ -14,7 +14,7 @@ from diffusers_mdm.training.modules.classes import (
     keep_class_names,
     pipeline_class,
 )
-from diffusers_mdm.training.recipe.recipe import DataRecipe
+from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.pipelines.tiny_tasks import ID2LABEL, task
 from tests.training.labelled_pictures import NAMES, class_recipe, save_class_pipeline, write_labelled
 from tests.training.tiny_run import tiny_recipe

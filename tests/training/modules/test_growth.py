@@ -7,7 +7,7 @@ from diffusers_mdm.training.loop.engine import build_unet, start_run
 from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage, trained_parameters
 from diffusers_mdm.training.loop.step import optimizer_step
 from diffusers_mdm.training.modules.growth import grow_model
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.state.averages import averaged_names
 from diffusers_mdm.training.state.optimizer import whole_optimizer_state
 from diffusers_mdm.training.state.run import RunOptions

@@ -8,7 +8,7 @@ from transformers import T5Config, T5EncoderModel
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
 from diffusers_mdm.training.modules.saved_configs import forget_origin
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 from tests.training.tiny_run import RECIPES
 
 

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoTokenizer
 
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder, train_tokenizer
-from diffusers_mdm.training.recipe.recipe import TextEncoderRecipe, TokenizerRecipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe, TokenizerRecipe
 
 CAPTIONS = [f"{color} {shape}, flat icon" for color in ("red", "green") for shape in ("circle", "square", "heart")] * 4
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from diffusers_mdm.training.recipe.recipe import load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
 from tests.training.tiny_run import RECIPES
 

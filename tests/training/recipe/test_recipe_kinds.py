@@ -10,7 +10,9 @@ from diffusers_mdm import MDMClassConditionalPipeline
 from diffusers_mdm.models.nested_unet import NestedUNetModel
 from diffusers_mdm.training.data.batch import Batch, replace_rows_by_empty
 from diffusers_mdm.training.loop.engine import run_recipe
-from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe, TextEncoderRecipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.labelled_pictures import class_recipe, write_labelled
 from tests.training.tiny_run import RECIPES, learning_stage

@@ -11,16 +11,11 @@ from diffusers_mdm.training.commands.flags import read_command
 from diffusers_mdm.training.commands.memory_estimate import estimate_stage, fake_unet
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO
 from diffusers_mdm.training.recipe.clips import data_of, joint_stage, stage_frames
-from diffusers_mdm.training.recipe.recipe import (
-    DataRecipe,
-    LoraRecipe,
-    PretrainedRecipe,
-    PriorRecipe,
-    Recipe,
-    TextEncoderRecipe,
-    load_recipe,
-)
+from diffusers_mdm.training.recipe.data import DataRecipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.recipe.writing import write_recipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_clips import video_recipe

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, PriorRecipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, PriorRecipe
 from diffusers_mdm.training.recipe.writing import as_json, write_recipe
 from tests.training.tiny_run import RECIPES, tiny_recipe
 

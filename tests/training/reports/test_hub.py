@@ -14,7 +14,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from diffusers_mdm.training.loop.engine import resume_run, run_recipe, start_run
-from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, TextEncoderRecipe
+from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.reports.hub import final_files, prepare_repository, push_output
 from diffusers_mdm.training.state.checkpoints import list_checkpoints
 from diffusers_mdm.training.state.run import RunOptions

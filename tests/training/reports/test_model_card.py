@@ -11,7 +11,9 @@ from PIL import Image
 
 from diffusers_mdm.training.commands.fine_tuning import recipe_for_pipeline
 from diffusers_mdm.training.loop.engine import resume_run, run_recipe, start_run
-from diffusers_mdm.training.recipe.recipe import DataRecipe, LoraRecipe, PretrainedRecipe, TextEncoderRecipe
+from diffusers_mdm.training.recipe.data import DataRecipe
+from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.reports import model_card
 from diffusers_mdm.training.reports.card_example import usage
 from diffusers_mdm.training.reports.model_card import card_data, data_text, write_model_card

@@ -10,7 +10,9 @@ from diffusers_mdm.training.loop.engine import build_unet
 from diffusers_mdm.training.modules.conditioned_unet import ConditionedUNet
 from diffusers_mdm.training.modules.growth import grow_model
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder
-from diffusers_mdm.training.recipe.recipe import OptimizerRecipe, TextEncoderRecipe, load_recipe
+from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.recipe import OptimizerRecipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.optimizer import (
     learning_rate_factor,
     new_optimizer,

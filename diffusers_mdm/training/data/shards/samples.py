@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ...recipe.recipe import DataRecipe
+from ...recipe.data import DataRecipe
 from ..images import UnusableSampleError
 from ..reading import Request
 from ..samples import Sample

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a recipe from its YAML file; relative paths in it are those beside it."""
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from .data import DataRecipe
+from .fields import read_fields
+from .recipe import Recipe
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe file; the relative paths in it are looked up beside it first.
+
+    Raises:
+        ValueError: if the file is not YAML, or a field is unknown, missing, of a wrong type or impossible together
+            with another; the message names the file and the field.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = read_fields(Recipe, values)
+        recipe.rows  # noqa: B018  rows are checked when they are built
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    data, pictures = _data_beside(path, recipe.data), recipe.pictures
+    if pictures is not None:
+        pictures = _data_beside(path, pictures)
+    encoder = recipe.text_encoder
+    if encoder is not None and encoder.pretrained is not None:
+        encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
+    pretrained, prior, vae = recipe.pretrained, recipe.prior_preservation, recipe.vae
+    if pretrained is not None:
+        pretrained = dataclasses.replace(pretrained, path=_beside(path, pretrained.path))
+    if prior is not None:
+        prior = dataclasses.replace(prior, class_data_dir=_beside(path, prior.class_data_dir))
+    if vae is not None and vae.pretrained is not None:
+        vae = dataclasses.replace(vae, pretrained=_beside(path, vae.pretrained))
+    return dataclasses.replace(
+        recipe,
+        data=data,
+        pictures=pictures,
+        text_encoder=encoder,
+        pretrained=pretrained,
+        prior_preservation=prior,
+        vae=vae,
+    )
+
+
+def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:
+    if data.path is not None:
+        data = dataclasses.replace(data, path=_beside(recipe_path, data.path))
+    if data.embeddings_dir is not None:
+        data = dataclasses.replace(data, embeddings_dir=_beside(recipe_path, data.embeddings_dir))
+    shards, held_out = (
+        None if patterns is None else tuple(_shards_beside(recipe_path, name) for name in patterns)
+        for patterns in (data.shards, data.validation_shards)
+    )
+    return dataclasses.replace(data, shards=shards, validation_shards=held_out)
+
+
+def _beside(recipe_path: Path, name: str) -> str:
+    local = recipe_path.parent / name
+    return str(local.resolve()) if local.exists() else name
+
+
+def _shards_beside(recipe_path: Path, pattern: str) -> str:
+    """A tar pattern relative to the recipe, if its folder is there; braces need not name existing files."""
+    if "://" in pattern or Path(pattern).is_absolute():
+        return pattern
+    folder = recipe_path.parent / Path(pattern).parent
+    return str(folder.resolve() / Path(pattern).name) if folder.is_dir() else pattern

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text encoder of a recipe: a saved one, or a new small T5 with a tokenizer of its own."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """A sub-word tokenizer that is trained on the captions; frequent words become single tokens."""
+
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class TextEncoderRecipe:
+    """Where the text encoder comes from: `pretrained` (folder or Hub id), or a new small T5 of the given size."""
+
+    pretrained: str | None = None
+    from_pipeline: bool = False  # the encoder of the recipe's `pretrained` pipeline
+    tokenizer: TokenizerRecipe | None = None
+    d_model: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    d_ff: int | None = None
+    initializer_factor: float = 1.0  # of a new encoder, as in `T5Config`
+    train_text_encoder: bool = False  # optimise it together with the U-Net
+    max_sequence_length: int = 128  # longer captions are cut
+    learning_rate_scale: float = 1.0  # learning rate of the encoder over the stage's
+    # Learning rate of the token table over the stage's. A batch touches few of its rows, so that at the common rate a
+    # table trained from scratch hardly leaves its random start.
+    token_learning_rate_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        sizes = [self.tokenizer, self.d_model, self.num_layers, self.num_heads, self.d_ff]
+        if self.pretrained is not None and self.from_pipeline:
+            raise ValueError("`pretrained` and `from_pipeline` each name an encoder; keep one of them.")
+        saved = self.pretrained is not None or self.from_pipeline
+        if saved and any(size is not None for size in sizes):
+            raise ValueError(
+                "`pretrained` and `from_pipeline` load an encoder as it is; remove `tokenizer`, `d_model`, "
+                "`num_layers`, `num_heads` and `d_ff`, or start a new encoder of that size."
+            )
+        if not saved and any(size is None for size in sizes):
+            raise ValueError(
+                "a new text encoder needs `tokenizer`, `d_model`, `num_layers`, `num_heads` and `d_ff`; "
+                "or give `pretrained`, a folder or Hub id."
+            )
+        if not saved and not self.train_text_encoder:
+            raise ValueError("a new text encoder knows nothing: set `train_text_encoder: true`.")
+        if self.d_model is not None and self.num_heads is not None and self.d_model % self.num_heads:
+            raise ValueError(f"`d_model` {self.d_model} must be a multiple of `num_heads` {self.num_heads}.")
+        for field in ("initializer_factor", "token_learning_rate_scale", "learning_rate_scale", "max_sequence_length"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"`{field}` must be positive, got {getattr(self, field)}.")
