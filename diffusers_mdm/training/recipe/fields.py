@@ -2,6 +2,7 @@
 """Strict reading of plain YAML values into frozen dataclasses: every mistake is a ValueError that names its field."""
 
 import dataclasses
+import inspect
 import types
 import typing
 from typing import Any, TypeVar
@@ -95,3 +96,13 @@ def _spell(hint: type) -> str:
         bool: "true or false",
     }
     return words.get(hint, hint.__name__)
+
+
+def argument_defaults(cls: type) -> dict[str, Any]:
+    """Names of what a class is made with, and the default of each; None where there is none."""
+    parameters = dict(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
+    parameters.pop("self")
+    return {
+        name: None if parameter.default is inspect.Parameter.empty else parameter.default
+        for name, parameter in parameters.items()
+    }
