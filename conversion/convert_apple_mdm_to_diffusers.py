@@ -24,13 +24,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config_path", help="the model's YAML; may be left out if the checkpoint holds the trainer's arguments"
     )
+    parser.add_argument(
+        "--state_dict_key",
+        help="which weights to take of a checkpoint that has several, e.g. ema (the error lists them)",
+    )
     add_folder_arguments(parser)
     return parser.parse_args(argv)
 
 
 def read(args: argparse.Namespace) -> ConvertedCheckpoint:
     """Convert in memory."""
-    return convert_apple_checkpoint(args.checkpoint_path, args.config_path, num_levels=args.level)
+    return convert_apple_checkpoint(args.checkpoint_path, args.config_path, args.level, args.state_dict_key)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from ..models.temporal import TEMPORAL_HEAD_DIM
 from ..models.weight_sharing import borrowed_names
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .apple_mdm_config import check_published_frames, map_apple_config, read_apple_config
+from .checkpoint_layouts import find_state_dict
 from .state_dict_table import INNER, MAX_LISTED, Row, StateDict, StateDictTable, count_levels, inner_levels
 from .untrusted_checkpoint import read_untrusted_checkpoint
 
@@ -137,7 +138,10 @@ class ConvertedCheckpoint:
 
 
 def convert_apple_checkpoint(
-    checkpoint_path: str | Path, config_path: str | Path | None = None, num_levels: int | None = None
+    checkpoint_path: str | Path,
+    config_path: str | Path | None = None,
+    num_levels: int | None = None,
+    state_dict_key: str | None = None,
 ) -> ConvertedCheckpoint:
     """Convert a `vis_model.pth`, without running anything it contains.
 
@@ -145,6 +149,7 @@ def convert_apple_checkpoint(
         checkpoint_path: what the published trainer writes: a dict with `state_dict` and perhaps its `args`.
         config_path: the model's YAML; may be left out if the checkpoint pickles the trainer's arguments.
         num_levels: take only the inner `num_levels` levels; all of them if None.
+        state_dict_key: which weights to take of a checkpoint that has several, e.g. "ema".
 
     Raises:
         FileNotFoundError: one of the files does not exist.
@@ -152,7 +157,12 @@ def convert_apple_checkpoint(
     """
     yaml = read_apple_config(config_path) if config_path is not None else None
     checkpoint = read_untrusted_checkpoint(checkpoint_path)
-    foreign = state_dict_of(checkpoint)
+    foreign = find_state_dict(checkpoint, state_dict_key)
+    if is_native(foreign):
+        raise ValueError(
+            f"{checkpoint_path} has this package's own names (levels.…), so there is nothing to convert. Load it with "
+            "NestedUNetModel.from_single_file(path, config=folder), where the folder holds its config.json."
+        )
     unet_config, scheduler_config = map_apple_config(foreign, yaml, checkpoint.get("args"))
     native, unused = to_native_state_dict(foreign)
     unet = build_model(unet_config, native)
@@ -182,6 +192,11 @@ def to_native_state_dict(foreign: Mapping[str, torch.Tensor]) -> tuple[StateDict
     return native, {**unused, **tables}
 
 
+def is_native(state_dict: Mapping[str, Any]) -> bool:
+    """Whether a state dict has our own names already."""
+    return any(name.startswith("levels.") for name in state_dict)
+
+
 def rotary_frequencies() -> torch.Tensor:
     """The constant `(16,)` that the published code stores with each temporal attention with positions."""
     exponents = torch.arange(0, TEMPORAL_HEAD_DIM, 2).float() / TEMPORAL_HEAD_DIM
@@ -198,21 +213,6 @@ def rotary_tables(unet: NestedUNetModel) -> StateDict:
         for name in TABLE.to_foreign(unet.state_dict())
         if name.endswith(last) and unet.level_rows[outermost - name.count(INNER)].temporal_rotary
     }
-
-
-def state_dict_of(checkpoint: Mapping[str, Any]) -> StateDict:
-    """Return the weights of a checkpoint: its `state_dict`, or the checkpoint itself if it is one.
-
-    Raises:
-        ValueError: there are none.
-    """
-    state_dict = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state_dict, Mapping):
-        raise ValueError(f"The checkpoint's `state_dict` is a {type(state_dict).__name__}; expected a dict.")
-    # torch.nn.parallel.DistributedDataParallel puts its own name in front.
-    state_dict = {name.removeprefix("module.") if isinstance(name, str) else name: t for name, t in state_dict.items()}
-    count_levels(state_dict)
-    return state_dict
 
 
 def build_model(config: Mapping[str, Any], native: StateDict) -> NestedUNetModel:
@@ -305,7 +305,10 @@ def map_single_file_checkpoint(
     Raises:
         ValueError: the checkpoint and the config do not fit.
     """
-    foreign = state_dict_of(checkpoint)
+    foreign = find_state_dict(checkpoint)
+    if is_native(foreign):
+        check_names_and_shapes(empty_model(config), foreign)
+        return foreign
     num_levels = len(config["block_out_channels"])
     native, _ = to_native_state_dict(inner_levels(foreign, min(num_levels, count_levels(foreign))))
     # diffusers would load what fits and leave the rest uninitialised.
@@ -320,14 +323,20 @@ def map_single_file_config(original_config: Mapping[str, Any], checkpoint: Mappi
         original_config: contents of the YAML; may be empty if the checkpoint holds the trainer's arguments.
         checkpoint: a foreign state dict, or what `read_single_file` returns.
     """
-    return map_apple_config(state_dict_of(checkpoint), original_config, checkpoint.get("args"))[0]
+    return map_apple_config(find_state_dict(checkpoint), original_config, checkpoint.get("args"))[0]
 
 
-def read_single_file(path: str | Path) -> dict[str, Any]:
+def read_single_file(path: str | Path, state_dict_key: str | None = None) -> dict[str, Any]:
     """Return {"state_dict", "args"} of a local `.pth` for `from_single_file`, without running anything from it.
 
     diffusers itself reads such files with `torch.load(weights_only=True)`, which refuses what the published trainer
-    writes. `args` (None if there are none) let `map_single_file_config` do without a YAML.
+    writes. `args` (None if there are none) let `map_single_file_config` do without a YAML. A file of this package's
+    own weights gives their state dict.
+
+    Args:
+        path: what `torch.save` wrote.
+        state_dict_key: which weights to take of a checkpoint that has several, e.g. "ema".
     """
     checkpoint = read_untrusted_checkpoint(path)
-    return {"state_dict": state_dict_of(checkpoint), "args": checkpoint.get("args")}
+    state_dict = find_state_dict(checkpoint, state_dict_key)
+    return state_dict if is_native(state_dict) else {"state_dict": state_dict, "args": checkpoint.get("args")}

@@ -7,7 +7,6 @@ differs is that the level inside another is `inner_unet`, attention keeps q|k|v 
 one running number.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..config_reading import describe, read_json
 from ..models.level_config import LevelConfig
 from ..schedulers.scheduler_config import SHARED_KEYS
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .apple_mdm import ConvertedCheckpoint, build_model
+from .checkpoint_layouts import find_state_dict
 from .state_dict_table import INNER, Row, StateDict, StateDictTable
 
 CLASS_NAMES = ("MatryoshkaUNet2DConditionModel", "NestedUNet2DConditionModel")
@@ -105,7 +106,7 @@ def convert_community_checkpoint(
     model_path = Path(model_path)
     unet_path = model_path / "unet" if (model_path / "unet").is_dir() else model_path
     config = read_community_config(unet_path / "config.json")
-    foreign = _read_weights(unet_path)
+    foreign = find_state_dict(_read_weights(unet_path))
     native, unused = TABLE.to_native(number_attentions(foreign))
     unet = build_model(map_community_config(config, foreign), native)
     scheduler_file = model_path / "scheduler" / "scheduler_config.json"
@@ -129,18 +130,14 @@ def read_community_config(path: Path) -> dict[str, Any]:
         ValueError: it is not JSON, or of another class.
     """
     config = _read_json(path)
-    if config.get("_class_name") not in CLASS_NAMES:
-        raise ValueError(f"{path} is a config of {config.get('_class_name')!r}; expected {' or '.join(CLASS_NAMES)}.")
+    class_name = config.get("_class_name")
+    if class_name not in CLASS_NAMES:
+        raise ValueError(f"{path} is a config of {describe(class_name)}; expected {' or '.join(CLASS_NAMES)}.")
     return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}.")
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    contents = read_json(path)
     if not isinstance(contents, dict):
         raise ValueError(f"{path} does not hold a mapping.")
     return contents

@@ -15,6 +15,9 @@ import torch
 StateDict = dict[str, torch.Tensor]
 INNER = "inner_unet."
 MAX_LISTED = 5
+MAX_NAME_LENGTH = 500
+MAX_LEVELS = 16
+_NESTING = re.compile(rf"(?:{re.escape(INNER)})*")
 _FIELD = re.compile(r"\\\{(\w)\\\}")
 
 
@@ -131,18 +134,29 @@ class StateDictTable:
         return None
 
 
+def check_names(state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError if a state dict is empty or holds something other than tensors with names of a model."""
+    if not state_dict or not all(isinstance(name, str) for name in state_dict):
+        raise ValueError("The checkpoint has no named tensors; expected a state dict.")
+    long = [name for name in state_dict if len(name) > MAX_NAME_LENGTH]
+    if long:
+        raise ValueError(f"The state dict has a name of {len(long[0])} characters; no model has such names.")
+    wrong = [name for name, tensor in state_dict.items() if not isinstance(tensor, torch.Tensor)]
+    if wrong:
+        raise ValueError(f"The state dict holds {len(wrong)} entries that are not tensors: {_first(wrong)}.")
+
+
 def count_levels(foreign: Mapping[str, torch.Tensor]) -> int:
     """Number of nested levels in a foreign state dict.
 
     Raises:
-        ValueError: it is empty or holds something other than named tensors.
+        ValueError: it is empty, holds something other than named tensors, or nests deeper than any model.
     """
-    if not foreign or not all(isinstance(name, str) for name in foreign):
-        raise ValueError("The checkpoint has no named tensors; expected a state dict.")
-    wrong = [name for name, tensor in foreign.items() if not isinstance(tensor, torch.Tensor)]
-    if wrong:
-        raise ValueError(f"The state dict holds {len(wrong)} entries that are not tensors: {_first(wrong)}.")
-    return 1 + max(_split_depth(name)[0] for name in foreign)
+    check_names(foreign)
+    levels = 1 + max(_split_depth(name)[0] for name in foreign)
+    if levels > MAX_LEVELS:
+        raise ValueError(f"The checkpoint nests {levels} levels in each other; expected at most {MAX_LEVELS}.")
+    return levels
 
 
 def inner_levels(foreign: Mapping[str, torch.Tensor], num_levels: int) -> StateDict:
@@ -159,10 +173,9 @@ def inner_levels(foreign: Mapping[str, torch.Tensor], num_levels: int) -> StateD
 
 
 def _split_depth(name: str) -> tuple[int, str]:
-    depth = 0
-    while name.startswith(INNER):
-        depth, name = depth + 1, name.removeprefix(INNER)
-    return depth, name
+    match = _NESTING.match(name)
+    nesting = match[0] if match else ""
+    return len(nesting) // len(INNER), name[len(nesting) :]
 
 
 def _split(tensor: torch.Tensor, row: Row, name: str) -> tuple[torch.Tensor, ...]:
