@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -23,7 +22,8 @@ from ..models.weight_sharing import borrowed_names
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .apple_mdm_config import check_published_frames, map_apple_config, read_apple_config
 from .checkpoint_layouts import find_state_dict
-from .state_dict_table import INNER, MAX_LISTED, Row, StateDict, StateDictTable, count_levels, inner_levels
+from .model_building import build_model, check_names_and_shapes, check_sizes, empty_model
+from .state_dict_table import INNER, Row, StateDict, StateDictTable, count_levels, inner_levels
 from .untrusted_checkpoint import read_untrusted_checkpoint
 
 UNUSED_FILE = "unused_apple_mdm.safetensors"
@@ -215,42 +215,6 @@ def rotary_tables(unet: NestedUNetModel) -> StateDict:
     }
 
 
-def build_model(config: Mapping[str, Any], native: StateDict) -> NestedUNetModel:
-    """Return a model of this config with exactly these weights, in their own dtype.
-
-    Raises:
-        ValueError: a tensor is missing, left over or of another shape than the config says.
-    """
-    unet = empty_model(config)
-    check_names_and_shapes(unet, native)
-    unet.load_state_dict({name: tensor.contiguous() for name, tensor in native.items()}, strict=True, assign=True)
-    return unet.eval()
-
-
-def empty_model(config: Mapping[str, Any]) -> NestedUNetModel:
-    """Return a model of this config whose weights have shapes and no memory."""
-    with init_empty_weights():
-        return NestedUNetModel.from_config(dict(config))
-
-
-def check_names_and_shapes(unet: NestedUNetModel, native: Mapping[str, torch.Tensor]) -> None:
-    """Raise a ValueError unless the model has exactly the names and shapes of `native`."""
-    expected = unet.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in native]
-    problems += [f"{name} has no place" for name in native if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensor.shape)} but the config asks for {tuple(expected[name].shape)}"
-        for name, tensor in native.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    if problems:
-        listed = "; ".join(problems[:MAX_LISTED]) + ("; …" if len(problems) > MAX_LISTED else "")
-        raise ValueError(
-            f"The checkpoint and its config do not fit ({len(problems)} tensors): {listed}. Use the config that "
-            "belongs to this checkpoint, and fetch the checkpoint again if it may be incomplete."
-        )
-
-
 def to_apple_state_dict(native: Mapping[str, torch.Tensor], unused: Mapping[str, torch.Tensor]) -> StateDict:
     """Return the foreign state dict of our weights: the exact inverse of the conversion.
 
@@ -323,7 +287,10 @@ def map_single_file_config(original_config: Mapping[str, Any], checkpoint: Mappi
         original_config: contents of the YAML; may be empty if the checkpoint holds the trainer's arguments.
         checkpoint: a foreign state dict, or what `read_single_file` returns.
     """
-    return map_apple_config(find_state_dict(checkpoint), original_config, checkpoint.get("args"))[0]
+    foreign = find_state_dict(checkpoint)
+    config, _ = map_apple_config(foreign, original_config, checkpoint.get("args"))
+    check_sizes(config, foreign)
+    return config
 
 
 def read_single_file(path: str | Path, state_dict_key: str | None = None) -> dict[str, Any]:

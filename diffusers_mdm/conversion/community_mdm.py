@@ -20,9 +20,11 @@ from ..config_reading import describe, read_json
 from ..models.level_config import LevelConfig
 from ..schedulers.scheduler_config import SHARED_KEYS
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from .apple_mdm import ConvertedCheckpoint, build_model
+from .apple_mdm import ConvertedCheckpoint
 from .checkpoint_layouts import find_state_dict
-from .state_dict_table import INNER, Row, StateDict, StateDictTable
+from .config_facts import REQUIRED, Facts, counts, flag, number, positive
+from .model_building import build_model
+from .state_dict_table import INNER, MAX_LEVELS, Row, StateDict, StateDictTable
 
 CLASS_NAMES = ("MatryoshkaUNet2DConditionModel", "NestedUNet2DConditionModel")
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -185,9 +187,11 @@ def map_community_config(config: Mapping[str, Any], foreign: Mapping[str, torch.
     Raises:
         ValueError: the config describes a video model or leaves out what no shape tells.
     """
-    nodes: list[Mapping[str, Any]] = [config]
-    while isinstance(inner := nodes[-1].get("inner_config"), Mapping):
+    nodes = [Facts("", config, None)]
+    while inner := nodes[-1].child("inner_config"):
         nodes.append(inner)
+        if len(nodes) > MAX_LEVELS:
+            raise ValueError(f"The config nests more than {MAX_LEVELS} levels in each other.")
     rows = tuple(
         _level_row(node, foreign, INNER * depth, is_inner=depth == len(nodes) - 1) for depth, node in enumerate(nodes)
     )[::-1]
@@ -197,46 +201,55 @@ def map_community_config(config: Mapping[str, Any], foreign: Mapping[str, torch.
     if pooled is None:
         raise ValueError(f"The weights have no {prefix}add_embedding.cond_emb.weight, which reads the text.")
     return {
-        "sample_size": innermost.get("sample_size", 64),
+        "sample_size": innermost.get("sample_size", positive, default=64),
         **LevelConfig.columns_from(rows),
         "time_embed_dim": pooled.shape[0],
         "encoder_hid_dim": None if projection is None else projection.shape[1],
         "cross_attention_dim": pooled.shape[1],
-        "use_cross_attention_mask": bool(innermost.get("masked_cross_attention", False)),
-        "norm_eps": innermost.get("norm_eps", 1e-5),
-        "in_channels": innermost.get("in_channels", 3),
-        "out_channels": innermost.get("out_channels", 3),
+        "use_cross_attention_mask": innermost.get("masked_cross_attention", flag, default=False),
+        "norm_eps": innermost.get("norm_eps", number, default=1e-5),
+        "in_channels": innermost.get("in_channels", positive, default=3),
+        "out_channels": innermost.get("out_channels", positive, default=3),
     }
 
 
-def _level_row(
-    node: Mapping[str, Any], foreign: Mapping[str, torch.Tensor], prefix: str, is_inner: bool
-) -> LevelConfig:
-    if node.get("temporal_mode"):
+def _level_row(node: Facts, foreign: Mapping[str, torch.Tensor], prefix: str, is_inner: bool) -> LevelConfig:
+    if node.get("temporal_mode", flag, default=False):
         raise ValueError("`temporal_mode` is true: this is a video model, and those are not supported yet.")
-    missing = [key for key in ("block_out_channels", "layers_per_block", "down_block_types") if key not in node]
+    missing = [key for key in ("block_out_channels", "layers_per_block", "down_block_types") if key not in node.yaml]
     if missing:
         raise ValueError(f"The config of the level at {prefix or 'the top'!r} does not say `{missing[0]}`.")
-    channels = tuple(node["block_out_channels"])
-    depths = node.get("transformer_layers_per_block", 1)
-    attention = [
-        depth if "CrossAttn" in kind else 0
-        for kind, depth in zip(node["down_block_types"], _one_each(depths, len(channels)), strict=False)
-    ]
+    channels = node.get("block_out_channels", counts)
+    kinds = node.get("down_block_types", _names)
+    if len(kinds) != len(channels):
+        raise ValueError(f"`down_block_types` has {len(kinds)} entries; expected one for each of {channels}.")
+    depths = _one_each(node, "transformer_layers_per_block", len(channels), default=(1,))
     own = [name.removeprefix(prefix) for name in foreign if name.startswith(prefix)]
     return LevelConfig(
         block_out_channels=channels,
-        layers_per_block=tuple(_one_each(node["layers_per_block"], len(channels))),
-        attention_layers_per_block=tuple(attention),
+        layers_per_block=_one_each(node, "layers_per_block", len(channels)),
+        attention_layers_per_block=tuple(
+            depth if "CrossAttn" in kind else 0 for kind, depth in zip(kinds, depths, strict=True)
+        ),
         has_mid_block=is_inner and any(name.startswith("mid_block.") for name in own),
         has_attention_ffn=any(not name.startswith(INNER) and ".ff.linear_out." in name for name in own),
-        norm_num_groups=node.get("norm_num_groups", 32),
-        normalize_input=not is_inner and not node.get("skip_normalization", False),
-        dropout=node.get("dropout", 0.0),
+        norm_num_groups=node.get("norm_num_groups", positive, default=32),
+        normalize_input=not is_inner and not node.get("skip_normalization", flag, default=False),
+        dropout=node.get("dropout", number, default=0.0),
         micro_conditioning_keys=("scale",),
-        micro_conditioning_defaults=(float(node.get("micro_conditioning_scale", 64)),),
+        micro_conditioning_defaults=(node.get("micro_conditioning_scale", number, default=64.0),),
     )
 
 
-def _one_each(value: Any, count: int) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value] * count
+def _one_each(node: Facts, key: str, num_resolutions: int, default: Any = REQUIRED) -> tuple[int, ...]:
+    numbers = node.get(key, counts, default=default)
+    numbers = numbers * num_resolutions if len(numbers) == 1 else numbers
+    if len(numbers) != num_resolutions:
+        raise ValueError(f"`{key}` has {len(numbers)} entries; expected one for each of {num_resolutions} channels.")
+    return numbers
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"expected a list of names, got {describe(value)}.")
+    return tuple(value)

@@ -11,10 +11,7 @@ from safetensors.torch import load_file
 from diffusers_mdm.conversion.apple_mdm import (
     TABLE,
     UNUSED_FILE,
-    build_model,
-    check_names_and_shapes,
     convert_apple_checkpoint,
-    empty_model,
     map_single_file_checkpoint,
     map_single_file_config,
     read_converted,
@@ -22,6 +19,7 @@ from diffusers_mdm.conversion.apple_mdm import (
     to_apple_state_dict,
 )
 from diffusers_mdm.conversion.apple_mdm_config import map_apple_config, read_apple_config
+from diffusers_mdm.conversion.model_building import build_model, check_names_and_shapes, empty_model
 from diffusers_mdm.conversion.state_dict_table import inner_levels
 from diffusers_mdm.conversion.write_pipeline import same_bits, write_model
 from tests.conversion.recorded_models import APPLE_MODELS, GOLDEN, checkpoint, config, contents

@@ -2,18 +2,23 @@
 """Published configs, from YAML and from pickled arguments, become our configs."""
 
 import copy
+import functools
+import math
+import time
 
 import pytest
 import torch
 
-from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint
+from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint, to_native_state_dict
 from diffusers_mdm.conversion.apple_mdm_config import map_apple_config, read_apple_config
+from diffusers_mdm.conversion.model_building import build_model
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 from tests.conversion.recorded_models import APPLE_MODELS, config, contents
 
 
+@functools.cache
 def source(name: str) -> tuple[dict, dict, object]:
-    """Weights, YAML and arguments of a recorded model."""
+    """Weights, YAML and arguments of a recorded model, read once; tests must not change them."""
     return contents(name)["state_dict"], read_apple_config(config(name)), contents(name)["args"]
 
 
@@ -137,6 +142,10 @@ def test_sampler_settings(path, value, expected):
         ("unet_config.num_resnets_per_resolution", [1, 1], "expected one for each of 3"),
         ("unet_config.resolution_channels", [16, "many"], "resolution_channels` cannot be used"),
         ("unet_config.micro_conditioning", "scale", "key:default"),
+        ("unet_config.inner_config.resnet_config.num_groups_norm", 0, "at least 1"),
+        ("unet_config.inner_config.masked_cross_attention", "no", "expected true or false"),
+        (SAMPLER + "schedule_shifted_power", None, "finite number"),
+        (SAMPLER + "num_diffusion_steps", 10**9, "at most 1000000"),
         ("sample_image_size", 30, "does not divide"),
         (SAMPLER + "schedule_type", "SIGMOID", "expected one of DEEPFLOYD"),
         (SAMPLER + "rescale_schedule", 2.0, "rescale_schedule` is above 1"),
@@ -147,6 +156,58 @@ def test_impossible_configs_say_why(path, value, message):
     weights, yaml, _ = source("nested_unet")
     with pytest.raises(ValueError, match=message):
         map_apple_config(weights, edited(yaml, path, value))
+
+
+def nested(times: int) -> list:
+    """A value of 2^times numbers in as many lists."""
+    value = [1]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def endless() -> list:
+    value: list = [1]
+    value.append(value)
+    return value
+
+
+LISTS = ("resolution_channels", "num_resnets_per_resolution", "num_attention_layers", "attention_levels")
+ABSURD = [10**9, 10**30, 10**5000, math.inf, math.nan, -1, nested(60), endless()]
+ABSURD += [[10**9] * 3, [math.inf] * 3, "9" * 10**5]
+
+
+def build(name: str, path: str, value: object, as_arguments: bool) -> None:
+    """Convert a recorded model with one value of its config changed, in the config file or in the arguments."""
+    weights, yaml, _ = source(name)
+    changed = edited(yaml, path, value)
+    config, _ = map_apple_config(weights, *((None, changed) if as_arguments else (changed, None)))
+    build_model(config, to_native_state_dict(weights)[0])
+
+
+@pytest.mark.parametrize("as_arguments", [False, True])
+@pytest.mark.parametrize("key", [*LISTS, "num_lm_head_layers", "temporal_dim", "micro_conditioning"])
+@pytest.mark.parametrize("value", ABSURD, ids=range(len(ABSURD)))
+def test_absurd_sizes_cost_nothing(key, value, as_arguments):
+    # Each of these would otherwise build layers, or text, until memory ends.
+    start = time.monotonic()
+    if (key, value) == ("temporal_dim", -1):  # which means "not set"
+        return
+    if key == "attention_levels" and value in (10**9, [10**9] * 3):  # a resolution that the level does not have
+        value = [1, 1, 1, -1]
+    with pytest.raises(ValueError, match=r"cannot be used|describes|entries") as refusal:
+        build("unet", f"unet_config.{key}", value, as_arguments)
+    assert len(str(refusal.value)) < 1000
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("as_arguments", [False, True])
+def test_config_inside_itself_ends(as_arguments):
+    weights, yaml, _ = source("nested_unet")
+    yaml = copy.deepcopy(yaml)
+    yaml["unet_config"]["inner_config"] = yaml["unet_config"]
+    with pytest.raises(ValueError, match="nests more than 16 levels"):
+        map_apple_config(weights, *((None, yaml) if as_arguments else (yaml, None)))
 
 
 def test_output_bound_belongs_to_single_levels():

@@ -79,6 +79,13 @@ def test_sharded_weights(folder):
         ({"temporal_mode": True}, "video"),
         ({"block_out_channels": [32, 96]}, "do not fit"),
         ({"layers_per_block": 2}, "is missing"),
+        ({"layers_per_block": 10**9}, "layers or more"),
+        ({"transformer_layers_per_block": [0, 10**9]}, "layers or more"),
+        ({"block_out_channels": [32, 32 * 10**9]}, "whole number of at most"),
+        ({"block_out_channels": [32, 2**30]}, "layer of width"),
+        ({"down_block_types": ["DownBlock2D"]}, "`down_block_types` has 1 entries"),
+        ({"norm_num_groups": 0}, "`norm_num_groups` cannot be used"),
+        ({"dropout": float("inf")}, "`dropout` cannot be used: expected a finite number"),
     ],
 )
 def test_configs_that_do_not_fit(folder, changes, message):
