@@ -26,7 +26,7 @@ print(host - start, perf_counter() - host, process_time() - host_cpu)
 def seconds_of_imports() -> tuple[float, float, float]:
     """Import in a fresh interpreter; return seconds of the host, of the plugin after it, and its processor seconds."""
     root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, encoding="utf-8", check=True)
     host, added, added_cpu = (float(word) for word in done.stdout.split()[-3:])
     return host, added, added_cpu
 

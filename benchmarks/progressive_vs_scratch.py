@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     sides = build_unet(recipe, len(recipe.levels)).sample_sizes
     plot(curves, sides, args.output_dir / "progressive_vs_scratch.png")
     report = {name: [dataclasses.asdict(point) for point in points] for name, points in curves.items()}
-    (args.output_dir / "progressive_vs_scratch.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.output_dir / "progressive_vs_scratch.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(describe_machine("cpu"))
     for name, points in curves.items():
         losses = ", ".join(f"{side} px {loss:.4f}" for side, loss in zip(sides, points[-1].losses, strict=True))

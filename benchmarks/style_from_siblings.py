@@ -44,7 +44,7 @@ def training_rows(gallery: Gallery) -> dict[str, dict[int, int]]:
 
 def fit(inputs: torch.Tensor, targets: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights `(P, Q)` and offset `(Q,)` of the ridge regression from `(N, P)` to `(N, Q)`, in float64."""
-    inputs, targets = inputs.double(), targets.double()
+    inputs, targets = inputs.cpu().double(), targets.cpu().double()
     mean_input, mean_target = inputs.mean(0), targets.mean(0)
     centred = inputs - mean_input
     # There are fewer pictures than pixels: solved in the space of pictures.
@@ -67,7 +67,7 @@ def predict_held_out(gallery: Gallery, ridge: float) -> tuple[list[int], torch.T
             inputs = torch.cat([gallery.pixels[[found[s] for found in fitting]].flatten(1) for s in siblings], 1)
             fits[key] = fit(inputs, gallery.pixels[[found[style] for found in fitting]].flatten(1), ridge)
         weights, offset = fits[key]
-        given = torch.cat([gallery.pixels[known[s]].flatten() for s in siblings]).double()
+        given = torch.cat([gallery.pixels[known[s]].flatten() for s in siblings]).cpu().double()
         rows.append(row)
         predictions.append((given @ weights + offset).float().view(gallery.pixels.shape[1:]))
     return rows, torch.stack(predictions)

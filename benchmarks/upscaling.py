@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
             "text_guidance_scale": text_guidance,
             "measures": {name: round_all(entry) for name, entry in summary.items()},
         }
-        (args.output_dir / "upscaling.json").write_text(json.dumps(report, indent=1) + "\n")
+        (args.output_dir / "upscaling.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         draw_grid(held_out, pictures, min(args.grid_columns, len(held_out.rows)), args.output_dir / "upscaling.png")
 
 

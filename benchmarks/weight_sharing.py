@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
             parameters, parameters - inner_parameters, losses[name], round(seconds[name], 4), round(ratio, 4)
         )
     report = {name: dataclasses.asdict(result) for name, result in results.items()}
-    (args.output_dir / "weight_sharing.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.output_dir / "weight_sharing.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(describe_machine("cpu"))
     sides = build_unet(recipes[NO_SHARING], 2).sample_sizes
     for name, result in results.items():

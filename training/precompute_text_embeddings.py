@@ -12,7 +12,6 @@ adds captions that are new.
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         write(read_recipe(given), folder, given)
     except (ValueError, OSError) as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: error: {one_line(error)}")
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {one_line(error)}")
 
 
 if __name__ == "__main__":

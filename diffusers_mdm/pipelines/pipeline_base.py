@@ -110,7 +110,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         if package == __name__.partition(".")[0]:
             folder = Path(save_directory)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CUSTOM_PIPELINE_FILE).write_text(_custom_pipeline_source(type(self), package))
+            (folder / CUSTOM_PIPELINE_FILE).write_text(_custom_pipeline_source(type(self), package), encoding="utf-8")
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod

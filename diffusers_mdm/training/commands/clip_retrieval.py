@@ -76,7 +76,7 @@ def evaluate_clips(
     found, true = gallery[nearest_rows(drawn, gallery)], gallery[list(rows)]
     # Two captions can have the very same clip; each counts as the other's.
     hits = (found == true).flatten(1).all(1)
-    return ClipScores(len(rows), float(hits.double().mean()), float(motion(drawn).sum() / motion(true).sum()))
+    return ClipScores(len(rows), float(hits.cpu().double().mean()), float(motion(drawn).sum() / motion(true).sum()))
 
 
 def motion(clips: torch.Tensor) -> torch.Tensor:

@@ -55,4 +55,4 @@ def write_report(args: argparse.Namespace, scores: dict[str, Any], **settings: A
     """
     if args.output is not None:
         report = {"settings": {**drawing_settings(args), "seed": args.seed, **settings}, **scores}
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -3,9 +3,9 @@
 
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..loop.engine import resolve_recipe, run_recipe
 from ..loop.interruption import RunInterrupted
@@ -87,4 +87,4 @@ def run_command(kind: CommandKind = TEXT_TO_IMAGE, arguments: Sequence[str] | No
         if is_main:
             print(interruption)
     except (ValueError, FloatingPointError, OtherProcessEnded, *WRITE_ERRORS) as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: error: {one_line(error)}")
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {one_line(error)}")

@@ -181,5 +181,6 @@ def _outlive_signals(worker: int) -> None:
     # went at once, torch would raise an error in the middle of that. One that is forgotten goes by itself.
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SIGNAL_GRACE_SECONDS))
+        if hasattr(signal, "SIGALRM"):  # Windows ends processes without a signal, and has no alarms
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SIGNAL_GRACE_SECONDS))

@@ -70,7 +70,8 @@ def flush(path: Path) -> None:
     """Ask the system to put a file or a folder's entries on the disk; systems that cannot open folders do without."""
     if path.is_dir() and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes only what may be written to; elsewhere a file that is read-only can be flushed, too.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_mdm.training.loss.tables import level_means, loss_table, table_values
 
@@ -61,3 +62,19 @@ def test_a_table_without_rows_says_nothing():
     table = loss_table([torch.empty(0), torch.empty(0)], torch.empty(0, dtype=torch.int64), 1000)
     assert all(math.isnan(mean) for mean in level_means(table))
     assert table_values(table, "validation_loss") == {}
+
+
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPUs have no float64: here the device "meta" stands for them."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type == "meta" and result.dtype == torch.float64:
+            raise TypeError("This device has no float64.")
+        return result
+
+
+def test_means_make_no_float64_on_the_device():
+    # A meta tensor holds no numbers, so it can only get as far as the copy to the CPU.
+    with NoFloat64(), pytest.raises(NotImplementedError, match="meta"):
+        level_means(torch.zeros(2, 2, 4, device="meta"))

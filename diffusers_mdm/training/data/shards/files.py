@@ -70,7 +70,7 @@ class ShardFiles:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="shards-")
         self._number += 1  # an epoch may begin anew before the shard's last file is removed
-        path = os.path.join(self._folder.name, f"{self._number:06d}.tar")
+        path = str(Path(self._folder.name) / f"{self._number:06d}.tar")
         fetch(shard, path)
         return index_tar(path, shard)
 
@@ -116,5 +116,6 @@ def _copy(url: str, path: str) -> None:
             source = stack.enter_context(fsspec.open(url, "rb"))
         target = stack.enter_context(open(path, "wb"))
         shutil.copyfileobj(source, target, 2**20)
-    if expected is not None and os.path.getsize(path) != int(expected):
-        raise OSError(f"got {os.path.getsize(path)} of {expected} bytes")
+    size = Path(path).stat().st_size
+    if expected is not None and size != int(expected):
+        raise OSError(f"got {size} of {expected} bytes")
