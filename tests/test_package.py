@@ -29,7 +29,9 @@ ALLOWED_IMPORTS = {
     "conversion": {"config_reading", "pyramid", "models", "schedulers"},
     "registration": {"pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
-    "training": {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
+    "evaluation": {"pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
+    "training": {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"}
+    | {"evaluation"},
 }
 # The package root may gather all of what users get by `import diffusers_mdm`, and nothing of the commands.
 ROOT_IMPORTS = {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"}

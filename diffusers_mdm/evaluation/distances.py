@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distances between two sets of features: how far drawn pictures are from real ones, as sets.
+
+Fréchet distance and KID are torchmetrics'. Each needs a number of pictures below which it says nothing; fewer are
+refused, with the number that is needed, since a distance of a hundred pictures cannot be compared with one of a
+thousand: both are biased, and the bias depends on the number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+MIN_FRECHET = 50  # pictures of each set
+KID_SUBSETS, KID_SUBSET_SIZE, MIN_KID = 100, 1000, 50
+CMMD_BANDWIDTH, CMMD_SCALE, MIN_CMMD = 10.0, 1000.0, 50
+NEIGHBOURS = 3  # of precision and recall
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """KID, the mean over subsets, and the standard error of this mean."""
+
+    mean: float
+    error: float
+
+
+class GivenFeatures(torch.nn.Module):
+    """What torchmetrics takes as a network when features are already there."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """The features themselves."""
+        return features
+
+
+def frechet_distance(drawn: torch.Tensor, real: torch.Tensor) -> float:
+    """Fréchet distance of two Gaussians that are fitted to the features (FID where these are Inception's).
+
+    ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), Heusel et al. 2017, equation 6.
+
+    Args:
+        drawn: `(N, D)`.
+        real: `(M, D)`.
+
+    Raises:
+        ValueError: fewer than 50 pictures on a side, or features of different lengths.
+    """
+    check_sets(drawn, real, MIN_FRECHET, "The Fréchet distance")
+    with without_notices():
+        metric = FrechetInceptionDistance(GivenFeatures(drawn.shape[1]))
+        metric.set_dtype(torch.float64)
+        metric.update(real.double(), real=True)
+        metric.update(drawn.double(), real=False)
+        return float(metric.compute())
+
+
+def kernel_distance(drawn: torch.Tensor, real: torch.Tensor, seed: int = 0) -> KernelDistance:
+    """KID (Bińkowski et al. 2018): the squared MMD with a cubic kernel, without bias, over random subsets.
+
+    Args:
+        drawn: `(N, D)`.
+        real: `(M, D)`.
+        seed: of the choice of subsets.
+
+    Raises:
+        ValueError: fewer than 50 pictures on a side, or features of different lengths.
+    """
+    check_sets(drawn, real, MIN_KID, "KID")
+    size = min(KID_SUBSET_SIZE, len(drawn), len(real))
+    with torch.random.fork_rng(devices=[]), without_notices():
+        torch.manual_seed(seed)
+        metric = KernelInceptionDistance(GivenFeatures(drawn.shape[1]), subsets=KID_SUBSETS, subset_size=size)
+        metric.update(real.float(), real=True)
+        metric.update(drawn.float(), real=False)
+        mean, deviation = metric.compute()
+    return KernelDistance(float(mean), float(deviation) / KID_SUBSETS**0.5)
+
+
+def clip_discrepancy(drawn: torch.Tensor, real: torch.Tensor) -> float:
+    """CMMD (Jayasumana et al. 2024): 1000 times the squared MMD of CLIP's unit vectors, Gaussian kernel of width 10.
+
+    Args:
+        drawn: `(N, D)`.
+        real: `(M, D)`.
+
+    Raises:
+        ValueError: fewer than 50 pictures on a side, or features of different lengths.
+    """
+    check_sets(drawn, real, MIN_CMMD, "CMMD")
+    first, second = (torch.nn.functional.normalize(side.double(), dim=1) for side in (drawn, real))
+
+    def kernel_mean(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-torch.cdist(a, b).square() / (2 * CMMD_BANDWIDTH**2)).mean()
+
+    total = kernel_mean(first, first) + kernel_mean(second, second) - 2 * kernel_mean(first, second)
+    return float(CMMD_SCALE * total)
+
+
+def precision_and_recall(drawn: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019), with three neighbours.
+
+    Precision is the share of drawn pictures that lie nearer to some real picture than its third neighbour among the
+    real ones; recall is the same with the two sets exchanged.
+
+    Args:
+        drawn: `(N, D)`.
+        real: `(M, D)`.
+
+    Raises:
+        ValueError: fewer than five pictures on a side, or features of different lengths.
+    """
+    check_sets(drawn, real, NEIGHBOURS + 2, "Precision and recall")
+    between = torch.cdist(drawn.double(), real.double())
+    precision = (between <= radii(real)[None]).any(1).double().mean()
+    recall = (between <= radii(drawn)[:, None]).any(0).double().mean()
+    return float(precision), float(recall)
+
+
+def radii(features: torch.Tensor) -> torch.Tensor:
+    """The distance `(N,)` of each of `(N, D)` to its third neighbour in the same set."""
+    distances = torch.cdist(features.double(), features.double())
+    return distances.kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the picture itself
+
+
+def check_sets(drawn: torch.Tensor, real: torch.Tensor, least: int, name: str) -> None:
+    """Refuse sets that are too small or of different kinds.
+
+    Raises:
+        ValueError: says which, and what is needed.
+    """
+    if drawn.shape[1:] != real.shape[1:]:
+        raise ValueError(
+            f"{name} compares features of one kind; drawn are vectors of {drawn.shape[-1]} numbers, real ones of "
+            f"{real.shape[-1]}."
+        )
+    if min(len(drawn), len(real)) < least:
+        raise ValueError(
+            f"{name} needs at least {least} pictures on each side; there are {len(drawn)} drawn and {len(real)} real "
+            "ones."
+        )
+
+
+@contextlib.contextmanager
+def without_notices() -> Iterator[None]:
+    """Keep quiet about the memory that stored features take, which torchmetrics mentions every time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
+        yield

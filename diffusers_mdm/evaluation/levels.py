@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures of single pictures and of the levels of one drawing: grain in white corners, and levels that agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from .pictures import pool
+
+CORNER = 8  # one eighth of the side
+WHITE = 250  # of 255: what counts as white in the true picture
+
+
+def corner_noise(drawn: torch.Tensor, real: torch.Tensor) -> tuple[float, int]:
+    """Grain where the truth is constant: the standard deviation of pixels in the corners that are white in truth.
+
+    Args:
+        drawn: `(N, 3, S, S)`, uint8.
+        real: the true pictures of the same captions.
+
+    Returns:
+        The mean over corners of the standard deviation of their pixels over positions (mean over colours), in [0, 1],
+        and the number of corners that were white. NaN and 0 if there were none.
+    """
+    side = max(drawn.shape[-1] // CORNER, 1)
+    ends = (slice(None, side), slice(-side, None))
+    values = []
+    for rows in ends:
+        for columns in ends:
+            white = (real[..., rows, columns] >= WHITE).flatten(1).all(1)
+            if white.any():
+                corner = drawn[white][..., rows, columns].float().flatten(2) / 255
+                values.append(corner.std(2, correction=0).mean(1))
+    if not values:
+        return float("nan"), 0
+    found = torch.cat(values)
+    return float(found.mean()), len(found)
+
+
+def disagreement(pyramid: Sequence[torch.Tensor]) -> list[float]:
+    """How far each level, averaged down, is from the level inside it.
+
+    Args:
+        pyramid: the same N drawings at every level, `(N, 3, S, S)`, uint8, innermost first.
+
+    Returns:
+        The root mean square difference of pixels in [0, 1], one number for every level but the innermost.
+    """
+    return [
+        float((pool(outer.float(), inner.shape[-1]) - inner.float()).square().mean().sqrt() / 255)
+        for inner, outer in pairwise(pyramid)
+    ]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures that are compared: what any set of them can say, and the sets that are tensors or folders of files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+METADATA_FILE = "metadata.jsonl"
+
+
+class Pictures(Protocol):
+    """Captioned pictures of one size.
+
+    Attributes:
+        captions: one a picture.
+    """
+
+    captions: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def load(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The pictures of these numbers, `(B, 3, H, W)`, uint8."""
+
+
+@dataclass(frozen=True)
+class TensorPictures:
+    """Pictures in memory, `(N, 3, H, W)`, uint8."""
+
+    pixels: torch.Tensor
+    captions: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def load(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The pictures of these numbers, `(B, 3, H, W)`, uint8."""
+        return self.pixels[list(numbers)]
+
+
+class FolderPictures:
+    """The pictures of a folder with a `metadata.jsonl`, in its order, as `generate` writes them.
+
+    Args:
+        folder: holds the file and the pictures that its lines name (`file_name`, `text`).
+
+    Raises:
+        ValueError: the file is missing or damaged; the message names the line.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        records = list(read_records(self.folder / METADATA_FILE))
+        self.files = [self.folder / str(record["file_name"]) for record in records]
+        self.captions: Sequence[str] = [str(record["text"]) for record in records]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The pictures of these numbers, `(B, 3, H, W)`, uint8."""
+        return torch.stack([read_picture(self.files[number]) for number in numbers])
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `metadata.jsonl`.
+
+    Raises:
+        ValueError: there is no such file, or a line is not an object with `file_name`, a plain name, and `text`.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {METADATA_FILE}; give a folder that `generate` has written.")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            name = record["file_name"]
+            whole = isinstance(record["text"], str) and Path(name).name == name
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with `file_name`, the name of a file in this folder, "
+                f"and `text`; found {line[:80]!r}."
+            )
+        yield record
+
+
+def read_picture(path: Path) -> torch.Tensor:
+    """A file that this package wrote, `(3, H, W)`, uint8.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def batches_of(pictures: Pictures, batch_size: int, side: int | None = None) -> Iterator[torch.Tensor]:
+    """All pictures, `(B, 3, H, W)` uint8, `batch_size` at a time, averaged down to `side` if that is given."""
+    for start in range(0, len(pictures), batch_size):
+        batch = pictures.load(range(start, min(start + batch_size, len(pictures))))
+        yield batch if side is None else average_down(batch, side)
+
+
+def average_down(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Average `(B, 3, H, W)`, uint8, down to squares of `side` pixels and round to whole steps.
+
+    Raises:
+        ValueError: H or W is not a multiple of `side`.
+    """
+    return (pool(images.float(), side)).round().clamp(0, 255).to(torch.uint8)
+
+
+def pool(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Average `(B, C, H, W)`, float, down to `(B, C, side, side)`.
+
+    Raises:
+        ValueError: H or W is not a multiple of `side`.
+    """
+    height, width = images.shape[-2:]
+    if height % side or width % side:
+        raise ValueError(f"Pictures of {height} x {width} pixels cannot be averaged down to {side}: not a multiple.")
+    return F.avg_pool2d(images, (height // side, width // side))

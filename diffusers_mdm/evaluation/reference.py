@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference features: what real pictures look like to the networks that judge, kept as a folder.
+
+Computed once a data set and level: scores of many models are compared with the same reference. The folder holds
+`reference.json`, which says what it was made from, and `features.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from diffusers.utils.logging import tqdm
+from safetensors import SafetensorError
+
+from .features import FeatureExtractor
+from .pictures import Pictures, average_down
+from .retrieval import thumbnail
+
+DESCRIPTION_FILE, FEATURES_FILE = "reference.json", "features.safetensors"
+FORMAT = 1
+THUMBNAILS = "thumbnails"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of N real pictures.
+
+    Attributes:
+        captions: N of them.
+        thumbnails: `(N, 3, 16, 16)`, uint8: what nearest pictures are looked for in.
+        features: (name of the extractor, side in pixels) to `(N, D)`, float32.
+        fingerprints: name of the extractor to its fingerprint.
+        recipe: what the pictures are: path, split, side, number, and whatever else was told.
+    """
+
+    captions: list[str]
+    thumbnails: torch.Tensor
+    features: dict[tuple[str, int], torch.Tensor]
+    fingerprints: dict[str, str]
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> list[int]:
+        """The sides in pixels that there are features of, in rising order."""
+        return sorted({side for _, side in self.features})
+
+
+def make_reference(
+    pictures: Pictures,
+    extractors: Sequence[FeatureExtractor],
+    sides: Sequence[int],
+    batch_size: int = 32,
+    recipe: Mapping[str, Any] | None = None,
+) -> Reference:
+    """Compute the features of real pictures at every level.
+
+    Args:
+        pictures: real ones, of the largest side or a multiple of it.
+        extractors: what looks at them.
+        sides: of the levels, in pixels.
+        batch_size: pictures at a time.
+        recipe: what is told of the pictures.
+
+    Raises:
+        ValueError: there are no pictures, or a side does not divide theirs.
+    """
+    if not len(pictures):
+        raise ValueError("A reference needs pictures, and there are none.")
+    parts: dict[tuple[str, int], list[torch.Tensor]] = {(one.name, side): [] for one in extractors for side in sides}
+    thumbnails = []
+    for start in tqdm(range(0, len(pictures), batch_size), desc="reference"):
+        batch = pictures.load(range(start, min(start + batch_size, len(pictures))))
+        thumbnails.append(thumbnail(batch))
+        for side in sides:
+            level = average_down(batch, side)
+            for extractor in extractors:
+                parts[extractor.name, side].append(extractor(level))
+    return Reference(
+        captions=list(pictures.captions),
+        thumbnails=torch.cat(thumbnails),
+        features={key: torch.cat(rows) for key, rows in parts.items()},
+        fingerprints={one.name: one.fingerprint for one in extractors},
+        recipe=dict(recipe or {}) | {"num_pictures": len(pictures)},
+    )
+
+
+def save_reference(reference: Reference, folder: str | Path) -> None:
+    """Write a reference; a folder of this name that holds one is replaced file by file.
+
+    Raises:
+        ValueError: the folder exists and holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / DESCRIPTION_FILE).exists():
+        raise ValueError(f"{folder} exists and holds no reference; give another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{name}/{side}": rows.contiguous() for (name, side), rows in reference.features.items()}
+    tensors[THUMBNAILS] = reference.thumbnails.contiguous()
+    description = {
+        "format": FORMAT,
+        "recipe": reference.recipe,
+        "fingerprints": reference.fingerprints,
+        "captions": reference.captions,
+    }
+    # The description is what makes the folder a reference, so it comes last.
+    beside = folder / f".{FEATURES_FILE}"
+    safetensors.torch.save_file(tensors, beside)
+    os.replace(beside, folder / FEATURES_FILE)
+    beside = folder / f".{DESCRIPTION_FILE}"
+    beside.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, folder / DESCRIPTION_FILE)
+
+
+def load_reference(folder: str | Path) -> Reference:
+    """Read a reference.
+
+    Raises:
+        ValueError: it is missing, damaged, or of a newer format; the message says which.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load_file(folder / FEATURES_FILE)
+        if description["format"] != FORMAT:
+            raise ValueError(f"its format is {description['format']!r}, and this version reads format {FORMAT}")
+        thumbnails = tensors.pop(THUMBNAILS)
+        features = {split_key(key): rows for key, rows in tensors.items()}
+        captions, fingerprints = list(description["captions"]), dict(description["fingerprints"])
+        if any(len(rows) != len(captions) for rows in [thumbnails, *features.values()]):
+            raise ValueError("its captions and features are not equally many")
+        return Reference(captions, thumbnails, features, fingerprints, dict(description["recipe"]))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} is no reference: {Path(error.filename or FEATURES_FILE).name} is missing. Make one with "
+            "`evaluate.py reference`."
+        ) from error
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The reference {folder} cannot be used: {error}. Make it again.") from error
+
+
+def split_key(key: str) -> tuple[str, int]:
+    """Name and side from the name of a tensor, such as "inception/64"."""
+    name, _, side = key.rpartition("/")
+    return name, int(side)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grain in white corners, and levels that agree."""
+
+import math
+
+import pytest
+import torch
+
+from diffusers_mdm.evaluation.levels import corner_noise, disagreement
+from diffusers_mdm.evaluation.pictures import average_down
+from tests.evaluation.tiny_pictures import random_pictures
+
+
+def test_noise_is_the_deviation_of_white_corners():
+    real = torch.full((6, 3, 64, 64), 255, dtype=torch.uint8)
+    real[:, :, :32] = 0  # the upper corners are not white
+    grain = 128 + 10 * torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    noise, corners = corner_noise(grain.round().to(torch.uint8), real)
+    assert corners == 12
+    assert noise == pytest.approx(10 / 255, rel=0.05)
+    assert corner_noise(real, real) == (0.0, 12)
+
+
+def test_without_white_corners_there_is_no_number():
+    dark = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    noise, corners = corner_noise(dark, dark)
+    assert math.isnan(noise)
+    assert corners == 0
+
+
+def test_levels_that_agree_differ_by_rounding_only():
+    outer = random_pictures(4, side=64).pixels
+    inner = average_down(outer, 16)
+    assert disagreement([inner, outer])[0] <= 0.5 / 255
+    brighter = (inner.int() + 20).clamp(max=255).to(torch.uint8)
+    assert disagreement([brighter, outer])[0] == pytest.approx(20 / 255, rel=0.1)
+    assert disagreement([outer]) == []

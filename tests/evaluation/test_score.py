@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores: each level against its own truth, and requests that cannot be met."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_mdm.evaluation.distances import frechet_distance
+from diffusers_mdm.evaluation.generate import Generation
+from diffusers_mdm.evaluation.pictures import TensorPictures, average_down
+from diffusers_mdm.evaluation.reference import make_reference
+from diffusers_mdm.evaluation.report import card_section, contact_sheet, markdown_table
+from diffusers_mdm.evaluation.score import score
+from tests.evaluation.tiny_pictures import MeanColours, random_pictures
+
+INCEPTION = MeanColours()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return make_reference(random_pictures(80), [INCEPTION], (16, 32))
+
+
+def as_levels(pictures):
+    inner = TensorPictures(average_down(pictures.pixels, 16), pictures.captions)
+    return [inner, pictures]
+
+
+def grainy(pictures, strength):
+    grain = strength * torch.randn(pictures.pixels.shape, generator=torch.Generator().manual_seed(3))
+    return TensorPictures((pictures.pixels + grain).round().clamp(0, 255).to(torch.uint8), pictures.captions)
+
+
+def test_each_level_is_compared_with_its_own_truth(reference):
+    drawn = random_pictures(60, seed=5)
+    found = score(as_levels(drawn), reference, [INCEPTION], ["fid", "kid", "precision_recall"])
+    assert sorted(found.levels) == [16, 32]
+    real = random_pictures(80).pixels
+    expected = frechet_distance(INCEPTION(average_down(drawn.pixels, 16)), INCEPTION(average_down(real, 16)))
+    assert found.levels[16]["fid"] == pytest.approx(expected, abs=1e-9)
+    assert found.levels[32].keys() == {"fid", "kid", "kid_error", "precision", "recall"}
+    assert (found.num_drawn, found.num_real) == (60, 80)
+    assert found.fingerprints == {"inception": "mean colours"}
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_the_truth_scores_better_than_strangers_and_grain_is_seen(reference):
+    truth = random_pictures(80)
+    metrics = ["fid", "retrieval", "noise"]
+    same = score(as_levels(truth), reference, [INCEPTION], metrics, truth)
+    grain = score(as_levels(grainy(truth, 12.0)), reference, [INCEPTION], metrics, truth)
+    strangers = score(as_levels(random_pictures(80, seed=9)), reference, [INCEPTION], metrics, truth)
+    assert same.levels[32]["fid"] == pytest.approx(0, abs=1e-3)
+    assert same.levels[32]["retrieval_own_picture"] == 1.0
+    assert same.levels[32]["distance_to_truth"] == 0.0
+    assert strangers.levels[32]["fid"] > grain.levels[32]["fid"]
+    assert strangers.levels[32]["retrieval_own_picture"] < 0.2
+    assert grain.levels[32]["distance_to_truth"] == pytest.approx(12 / 255, rel=0.1)
+
+
+def test_levels_that_disagree_are_seen(reference):
+    truth, other = random_pictures(80), random_pictures(80, seed=9)
+    agreeing = score(as_levels(truth), reference, [INCEPTION], ["retrieval"])
+    mixed = score([as_levels(other)[0], truth], reference, [INCEPTION], ["retrieval"])
+    assert agreeing.disagreement[0] <= 0.5 / 255 < mixed.disagreement[0]
+
+
+def test_impossible_requests_say_what_is_missing(reference):
+    levels = as_levels(random_pictures(60))
+    with pytest.raises(ValueError, match="Unknown metrics beauty; choose from fid"):
+        score(levels, reference, [INCEPTION], ["beauty"])
+    with pytest.raises(ValueError, match="'cmmd' needs the features 'clip'"):
+        score(levels, reference, [INCEPTION], ["cmmd"])
+    with pytest.raises(ValueError, match="cannot be compared"):
+        score(levels, reference, [MeanColours(fingerprint="other weights")], ["fid"])
+    with pytest.raises(ValueError, match="give them as `truth`"):
+        score(levels, reference, [INCEPTION], ["noise"])
+    with pytest.raises(ValueError, match="have 8 pixels, and the reference has features of 16, 32; make one of 8"):
+        score([random_pictures(60, side=8)], reference, [INCEPTION], ["fid"])
+    with pytest.raises(ValueError, match="needs at least 50 pictures"):
+        score(as_levels(random_pictures(10)), reference, [INCEPTION], ["fid"])
+
+
+def test_reports_show_every_level(reference):
+    drawn = random_pictures(60, seed=5)
+    found = score(as_levels(drawn), reference, [INCEPTION], ["fid", "kid", "retrieval"])
+    table = markdown_table(found)
+    assert table.splitlines()[0] == "| | 16 px | 32 px |"
+    assert "| Fréchet distance (Inception-v3) | " in table
+    assert f"{found.levels[32]['retrieval_own_picture']:.1%}" in table
+    plan = Generation("folder", "MDMPipeline", 3, 60, "0" * 16, {"num_inference_steps": 25})
+    section = card_section(found, plan, "python training/evaluate.py score")
+    assert "60 drawings (num_inference_steps 25; seeds from 3) compared with 80 real pictures" in section
+
+
+def test_contact_sheets_put_the_truth_below(reference):
+    drawn, truth = random_pictures(5, seed=5), random_pictures(5, side=64)
+    sheet = contact_sheet(drawn, truth, number=4, columns=3)
+    assert sheet.size == (3 * 34 + 2, 2 * (2 * 34 + 4) + 2)
+    first = torch.from_numpy(np.array(sheet.crop((2, 2, 34, 34))))
+    assert torch.equal(first.permute(2, 0, 1), drawn.pixels[0])
+    assert contact_sheet(drawn, None, number=2, columns=9).size == (2 * 34 + 2, 34 + 4 + 2)
