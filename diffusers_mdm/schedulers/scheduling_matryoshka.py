@@ -94,7 +94,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         thresholding: dynamic thresholding of predicted clean pictures, each row of each level on its own.
         dynamic_thresholding_ratio: its quantile. Published: 0.995 with a bound of 100, or (in the demo) 0.95 with 1.5.
         sample_max_value: upper bound of the threshold.
-        timestep_spacing: "matryoshka" (published), or "leading", "trailing", "linspace" as in `DDIMScheduler`.
+        timestep_spacing: "matryoshka" (published), "log_snr" (even in log SNR at every level), or "leading",
+            "trailing", "linspace" as in `DDIMScheduler`.
         steps_offset: added to the timesteps of "leading".
         algorithm: "ddim" (with `eta`; 1 is ancestral DDPM) or "dpmsolver++".
         solver_order: 1 or 2, of "dpmsolver++". The last step, onto the clean picture, is always of order 1.
@@ -198,7 +199,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
             self._visited = checked_timesteps(timesteps, len(self))
         elif num_inference_steps is not None:
             self._visited = spaced_timesteps(
-                self.config.timestep_spacing, num_inference_steps, len(self), self.config.steps_offset
+                self.config.timestep_spacing, num_inference_steps, self.alphas_cumprod, self.config.steps_offset
             )
         self.timesteps = torch.tensor(self._visited, dtype=torch.int64, device=device)
         self.num_inference_steps = len(self._visited)

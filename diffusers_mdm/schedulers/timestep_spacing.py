@@ -9,20 +9,34 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-TIMESTEP_SPACINGS = ("matryoshka", "leading", "trailing", "linspace")
+TIMESTEP_SPACINGS = ("matryoshka", "leading", "trailing", "linspace", "log_snr")
+
+# Where "log_snr" begins and ends: beyond these log SNRs of level 0 a picture is noise, or noise is invisible. For the
+# published schedule of 1000 timesteps that is from 990 down to 2.
+LOG_SNR_RANGE = (-8.6, 8.9)
 
 
-def spaced_timesteps(spacing: str, num_inference_steps: int, num_train_timesteps: int, steps_offset: int) -> list[int]:
+def spaced_timesteps(
+    spacing: str, num_inference_steps: int, alphas_cumprod: torch.Tensor, steps_offset: int = 0
+) -> list[int]:
     """`num_inference_steps` timesteps, highest first, all in [0, num_train_timesteps).
 
     "matryoshka" is the published models' spacing (ml-mdm, Sampling): N + 1 points spread over the N_train + 1 noise
     levels including the clean one, rounded half to even, the clean one left out; the first step starts a little below
-    the highest timestep. The others are those of diffusers' DDIMScheduler ("leading" adds `steps_offset`).
+    the highest timestep. "log_snr" is uniform in log SNR, see `even_in_log_snr`. The others are those of diffusers'
+    DDIMScheduler ("leading" adds `steps_offset`).
+
+    Args:
+        spacing: one of `TIMESTEP_SPACINGS`.
+        num_inference_steps: N.
+        alphas_cumprod: `(num_train_timesteps,)`, signal power of level 0 at every timestep.
+        steps_offset: see above.
 
     Raises:
         ValueError: unknown spacing, fewer than one step, more steps than training timesteps, or an offset that leaves
             the range.
     """
+    num_train_timesteps = len(alphas_cumprod)
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"`num_inference_steps` is {num_inference_steps}; the model was trained with {num_train_timesteps} "
@@ -38,9 +52,35 @@ def spaced_timesteps(spacing: str, num_inference_steps: int, num_train_timesteps
         points = np.round(np.arange(total, 0, -total / steps)[:steps])[::-1] - 1
     elif spacing == "linspace":
         points = np.round(np.linspace(0, total - 1, steps))
+    elif spacing == "log_snr":
+        points = even_in_log_snr(alphas_cumprod, steps)[::-1]
     else:
         raise ValueError(f"`timestep_spacing` is {spacing!r}; expected one of {', '.join(TIMESTEP_SPACINGS)}.")
     return checked_timesteps([int(point) for point in points[::-1]], num_train_timesteps)
+
+
+def even_in_log_snr(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> np.ndarray:
+    """Timesteps, highest first, whose log SNRs lie as evenly as whole timesteps allow.
+
+    The shift of a level is a constant in log SNR, so steps that are even at level 0 are even at every level, which is
+    what DPM-Solver++ assumes its steps to be (Lu et al. 2022, section 5).
+
+    Args:
+        alphas_cumprod: `(T,)`, signal power of level 0, falling.
+        num_inference_steps: N, at most T.
+    """
+    power = alphas_cumprod.double().cpu().numpy()
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(power) - np.log1p(-power)
+    lowest, highest = LOG_SNR_RANGE
+    within = np.flatnonzero((log_snr >= lowest) & (log_snr <= highest))
+    within = within if len(within) else np.arange(len(power))
+    targets = np.linspace(log_snr[within[-1]], log_snr[within[0]], num_inference_steps)
+    points = np.abs(log_snr[within][None] - targets[:, None]).argmin(1) + within[0]
+    # Where timesteps are further apart than the steps would be, each step takes the next timestep that is free.
+    falling = np.arange(num_inference_steps)
+    points = np.minimum.accumulate(points + falling) - falling
+    return np.maximum(points, falling[::-1])
 
 
 def checked_timesteps(timesteps: Sequence[int] | np.ndarray | torch.Tensor, num_train_timesteps: int) -> list[int]:

@@ -102,3 +102,52 @@ def test_steps_are_counted():
     scheduler.set_timesteps(4)
     assert scheduler.step_index is None
     assert scheduler.begin_index is None
+
+
+def log_snrs(scheduler, ratio=1.0):
+    return torch.logit(scheduler.alpha_cumprod(scheduler.timesteps, ratio).double())
+
+
+@pytest.mark.parametrize("ratio", [1.0, 4.0, 16.0])
+def test_log_snr_spacing_is_even_at_every_level(ratio):
+    scheduler = MatryoshkaScheduler(timestep_spacing="log_snr")
+    scheduler.set_timesteps(10)
+    steps = log_snrs(scheduler, ratio).diff()
+    assert (steps.max() / steps.min()).item() < 1.1
+    assert scheduler.timesteps[0] == 990
+    assert scheduler.timesteps[-1] == 2
+
+
+def gaussian_error(spacing, algorithm, num_steps, std=0.5, sides=(16, 64, 256)):
+    """Relative error of the spread of each level when N(0, std^2) data are drawn with their exact denoiser.
+
+    The exact v of such data is a multiple of the sample, so one number stands for all of them.
+    """
+    scheduler = MatryoshkaScheduler(
+        timestep_spacing=spacing, algorithm=algorithm, base_sample_size=sides[0], clip_sample=False
+    )
+    scheduler.set_timesteps(num_steps)
+    sample = [torch.ones(1, 1, side, side, dtype=torch.float64) for side in sides]
+    for t in scheduler.timesteps:
+        powers = [power.double() for power in scheduler.level_alphas_cumprod(sample, t.reshape(1))]
+        outputs = [
+            (power * (1 - power)).sqrt() * (1 - std**2) / (power * std**2 + 1 - power) * level
+            for power, level in zip(powers, sample, strict=True)
+        ]
+        sample = scheduler.step(outputs, t, sample).prev_sample
+    return [abs(level.mean().item() / std - 1) for level in sample]
+
+
+def test_log_snr_spacing_serves_all_levels_alike():
+    even = gaussian_error("log_snr", "ddim", 20)
+    assert max(even) < 1.1 * min(even)
+    published = gaussian_error("matryoshka", "ddim", 20)
+    assert max(published) > 3 * min(published)
+
+
+def test_log_snr_spacing_and_the_two_step_solver_belong_together():
+    errors = {count: gaussian_error("log_snr", "dpmsolver++", count) for count in (10, 20, 40)}
+    for coarse, fine in ((10, 20), (20, 40)):
+        assert sum(errors[fine]) < sum(errors[coarse]) / 2
+    assert max(errors[20]) < max(gaussian_error("log_snr", "ddim", 20)) / 8
+    assert max(errors[20]) < max(gaussian_error("matryoshka", "dpmsolver++", 20)) / 10
