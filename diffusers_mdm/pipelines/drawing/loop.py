@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
+from diffusers_mdm.pipelines.drawing.callbacks import call_back
 from diffusers_mdm.pipelines.drawing.consistency import project_prediction
 from diffusers_mdm.pipelines.drawing.guidance import predict
 from diffusers_mdm.pipelines.drawing.request import Sample
@@ -47,7 +47,8 @@ def denoise(drawing: Drawing, latents: Sample) -> Sample:
             later = timesteps[reached] if reached < len(timesteps) else None
             latents = hold_known(drawing, step_output.prev_sample, later)
             preview = hold_known(drawing, getattr(step_output, "pred_original_sample", None), None)
-            latents = call_back(drawing, step, timestep, latents, preview)
+            if drawing.request.callback_on_step_end is not None:
+                latents = call_back(drawing, step, timestep, latents, preview)
             progress_bar.update()
     return latents
 
@@ -84,27 +85,3 @@ def go_back(drawing: Drawing, latents: Sample, timestep: torch.Tensor, back_to: 
     shapes = [level.shape for level in levels]
     noise = pyramid_noise(shapes, drawing.request.generator, levels[0].device, levels[0].dtype)
     return hold_known(drawing, diffuse_from(drawing.scheduler, latents, noise, timestep, back_to), back_to)
-
-
-def call_back(drawing: Drawing, step: int, timestep: torch.Tensor, latents: Sample, preview: Sample | None) -> Sample:
-    """Give the callback the tensors it asked for, and take over what it returns.
-
-    Args:
-        drawing: its conditioning takes the changes.
-        step: how many steps were done before this one.
-        timestep: of this step.
-        latents: samples after this step.
-        preview: the pictures as predicted at this step.
-
-    Returns:
-        The samples, as the callback left them.
-    """
-    request = drawing.request
-    if request.callback_on_step_end is None:
-        return latents
-    tensors = {"latents": latents, "pred_original_sample": preview, **drawing.conditioning._asdict()}
-    asked = {name: tensors[name] for name in request.callback_on_step_end_tensor_inputs or ()}
-    changed: Any = request.callback_on_step_end(drawing.pipeline, step, timestep, asked)
-    fields = {name: changed[name] for name in Conditioning._fields if name in changed}
-    drawing.condition_on(drawing.conditioning._replace(**fields))
-    return changed.get("latents", latents)

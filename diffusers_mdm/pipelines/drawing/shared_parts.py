@@ -95,7 +95,7 @@ def scheduler_of_its_own(scheduler: Any) -> Iterator[Any]:
         is_taken = id(scheduler) in _TAKEN_SCHEDULERS
         _TAKEN_SCHEDULERS.add(id(scheduler))
     if is_taken:
-        yield _copied(scheduler)
+        yield copied_scheduler(scheduler)
         return
     try:
         yield scheduler
@@ -104,7 +104,7 @@ def scheduler_of_its_own(scheduler: Any) -> Iterator[Any]:
             _TAKEN_SCHEDULERS.discard(id(scheduler))
 
 
-def _copied(scheduler: Any) -> Any:
+def copied_scheduler(scheduler: Any) -> Any:
     """A copy that shares nothing that changes; the original may be in the middle of a step."""
     state = vars(scheduler).copy()
     # What is computed once from the config is never changed in place, so it need not be copied.
