@@ -61,10 +61,16 @@ def test_files_beside_the_weights_are_told_apart_by_their_lengths(tmp_path):
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize("sibling", PIPELINES, ids=name_of)
-def test_from_pipe_shares_every_component(name, sibling):
+def test_from_pipe_shares_every_component(name, sibling, caplog):
     pipe = task(name).make()
     pipe.unet.to(torch.bfloat16)
-    other = sibling.from_pipe(pipe)
+    caplog.clear()
+    diffusers.utils.logging.add_handler(caplog.handler)  # diffusers' loggers do not propagate to the root
+    try:
+        other = sibling.from_pipe(pipe)
+    finally:
+        diffusers.utils.logging.remove_handler(caplog.handler)
+    assert not [record for record in caplog.records if "float32" in record.message]
     assert type(other) is sibling
     for component, module in pipe.components.items():
         assert getattr(other, component) is module

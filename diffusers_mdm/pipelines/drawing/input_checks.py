@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffusers_mdm.pipelines.drawing.other_schedulers import check_draws_one_level
 from diffusers_mdm.pipelines.drawing.request import Prompt, Request, describe, is_number
 
 Shape = tuple[int, ...]
@@ -260,15 +261,24 @@ def check_scheduler(scheduler: Any, num_levels: int, sides: Sequence[int], reque
         request: what is asked for.
     """
     name = type(scheduler).__name__
+    if request.num_inference_steps is None and request.timesteps is None:
+        raise ValueError("Neither `num_inference_steps` nor `timesteps` was given; pass one of them.")
     # Ours takes a pyramid; every other one takes a tensor.
-    if num_levels > 1 and not hasattr(scheduler, "level_alphas_cumprod"):
+    if hasattr(scheduler, "level_alphas_cumprod"):
+        return
+    if num_levels > 1:
         raise ValueError(
             f"{name} steps one tensor, but {request.height} x {request.width} pixels take {num_levels} levels; use "
             f"MatryoshkaScheduler, or draw {sides[0]} pixels (the innermost level)."
         )
-    if request.eta not in (0.0, None) and "eta" not in inspect.signature(scheduler.step).parameters:
-        raise ValueError(f"{name} has no `eta` ({request.eta}); leave it at 0.")
-    if request.num_resampling_steps > 1 and not hasattr(scheduler, "level_alphas_cumprod"):
+    check_draws_one_level(scheduler, request)
+    if request.eta != 0 and (request.eta is None or "eta" not in inspect.signature(scheduler.step).parameters):
+        raise ValueError(f"{name} has no `eta` of {request.eta}; leave it at 0.")
+    if request.timesteps is not None and "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(
+            f"{name} does not take `timesteps` of your own; pass `num_inference_steps`, or use another scheduler."
+        )
+    if request.num_resampling_steps > 1:
         raise ValueError(
             f"`num_resampling_steps` is {request.num_resampling_steps}, but {name} cannot go back to more noise; use "
             "MatryoshkaScheduler, or `num_resampling_steps=1`."

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import decode_latents
 from diffusers_mdm.pipelines.drawing.request import Sample
@@ -26,8 +28,12 @@ def finish(
         latents: the last samples.
         known: what was given of the pictures, and comes out as it was.
         refine: changes the pictures of all levels, about in [-1, 1], before they are clipped.
+
+    Raises:
+        ValueError: NaN or infinity came out.
     """
     levels, request = as_pyramid(latents)[0], drawing.request
+    check_finite(levels, f"The last samples of {type(drawing.scheduler).__name__} hold")
     if not request.output_pyramid:
         known = None if known is None else known.of_level(len(levels) - 1)
         levels = levels[-1:]
@@ -58,6 +64,8 @@ def pictures(
         levels = levels if known is None else known.put_into_samples(levels, known.clean)
         return list(levels if refine is None or vae is not None else refine(levels))
     decoded = levels if vae is None else [decode_latents(vae, level) for level in levels]
+    if vae is not None:
+        check_finite(decoded, "The autoencoder decodes to")
     refined = decoded if refine is None else refine(decoded)
     tensors = [processor.postprocess(level.clamp(-1.0, 1.0), output_type="pt") for level in refined]
     if known is not None:
@@ -93,3 +101,19 @@ def clips(
         else:
             made.append(frames.reshape(len(level), num_frames, *frames.shape[1:]))
     return made
+
+
+def check_finite(levels: Pyramid, what: str) -> None:
+    """Refuse NaN and infinity, which would otherwise be returned as black pictures.
+
+    Args:
+        levels: samples or pictures.
+        what: begins the error message.
+    """
+    # One answer for all levels: an accelerator is waited for once.
+    finite = torch.stack([torch.isfinite(level).all() for level in levels])
+    if not bool(finite.all()):
+        raise ValueError(
+            f"{what} NaN or infinity, so there is no picture to return. Try float32 or bfloat16 if a model runs in "
+            "float16, more steps, or MatryoshkaScheduler if another scheduler drew; otherwise look at the weights."
+        )

@@ -143,20 +143,12 @@ def set_timesteps(drawing: Drawing, strength: float = 1.0) -> None:
     Args:
         drawing: takes the time steps, in the order of drawing.
         strength: which share of them to keep, rounded down; above 0 one is kept at least.
-
-    Raises:
-        ValueError: the scheduler does not take the time steps that were given.
     """
     scheduler, request = drawing.scheduler, drawing.request
     if request.timesteps is None:
         scheduler.set_timesteps(request.num_inference_steps, device=drawing.device)
-    elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(timesteps=request.timesteps, device=drawing.device)
     else:
-        raise ValueError(
-            f"{type(scheduler).__name__} does not take `timesteps` of your own; pass `num_inference_steps`, or use "
-            "another scheduler."
-        )
+        scheduler.set_timesteps(timesteps=request.timesteps, device=drawing.device)
     timesteps = scheduler.timesteps
     kept = max(int(len(timesteps) * strength), 1) if strength > 0 else 0
     skipped = len(timesteps) - kept

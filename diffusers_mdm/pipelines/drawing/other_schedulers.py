@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedulers of diffusers, which draw one level: whether one of them can do that at all, found out beforehand.
+
+A model here predicts noise, velocity or the picture at one of T discrete time steps. Schedulers for anything else
+(flow matching, consistency models, continuous noise levels, tokens, inversion) would fail somewhere in the middle, or
+draw nothing but noise.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from diffusers_mdm.pipelines.drawing.request import Request
+from diffusers_mdm.pipelines.drawing.shared_parts import copied_scheduler
+
+_PREDICTIONS = ("epsilon", "sample", "v_prediction")
+_USED_PARTS = ("init_noise_sigma", "set_timesteps", "scale_model_input", "step")
+_STEP_INPUTS = {"model_output", "timestep", "sample"}
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_USABLE = "MatryoshkaScheduler, or for a single level one like DDIMScheduler or DPMSolverMultistepScheduler"
+
+
+def check_draws_one_level(scheduler: Any, request: Request) -> None:
+    """Refuse a scheduler that cannot draw with a model of this kind.
+
+    Args:
+        scheduler: of the pipeline; it is left as it is.
+        request: says how many steps.
+
+    Raises:
+        ValueError: says in one sentence why, and which schedulers can.
+    """
+    reason = _why_of_another_kind(scheduler, request) or _why_not_on_trial(scheduler, request)
+    if reason is not None:
+        raise ValueError(f"{type(scheduler).__name__} cannot draw with this model: {reason}. Use {_USABLE}.")
+
+
+def _why_of_another_kind(scheduler: Any, request: Request) -> str | None:
+    """Why a scheduler is made for models of another kind; None if it is not."""
+    # Noise is added to pictures that are given.
+    used = [*_USED_PARTS, *(["add_noise"] if request.pictures is not None else [])]
+    missing = [f"`{name}`" for name in used if not hasattr(scheduler, name)]
+    if not hasattr(scheduler, "alphas_cumprod"):
+        return (
+            "it has no noise schedule over discrete time steps (`alphas_cumprod`), as those for flow matching, "
+            "consistency models and continuous noise levels"
+        )
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    needed = [
+        name
+        for name, parameter in inspect.signature(scheduler.step).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    further = [name for name in needed if name not in _STEP_INPUTS]
+    if further:
+        return f"its `step` needs {' and '.join(f'`{name}`' for name in further)} besides a prediction and a sample"
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if kind not in _PREDICTIONS or scheduler.config.get("use_flow_sigmas"):
+        return f"it expects predictions of the kind {'flow' if kind in _PREDICTIONS else kind!r}"
+    return None
+
+
+def _why_not_on_trial(scheduler: Any, request: Request) -> str | None:
+    """Why a copy of the scheduler fails at its first step, or goes the wrong way; None if it does not."""
+    trial, own = copied_scheduler(scheduler), {}
+    parameters = inspect.signature(trial.step).parameters
+    if "generator" in parameters:
+        own["generator"] = torch.Generator()
+    sample, last = torch.zeros(1, 1, 4, 4), len(scheduler.alphas_cumprod) - 1
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if request.timesteps is not None and "timesteps" in inspect.signature(trial.set_timesteps).parameters:
+                trial.set_timesteps(timesteps=request.timesteps)
+            else:
+                trial.set_timesteps(request.num_inference_steps or len(request.timesteps or ()))
+            first, end = trial.timesteps[0], trial.timesteps[-1]
+            if not all(0 <= float(timestep) <= last for timestep in trial.timesteps):
+                return f"its time steps run from {float(first):g} to {float(end):g}, the model's from {last} to 0"
+            if first < end:
+                return "it goes from pictures to noise"
+            after = trial.step(trial.scale_model_input(sample, first), first, sample, **own).prev_sample
+    # What fails inside of a scheduler of another library is its reason.
+    except _FAILURES as error:
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        return f"its first step fails ({type(error).__name__}: {reason.rstrip('.')})"
+    return None if after.shape == sample.shape else "its steps change the size of the sample"
