@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploading what a run has made to the Hub. Nothing that goes wrong there costs the run anything."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import shlex
+from collections.abc import Iterator
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from ..recipe.clips import has_clips
@@ -27,6 +29,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX_FILE = "model_index.json"
 # No connection or an answer that is an error; the transfer of large files wraps its own in a RuntimeError.
 HUB_ERRORS = (OSError, HTTPError, RuntimeError, ValueError)
+# Seconds that an answer of the Hub, or a part of it, may take. Its library waits for ever by itself.
+ANSWER_SECONDS = 60.0
 # Answers of the Hub that another try may change.
 _PASSING = (408, 429)
 
@@ -79,12 +83,13 @@ def push_output(run: Run) -> str | None:
         if found != repository:
             repository = found
             write_model_card(run, repository)  # its examples name the repository
-        commit = _api(options).upload_folder(
-            repo_id=repository,
-            folder_path=options.output_dir,
-            allow_patterns=list(final_files(run)),
-            commit_message="Upload the result of a training run",
-        )
+        with _answers_in_time():
+            commit = _api(options).upload_folder(
+                repo_id=repository,
+                folder_path=options.output_dir,
+                allow_patterns=list(final_files(run)),
+                commit_message="Upload the result of a training run",
+            )
     except HUB_ERRORS as error:
         logger.error(
             "The upload to %s failed: %s\nNothing is lost: the result is in %s. Upload it later with\n  %s",
@@ -125,9 +130,22 @@ def _api(options: RunOptions) -> HfApi:
 def _open_repository(options: RunOptions) -> str:
     """Create the repository if it is not there, make sure that it can be written, and give its full name."""
     api = _api(options)
-    url = api.create_repo(repository_name(options), private=options.hub_private_repo or None, exist_ok=True)
-    api.auth_check(url.repo_id, write=True)
+    with _answers_in_time():
+        url = api.create_repo(repository_name(options), private=options.hub_private_repo or None, exist_ok=True)
+        api.auth_check(url.repo_id, write=True)
     return url.repo_id
+
+
+@contextlib.contextmanager
+def _answers_in_time() -> Iterator[None]:
+    """Give up on a Hub that takes a connection and then says nothing; inside, and on what the library sends itself."""
+    session = get_session()
+    before = session.timeout
+    session.timeout = ANSWER_SECONDS  # the session turns it into an object
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -4,6 +4,7 @@
 import dataclasses
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from huggingface_hub.utils import close_session
 from diffusers_mdm.training.loop.engine import resume_run, run_recipe, start_run
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
+from diffusers_mdm.training.reports import hub as hub_module
 from diffusers_mdm.training.reports.hub import final_files, prepare_repository, push_output
 from diffusers_mdm.training.state.checkpoints import list_checkpoints
 from diffusers_mdm.training.state.run import RunOptions
@@ -146,6 +148,25 @@ def test_a_hub_out_of_reach_loses_nothing(pictures_dir, tmp_path, caplog):
     assert f"Nothing is lost: the result is in {output_dir}" in caplog.text
     assert len(list_checkpoints(output_dir)) == 2
     assert {"README.md", "unet/config.json"} <= set(files_of(output_dir))
+
+
+@contextmanager
+def silent_hub():
+    """A server that takes connections and never answers; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_hub_that_never_answers_holds_nothing_up(finished, tmp_path, caplog, monkeypatch):
+    """Neither at the start nor at the end; the library alone would wait for ever."""
+    monkeypatch.setattr(hub_module, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with silent_hub() as endpoint, hub_at(endpoint):
+        wanted = options(tmp_path / "my-model")
+        assert prepare_repository(wanted) == wanted
+        assert "Training goes on" in caplog.text
+        assert push_output(finished) is None
+    assert "Upload it later with" in caplog.text
 
 
 @pytest.mark.parametrize(("part", "status"), [("/commit/", 500), ("/preupload/", 401), ("/api/repos/create", 503)])
