@@ -38,7 +38,7 @@ def join_processes(**settings: Any) -> Accelerator:
     """Make this process' `Accelerator`, as one of all processes that were launched.
 
     On a machine without GPUs accelerate looks for other processes only if it is told to compute on the CPU. Neither
-    `use_cpu: true` in its config nor torchrun tells it, and each process would train a whole model of its own and
+    `use_cpu: true` in its config nor torchrun tells it, so that each process would train a whole model of its own and
     write it into the same folder.
 
     Args:

@@ -14,6 +14,7 @@ from ..loss.held_out import HeldOutSamples
 from ..recipe.clips import joint_stage
 from ..recipe.stage import StageRecipe
 from ..reports.meter import Meter
+from ..reports.stage_results import stretch_settings
 from ..seeds import derive_seed
 from ..state.optimizer import learning_rate_factor
 from ..state.run import Run
@@ -111,6 +112,9 @@ def new_meter(run: Run, stage: StageRecipe, last_step: int | None) -> Meter:
         stage.name,
         logging_steps=run.options.logging_steps,
         total=last_step,
+        settings=stretch_settings(
+            stage, run.accelerator.num_processes, str(run.accelerator.mixed_precision), run.options.seed
+        ),
         initial=progress.stage_step,
         step=progress.total_steps,
         images=progress.total_images,

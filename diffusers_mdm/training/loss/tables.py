@@ -48,6 +48,7 @@ def loss_table(
 
 def level_means(table: torch.Tensor) -> list[float]:
     """Mean error of each level over all t, innermost first; NaN for a level without rows."""
+    # Summed in double precision on the CPU: not every device has it.
     sums, counts = table.cpu().double().sum(-1).tolist()
     return [_mean(total, count) for total, count in zip(sums, counts, strict=True)]
 

@@ -10,6 +10,9 @@ import torch
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..recipe.stage import StageRecipe
 
+# The squared error that a weighting of the errors of v gives, in words: what `loss_weighting` may be.
+WEIGHTINGS = {"epsilon": "of the noise", "v": "of v"}
+
 
 def error_weights(
     alphas: torch.Tensor, weighting: str = "epsilon", snr_gamma: float | None = None
@@ -18,22 +21,22 @@ def error_weights(
 
     - "v": 1. "epsilon": g, which gives the squared error of the noise that v implies (ml-mdm's DDPM target).
     - `snr_gamma` (Min-SNR-gamma, Hang et al. 2023, arXiv 2303.09556) multiplies either by min(SNR, gamma) / SNR. With
-      "epsilon" that is min(SNR, gamma) / (SNR + 1), the paper's weight of an error of v and what `--snr_gamma` of the
-      host's scripts does to a v-prediction model: the squared error of the picture times min(SNR, gamma). With "v"
+      "epsilon" that is min(SNR, gamma) / (SNR + 1), the paper's weight of an error of v and what `--snr_gamma` of
+      diffusers' scripts does to a v-prediction model: the squared error of the picture times min(SNR, gamma). With "v"
       nearly clean rows lose weight in the same proportion, and the noisiest keep 1 where the paper's weight vanishes.
 
     Each level has its own SNR, r_i^p below level 0's, so the same gamma bends an outer level at a lower t.
 
     Args:
         alphas: g, (B_i,), in [0, 1].
-        weighting: "epsilon" or "v".
+        weighting: one of `WEIGHTINGS`.
         snr_gamma: gamma > 0 (the paper uses 5), or None.
 
     Returns:
         (B_i,) float32, or None where all are 1.
     """
-    if weighting not in ("epsilon", "v"):
-        raise ValueError(f"`weighting` must be 'epsilon' or 'v', got {weighting!r}.")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"`weighting` must be one of {', '.join(map(repr, WEIGHTINGS))}, got {weighting!r}.")
     if snr_gamma is not None and not snr_gamma > 0:
         raise ValueError(f"`snr_gamma` must be positive (the paper uses 5), or None; got {snr_gamma}.")
     alphas = alphas.float()

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..modules.classes import class_argument, draws_classes_alone, num_class_embeds, pipeline_class
 from ..recipe.clips import has_clips, stage_frames
 from ..recipe.recipe import Recipe
-from .card_facts import is_hub_id, public_name, quote, sides_of, subject_prompt
+from .card_facts import is_hub_id, public_name, sides_of, subject_prompt
+from .markdown import python_string
 from .moving_grids import FRAMES_PER_SECOND
 
 PLACEHOLDER_PROMPT, PLACEHOLDER_CLIP_PROMPT = "what the picture shall show", "what the clip shall show"
@@ -16,11 +17,11 @@ def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str]
     """Lines of an example that set what is to be drawn, and the arguments with which a pipeline gets it."""
     prompts = recipe.validation.prompts
     first = class_argument(prompts[0], id2label) if prompts and draws_classes_alone(recipe) else 0
-    label = f"label = {quote(first) if isinstance(first, str) else first}"
+    label = f"label = {python_string(first) if isinstance(first, str) else first}"
     if draws_classes_alone(recipe):
         return [label], "label"
     placeholder = PLACEHOLDER_CLIP_PROMPT if has_clips(recipe) else PLACEHOLDER_PROMPT
-    lines = [f"prompt = {quote(subject_prompt(recipe) or next(iter(prompts), placeholder))}"]
+    lines = [f"prompt = {python_string(subject_prompt(recipe) or next(iter(prompts), placeholder))}"]
     if num_class_embeds(recipe) is None:
         return lines, "prompt"
     return [*lines, label], "label, prompt=prompt"
@@ -42,12 +43,14 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, 
     lines, with_vae = [*imports, f"from diffusers_mdm import {pipeline}", ""], ""
     if base is not None and recipe.vae is not None and recipe.vae.pretrained is not None:
         lines[:0], with_vae = ["from diffusers import AutoencoderKL", *([] if imports else [""])], ", vae=vae"
-        inside = f", subfolder={quote(recipe.vae.subfolder)}" if recipe.vae.subfolder else ""
-        lines.append(f"vae = AutoencoderKL.from_pretrained({quote(public_name(recipe.vae.pretrained))}{inside})")
-    source = quote(name if base is None else public_name(base))
+        inside = f", subfolder={python_string(recipe.vae.subfolder)}" if recipe.vae.subfolder else ""
+        lines.append(
+            f"vae = AutoencoderKL.from_pretrained({python_string(public_name(recipe.vae.pretrained))}{inside})"
+        )
+    source = python_string(name if base is None else public_name(base))
     lines.append(f"pipe = {pipeline}.from_pretrained({source}{with_vae})")
     if base is not None:
-        lines.append(f"pipe.load_lora_weights({quote(name)})")
+        lines.append(f"pipe.load_lora_weights({python_string(name)})")
         # The pipeline may have further levels, outside of those that were adapted.
         size = f"height={sides[-1]}, "
     how = f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}"

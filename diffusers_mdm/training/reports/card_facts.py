@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model card says in several places: sizes, names, and what the model has learnt."""
 
-import json
 from pathlib import Path
 
 from ..commands.fine_tuning import level_sides
@@ -28,8 +27,3 @@ def is_hub_id(name: str) -> bool:
 def public_name(name: str) -> str:
     """An id of the Hub as it is, a folder by its name alone."""
     return name if is_hub_id(name) else Path(name).name
-
-
-def quote(text: str) -> str:
-    """A text as Python writes it, in double quotes."""
-    return json.dumps(text, ensure_ascii=False)

@@ -29,6 +29,7 @@ class Meter:
         stage: its name.
         logging_steps: a report follows every step of the stage that is a multiple of it.
         total: steps after which the stage ends at the latest; None if that is not known.
+        settings: how the stage is trained, for a line of the history; see `stretch_settings`.
         initial: steps of the stage that are done already.
         step: optimizer steps of the whole run that are done already.
         images: images that the whole run has seen already, over all processes.
@@ -42,6 +43,7 @@ class Meter:
         *,
         logging_steps: int,
         total: int | None,
+        settings: Mapping[str, object] | None = None,
         initial: int = 0,
         step: int = 0,
         images: int = 0,
@@ -59,6 +61,9 @@ class Meter:
         )
         self._paused_since: float | None = None
         self._restart()
+        if settings is not None and history is not None and accelerator.is_main_process:
+            with self._despite_full_disk():
+                history.begin(step, images, stage, settings)
 
     def _restart(self) -> None:
         self._table: torch.Tensor | None = None
@@ -160,10 +165,16 @@ class Meter:
 
     def write(self, values: Mapping[str, float]) -> None:
         """Send numbers of the current step to the trackers and the history; a full disk is logged and not fatal."""
-        try:
+        with self._despite_full_disk():
             self.accelerator.log(dict(values), step=self.run_step)
-            if self.history is not None:
+        if self.history is not None:
+            with self._despite_full_disk():
                 self.history.add(self.run_step, self.images, self.stage, **values)
+
+    @contextlib.contextmanager
+    def _despite_full_disk(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             logger.warning("The numbers of step %d could not be written (%s); training goes on.", self.run_step, error)
 

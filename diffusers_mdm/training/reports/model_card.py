@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model card that a run leaves in its folder: what was trained, on what, how far, and how to draw with it."""
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -13,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ... import __version__
 from ...pipelines.drawing.latent_space import scale_factor
+from ..loss.weights import WEIGHTINGS
 from ..modules.classes import draws_classes_alone, num_class_embeds, sees_text
 from ..recipe.clips import has_clips, sources, stage_frames, stage_rows
 from ..recipe.data import DataRecipe
@@ -24,8 +27,9 @@ from ..state.run import Run, RunOptions
 from .card_example import usage
 from .card_facts import is_hub_id, public_name, sides_of, subject_prompt
 from .curves import can_plot, plot_curves
+from .markdown import inline_code, plain_text, table_row
 from .moving_grids import ANIMATION_SUFFIX
-from .stage_results import StageResult, final_losses, stage_results
+from .stage_results import Stretch, final_losses, stage_results, stretch_settings
 from .validation_grid import SAMPLES_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -43,7 +47,7 @@ def repository_name(options: RunOptions) -> str:
 def write_model_card(run: Run, name: str | None = None) -> Path | None:
     """Write `README.md` with `curves.png` and `samples.png` into the output folder; on the main process.
 
-    A card that cannot be written is reported and not fatal: the model is saved already.
+    The model is saved already, so that a card that cannot be written, or a picture of it, is reported and not fatal.
 
     Args:
         run: at its end.
@@ -52,15 +56,27 @@ def write_model_card(run: Run, name: str | None = None) -> Path | None:
     Returns:
         The card; None if it could not be written.
     """
-    folder = run.options.output_dir
-    try:
-        pictures = [*copy_samples(run), *draw_curves(run)]
+    folder, pictures = run.options.output_dir, list[str]()
+    with reported("The newest samples could not be copied beside the model card"):
+        pictures += copy_samples(run)
+    with reported("The curves of the model card could not be plotted"):
+        pictures += draw_curves(run)
+    with reported("The model card could not be written; the model is complete"):
         content = f"---\n{card_data(run.recipe, run.options)}\n---\n\n{card_text(run, name, pictures)}"
         ModelCard(content).save(folder / CARD_FILE)
+        return folder / CARD_FILE
+    return None
+
+
+@contextlib.contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is logged and ends the block alone; a full disk in one line."""
+    try:
+        yield
     except OSError as error:
-        logger.error("The model card could not be written (%s); the model is complete.", error)
-        return None
-    return folder / CARD_FILE
+        logger.error("%s: %s", what, error)
+    except Exception:
+        logger.exception("%s:", what)
 
 
 def copy_samples(run: Run) -> Iterator[str]:
@@ -134,8 +150,8 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     recipe, factor = run.recipe, scale_factor(run.vae)
     name = name or repository_name(run.options)
     rows = history_of(run).read()
-    results = stage_results(recipe.stages, rows, run.progress.stage_ends)
-    parts = [f"# {name.rpartition('/')[2]}", summary(recipe, factor)]
+    results = stage_results(recipe.stages, rows, run.progress.stage_ends, settings_of(run))
+    parts = [f"# {plain_text(name.rpartition('/')[2])}", summary(recipe, factor)]
     if SAMPLES_FILE in pictures:
         shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in pictures else SAMPLES_FILE
         what = "Clips" if has_clips(recipe) else "Pictures"
@@ -147,7 +163,7 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
         "## Training",
         *map(data_text, sources(recipe)),
     ]
-    parts += [stages_table(recipe, results, run.accelerator.num_processes, factor), settings_text(run)]
+    parts += [stages_table(recipe, results, factor), settings_text(run, results)]
     parts += losses_text(rows, sides_of(recipe, factor))
     if CURVES_FILE in pictures:
         parts.append(f"![Loss of each level over the images seen]({CURVES_FILE})")
@@ -164,10 +180,16 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def settings_of(run: Run) -> dict[str, dict[str, Any]]:
+    """How the recipe's stages would be trained now, by name."""
+    processes, precision = run.accelerator.num_processes, str(run.accelerator.mixed_precision)
+    return {s.name: stretch_settings(s, processes, precision, run.options.seed) for s in run.recipe.stages}
+
+
 def summary(recipe: Recipe, factor: int = 1) -> str:
     """What the result is, in one sentence or two."""
     sides = join_words([str(side) for side in sides_of(recipe, factor)])
-    base = f"`{public_name(recipe.pretrained.path)}`" if recipe.pretrained is not None else None
+    base = inline_code(public_name(recipe.pretrained.path)) if recipe.pretrained is not None else None
     if recipe.lora is not None:
         text = f"LoRA weights of rank {recipe.lora.rank} for the Matryoshka diffusion model {base}"
     elif base is not None:
@@ -178,10 +200,13 @@ def summary(recipe: Recipe, factor: int = 1) -> str:
     text += ", drawn together." if len(sides_of(recipe)) > 1 else "."
     if recipe.vae is not None:
         source = recipe.vae.pretrained
-        whose = "the base model's autoencoder" if source is None else f"the autoencoder `{public_name(source)}`"
+        whose = (
+            "the base model's autoencoder" if source is None else f"the autoencoder {inline_code(public_name(source))}"
+        )
         text += f" It works on the latents of {whose}, {factor} times smaller than the pictures."
-    if subject_prompt(recipe) is not None:
-        text += f" It has learnt a subject, which `{subject_prompt(recipe)}` calls up."
+    subject = subject_prompt(recipe)
+    if subject is not None:
+        text += f" It has learnt a subject, which {inline_code(subject)} calls up."
     return text
 
 
@@ -217,7 +242,7 @@ def classes_text(recipe: Recipe, id2label: Mapping[int, str]) -> Iterator[str]:
     if embeddings is None:
         return
     told = list(id2label.items())[:MAX_CLASSES_TOLD]
-    names = ", ".join(f"{number} `{name}`" for number, name in told)
+    names = ", ".join(f"{number} {inline_code(name)}" for number, name in told)
     more = f" and {len(id2label) - len(told):,} more, which `pipe.id2label` lists" if len(told) < len(id2label) else ""
     yield (
         f"Classes are numbered from 0 to {embeddings - 2:,}"
@@ -230,51 +255,62 @@ def data_text(data: DataRecipe) -> str:
     """What was trained on."""
     if data.path is not None:
         kind = "the data set" if is_hub_id(data.path) else "the folder"
-        source = f"{kind} `{public_name(data.path)}`, split `{data.train_split}`"
+        source = f"{kind} {inline_code(public_name(data.path))}, split {inline_code(data.train_split)}"
     else:
         shards = [pattern if "://" in pattern else Path(pattern).name for pattern in data.shards or ()]
-        source = f"the shards {join_words([f'`{name}`' for name in shards])}"
+        source = f"the shards {join_words([inline_code(name) for name in shards])}"
     if data.max_train_samples is not None:
         source += f", of it at most {data.max_train_samples:,} pictures"
-    captions = f"the caption `{data.caption}`" if data.caption else f"the captions in `{data.caption_column}`"
+    captions = f"the captions in {inline_code(data.caption_column)}"
+    if data.caption:
+        captions = f"the caption {inline_code(data.caption)}"
     if data.label_column is not None:
-        captions = f"the classes in `{data.label_column}`"
+        captions = f"the classes in {inline_code(data.label_column)}"
     crop = "centre" if data.center_crop else "random"
     flipped = ", half of them mirrored" if data.random_flip else ""
     what = "Pictures" if data.video_column is None else "Clips"
     return f"Data: {source}, with {captions}. {what} are cropped to squares ({crop} crop){flipped}."
 
 
-def stages_table(recipe: Recipe, results: Sequence[StageResult], num_processes: int, factor: int = 1) -> str:
-    """The stages in order, as a Markdown table."""
+def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) -> str:
+    """The stages in order, as they were trained, as a Markdown table: a line for each stretch."""
     sides = sides_of(recipe, factor)
     lines = [
         "| stage | levels (pixels) | optimizer steps | images seen | images a step | learning rate | why it ended |",
         "|---|---|--:|--:|--:|--:|---|",
     ]
-    for stage, steps, images, why in results:
+    for position, stretch in enumerate(results):
+        stage, settings = stretch.stage, stretch.settings
         shown = ", ".join(f"{side}" for side in sides[: stage.levels])
         if has_clips(recipe):
             frames = stage_frames(recipe, stage)
             shown += f"; clips of {frames} frames" if frames > 1 else "; pictures"
-            beside = f", beside each {stage.batch_size} of them {stage.joint_pictures} pictures"
-            shown += beside if stage.joint_pictures else ""
-        cells = [f"`{stage.name}`", shown, spell(steps), spell(images), spell(stage.images_per_step * num_processes)]
-        cells += [f"{stage.learning_rate:g}, {stage.lr_scheduler}", why or "–"]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+            joint = settings["joint_pictures"]
+            shown += f", beside each {settings['batch_size']} of them {joint} pictures" if joint else ""
+        goes_on = results[position + 1 : position + 2] and results[position + 1].stage is stage
+        why = stretch.why_ended or ("it went on in another way" if goes_on else "–")
+        cells = [inline_code(stage.name), shown, spell(stretch.steps), spell(stretch.images)]
+        cells += [spell(settings["images_per_step"])]
+        cells += [f"{settings['learning_rate']:g}, {settings['lr_scheduler']}", plain_text(why)]
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
-def settings_text(run: Run) -> str:
+def settings_text(run: Run, results: Sequence[Stretch]) -> str:
     """How it was trained, beside the stages."""
-    recipe, processes = run.recipe, run.accelerator.num_processes
-    kinds = list(dict.fromkeys(stage.loss_weighting for stage in recipe.stages))
-    error = {"epsilon": "of the noise", "v": "of v"}
+    recipe = run.recipe
+
+    def told(name: str) -> list[str]:
+        return list(dict.fromkeys(str(stretch.settings[name]) for stretch in results))
+
+    errors = join_words([WEIGHTINGS.get(kind, kind) for kind in told("loss_weighting")])
     encoder = "trained along" if recipe.trains_text_encoder else "frozen"
+    processes = told("num_processes")
     lines = [
-        f"- {processes} process{'es' if processes > 1 else ''}, mixed precision `{recipe.mixed_precision}`, "
-        f"optimizer AdamW, seed {run.options.seed}",
-        f"- v-prediction; loss: squared error {join_words([error[kind] for kind in kinds])} at every level",
+        f"- {join_words(processes)} process{'es' if processes != ['1'] else ''}, mixed precision "
+        f"{join_words([inline_code(precision) for precision in told('mixed_precision')])}, optimizer AdamW, seed "
+        f"{join_words(told('seed'))}",
+        f"- v-prediction; loss: squared error {errors} at every level",
         f"- the model's weights are {'averages (EMA)' if recipe.use_ema else 'those of the last step'}, saved in "
         f"`{run.options.save_dtype if recipe.lora is None else 'fp32'}`",
     ]
@@ -285,8 +321,8 @@ def settings_text(run: Run) -> str:
     if recipe.prior_preservation is not None:
         prior = recipe.prior_preservation
         lines.append(
-            f"- prior preservation: {prior.num_class_images} pictures of `{prior.class_prompt}`, weight "
-            f"{prior.weight:g}"
+            f"- prior preservation: {prior.num_class_images} pictures of {inline_code(prior.class_prompt)}, "
+            f"weight {prior.weight:g}"
         )
     if run.progress.skipped_steps:
         lines.append(f"- {run.progress.skipped_steps} steps were skipped because a gradient was not finite")

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,18 @@ class History:
             OSError: if the line cannot be written, e.g. because the disk is full; earlier lines are untouched.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = json.dumps({"step": step, "images": images, "stage": stage, **finite}, allow_nan=False) + "\n"
+        self._append({"step": step, "images": images, "stage": stage, **finite})
+
+    def begin(self, step: int, images: int, stage: str, settings: Mapping[str, object]) -> None:
+        """Append a line that says how a stage is trained from here on, as `{..., "settings": {...}}`.
+
+        Raises:
+            OSError: as for `add`.
+        """
+        self._append({"step": step, "images": images, "stage": stage, "settings": dict(settings)})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row, allow_nan=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b", buffering=0) as file:
             end = _end_of_whole_lines(file, file.seek(0, os.SEEK_END))

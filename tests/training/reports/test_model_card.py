@@ -16,7 +16,7 @@ from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.reports import model_card
 from diffusers_mdm.training.reports.card_example import usage
-from diffusers_mdm.training.reports.model_card import card_data, data_text, write_model_card
+from diffusers_mdm.training.reports.model_card import card_data, classes_text, data_text, write_model_card
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import tiny_recipe
 
@@ -162,6 +162,44 @@ def test_card_of_a_run_without_pictures_and_numbers(again):
     assert "![" not in text
     assert "Last losses" not in text
     assert "| `inner` | 8 | – | – | 4 |" in text
+
+
+def test_card_tells_what_happened_and_not_what_the_recipe_says_now(again):
+    """As if someone had changed learning rate, batch and seed of the finished run's recipe."""
+    stages = [dataclasses.replace(stage, learning_rate=7.0, batch_size=64) for stage in again.recipe.stages]
+    again.recipe = dataclasses.replace(again.recipe, stages=tuple(stages))
+    again.options = dataclasses.replace(again.options, seed=77)
+    text = write_model_card(again).read_text()
+    assert "| `inner` | 8 | 4 | 16 | 4 | 0.001, cosine | all its steps were done |" in text
+    assert "seed 0" in text
+    assert "77" not in text.split("## Training")[1]
+
+
+def test_texts_of_users_make_no_markup(again):
+    evil = "x\n# Heading\n[a](http://b.c) <img src=x> | `y`"
+    data = dataclasses.replace(again.recipe.data, caption_column=evil, train_split=evil)
+    names = dict.fromkeys(range(2), evil)
+    text = data_text(data) + "".join(classes_text(class_recipe(again.recipe), names))
+    assert "\n" not in text
+    code = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
+    assert not {"#", "[", "<", "|"} & set(code)
+
+
+def class_recipe(recipe):
+    data = dataclasses.replace(recipe.data, label_column="label")
+    return dataclasses.replace(recipe, data=data, model={**recipe.model, "num_class_embeds": 3})
+
+
+@pytest.mark.parametrize("broken", ["plot_curves", "copy_samples"])
+def test_a_picture_that_cannot_be_made_does_not_cost_the_card(again, monkeypatch, caplog, broken):
+    def fail(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(model_card, broken, fail)
+    text = write_model_card(again).read_text()
+    assert "no font" in caplog.text
+    assert text.count("![") == 1
+    assert "## Training" in text
 
 
 def test_newest_pictures_are_those_of_the_run_itself(again):

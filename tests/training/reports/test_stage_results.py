@@ -27,5 +27,41 @@ def test_what_is_not_known_is_not_guessed():
         assert (result.steps, result.images) == (None, None)
 
 
+def with_settings(step, images, stage, **settings):
+    return {"step": step, "images": images, "stage": stage, "settings": settings}
+
+
+def test_a_stage_that_went_on_in_another_way_has_a_stretch_for_each():
+    rows = [
+        with_settings(0, 0, "inner", learning_rate=1e-3, images_per_step=4),
+        {"step": 3, "images": 12, "stage": "inner"},
+        with_settings(3, 12, "inner", learning_rate=1e-3, images_per_step=4),  # resumed as it was
+        {"step": 4, "images": 16, "stage": "inner"},
+        with_settings(4, 16, "inner", learning_rate=1e-4, images_per_step=8),
+        {"step": 6, "images": 32, "stage": "inner"},
+        with_settings(6, 32, "inner", learning_rate=5e-4, images_per_step=8),  # stopped again before its first step
+        with_settings(6, 32, "inner", learning_rate=1e-4, images_per_step=8),
+        {"step": 7, "images": 40, "stage": "inner"},
+        with_settings(7, 40, "outer", learning_rate=2e-3, images_per_step=8),
+        {"step": 8, "images": 48, "stage": "outer"},
+    ]
+    first, second, third, outer = stage_results(STAGES, rows, ENDS[:1])
+    told = [(part.steps, part.images, part.settings["learning_rate"]) for part in (first, second, third, outer)]
+    assert told == [(4, 16, 1e-3), (2, 16, 1e-4), (1, 8, 1e-4), (1, 8, 2e-3)]
+    assert [part.why_ended is None for part in (first, second, third, outer)] == [True, True, False, True]
+
+
+def test_a_history_that_was_lost_and_begun_anew_tells_what_it_can():
+    rows = [
+        with_settings(5, 20, "inner", learning_rate=1e-3),
+        {"step": 6, "images": 24, "stage": "inner"},
+        with_settings(6, 24, "outer", learning_rate=1e-4),
+        {"step": 8, "images": 32, "stage": "outer"},
+    ]
+    inner, outer = stage_results(STAGES, rows, [], {"inner": {"learning_rate": 9, "seed": 3}})
+    assert (inner.steps, inner.images, inner.settings) == (None, None, {"learning_rate": 1e-3, "seed": 3})
+    assert (outer.steps, outer.images) == (2, 8)
+
+
 def test_last_losses_are_the_last_that_were_finite():
     assert final_losses(ROWS, 3) == [(0.4, 0.3), (0.7, None), (None, None)]
