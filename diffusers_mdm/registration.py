@@ -72,10 +72,10 @@ def register_with_diffusers() -> None:
         sys.meta_path.insert(0, _AutoPipelineFinder())
 
 
-def _read_published_checkpoint(path: Path) -> dict[str, Any]:
+def _read_published_checkpoint(path: Path, state_dict_key: str | None = None) -> dict[str, Any]:
     from diffusers_mdm.conversion.apple_mdm import read_single_file
 
-    return read_single_file(path)
+    return read_single_file(path, state_dict_key)
 
 
 def _map_published_checkpoint(checkpoint: Mapping[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ ALLOWED_IMPORTS = {
     "config_reading": set(),
     "pyramid": set(),
     "rgb_pictures": set(),
-    "models": {"pyramid"},
+    "models": {"config_reading", "pyramid"},
     "schedulers": {"pyramid"},
     "loaders": {"pyramid", "models", "schedulers"},
     "pipelines": {"pyramid", "rgb_pictures", "models", "schedulers", "loaders"},
