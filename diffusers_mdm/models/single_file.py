@@ -12,8 +12,8 @@ from diffusers.loaders import FromOriginalModelMixin
 
 from ..config_reading import read_json, read_yaml
 
-# Returns what a local checkpoint holds, for the class's `checkpoint_mapping_fn`; the second argument says which weights
-# of several to take.
+# Returns what a local checkpoint holds, for the class's `checkpoint_mapping_fn`; the second argument says which of
+# several weights to take.
 CheckpointReader = Callable[[Path, str | None], dict[str, Any]]
 
 _READERS: dict[str, CheckpointReader] = {}

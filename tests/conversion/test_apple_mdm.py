@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffusers_mdm import NestedUNetModel
 from diffusers_mdm.conversion.apple_mdm import (
     TABLE,
     UNUSED_FILE,
@@ -116,6 +117,21 @@ def test_saved_model_goes_back_in_its_own_dtype(tmp_path):
     unet, unused = read_converted(tmp_path / "half")
     expected = {name: tensor.half() for name, tensor in foreign("nested_unet_attn").items()}
     assert_same_tensors(to_apple_state_dict(unet.state_dict(), unused), expected)
+
+
+@pytest.mark.parametrize("as_pipeline", [True, False])
+def test_folders_saved_before_a_column_existed_go_back(tmp_path, as_pipeline):
+    converted = convert_apple_checkpoint(checkpoint("nested_unet"), config("nested_unet"))
+    write_model(tmp_path / "old", converted.unet, converted.scheduler)
+    folder = tmp_path / "old" / "unet"
+    settings = json.loads((folder / "config.json").read_text())
+    columns = {key for key, value in settings.items() if value is None}
+    assert {"num_frames", "tiled_adapters", "share_blocks"} <= columns
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k not in columns}))
+    unet, unused = read_converted(tmp_path / "old" if as_pipeline else folder)
+    assert_same_tensors(to_apple_state_dict(unet.state_dict(), unused), foreign("nested_unet"))
+    loaded = NestedUNetModel.from_single_file(checkpoint("nested_unet"), config=folder)
+    assert_same_tensors(dict(loaded.state_dict()), dict(converted.unet.state_dict()))
 
 
 def test_parallel_training_prefix_is_dropped(tmp_path):
