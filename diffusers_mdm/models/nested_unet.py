@@ -25,6 +25,7 @@ from .level_config import LevelConfig
 from .level_geometry import check_sample, side_ratios, size_multiple
 from .single_file import SingleFileMixin
 from .text_conditioning import TextConditioning, masked_mean
+from .weight_variants import VariantMixin
 
 
 @dataclasses.dataclass
@@ -38,7 +39,9 @@ class NestedUNetOutput(BaseOutput):
     sample: Pyramid | torch.Tensor
 
 
-class NestedUNetModel(GrowthMixin, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, SingleFileMixin):
+class NestedUNetModel(
+    GrowthMixin, VariantMixin, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, SingleFileMixin
+):
     r"""A flat list of levels, innermost first; level i wraps level i - 1.
 
     The structure of the levels is given in columns, one entry a level: see [`LevelConfig`] for `block_out_channels` …

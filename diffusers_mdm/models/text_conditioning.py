@@ -25,6 +25,19 @@ class TextConditioning:
     attention_mask: torch.Tensor | None = None
     keys_values: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> TextConditioning:
+        """The same on another device; accelerate calls it where a level is elsewhere than the text."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return TextConditioning(
+            moved(self.hidden_states),
+            moved(self.pooled),
+            None if self.attention_mask is None else moved(self.attention_mask),
+            None if self.keys_values is None else tuple((moved(k), moved(v)) for k, v in self.keys_values),
+        )
+
     def first_rows(self, num_rows: int) -> TextConditioning:
         """The same for the first `num_rows` rows: outer levels may have a smaller batch."""
         if num_rows == self.hidden_states.shape[0]:
