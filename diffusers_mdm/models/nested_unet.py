@@ -17,6 +17,7 @@ from torch import nn
 
 from ..pyramid import Pyramid, as_pyramid
 from .attention import MatryoshkaAttention, TextSelfAttention
+from .compilation import CompilationMixin
 from .config_checks import check_model_config, check_text, expand_to_batch, resolve_time_embed_dim
 from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
@@ -40,7 +41,14 @@ class NestedUNetOutput(BaseOutput):
 
 
 class NestedUNetModel(
-    GrowthMixin, VariantMixin, ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, SingleFileMixin
+    GrowthMixin,
+    VariantMixin,
+    CompilationMixin,
+    ModelMixin,
+    AttentionMixin,
+    ConfigMixin,
+    PeftAdapterMixin,
+    SingleFileMixin,
 ):
     r"""A flat list of levels, innermost first; level i wraps level i - 1.
 
@@ -67,7 +75,7 @@ class NestedUNetModel(
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Level", "TextSelfAttention"]
-    _repeated_blocks = ["ResnetBlock2D", "SpatialAttention", "TemporalAttention"]
+    _repeated_blocks = ["SpatialAttention", "TemporalAttention", "TextSelfAttention"]
     _skip_layerwise_casting_patterns = ["norm"]
     _supports_group_offloading = True
 
