@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA for pipelines around `NestedUNetModel`, in the host's file format."""
+"""LoRA for pipelines around `NestedUNetModel`, in diffusers' file format."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from diffusers.utils import USE_PEFT_BACKEND
 
 from diffusers_mdm.models import NestedUNetModel
 
+from .lora_names import UNET_PREFIX, name_lora_weights
+
 StateDict = dict[str, torch.Tensor]
 
 
@@ -20,11 +22,11 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
     """Load LoRA weights into the U-Net of a pipeline, save, fuse and remove them.
 
     Weights are kept in `pytorch_lora_weights.safetensors` under `unet.<module>.lora_A.weight`; scaling, choosing,
-    disabling and removing adapters is inherited from the host.
+    disabling and removing adapters is inherited from diffusers.
     """
 
     _lora_loadable_modules = ["unet"]
-    unet_name = "unet"
+    unet_name = UNET_PREFIX
 
     @classmethod
     def lora_state_dict(
@@ -69,13 +71,13 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
 
         Args:
             pretrained_model_name_or_path_or_dict: see `lora_state_dict`.
-            adapter_name: its name; by default `default_0`, `default_1`, ...
+            adapter_name: its name in the pipeline; by default `default_0`, `default_1`, ...
             hotswap: put the weights in the place of those of the adapter of that name, without recompiling.
             low_cpu_mem_usage: do not initialise weights that are replaced anyway.
             kwargs: passed to `lora_state_dict`.
 
         Raises:
-            ValueError: these are no LoRA weights, or peft is missing.
+            ValueError: these are no LoRA weights, they belong to another model, or peft is missing.
         """
         if not USE_PEFT_BACKEND:
             raise ValueError("LoRA needs the `peft` package; install it with `pip install peft`.")
@@ -86,10 +88,10 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
             tuple[StateDict, dict[str, Any] | None],
             self.lora_state_dict(weights, return_lora_metadata=True, **kwargs),
         )
-        foreign = [key for key in state_dict if "lora" not in key]
+        foreign = [key for key in state_dict if "lora" not in key and not key.endswith(".alpha")]
         if foreign or not state_dict:
             raise ValueError(
-                "Invalid LoRA checkpoint: every name has to contain 'lora', but it has "
+                "These are no LoRA weights: every name has to contain 'lora', but there are "
                 f"{len(foreign)} other names of {len(state_dict)}, e.g. {foreign[:3]}."
             )
         self.load_lora_into_unet(
@@ -116,24 +118,32 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         """Load LoRA weights into a model.
 
         Args:
-            state_dict: weights; those whose names start with `unet.` are taken.
+            state_dict: weights, by the names that they have in this package or in another tool (see `lora_names`).
             unet: the model.
             adapter_name: see `load_lora_weights`.
             metadata: the adapter's settings; without them rank and alpha are read off the weights.
             low_cpu_mem_usage: see `load_lora_weights`.
             hotswap: see `load_lora_weights`.
             _pipeline: the pipeline whose offloading has to pause meanwhile.
+
+        Raises:
+            ValueError: names or sizes that do not fit the model, or settings that ask for weights that are not there.
         """
+        named = name_lora_weights(state_dict, unet)
+        settings = _settings_of_unet(metadata)
+        before = set(getattr(unet, "peft_config", {}))
         unet.load_lora_adapter(
-            state_dict,
+            named.weights,
             prefix=cls.unet_name,
-            network_alphas=None,
+            network_alphas=(named.alphas or None) if settings is None else None,
             adapter_name=adapter_name,
-            metadata=metadata,
+            metadata=settings,
             low_cpu_mem_usage=low_cpu_mem_usage,
             hotswap=hotswap,
             _pipeline=_pipeline,
         )
+        for added in set(unet.peft_config) - before:
+            _refuse_unfilled(unet, added, set(named.weights))
 
     @classmethod
     def save_lora_weights(
@@ -189,7 +199,7 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
             lora_scale: strength.
             safe_fusing: refuse weights that would become NaN.
             adapter_names: which adapters; all active ones by default.
-            kwargs: the host's deprecated arguments.
+            kwargs: deprecated arguments of diffusers.
         """
         super().fuse_lora(
             components=list(components),
@@ -204,6 +214,38 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
 
         Args:
             components: which parts of the pipeline; only the U-Net has LoRA.
-            kwargs: the host's deprecated arguments.
+            kwargs: deprecated arguments of diffusers.
         """
         super().unfuse_lora(components=list(components), **kwargs)
+
+
+def _settings_of_unet(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """An adapter's settings as `unet.<name>`; `None` if there are none for the U-Net."""
+    prefix = f"{UNET_PREFIX}."
+    settings = dict(metadata or {})
+    if "r" in settings:  # written without saying for which part
+        settings = {f"{prefix}{name}": value for name, value in settings.items()}
+    settings = {name: value for name, value in settings.items() if name.startswith(prefix)}
+    return settings or None
+
+
+def _refuse_unfilled(unet: NestedUNetModel, adapter_name: str, given: set[str]) -> None:
+    """Take an adapter out again some of whose weights were not given: they would hold no values, or random ones.
+
+    Raises:
+        ValueError: there are such layers.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    present = {f"{UNET_PREFIX}.{name}" for name in get_peft_model_state_dict(unet, adapter_name=adapter_name)}
+    unfilled = sorted(name for name in present - given if ".lora_" in name)
+    if not unfilled:
+        return
+    if len(unet.peft_config) > 1:
+        unet.delete_adapters(adapter_name)
+    else:
+        unet.unload_lora()
+    raise ValueError(
+        f"The settings of the LoRA ask for weights that it does not have, e.g. {unfilled[0]!r} ({len(unfilled)} "
+        "tensors). Is the file complete? Save it again with all of its layers, or without `lora_adapter_metadata`."
+    )

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import torch
 
-# A graph serves any size, but torch makes others where a batch or a prompt has exactly one entry, where the levels have
-# equally many rows, for each number of levels, and (on CPUs) where another convolution is faster. torch's own limit of
-# 8 ends `fullgraph=True` with an error before all of them have been met.
+# A graph serves any size, but torch makes others where a batch or a prompt has exactly one entry, where levels have
+# equally many rows, for each number of levels, and (on CPUs) where another convolution is faster. torch's own limit
+# of 8 ends `fullgraph=True` with an error before all of them have been met.
 GRAPHS_OF_A_MODEL = 64
 
 
