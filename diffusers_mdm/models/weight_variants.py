@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -53,6 +54,23 @@ def variant_advice(variant: str | None, folder: str | os.PathLike | None) -> str
     return f"{folder} has no weights {wanted}; it has {', '.join(named)}."
 
 
+@contextlib.contextmanager
+def naming_variants(variant: str | None, folder: str | os.PathLike | None) -> Iterator[None]:
+    """While something is loaded from a folder: if that fails for want of a variant, say which there are.
+
+    Raises:
+        OSError, ValueError: as diffusers raises them for a missing variant, of models and of pipelines.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        advice = variant_advice(variant, folder)
+        if advice is None:
+            raise
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(advice) from error
+
+
 class VariantMixin:
     """`from_pretrained` that names the variants there are when the one asked for is missing."""
 
@@ -65,12 +83,6 @@ class VariantMixin:
         Raises:
             OSError: there is no such model, or it lacks the variant.
         """
-        load = cast(Any, super()).from_pretrained
-        try:
-            return load(pretrained_model_name_or_path, **kwargs)
-        except OSError as error:
-            folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-            advice = variant_advice(kwargs.get("variant"), folder)
-            if advice is None:
-                raise
-            raise OSError(advice) from error
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        with naming_variants(kwargs.get("variant"), folder):
+            return cast(Any, super()).from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 
 from diffusers_mdm.loaders import MDMLoraLoaderMixin
-from diffusers_mdm.models.weight_variants import variant_advice
+from diffusers_mdm.models.weight_variants import naming_variants
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing import setup
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
@@ -82,7 +82,6 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
     # Saving, loading, converting
-
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """Load a pipeline as diffusers does; a component that was None when it was saved is None again.
@@ -94,13 +93,8 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         where = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
         index = cls.load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in where if key in kwargs})
         absent = {key: None for key, value in index.items() if isinstance(value, list) and value[0] is None}
-        try:
+        with naming_variants(kwargs.get("variant"), pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, **{**absent, **kwargs})
-        except ValueError as error:
-            advice = variant_advice(kwargs.get("variant"), pretrained_model_name_or_path)
-            if advice is None:
-                raise
-            raise ValueError(advice) from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save every component, and beside them the small file through which `DiffusionPipeline` finds this class.
