@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import psutil  # type: ignore[import-untyped]
 
-_SECRETS = ("--hub_token",)
+# What a command that goes on must not say: secrets, and where the run that was stopped began.
+_LEFT_OUT = ("--hub_token", "--resume_from_checkpoint")
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The line to type to start this program again, with its launcher, if it has one, and without secrets.
+    """The line to type to go on with this program's run, with its launcher, if it has one, and without secrets.
+
+    It resumes from the newest checkpoint, whatever the program was told to start from.
 
     Args:
         arguments: of the program, as in `sys.argv[1:]`; a launcher's own command line ends with the same.
@@ -23,16 +26,16 @@ def resume_command(arguments: Sequence[str]) -> str:
         above = [] if parent is None else parent.cmdline()
         if arguments and above[-len(arguments) :] == list(arguments):
             command = above
-    return shlex.join(_without_secrets(command))
+    return shlex.join(_without_what_is_left_out(command))
 
 
-def _without_secrets(command: Sequence[str]) -> Iterator[str]:
-    is_secret = False
+def _without_what_is_left_out(command: Sequence[str]) -> Iterator[str]:
+    is_value = False
     for word in command:
         name = word.split("=")[0]
-        if not is_secret and name not in _SECRETS:
+        if not is_value and name not in _LEFT_OUT:
             yield word
-        is_secret = word in _SECRETS
+        is_value = word in _LEFT_OUT
 
 
 def one_line(message: object) -> str:

@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,9 +34,13 @@ from ..reports.hub import prepare_repository, push_output
 from ..reports.model_card import write_model_card
 from ..reports.trackers import start_trackers, tracker_names
 from ..reports.validation_grid import check_prompts, draw_validation_grid
-from ..state.checkpoints import WRITE_ERRORS, choose_checkpoint, load_checkpoint, save_checkpoint
+from ..state.checkpoint_folders import set_aside_newer
+from ..state.checkpoints import WRITE_ERRORS, load_checkpoint, save_checkpoint
+from ..state.complete_folders import finish_interrupted
+from ..state.finished_files import finish_moving, finished_files
 from ..state.history import FILE_NAME, History
 from ..state.output_lock import only_run_in
+from ..state.resuming import Start, find_start
 from ..state.run import Run, RunOptions
 from ..state.sharding import check_supported
 from .held_out import open_held_out
@@ -65,6 +70,7 @@ def run_alone(recipe: Recipe, options: RunOptions) -> Path:
     """Do what `run_recipe` promises, in a folder that no other run writes into."""
     run = start_run(recipe, options)
     resume_run(run)
+    recipe = run.recipe
     interruption, embeddings = Interruption(), open_embeddings(recipe)
     with interruption.listening():
         for stage in recipe.stages[run.progress.stage_index :]:
@@ -78,9 +84,7 @@ def run_alone(recipe: Recipe, options: RunOptions) -> Path:
             hooks = StageHooks(keep_checkpoint, draw_validation, open_held_out(run, stage, embeddings), interruption)
             train_stage(run, stage, images, hooks, pictures)
     output_dir = save_pipeline(run)
-    run.accelerator.end_training()
-    if run.accelerator.is_main_process:
-        push_output(run)
+    report_result(run)
     return output_dir
 
 
@@ -96,7 +100,11 @@ def resolve_recipe(recipe: Recipe, options: RunOptions) -> Recipe:
 
 
 def start_run(recipe: Recipe, options: RunOptions) -> Run:
-    """Make or load the models, as the first stage needs them, and write the recipe into the output folder."""
+    """Make or load the models as the first stage needs them, once it is known that the run can go on where it should.
+
+    Raises:
+        ValueError: something in the recipe, the data or the checkpoint does not fit; nothing is written then.
+    """
     accelerator = join_processes(
         mixed_precision=recipe.mixed_precision,
         log_with=cast(Any, tracker_names(options.report_to)),
@@ -105,6 +113,8 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         ),
     )
     check_supported(accelerator)
+    start = open_output(recipe, options, accelerator)
+    recipe = recipe if start is None else start.resumption.recipe
     if accelerator.is_main_process:
         options = prepare_repository(options)
     if options.allow_tf32:
@@ -126,10 +136,22 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         check_lora_levels(recipe, run.unet)
         add_lora(run.unet, recipe.lora)
     if accelerator.is_main_process:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, options.output_dir)
         run.history = History(options.output_dir / FILE_NAME)
+    run.start = start
     return run
+
+
+def open_output(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Start | None:
+    """Put right what an earlier run left unfinished in the output folder, and find where this one goes on from.
+
+    Raises:
+        ValueError: it cannot go on with this recipe.
+    """
+    if accelerator.is_main_process:
+        finish_interrupted(options.output_dir)
+        finish_moving(options.output_dir)
+    wait_for_everyone(accelerator)
+    return find_start(recipe, options.output_dir, options.resume_from_checkpoint, options.seed)
 
 
 def check_growth(recipe: Recipe, unet: NestedUNetModel) -> None:
@@ -248,17 +270,21 @@ def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> Ne
 
 
 def resume_run(run: Run) -> None:
-    """Load the checkpoint that is wanted, if there is one."""
-    if run.accelerator.is_main_process:
-        run.options.output_dir.mkdir(parents=True, exist_ok=True)
-    wait_for_everyone(run.accelerator)
-    checkpoint = choose_checkpoint(run.options.output_dir, run.options.resume_from_checkpoint)
-    if checkpoint is not None:
-        load_checkpoint(run, checkpoint)
+    """Load the checkpoint that the run goes on from, if there is one, and make the output folder ready for it."""
+    start, output_dir = run.start, run.options.output_dir
+    if start is not None:
+        load_checkpoint(run, start.checkpoint, start.report)
         progress = run.progress
-        logger.info("Resuming from %s (stage %d, step %d).", checkpoint, progress.stage_index, progress.stage_step)
-    if run.history is not None:
-        run.history.cut_after(run.progress.total_steps)
+        logger.info("Resuming %s at step %d of stage %d.", start.checkpoint, progress.stage_step, progress.stage_index)
+        for line in start.resumption.lines():
+            logger.info(line)
+    wait_for_everyone(run.accelerator)
+    if run.accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        set_aside_newer(output_dir, run.progress.total_steps, None if start is None else start.checkpoint)
+        write_recipe(run.recipe, output_dir)
+    if run.history is not None and start is None:
+        run.history.cut_after(0)
     start_trackers(run.accelerator, run.options.tracker_project_name, run.recipe, run.progress.total_steps)
 
 
@@ -287,28 +313,53 @@ def save_pipeline(run: Run) -> Path:
     """Save the pipeline with averaged weights in `save_dtype`, or the adapter's weights; the run ends with this.
 
     The run's modules keep the averaged and rounded weights; its last checkpoint has the exact ones.
+
+    Raises:
+        OSError: if it cannot be written; what was there before is untouched.
     """
     output_dir = run.options.output_dir
     if run.accelerator.is_main_process:
-        dtype = DTYPES[run.options.save_dtype]
         for name, average in run.ema.items():
             average.copy_to(run.averaged_parameters(name))
-        if run.recipe.lora is not None:
-            save_lora(run.unet, output_dir)
-        else:
-            complete_text(run)
-            # As it was saved: the run's may have been rounded.
-            run.vae = open_vae(run.recipe, run.options.cache_dir)
-            for module in (run.text_encoder, run.unet, run.vae):
-                if module is not None:
-                    forget_origin(module)
-                    # The host's own `to` warns about dtypes it would keep.
-                    torch.nn.Module.to(module.eval(), dtype=dtype)
-            run.pipeline().save_pretrained(output_dir)
+        try:
+            with finished_files(output_dir) as folder:
+                save_modules_in(run, folder)
+        except WRITE_ERRORS as error:
+            raise OSError(
+                f"The finished pipeline could not be written to {output_dir}: {error} The last checkpoint is sound; "
+                f"when there is room, finish with {run.options.resume_command}"
+            ) from error
         logger.info("Saved to %s.", output_dir)
-        write_model_card(run)
     wait_for_everyone(run.accelerator)
     return output_dir
+
+
+def save_modules_in(run: Run, folder: Path) -> None:
+    """Write the adapter's weights, or the pipeline of the run's modules, which lose their exact weights."""
+    if run.recipe.lora is not None:
+        save_lora(run.unet, folder)
+        return
+    complete_text(run)
+    # As it was saved: the run's may have been rounded.
+    run.vae = open_vae(run.recipe, run.options.cache_dir)
+    for module in (run.text_encoder, run.unet, run.vae):
+        if module is not None:
+            forget_origin(module)
+            # The `to` of diffusers warns about dtypes that it would keep.
+            torch.nn.Module.to(module.eval(), dtype=DTYPES[run.options.save_dtype])
+    run.pipeline().save_pretrained(folder)
+
+
+def report_result(run: Run) -> None:
+    """Write the card, close the trackers and upload the result; what fails is reported and costs nothing else."""
+    ends: dict[str, Callable[[], object]] = {"close the trackers": run.accelerator.end_training}
+    if run.accelerator.is_main_process:
+        ends = {"write the model card": lambda: write_model_card(run), **ends, "upload it": lambda: push_output(run)}
+    for what, do in ends.items():
+        try:
+            do()
+        except Exception:
+            logger.exception("The result is saved in %s, but it failed to %s.", run.options.output_dir, what)
 
 
 def complete_text(run: Run) -> None:

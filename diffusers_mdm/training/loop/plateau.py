@@ -5,21 +5,7 @@ import math
 from dataclasses import dataclass
 
 from ..recipe.stage import PlateauRecipe
-
-
-@dataclass
-class PlateauState:
-    """What a plateau remembers between measurements; `PlateauState(**dataclasses.asdict(state))` is its copy.
-
-    All fields are finite numbers or None, so that JSON gives them back bit for bit.
-    """
-
-    measurements: int = 0  # finite ones
-    average: float = 0.0  # running mean that began at 0, before its correction
-    best: float | None = None  # lowest smoothed loss that counted as a gain
-    best_step: int = 0
-    without_gain: int = 0  # measurements in a row
-    last_step: int | None = None
+from ..state.progress import PlateauState
 
 
 @dataclass(frozen=True)
@@ -51,6 +37,10 @@ class Plateau:
         """Whether to measure after `step` optimizer steps of the stage, once."""
         return step > (self.state.last_step or 0) and step % self.recipe.every_steps == 0
 
+    def is_over(self, step: int) -> bool:
+        """Whether the stage has ended at `step`, by the measurements so far."""
+        return self.state.without_gain >= self.recipe.patience and step >= self.recipe.min_steps
+
     def update(self, step: int, loss: float) -> Verdict:
         """Take in the validation loss after `step` optimizer steps of the stage.
 
@@ -76,7 +66,7 @@ class Plateau:
         reason = self._no_gain(smoothed, loss)
         if worn_out and step < recipe.min_steps:
             reason += f"; the stage goes on to step {recipe.min_steps} at least"
-        return Verdict(ended=worn_out and step >= recipe.min_steps, reason=reason)
+        return Verdict(ended=self.is_over(step), reason=reason)
 
     def _smooth(self, loss: float) -> float:
         state, past = self.state, self.recipe.smoothing

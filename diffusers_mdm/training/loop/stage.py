@@ -7,6 +7,8 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 
+import torch
+
 from ..data.batch import Batch
 from ..data.order import BatchOrder
 from ..data.sources import TrainingImages
@@ -15,12 +17,14 @@ from ..recipe.clips import joint_stage
 from ..recipe.stage import StageRecipe
 from ..reports.meter import Meter
 from ..reports.stage_results import stretch_settings
+from ..reports.validation_grid import grid_path
 from ..seeds import derive_seed
 from ..state.optimizer import learning_rate_factor
+from ..state.progress import ALL_STEPS, Progress
 from ..state.run import Run
 from .held_out import measure_validation_loss
 from .interruption import Interruption, RunInterrupted
-from .plateau import Plateau, PlateauState
+from .plateau import Plateau
 from .stage_setup import begin_stage, end_stage
 from .step import optimizer_step
 
@@ -61,7 +65,10 @@ def train_stage(
         RunInterrupted: if a signal asked for it; a checkpoint is saved.
     """
     begin_stage(run, stage)
-    progress, last_step = run.progress, stage.max_steps(run.accelerator.num_processes)
+    progress, last_step = run.progress, run.progress.last_step(stage, run.accelerator.num_processes)
+    progress.stage_ended = why_over(stage, progress, last_step)
+    if progress.stage_step > 0:
+        draw_what_was_lost(run, hooks)
     with (
         batches_of(run, stage, images) as batches,
         batches_of(run, joint_stage(run.recipe, stage), pictures) as stills,
@@ -89,7 +96,32 @@ def train_stage(
                 progress.stage_ended = verdict(run, stage, last_step, hooks, meter)
                 after_step(run, hooks, meter)
     logger.info("Stage %s ended after %d steps: %s.", stage.name, progress.stage_step, progress.stage_ended)
-    end_stage(run, f"{stage.name}: {progress.stage_ended}")
+    end_stage(run, stage)
+
+
+def why_over(stage: StageRecipe, progress: Progress, last_step: int | None) -> str | None:
+    """Why a stage that a run resumes has ended already; None if there is more to train.
+
+    The recipe may ask for fewer steps or for more than it did when the checkpoint was saved.
+    """
+    if last_step is not None and progress.stage_step >= last_step:
+        if progress.stage_step == last_step:
+            return ALL_STEPS
+        return f"{ALL_STEPS}, {progress.stage_step} where the recipe now asks for {last_step}"
+    if stage.until_plateau is None or progress.stage_ended is None or ALL_STEPS in progress.stage_ended:
+        return None
+    is_over = Plateau(stage.until_plateau, progress.plateau).is_over(progress.stage_step)
+    return progress.stage_ended if is_over else None
+
+
+def draw_what_was_lost(run: Run, hooks: StageHooks) -> None:
+    """Draw the validation prompts at the step that the run resumes from, if it was stopped before it drew them."""
+    is_due = is_validation_step(run) or run.progress.stage_ended is not None
+    process = run.accelerator
+    is_missing = torch.tensor(float(process.is_main_process and not grid_path(run).exists()), device=process.device)
+    # All processes draw or none does, and the main one may be done before another one has looked.
+    if is_due and process.reduce(is_missing, "sum") > 0:
+        hooks.validate(run)
 
 
 @contextlib.contextmanager
@@ -132,7 +164,8 @@ def batch_order(run: Run, stage: StageRecipe) -> BatchOrder:
 
 def learning_rate_of(run: Run, stage: StageRecipe) -> float:
     """The stage's learning rate in the step that was just done."""
-    factor = learning_rate_factor(stage, run.progress.stage_step - 1, run.accelerator.num_processes)
+    last_step = run.progress.last_step(stage, run.accelerator.num_processes)
+    factor = learning_rate_factor(stage, run.progress.stage_step - 1, last_step)
     return stage.learning_rate * factor
 
 
@@ -141,8 +174,8 @@ def verdict(run: Run, stage: StageRecipe, last_step: int | None, hooks: StageHoo
     progress = run.progress
     plateau = None
     if stage.until_plateau is not None:
-        plateau = Plateau(stage.until_plateau, PlateauState(**progress.plateau), stage.levels - 1)
-    is_last = progress.stage_step == last_step
+        plateau = Plateau(stage.until_plateau, progress.plateau, stage.levels - 1)
+    is_last = last_step is not None and progress.stage_step >= last_step
     is_due = plateau.is_due(progress.stage_step) if plateau else is_last or is_validation_step(run)
     if hooks.held_out is not None and is_due:
         losses, values = measure_validation_loss(run, stage, hooks.held_out)
@@ -151,11 +184,10 @@ def verdict(run: Run, stage: StageRecipe, last_step: int | None, hooks: StageHoo
             meter.write(values)
         if plateau is not None:
             decision = plateau.update(progress.stage_step, losses[-1])
-            progress.plateau = dataclasses.asdict(plateau.state)
             logger.info("Step %d: %s.", progress.stage_step, decision.reason)
             if decision.ended:
                 return decision.reason
-    return "all its steps were done" if is_last else None
+    return ALL_STEPS if is_last else None
 
 
 def is_validation_step(run: Run) -> bool:

@@ -15,7 +15,13 @@ from ..recipe.clips import stage_rows
 from ..recipe.stage import StageRecipe
 from ..seeds import derive_seed
 from ..state.averages import averages_follow_growth, lay_out_averages, whole_averages
-from ..state.optimizer import new_optimizer, parameter_groups, take_optimizer_state, whole_optimizer_state
+from ..state.optimizer import (
+    new_optimizer,
+    parameter_groups,
+    take_optimizer_state,
+    trained_parameters,
+    whole_optimizer_state,
+)
 from ..state.run import Run
 from ..state.sharding import let_shared_layers_stand_alone, plain_copy
 
@@ -61,6 +67,9 @@ def freeze_levels(unet: NestedUNetModel, frozen_levels: int) -> None:
 def place_modules(run: Run) -> None:
     """Put the modules on the run's device, each in its dtype and mode."""
     options, device = run.options, run.accelerator.device
+    for module in (run.unet, run.text_encoder, run.vae):
+        if module is not None:
+            take_own_memory(module)
     layout = torch.channels_last if run.recipe.channels_last else torch.contiguous_format
     # FSDP shards contiguous weights only; pictures in channels_last are convolved by these as well.
     run.unet.to(device=device, memory_format=torch.contiguous_format if run.is_sharded else layout)
@@ -83,6 +92,16 @@ def place_modules(run: Run) -> None:
     run.unet.train()
 
 
+def take_own_memory(module: torch.nn.Module) -> None:
+    """Copy weights into memory that torch allocates, aligned alike whatever they were before.
+
+    Those that were loaded lie where they stand in the file. Libraries add up in another order where memory begins at
+    another place, so that a resumed run would differ from an uninterrupted one in the last digits.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+
+
 def prepare(run: Run, stage: StageRecipe) -> None:
     """Make the optimizer and let accelerate wrap it and the trained modules."""
     encoder = run.trained_modules.get("text_encoder")
@@ -100,13 +119,7 @@ def prepare(run: Run, stage: StageRecipe) -> None:
         run.optimizer_state = None
 
 
-def trained_parameters(run: Run) -> list[tuple[str, torch.nn.Parameter]]:
-    """Names (as in `ConditionedUNet`) and parameters that the prepared model trains, in the model's order."""
-    model = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def end_stage(run: Run, reason: str) -> None:
+def end_stage(run: Run, stage: StageRecipe) -> None:
     """Keep the optimizer's state for the next stage, undo what accelerate did, and point the counters onwards."""
     run.optimizer_state = whole_optimizer_state(run.optimizer.optimizer, trained_parameters(run))
     averages = whole_averages(run)
@@ -116,10 +129,7 @@ def end_stage(run: Run, reason: str) -> None:
         run.ema[name].shadow_params = shadows
     run.accelerator.free_memory()
     run.model, run.optimizer = None, None
-    run.progress.stage_ends.append(reason)
-    run.progress.stage_index += 1
-    run.progress.stage_step = 0
-    run.progress.stage_ended, run.progress.plateau = None, {}
+    run.progress.finish_stage(stage, run.accelerator.num_processes)
 
 
 def unshard(run: Run) -> None:

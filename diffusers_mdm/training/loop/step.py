@@ -179,7 +179,8 @@ def update_weights(run: Run, stage: StageRecipe) -> None:
     progress, optimizer, process = run.progress, run.optimizer, run.accelerator
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = process.clip_grad_norm_(parameters, run.recipe.optimizer.max_grad_norm)
-    factor = learning_rate_factor(stage, progress.stage_step, process.num_processes)
+    last_step = progress.last_step(stage, process.num_processes)
+    factor = learning_rate_factor(stage, progress.stage_step, last_step)
     for group in optimizer.param_groups:
         group["lr"] = group["lr_scale"] * stage.learning_rate * factor
     if gradients_are_finite(norm):
@@ -192,9 +193,7 @@ def update_weights(run: Run, stage: StageRecipe) -> None:
         if process.scaler is not None:
             process.scaler.update()  # fp16: the loss was scaled too far
     optimizer.zero_grad(set_to_none=True)
-    progress.stage_step += 1
-    progress.total_steps += 1
-    progress.total_images += stage.images_per_step * process.num_processes
+    progress.count_step(stage, process.num_processes)
     if progress.skipped_in_a_row >= run.options.max_skipped_steps:
         raise FloatingPointError(
             f"{progress.skipped_in_a_row} steps in a row had gradients that are not finite (stage {stage.name!r}, "

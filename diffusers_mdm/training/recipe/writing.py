@@ -37,7 +37,9 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
             if data[field] is not None:
                 data[field] = [relative_path(pattern, folder) for pattern in data[field]]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE_NAME).write_text(as_json(values), encoding="utf-8")
+    beside = folder / f".unfinished-{FILE_NAME}"
+    beside.write_text(as_json(values), encoding="utf-8")
+    os.replace(beside, folder / FILE_NAME)
     return folder / FILE_NAME
 
 

@@ -30,7 +30,7 @@ from .curves import can_plot, plot_curves
 from .markdown import inline_code, plain_text, table_row
 from .moving_grids import ANIMATION_SUFFIX
 from .stage_results import Stretch, final_losses, stage_results, stretch_settings
-from .validation_grid import SAMPLES_FOLDER
+from .validation_grid import grid_path
 
 logger = logging.getLogger(__name__)
 
@@ -80,15 +80,14 @@ def reported(what: str) -> Iterator[None]:
 
 
 def copy_samples(run: Run) -> Iterator[str]:
-    """Copy the newest grid of validation pictures, if there is one, and how it moves, and give their new names."""
+    """Copy the grid of the finished model, if it was drawn, and how it moves, and give their new names."""
     for name in (SAMPLES_FILE, MOVING_SAMPLES_FILE):
         target = run.options.output_dir / name
         target.unlink(missing_ok=True)
-        found = run.options.output_dir.glob(f"{SAMPLES_FOLDER}/step-*{target.suffix}")
-        grids = {int(path.stem.split("-")[1]): path for path in found}
-        done = [step for step in grids if step <= run.progress.total_steps]
-        if done:
-            shutil.copyfile(grids[max(done)], target)
+        # Those of earlier steps show another model.
+        grid = grid_path(run).with_suffix(target.suffix)
+        if grid.exists():
+            shutil.copyfile(grid, target)
             yield name
 
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -76,14 +77,22 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
     return _keep(run, clip_grid(pyramid, labels), moving)
 
 
+def grid_path(run: Run) -> Path:
+    """Where the grid of the run's current step is, once it is drawn."""
+    return run.options.output_dir / SAMPLES_FOLDER / f"step-{run.progress.total_steps:07d}.png"
+
+
 def _keep(run: Run, grid: Image.Image, moving: Sequence[Image.Image] = ()) -> Path | None:
     """Save a grid, and how it moves, and send it to the trackers; where the disk is full, say so and go on."""
-    path = run.options.output_dir / SAMPLES_FOLDER / f"step-{run.progress.total_steps:07d}.png"
+    path = grid_path(run)
+    beside = path.with_name(f".unfinished-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
         if moving:
             save_animation(moving, path.with_suffix(ANIMATION_SUFFIX))
+        # The grid comes last, and whole: where it is, nothing is missing.
+        grid.save(beside)
+        os.replace(beside, path)
         send_picture(run.accelerator, TRACKER_NAME, grid, run.progress.total_steps)
     except OSError as error:
         logger.warning("The validation pictures could not be written (%s); training goes on.", error)

@@ -7,6 +7,7 @@ A folder `checkpoint-<total steps>` has
 - `optimizer.safetensors`: whole tensors, "<parameter>//<entry>",
 - `ema.safetensors`: whole tensors, "<module>//<parameter>",
 - `progress.json`: counters, plateau, counters of the averages, fp16 scaler, the recipe,
+- `history.jsonl`: the numbers of the run up to here,
 - `manifest.json`: sizes and checksums of all of these.
 """
 
@@ -24,31 +25,29 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from ...models.nested_unet import NestedUNetModel
-from ..loop.stage_setup import trained_parameters
 from ..modules.growth import grow_model
 from ..modules.lora import load_lora, save_lora
 from ..modules.saved_configs import forget_origin
 from .averages import averaged_names, whole_averages
-from .complete_folders import complete_folder, damage, remove_unfinished
-from .optimizer import whole_optimizer_state
-from .run import Progress, Run
+from .checkpoint_folders import PREFIX, PROGRESS_FILE, make_room
+from .checkpoint_report import CheckpointReport
+from .complete_folders import complete_folder
+from .history import FILE_NAME as HISTORY_FILE
+from .optimizer import trained_parameters, whole_optimizer_state
+from .run import Run
 from .sharding import plain_copy
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "checkpoint-"
-PROGRESS_FILE = "progress.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 EMA_FILE = "ema.safetensors"
 WRITE_ERRORS = (OSError, SafetensorError)
-# Fields of the recipe that a resumed run may not change: they say what the saved tensors are and mean.
-FIXED_FIELDS = ("model", "levels", "text_encoder", "vae", "lora", "use_ema")
 
 
 def save_checkpoint(run: Run) -> Path:
-    """Write `output_dir/checkpoint-<total steps>`; every process has to ask, the main one writes.
+    """Write `output_dir/checkpoint-<total steps>`; every process has to call this, the main one writes.
 
-    Oldest checkpoints beyond `checkpoints_total_limit` are removed after the new one is complete.
+    The oldest checkpoints beyond `checkpoints_total_limit` are removed after the new one is complete.
 
     Raises:
         OSError, SafetensorError: if it cannot be written; older checkpoints are untouched.
@@ -66,10 +65,10 @@ def save_checkpoint(run: Run) -> Path:
         save_file(optimizer or {}, folder / OPTIMIZER_FILE)
         save_file(named_averages(run, averages), folder / EMA_FILE)
         (folder / PROGRESS_FILE).write_text(json.dumps(progress_report(run), indent=2), encoding="utf-8")
-    limit = run.options.checkpoints_total_limit
-    if limit is not None:
-        for old in list_checkpoints(run.options.output_dir)[:-limit]:
-            shutil.rmtree(old)
+        if run.history is not None and run.history.path.exists():
+            shutil.copyfile(run.history.path, folder / HISTORY_FILE)
+    source = None if run.start is None else run.start.checkpoint
+    make_room(run.options.output_dir, run.options.checkpoints_total_limit, source)
     return final
 
 
@@ -104,53 +103,23 @@ def progress_report(run: Run) -> dict[str, Any]:
         "scaler": None if scaler is None else scaler.state_dict(),
         "num_levels": run.unet.num_levels,
         "recipe": dataclasses.asdict(run.recipe),
+        "seed": run.options.seed,
     }
 
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Folders with a checkpoint's name, oldest first."""
-    found = [path for path in output_dir.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
-
-
-def choose_checkpoint(output_dir: Path, wanted: str) -> Path | None:
-    """The checkpoint to go on from: the newest sound one for "latest", none for "none", or the one that is named.
-
-    Damaged checkpoints are passed over with a message. A name is looked up in `output_dir`, then as a path.
-
-    Raises:
-        ValueError: if the named one does not exist or is damaged.
-    """
-    if wanted == "none":
-        return None
-    remove_unfinished(output_dir)
-    if wanted == "latest":
-        for checkpoint in reversed(list_checkpoints(output_dir)):
-            problem = damage(checkpoint)
-            if problem is None:
-                return checkpoint
-            logger.warning("Skipping %s, which is damaged: %s.", checkpoint, problem)
-        return None
-    for checkpoint in (output_dir / wanted, Path(wanted)):
-        if checkpoint.is_dir():
-            problem = damage(checkpoint)
-            if problem is not None:
-                raise ValueError(f"{checkpoint} is damaged ({problem}); resume from another one, or from 'latest'.")
-            return checkpoint
-    there = ", ".join(path.name for path in list_checkpoints(output_dir)) or "none"
-    raise ValueError(f"There is no checkpoint {wanted!r}, in {output_dir} or as a path; checkpoints there: {there}.")
-
-
-def load_checkpoint(run: Run, checkpoint: Path) -> None:
+def load_checkpoint(run: Run, checkpoint: Path, report: CheckpointReport) -> None:
     """Put the state of `checkpoint` into `run`, between stages; optimizer and averages are laid out when one begins.
 
+    Args:
+        run: just started, with the modules of its recipe.
+        checkpoint: sound, and of the run's recipe.
+        report: what `read_report` read from it.
+
     Raises:
-        ValueError: if the checkpoint is of a recipe with other tensors.
+        ValueError: the files of the checkpoint do not belong together.
     """
-    report = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
-    check_recipe(run, report["recipe"], checkpoint)
     if run.recipe.lora is not None:
-        while run.unet.num_levels < report["num_levels"]:
+        while run.unet.num_levels < report.num_levels:
             run.unet = grow_model(run.unet, run.recipe.rows[run.unet.num_levels])
         load_lora(run.unet, checkpoint)
     else:
@@ -158,24 +127,56 @@ def load_checkpoint(run: Run, checkpoint: Path) -> None:
     if "text_encoder" in run.trained_modules:
         run.text_encoder = type(run.trained_modules["text_encoder"]).from_pretrained(checkpoint / "text_encoder")  # type: ignore[attr-defined]
         run.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
+    load_averages(run, checkpoint, report)
     run.optimizer_state = load_file(checkpoint / OPTIMIZER_FILE)
-    averages = load_file(checkpoint / EMA_FILE)
-    for module, steps in report["averages"].items():
+    check_optimizer_state(run, checkpoint)
+    if report.scaler and run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(report.scaler)
+    run.progress = report.progress
+    if run.history is not None:
+        run.history.restore(checkpoint / HISTORY_FILE, run.progress.total_steps)
+
+
+def load_averages(run: Run, checkpoint: Path, report: CheckpointReport) -> None:
+    """Read the averages of a checkpoint, whose modules the run has already.
+
+    Raises:
+        ValueError: they are not those of the modules.
+    """
+    found = load_file(checkpoint / EMA_FILE)
+    expected = run.trained_modules if run.recipe.use_ema else {}
+    if set(report.averages) != set(expected):
+        raise ValueError(
+            f"{checkpoint} has averages of {sorted(report.averages)}, but the recipe trains {sorted(expected)}."
+        )
+    for module, steps in report.averages.items():
+        names = [f"{module}//{name}" for name in averaged_names(run, module)]
+        shapes = [tuple(value.shape) for value in run.averaged_parameters(module)]
+        different = [
+            name
+            for name, shape in zip(names, shapes, strict=True)
+            if name not in found or tuple(found[name].shape) != shape
+        ]
+        if different:
+            raise ValueError(f"{checkpoint / EMA_FILE} does not fit the weights beside it: {different[0]} differs.")
         average = EMAModel([], use_ema_warmup=True, power=0.75, foreach=run.options.foreach_ema)
         average.optimization_step = steps
-        average.shadow_params = [averages[f"{module}//{name}"] for name in averaged_names(run, module)]
+        average.shadow_params = [found[name] for name in names]
         run.ema[module] = average
-    if report["scaler"] and run.accelerator.scaler is not None:
-        run.accelerator.scaler.load_state_dict(report["scaler"])
-    run.progress = Progress(**report["progress"])
 
 
-def check_recipe(run: Run, saved: dict[str, Any], checkpoint: Path) -> None:
-    """Refuse a checkpoint whose tensors are not those of the run's recipe."""
-    current = json.loads(json.dumps(dataclasses.asdict(run.recipe)))
-    changed = [field for field in FIXED_FIELDS if saved.get(field) != current[field]]
-    if changed:
-        raise ValueError(
-            f"{checkpoint} was trained with another recipe: {', '.join(f'`{field}`' for field in changed)} differ. "
-            "Use that recipe again, another --output_dir, or --resume_from_checkpoint none."
-        )
+def check_optimizer_state(run: Run, checkpoint: Path) -> None:
+    """Refuse an optimizer's state that is not of the run's parameters.
+
+    Raises:
+        ValueError: names an entry that does not fit.
+    """
+    shapes = {
+        f"{module}.{name}": tuple(value.shape)
+        for module, part in run.trained_modules.items()
+        for name, value in part.named_parameters()
+    }
+    for key, value in (run.optimizer_state or {}).items():
+        name, _, entry = key.partition("//")
+        if not entry or name not in shapes or (value.ndim > 0 and tuple(value.shape) != shapes[name]):
+            raise ValueError(f"{checkpoint / OPTIMIZER_FILE} does not fit the weights beside it: {key} differs.")

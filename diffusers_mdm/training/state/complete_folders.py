@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that are either complete or not there: written beside, listed in a manifest, flushed, and then renamed."""
+"""Folders that are either complete or not there: written beside, listed in a manifest, flushed, and then renamed.
+
+What a killed process leaves is put right by `finish_interrupted` at the next start: a folder that was complete gets
+its name, and one that was not is removed.
+"""
 
 import contextlib
 import json
@@ -10,32 +14,66 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished-"  # being written, or being removed
+REPLACED = ".replaced-"  # what had the name before, until the new folder has it
 
 
 @contextlib.contextmanager
 def complete_folder(final: Path) -> Iterator[Path]:
     """Give a folder to write into, which becomes `final` when the block ends, and vanishes when it fails.
 
-    All files are on the disk, with their sizes and checksums in a manifest, before the folder gets its name.
+    All files are on the disk, with their sizes and checksums in a manifest, before the folder gets its name. What had
+    the name before, a folder, a file or a link, is removed after that.
     """
     beside = final.with_name(f"{UNFINISHED}{final.name}")
-    shutil.rmtree(beside, ignore_errors=True)
+    remove(beside)
     beside.mkdir(parents=True)
     try:
         yield beside
-        entries = {}
-        for file in sorted(path for path in beside.rglob("*") if path.is_file()):
-            entries[file.relative_to(beside).as_posix()] = {"size": file.stat().st_size, "crc32": checksum(file)}
-            flush(file)
-        (beside / MANIFEST).write_text(json.dumps(entries, indent=2), encoding="utf-8")
-        flush(beside / MANIFEST)
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-        flush(final.parent)
+        write_manifest(beside)
+        _rename(beside, final)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def _rename(beside: Path, final: Path) -> None:
+    """Give a finished folder its name, and take it from what had it before."""
+    replaced = final.with_name(f"{REPLACED}{final.name}")
+    remove(replaced)
+    if not os.path.lexists(final):
+        os.replace(beside, final)
+    else:
+        os.replace(final, replaced)
+        try:
+            os.replace(beside, final)
+        except OSError:
+            os.replace(replaced, final)
+            raise
+    flush(final.parent)
+    remove(replaced)
+
+
+def write_manifest(folder: Path) -> None:
+    """Put all files of a folder on the disk, and their sizes and checksums into its manifest."""
+    entries = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        entries[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "crc32": checksum(file)}
+        flush(file)
+    (folder / MANIFEST).write_text(json.dumps(entries, indent=2), encoding="utf-8")
+    flush(folder / MANIFEST)
+
+
+def finish_interrupted(parent: Path) -> None:
+    """Put right what a killed process left in `parent`: complete the swaps that can be, and clear away the rest."""
+    for replaced in parent.glob(f"{REPLACED}*"):
+        final = parent / replaced.name.removeprefix(REPLACED)
+        beside = parent / f"{UNFINISHED}{final.name}"
+        if not os.path.lexists(final):
+            os.replace(replaced if damage(beside) is not None else beside, final)
+        remove(replaced)
+    for folder in parent.glob(f"{UNFINISHED}*"):
+        remove(folder)
 
 
 def damage(folder: Path) -> str | None:
@@ -52,7 +90,7 @@ def damage(folder: Path) -> str | None:
                 return f"the contents of {name} have changed"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
 
@@ -78,7 +116,17 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def remove_unfinished(parent: Path) -> None:
-    """Clear away what was being written when a process was killed."""
-    for folder in parent.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, a file, or a link but not what it leads to; if it is there.
+
+    A folder first gets a name that says so: whoever is killed on the way leaves no half of it under the old one.
+    """
+    if path.is_dir() and not path.is_symlink():
+        if not path.name.startswith((UNFINISHED, REPLACED)):
+            removed = path.with_name(f"{UNFINISHED}{path.name}")
+            shutil.rmtree(removed, ignore_errors=True)
+            os.replace(path, removed)
+            path = removed
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()

@@ -80,8 +80,22 @@ class History:
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) == len(rows):
             return
+        self._replace("".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def restore(self, saved: Path, step: int) -> None:
+        """Go back to what a checkpoint knew.
+
+        Args:
+            saved: the history as it was then; where there is none, as in older checkpoints, this one is cut.
+            step: the checkpoint's.
+        """
+        if saved.exists() and saved.read_bytes() != (self.path.read_bytes() if self.path.exists() else b""):
+            self._replace(saved.read_bytes())
+        self.cut_after(step)
+
+    def _replace(self, content: bytes) -> None:
         beside = self.path.with_name(f".unfinished-{self.path.name}")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        beside.write_bytes(content)
         os.replace(beside, self.path)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:

@@ -14,6 +14,7 @@ from ..modules.conditioned_unet import ConditionedUNet
 from ..recipe.recipe import OptimizerRecipe
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
+from .run import Run
 from .sharding import laid_out_like, whole
 
 
@@ -50,6 +51,12 @@ def parameter_groups(
     ]
 
 
+def trained_parameters(run: Run) -> list[tuple[str, torch.nn.Parameter]]:
+    """Names (as in `ConditionedUNet`) and parameters that the prepared model trains, in the model's order."""
+    model = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def new_optimizer(
     groups: list[dict[str, Any]], recipe: OptimizerRecipe, learning_rate: float, fused: bool
 ) -> torch.optim.Optimizer:
@@ -64,15 +71,19 @@ def new_optimizer(
     )
 
 
-def learning_rate_factor(stage: StageRecipe, step: int, num_processes: int = 1) -> float:
-    """Share of the stage's learning rate at optimizer step `step` (0-based), with the host's schedules.
+def learning_rate_factor(stage: StageRecipe, step: int, last: int | None) -> float:
+    """Share of the stage's learning rate at optimizer step `step` (0-based), with the schedules of diffusers.
 
     Warm-up reaches the full rate at its last step, (step + 1) / lr_warmup_steps; the rest is counted in optimizer
     steps whatever the number of processes.
+
+    Args:
+        stage: its schedule.
+        step: of the stage.
+        last: steps after which the stage ends at the latest (`Progress.last_step`); None if that is not known.
     """
     if step < stage.lr_warmup_steps:
         return (step + 1) / stage.lr_warmup_steps
-    last = stage.max_steps(num_processes)
     if stage.lr_scheduler in ("constant", "constant_with_warmup") or last is None:
         return 1.0
     done = min(1.0, (step - stage.lr_warmup_steps) / max(1, last - stage.lr_warmup_steps))

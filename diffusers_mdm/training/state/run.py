@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,9 +17,9 @@ from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.classes import TrainedPipeline, pipeline_class
 from ..precision import frozen_dtype
 from ..recipe.recipe import Precision, Recipe
-
-if TYPE_CHECKING:
-    from .history import History
+from .history import History
+from .progress import Progress
+from .resuming import Start
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,6 @@ class RunOptions:
 
 
 @dataclass
-class Progress:
-    """How far a run is, in optimizer steps and in images seen (over all processes)."""
-
-    stage_index: int = 0
-    stage_step: int = 0
-    total_steps: int = 0
-    total_images: int = 0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    stage_ended: str | None = None  # why the current stage has ended, once it has
-    stage_ends: list[str] = field(default_factory=list)  # why each finished stage ended
-    plateau: dict[str, Any] = field(default_factory=dict)  # `PlateauState` of the current stage
-
-
-@dataclass
 class Run:
     """Everything that changes during training, and what it is trained with.
 
@@ -91,7 +76,8 @@ class Run:
     shift_power: float = 1.0  # of stages that do not set their own
     id2label: dict[int, str] = field(default_factory=dict)  # names of the classes, for models that have them
     progress: Progress = field(default_factory=Progress)
-    history: "History | None" = None
+    start: Start | None = None  # the checkpoint that this process goes on from
+    history: History | None = None
     ema: dict[str, EMAModel] = field(default_factory=dict)
     model: torch.nn.Module | None = None  # prepared `ConditionedUNet`
     optimizer: Any = None  # accelerate's wrapper of a torch optimizer

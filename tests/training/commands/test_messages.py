@@ -36,8 +36,16 @@ def test_a_launcher_belongs_to_it(tmp_path):
     assert printed(*typed) == " ".join(typed)
 
 
-@pytest.mark.parametrize("words", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])
-def test_a_token_is_left_out(words, monkeypatch):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--hub_token", "hf_secret"],
+        ["--hub_token=hf_secret"],
+        ["--resume_from_checkpoint", "none"],  # it would start over again
+        ["--resume_from_checkpoint=checkpoint-2"],
+    ],
+)
+def test_a_token_and_where_the_run_began_are_left_out(words, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--seed", "1", *words, "--output_dir", "out"])
     assert resume_command([]) == "python train.py --seed 1 --output_dir out"
 

@@ -12,59 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from diffusers_mdm import MDMPipeline
-from diffusers_mdm.training.loop import engine
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
 from diffusers_mdm.training.state import checkpoints
-from diffusers_mdm.training.state.checkpoints import list_checkpoints
+from diffusers_mdm.training.state.checkpoint_folders import choose_checkpoint, list_checkpoints
+from diffusers_mdm.training.state.complete_folders import damage
 from diffusers_mdm.training.state.history import History
-from diffusers_mdm.training.state.run import RunOptions
+from tests.training.loop.run_folders import assert_equal, counters, everything, options, weights
 from tests.training.tiny_run import tiny_recipe
 
 HERE = Path(__file__).parents[1]
-
-
-def options(output_dir, **fields) -> RunOptions:
-    settings = {"report_to": None, "checkpointing_steps": 2, "checkpoints_total_limit": 10, "logging_steps": 1}
-    return RunOptions(output_dir=output_dir, **{**settings, **fields})
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    parts = {"unet": "diffusion_pytorch_model", "text_encoder": "model"}
-    return {
-        f"{part}.{name}": value
-        for part, stem in parts.items()
-        for name, value in load_file(folder / part / f"{stem}.safetensors").items()
-    }
-
-
-def everything(checkpoint) -> dict[str, torch.Tensor]:
-    """Weights, averages and optimizer state."""
-    return {
-        **weights(checkpoint),
-        **{f"ema: {name}": value for name, value in load_file(checkpoint / "ema.safetensors").items()},
-        **{f"optimizer: {name}": value for name, value in load_file(checkpoint / "optimizer.safetensors").items()},
-    }
-
-
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
-
-
-def counters(checkpoint) -> dict:
-    return json.loads((checkpoint / "progress.json").read_text())["progress"]
-
-
-@pytest.fixture(scope="module")
-def finished(pictures_dir, tmp_path_factory):
-    """A whole run of two stages, four steps each, with a checkpoint every second step."""
-    output_dir = tmp_path_factory.mktemp("finished")
-    run_recipe(tiny_recipe(pictures_dir), options(output_dir))
-    return output_dir
 
 
 def test_a_run_saves_checkpoints_samples_and_a_pipeline(finished):
@@ -259,7 +218,7 @@ def test_a_signal_saves_and_ends_well(pictures_dir, tmp_path, number):
     assert process.returncode == 0, output
     newest = list_checkpoints(tmp_path)[-1]
     assert f"Stopped by {number.name} after step {newest.name.removeprefix('checkpoint-')}; resume with" in output
-    assert checkpoints.damage(newest) is None
+    assert damage(newest) is None
 
 
 @pytest.mark.slow
@@ -272,5 +231,5 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(pictures_dir, tmp_path):
         time.sleep(pause)
         process.kill()
         process.communicate()
-        assert all(checkpoints.damage(checkpoint) is None for checkpoint in list_checkpoints(tmp_path))
-    assert engine.choose_checkpoint(tmp_path, "latest") == list_checkpoints(tmp_path)[-1]
+        assert all(damage(checkpoint) is None for checkpoint in list_checkpoints(tmp_path))
+    assert choose_checkpoint(tmp_path, "latest") == list_checkpoints(tmp_path)[-1]

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_mdm import MDMPipeline
-from diffusers_mdm.training.state.checkpoints import list_checkpoints
+from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 from tests.pipelines.tiny_pipeline import draw
 
 SCRIPT = Path(__file__).parents[3] / "training" / "train_text_to_image_mdm.py"

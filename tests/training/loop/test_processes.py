@@ -16,7 +16,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from diffusers_mdm import MDMPipeline
-from diffusers_mdm.training.state.checkpoints import list_checkpoints
+from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 
 HERE = Path(__file__).parents[1]
 CONFIGS = HERE.parents[1] / "training" / "accelerate"

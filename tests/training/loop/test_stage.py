@@ -48,7 +48,7 @@ def test_stages_count_steps_and_images_and_ask_in_time(pictures_dir, tmp_path):
     assert asked.calls == [("validate", 2), ("checkpoint", 3), ("checkpoint", 4), ("validate", 4)]
     assert run.progress.total_images == 16
     assert (run.progress.stage_index, run.progress.stage_step, run.progress.stage_ended) == (1, 0, None)
-    assert run.progress.stage_ends == ["inner: all its steps were done"]
+    assert run.progress.stage_ends == ("inner: all its steps were done",)
 
 
 @pytest.mark.parametrize(("images", "steps"), [(16, 4), (17, 5), (5, 2)])

@@ -111,7 +111,8 @@ def test_frozen_levels_keep_the_averages_and_do_not_learn(pictures_dir, tmp_path
     begin_stage(run, first)
     optimizer_step(run, first, [batch_at([0, 1, 2, 3])])
     run.ema["unet"].shadow_params[0].fill_(0.25)
-    end_stage(run, "because")
+    run.progress.stage_ended = "because"
+    end_stage(run, first)
     second = dataclasses.replace(second, frozen_levels=1, gradient_accumulation_steps=1)
     begin_stage(run, second)
     inner = {name: value.clone() for name, value in run.unet.levels[0].state_dict().items()}
@@ -122,7 +123,7 @@ def test_frozen_levels_keep_the_averages_and_do_not_learn(pictures_dir, tmp_path
     assert all(torch.equal(value, inner[name]) for name, value in run.unet.levels[0].state_dict().items())
     assert all(torch.equal(old, new) for old, new in zip(text, run.text_encoder.parameters(), strict=True))
     assert not torch.equal(outer, run.unet.levels[1].decoder.conv_out.weight)
-    assert run.progress.stage_ends == ["because"]
+    assert run.progress.stage_ends == (f"{first.name}: because",)
 
 
 def test_stages_shift_the_noise_schedule(pictures_dir, tmp_path):
@@ -130,7 +131,7 @@ def test_stages_shift_the_noise_schedule(pictures_dir, tmp_path):
     first, second = run.recipe.stages
     begin_stage(run, dataclasses.replace(first, shift_power=2.0))
     assert run.scheduler.config["shift_power"] == 2.0
-    end_stage(run, "")
+    end_stage(run, first)
     begin_stage(run, second)
     assert run.scheduler.config["shift_power"] == 1.0
 

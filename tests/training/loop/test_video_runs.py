@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from diffusers_mdm import MDMVideoPipeline
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.reports.hub import final_files
-from diffusers_mdm.training.state.checkpoints import list_checkpoints
+from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 from diffusers_mdm.training.state.history import History
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_clips import NUM_FRAMES, video_recipe

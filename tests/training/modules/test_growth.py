@@ -4,12 +4,12 @@ import torch
 
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.loop.engine import build_unet, start_run
-from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage, trained_parameters
+from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage
 from diffusers_mdm.training.loop.step import optimizer_step
 from diffusers_mdm.training.modules.growth import grow_model
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.state.averages import averaged_names
-from diffusers_mdm.training.state.optimizer import whole_optimizer_state
+from diffusers_mdm.training.state.optimizer import trained_parameters, whole_optimizer_state
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_clips import video_recipe
 from tests.training.tiny_run import RECIPES
@@ -43,7 +43,7 @@ def test_averages_and_moments_follow_their_parameters_into_clips(clips_dir, pict
         shadow.fill_(number)
     old_names = averaged_names(run, "unet")
     weights = {name: value.detach().clone() for name, value in run.unet.named_parameters()}
-    end_stage(run, "because")
+    end_stage(run, run.recipe.stages[0])
     moments = dict(run.optimizer_state)
 
     begin_stage(run, clips)

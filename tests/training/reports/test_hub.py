@@ -19,7 +19,7 @@ from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.reports import hub as hub_module
 from diffusers_mdm.training.reports.hub import final_files, prepare_repository, push_output
-from diffusers_mdm.training.state.checkpoints import list_checkpoints
+from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.fake_hub import fake_hub
 from tests.training.tiny_run import tiny_recipe

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from diffusers_mdm.training.state.complete_folders import MANIFEST, complete_folder, damage, remove_unfinished
+from diffusers_mdm.training.state.complete_folders import MANIFEST, complete_folder, damage, finish_interrupted
 
 
 @pytest.fixture
@@ -107,5 +107,36 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_folder(folder):
     names = sorted(path.name for path in folder.parent.iterdir())
     assert names == [".unfinished-checkpoint-3", "checkpoint-3"]
     assert damage(folder) is None
-    remove_unfinished(folder.parent)
+    finish_interrupted(folder.parent)
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("in_the_way", ["file", "dangling link", "link to a folder"])
+def test_whatever_has_the_name_is_replaced_and_links_are_not_followed(tmp_path, in_the_way):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "mine").mkdir(parents=True)
+    final = tmp_path / "checkpoint-3"
+    if in_the_way == "file":
+        final.write_text("x")
+    else:
+        final.symlink_to(tmp_path / "nowhere" if in_the_way == "dangling link" else elsewhere)
+    with complete_folder(final) as beside:
+        (beside / "weights").write_text("x")
+    assert damage(final) is None
+    assert not final.is_symlink()
+    assert (elsewhere / "mine").is_dir()
+
+
+def test_a_swap_that_was_interrupted_is_completed_or_undone(folder):
+    """Between the two renames the name is free; what is complete then gets it."""
+    parent = folder.parent
+    folder.rename(parent / ".replaced-checkpoint-3")
+    finish_interrupted(parent)
+    assert damage(folder) is None
+    with complete_folder(parent / "next") as beside:
+        (beside / "weights").write_text("new")
+    folder.rename(parent / ".replaced-checkpoint-3")
+    (parent / "next").rename(parent / ".unfinished-checkpoint-3")
+    finish_interrupted(parent)
+    assert (folder / "weights").read_text() == "new"
+    assert [path.name for path in parent.iterdir()] == ["checkpoint-3"]

@@ -20,6 +20,7 @@ from diffusers_mdm.training.state.optimizer import (
     take_optimizer_state,
     whole_optimizer_state,
 )
+from diffusers_mdm.training.state.progress import Progress
 from tests.training.tiny_run import RECIPES, learning_stage
 
 
@@ -119,21 +120,22 @@ def test_a_restored_optimizer_steps_as_the_old_one(recipe):
 
 def test_learning_rate_warms_up_and_falls():
     stage = learning_stage(steps=110, lr_warmup_steps=10, lr_scheduler="cosine")
-    factors = [learning_rate_factor(stage, step) for step in range(110)]
+    factors = [learning_rate_factor(stage, step, 110) for step in range(110)]
     assert factors[0] == 0.1
     assert factors[9] == factors[10] == 1.0
     assert factors[60] == pytest.approx(0.5)
     assert 0 < factors[-1] < 0.001
-    assert learning_rate_factor(dataclasses.replace(stage, lr_scheduler="linear"), 60) == pytest.approx(0.5)
-    assert learning_rate_factor(dataclasses.replace(stage, lr_scheduler="constant_with_warmup"), 100) == 1.0
+    assert learning_rate_factor(dataclasses.replace(stage, lr_scheduler="linear"), 60, 110) == pytest.approx(0.5)
+    assert learning_rate_factor(dataclasses.replace(stage, lr_scheduler="constant_with_warmup"), 100, 110) == 1.0
     quadratic = dataclasses.replace(stage, lr_scheduler="polynomial", lr_power=2.0)
-    assert learning_rate_factor(quadratic, 60) == pytest.approx(0.25)
+    assert learning_rate_factor(quadratic, 60, 110) == pytest.approx(0.25)
     restarts = dataclasses.replace(stage, lr_scheduler="cosine_with_restarts", lr_num_cycles=2)
-    assert learning_rate_factor(restarts, 60) == 1.0
-    assert learning_rate_factor(restarts, 35) == pytest.approx(0.5)
+    assert learning_rate_factor(restarts, 60, 110) == 1.0
+    assert learning_rate_factor(restarts, 35, 110) == pytest.approx(0.5)
 
 
 def test_the_schedule_ends_with_the_stage_whatever_the_number_of_processes():
     stage = learning_stage(steps=None, images=80, batch_size=4, lr_scheduler="linear", lr_warmup_steps=0)
-    assert learning_rate_factor(stage, 10) == pytest.approx(0.5)
-    assert learning_rate_factor(stage, 5, num_processes=2) == pytest.approx(0.5)
+    for num_processes in (1, 2):
+        last = Progress().last_step(stage, num_processes)
+        assert learning_rate_factor(stage, last // 2, last) == pytest.approx(0.5)

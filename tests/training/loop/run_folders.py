@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in the folder of a tiny run, for comparing runs."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+from diffusers_mdm.training.state.run import RunOptions
+
+
+def options(output_dir, **fields) -> RunOptions:
+    settings = {"report_to": None, "checkpointing_steps": 2, "checkpoints_total_limit": 10, "logging_steps": 1}
+    return RunOptions(output_dir=output_dir, **{**settings, **fields})
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    parts = {"unet": "diffusion_pytorch_model", "text_encoder": "model"}
+    return {
+        f"{part}.{name}": value
+        for part, stem in parts.items()
+        for name, value in load_file(folder / part / f"{stem}.safetensors").items()
+    }
+
+
+def everything(checkpoint) -> dict[str, torch.Tensor]:
+    """Weights, averages and optimizer state."""
+    return {
+        **weights(checkpoint),
+        **{f"ema: {name}": value for name, value in load_file(checkpoint / "ema.safetensors").items()},
+        **{f"optimizer: {name}": value for name, value in load_file(checkpoint / "optimizer.safetensors").items()},
+    }
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+
+
+def counters(checkpoint) -> dict:
+    return json.loads((checkpoint / "progress.json").read_text())["progress"]
