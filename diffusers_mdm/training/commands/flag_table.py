@@ -98,7 +98,11 @@ WHAT = (
 DATA = (
     Flag("dataset_name", "data.path", "dataset on the Hub, or a folder with one"),
     Flag("dataset_config_name", "data.config_name", "configuration of the dataset"),
-    Flag("train_data_dir", "data.path", "folder with parquet files, or pictures and a metadata.jsonl"),
+    Flag(
+        "train_data_dir",
+        "data.path",
+        "folder of pictures with texts beside them or a metadata.jsonl, or of parquet files",
+    ),
     Flag("shards", "data.shards", "WebDataset tar files; {000..123} in a name stands for many", is_list=True),
     Flag("image_column", "data.image_column", "column with the pictures (default image)"),
     Flag("video_column", "data.video_column", "column with the clips, for models of these"),

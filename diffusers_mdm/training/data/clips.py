@@ -14,13 +14,14 @@ from .images import (
     MAX_FILE_BYTES,
     Crop,
     Interpolation,
-    UnusableSampleError,
     as_rgb,
     known_formats,
     open_image,
     reasons_of_decoders,
     square_pixels,
 )
+from .local_files import check_file, read_file
+from .skip_budget import UnusableSampleError
 from .videos import MAX_CLIP_FRAMES, is_video, video_frames
 
 # Formats of Pillow whose frames belong together; the pages of a TIFF file, for one, do not.
@@ -78,9 +79,8 @@ def clip_frames(source: bytes | str | Path, choose: FrameChooser) -> Iterator[Im
 
 
 def _head_of(path: Path) -> bytes:
+    check_file(path, MAX_FILE_BYTES)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UnusableSampleError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB; cut it into clips")
         with path.open("rb") as file:
             return file.read(_HEAD_BYTES)
     except OSError as error:
@@ -98,7 +98,7 @@ def _file_frames(source: bytes | Path, head: bytes, choose: FrameChooser) -> Ite
         return
     elif not head.startswith((b"GIF8", b"RIFF", b"\x89PNG")):
         raise UnusableSampleError(f"it is no clip; expected {_EXPECTED}")
-    yield from _animated_frames(source if isinstance(source, bytes) else source.read_bytes(), choose)
+    yield from _animated_frames(source if isinstance(source, bytes) else read_file(source, MAX_FILE_BYTES), choose)
 
 
 def _is_avif(head: bytes) -> bool:
@@ -129,6 +129,8 @@ def _folder_frames(folder: Path, choose: FrameChooser) -> Iterator[Image.Image]:
     names = sorted((name for name in names if not name.startswith(".")), key=_by_number)
     if not names:
         raise UnusableSampleError(f"its folder has no pictures; expected frames such as 0001{FRAME_SUFFIXES[0]}")
+    if len(names) > MAX_CLIP_FRAMES:
+        raise UnusableSampleError(f"its folder has more than {MAX_CLIP_FRAMES} frames; cut it into clips")
     for number in choose(len(names)):
         try:
             yield open_image(folder / names[number])

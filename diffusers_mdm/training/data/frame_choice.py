@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from ..seeds import derive_seed
-from .images import UnusableSampleError
+from .skip_budget import UnusableSampleError
 
 _FRAME_STREAM = 103  # beside the streams of `sample_decoding`
 

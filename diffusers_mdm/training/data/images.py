@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from ...rgb_pictures import DECODER_ERRORS, area_filter, to_rgb
+from .local_files import read_file
+from .skip_budget import UnusableSampleError
 
 Interpolation = Literal["area", "lanczos", "bicubic", "bilinear", "nearest"]
 
@@ -31,10 +33,6 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
-
-
-class UnusableSampleError(ValueError):
-    """A picture or clip that cannot be trained on; the message says why."""
 
 
 class Crop(NamedTuple):
@@ -55,10 +53,7 @@ def open_image(source: bytes | str | Path) -> Image.Image:
             `PIL.Image.MAX_IMAGE_PIXELS` (a small file can unpack to any size), or numbers of unknown range.
     """
     if not isinstance(source, bytes):
-        with reasons_of_decoders():
-            if Path(source).stat().st_size > MAX_FILE_BYTES:
-                raise UnusableSampleError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-            source = Path(source).read_bytes()
+        source = read_file(Path(source), MAX_FILE_BYTES)
     try:
         return _decoded(source)
     except UnusableSampleError:

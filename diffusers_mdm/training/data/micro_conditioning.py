@@ -19,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...models.level_config import LevelConfig
+from .skip_budget import shown
 
 SCALE = "scale"
+MAX_VALUE = 1e9  # of a condition; what is larger, or no number, would spoil a whole batch
 
 
 def micro_conditioning_defaults(rows: Sequence[LevelConfig]) -> dict[str, float]:
@@ -53,8 +55,11 @@ def micro_values(
     for key, default in defaults.items():
         value = short_side if key == SCALE else fields.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"micro-condition {key!r} must be a number, got {value!r}")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not -MAX_VALUE <= value <= MAX_VALUE:
+            raise ValueError(
+                f"micro-condition {key!r} must be a number from {-MAX_VALUE:g} to {MAX_VALUE:g}; it is {shown(value)}"
+            )
         values[key] = max(float(value) + offsets.get(key, 0.0), 0.0)
     return values
 

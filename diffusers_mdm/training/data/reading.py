@@ -14,9 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch
-from .images import UnusableSampleError
 from .samples import Row, Sample, SampleDecoder, choose_caption
-from .skip_budget import Skip, SkipBudget
+from .skip_budget import Skip, SkipBudget, UnusableSampleError
 from .text.features import TextEmbeddings
 
 PREFETCHED_BATCHES = 2  # of each worker

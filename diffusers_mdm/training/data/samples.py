@@ -14,8 +14,9 @@ from ..recipe.data import DataRecipe
 from ..seeds import derive_seed
 from .clips import clip_frames, clip_pixels
 from .frame_choice import FrameChoice
-from .images import CENTER, Crop, Interpolation, UnusableSampleError, open_image, square_pixels
+from .images import CENTER, Crop, Interpolation, open_image, square_pixels
 from .micro_conditioning import check_offsets, micro_values
+from .skip_budget import UnusableSampleError, shown
 
 # The random streams of a row, beside those of the training loop and of `frame_choice`.
 _CAPTION_STREAM, _CROP_STREAM = 101, 102
@@ -142,6 +143,17 @@ def sample_decoder(
         dict(recipe.micro_conditioning_offsets),
         frames,
     )
+
+
+def class_of(value: Any, what: str = "its class") -> int:
+    """The class of a sample, which must be a whole number that a tensor can hold.
+
+    Raises:
+        UnusableSampleError: if it is something else; the message begins with `what`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**31:
+        raise UnusableSampleError(f"{what} is {shown(value)}, expected an integer")
+    return value
 
 
 def random_crop(seed: int, position: int) -> Crop:

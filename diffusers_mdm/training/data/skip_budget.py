@@ -2,12 +2,19 @@
 """How many pictures may be left out, and which they were."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from accelerate.utils import gather_object
 
 logger = logging.getLogger(__name__)
 
 NAMED_IN_ERROR = 10
+LONGEST_SHOWN = 40  # characters
+
+
+class UnusableSampleError(ValueError):
+    """A picture or clip that cannot be trained on; the message says why."""
 
 
 class Skip(NamedTuple):
@@ -17,11 +24,21 @@ class Skip(NamedTuple):
     reason: str
 
 
+def shown(value: object) -> str:
+    """A value from a data set as a reason spells it: short, whatever it is, even if it holds itself."""
+    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
+        return repr(value)
+    if isinstance(value, (str, bytes)):
+        return repr(value[:LONGEST_SHOWN]) + ("" if len(value) <= LONGEST_SHOWN else " …")
+    return f"of the type {type(value).__name__}"
+
+
 class SkipBudget:
     """The samples that this process has met and could not use; each is logged and counted once.
 
     A few broken pictures are normal in large sets, many mean that something is wrong: over the limit the run stops
-    and names them. Every process counts what it meets itself, from the start of the command.
+    and names them. The limit holds in every process, for what it meets itself from the start of the stage on; what is
+    reported is the number of all processes (`count_everywhere`).
 
     Attributes:
         limit: so many are allowed.
@@ -48,6 +65,16 @@ class SkipBudget:
             logger.warning("Skipped %s: %s.", skip.name, skip.reason)
             if len(self) > self.limit:
                 raise ValueError(self._explanation())
+
+    @staticmethod
+    def count_everywhere(budgets: Sequence["SkipBudget"]) -> int:
+        """How many samples all processes together could not use, each counted once; every process has to call it.
+
+        Args:
+            budgets: those of this process.
+        """
+        names = {name for budget in budgets for name in budget.reasons}
+        return len({name for found in gather_object([sorted(names)]) for name in found})
 
     def _explanation(self) -> str:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:NAMED_IN_ERROR])

@@ -2,26 +2,29 @@
 """What a recipe trains on: the one place that knows all kinds of data sets."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from .batch import Batch
-from .hub_datasets import DatasetRows, iterate_captions, load_captioned_split, load_training_rows
 from .images import square_pixels, to_unit_range
 from .numbered import CaptionedImages, ShuffledImages
 from .order import BatchOrder
 from .reading import BatchReader, closed_at_exit, read_batches
 from .samples import SampleDecoder, sample_decoder
-from .shards.files import list_shards
+from .shards.files import describe_shards, list_shards
 from .shards.samples import ListedSamples, TarSamples, iterate_shard_captions
 from .shards.stream import ShardStream
 from .skip_budget import SkipBudget
+from .tables.folders import open_folder
+from .tables.splits import DatasetRows, iterate_captions, load_captioned_split, load_training_rows
 from .text.features import TextEmbeddings
 
 __all__ = [
     "CaptionedImages",
     "TrainingImages",
+    "describe_data",
     "load_captioned_split",
     "open_text_embeddings",
     "open_training_images",
@@ -144,6 +147,21 @@ def open_text_embeddings(recipe: Recipe) -> TextEmbeddings | None:
         return None
     width = recipe.model.get("encoder_hid_dim") or recipe.model.get("cross_attention_dim")
     return TextEmbeddings(recipe.data.embeddings_dir, width, recipe.max_sequence_length)
+
+
+def describe_data(recipe: DataRecipe) -> list[str]:
+    """How many samples there are, and what is left out and why, a line each; nothing is fetched for it.
+
+    Raises:
+        ValueError: if something local is broken.
+    """
+    if recipe.shards is not None:
+        return describe_shards(recipe.shards, recipe.validation_shards or ())
+    folder = open_folder(Path(str(recipe.path)), recipe) if Path(str(recipe.path)).is_dir() else None
+    if folder is None:
+        return [f"{recipe.path}: a data set that is opened when training starts"]
+    found, *left_out = folder.describe()
+    return [f"{recipe.path}: {found}", *left_out]
 
 
 def training_captions(recipe: DataRecipe) -> Iterator[str]:

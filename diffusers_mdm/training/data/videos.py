@@ -18,7 +18,7 @@ from typing import IO, NamedTuple, cast
 
 from PIL import Image
 
-from .images import UnusableSampleError
+from .skip_budget import UnusableSampleError
 
 MAX_CLIP_FRAMES = 20_000  # over ten minutes; a longer one is no clip to train on
 # ffmpeg's names of the formats that `is_video` knows.

@@ -46,7 +46,15 @@ from ..state.sharding import check_supported
 from .held_out import open_held_out
 from .interruption import Interruption
 from .stage import StageHooks, train_stage
-from .stage_data import all_training_captions, open_embeddings, open_joint_pictures, open_stage_images, stage_side
+from .stage_data import (
+    all_training_captions,
+    check_text_encoder,
+    open_embeddings,
+    open_joint_pictures,
+    open_stage_images,
+    report_data,
+    stage_side,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +80,9 @@ def run_alone(recipe: Recipe, options: RunOptions) -> Path:
     resume_run(run)
     recipe = run.recipe
     interruption, embeddings = Interruption(), open_embeddings(recipe)
+    if run.accelerator.is_main_process:
+        report_data(recipe)
+    check_text_encoder(run, embeddings)
     with interruption.listening():
         for stage in recipe.stages[run.progress.stage_index :]:
             factor = scale_factor(run.vae)

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import torch
 
 from ..data.batch import Batch
 from ..data.order import BatchOrder
+from ..data.skip_budget import SkipBudget
 from ..data.sources import TrainingImages
 from ..loss.held_out import HeldOutSamples
 from ..recipe.clips import joint_stage
@@ -69,6 +71,7 @@ def train_stage(
     progress.stage_ended = why_over(stage, progress, last_step)
     if progress.stage_step > 0:
         draw_what_was_lost(run, hooks)
+    budgets = [opened.skipped for opened in (images, pictures) if opened is not None]
     with (
         batches_of(run, stage, images) as batches,
         batches_of(run, joint_stage(run.recipe, stage), pictures) as stills,
@@ -90,7 +93,7 @@ def train_stage(
                 images=progress.total_images,
                 learning_rate=learning_rate_of(run, stage),
                 skipped_steps=progress.skipped_steps,
-                skipped_images=len(images.skipped) + (0 if pictures is None else len(pictures.skipped)),
+                skipped_images=functools.partial(SkipBudget.count_everywhere, budgets),
             )
             with meter.paused():
                 progress.stage_ended = verdict(run, stage, last_step, hooks, meter)

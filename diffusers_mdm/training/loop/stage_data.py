@@ -3,13 +3,17 @@
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
 
-from ..commands.fine_tuning import level_sides
+import torch
+
+from ..commands.fine_tuning import frozen_text_encoder, level_sides
 from ..data.micro_conditioning import micro_conditioning_defaults
 from ..data.numbered import CaptionedImages
 from ..data.sources import (
     TrainingImages,
+    describe_data,
     open_text_embeddings,
     open_training_images,
     open_validation_images,
@@ -17,10 +21,16 @@ from ..data.sources import (
 )
 from ..data.subjects import open_subject_images
 from ..data.text.features import TextEmbeddings
+from ..data.text.features_writer import fingerprint
+from ..precision import DTYPES
+from ..processes import wait_for_everyone
 from ..recipe.clips import data_of, joint_stage, sources, stage_frames, stage_rows
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
+from ..state.run import Run
+
+logger = logging.getLogger(__name__)
 
 Embeddings = Mapping[str, TextEmbeddings]  # by folder
 
@@ -40,6 +50,30 @@ def open_embeddings(recipe: Recipe) -> Embeddings:
             assert embeddings is not None
             opened[folder] = embeddings
     return opened
+
+
+def check_text_encoder(run: Run, embeddings: Embeddings) -> None:
+    """Compare the text encoder that the pipeline will be saved with and those that made the text features.
+
+    The main process loads the encoder once, in the dtype that it had then, and lets it go.
+
+    Raises:
+        ValueError: if they differ, or there is no such encoder.
+    """
+    own = run.recipe.data.embeddings_dir if run.options.pre_compute_text_embeddings else None  # just written with it
+    if run.accelerator.is_main_process:
+        for features in (opened for folder, opened in embeddings.items() if folder != own):
+            source, text_encoder, tokenizer = frozen_text_encoder(run.recipe, run.options)
+            torch.nn.Module.to(text_encoder, DTYPES[features.index.dtype])
+            features.check_encoder(source, fingerprint(text_encoder, tokenizer))
+    wait_for_everyone(run.accelerator)
+
+
+def report_data(recipe: Recipe) -> None:
+    """Tell how many pictures or clips there are to train on, and what is left out of them and why."""
+    for data in sources(recipe):
+        for line in describe_data(data):
+            logger.info("Data: %s.", line)
 
 
 def all_training_captions(recipe: Recipe) -> Iterator[str]:

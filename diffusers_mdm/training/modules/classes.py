@@ -11,7 +11,7 @@ from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
-from ..data.hub_datasets import load_captioned_split
+from ..data.tables.splits import load_captioned_split
 from ..recipe.clips import has_clips
 from ..recipe.recipe import Recipe
 

@@ -6,7 +6,7 @@ import datetime
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -70,6 +70,7 @@ class Meter:
         self._picture_table: torch.Tensor | None = None
         self._values: dict[str, list[torch.Tensor | float]] = {}
         self._latest: dict[str, float] = {}
+        self._skipped_images: int | Callable[[], int] | None = None
         self._steps_before, self._images_before = self.stage_step, self.images
         self._since, self._waited, self._away = time.perf_counter(), 0.0, 0.0
         if self._paused_since is not None:
@@ -110,7 +111,7 @@ class Meter:
         picture_losses: torch.Tensor | None = None,
         values: Mapping[str, torch.Tensor | float] | None = None,
         skipped_steps: int | None = None,
-        skipped_images: int | None = None,
+        skipped_images: int | Callable[[], int] | None = None,
     ) -> None:
         """Take in one optimizer step; where it is due, report. Does not wait for an accelerator otherwise.
 
@@ -123,15 +124,18 @@ class Meter:
             values: further numbers by name, scalars that are the same on every process; means are reported. Those
                 that are not finite are left out.
             skipped_steps: so many so far in the run.
-            skipped_images: so many so far in the run, over all processes.
+            skipped_images: so many so far in the stage, over all processes; or what counts them when they are
+                reported, by an exchange among these.
         """
         self._table = _added(self._table, losses)
         self._picture_table = _added(self._picture_table, picture_losses)
         for name, value in (values or {}).items():
             self._values.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
         self.stage_step, self.run_step, self.images = self.stage_step + 1, step, images
-        counts = {"learning_rate": learning_rate, "skipped_steps": skipped_steps, "skipped_images": skipped_images}
-        self._latest = {name: value for name, value in counts.items() if value is not None}
+        self._latest = {"learning_rate": learning_rate}
+        if skipped_steps is not None:
+            self._latest["skipped_steps"] = skipped_steps
+        self._skipped_images = skipped_images
         self.bar.update()
         if self.stage_step % self.logging_steps == 0 or self.stage_step == self.total:
             self.report()
@@ -155,6 +159,9 @@ class Meter:
             "data_wait_share": float(self.accelerator.reduce(waited, "mean")),
             **self._latest,
         }
+        if self._skipped_images is not None:
+            counted = self._skipped_images
+            values["skipped_images"] = counted() if callable(counted) else counted
         if self.accelerator.is_main_process:
             self._show(values, elapsed / num_steps)
             self.write(values)

@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_refused(clips_dir, fields, num_frames, message):
 
 
 def test_folders_without_clips_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"neither a folder with parquet files or clips and their metadata\.csv"):
+    with pytest.raises(ValueError, match=r"neither a folder with parquet files or clips, with their captions beside"):
         open_training_images(recipe(tmp_path / "nothing"), 8)
 
 

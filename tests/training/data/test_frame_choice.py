@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from diffusers_mdm.training.data.frame_choice import FrameChoice
-from diffusers_mdm.training.data.images import UnusableSampleError
+from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 
 
 def test_frames_are_spread_over_the_whole_clip():

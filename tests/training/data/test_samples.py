@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_mdm.training.data.images import UnusableSampleError
 from diffusers_mdm.training.data.samples import Sample, SampleDecoder, choose_caption, random_crop, sample_decoder
+from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.training.picture_files import encoded, png
 

@@ -238,7 +238,7 @@ def test_broken_samples_of_a_shard_are_replaced_by_others(tmp_path):
 def test_missing_shards_and_repeated_ones_are_refused(tmp_path):
     recipe = shards_recipe(tmp_path)
     missing = DataRecipe(shards=(str(tmp_path / "{00000..00004}.tar"),))
-    with pytest.raises(ValueError, match=r"2 of 5 shards do not exist, such as .*00003\.tar"):
+    with pytest.raises(ValueError, match=r"2 of 5 shards do not exist or are no regular files, such as .*00003\.tar"):
         open_training_images(missing, 8)
     with pytest.raises(ValueError, match="named twice"):
         open_training_images(DataRecipe(shards=(*recipe.shards, str(tmp_path / "00000.tar"))), 8)

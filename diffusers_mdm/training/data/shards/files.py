@@ -1,47 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shards as local files: those that are local as they are, those behind a URL while they are needed."""
 
+import collections
 import contextlib
 import logging
 import os
-import shutil
 import tempfile
 import time
 import urllib.request
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
 
-from .index import TarIndex, expand_braces, index_tar
+from .index import TarIndex, index_tar
+from .names import expand_patterns
 
 logger = logging.getLogger(__name__)
 
 TRIES = 4
 FIRST_PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = 60.0
+MAX_SHARD_BYTES = 2**36  # 64 GiB; a server that sends more has no shard, or no end
 
 
 def list_shards(patterns: Sequence[str]) -> list[str]:
     """The shards that brace patterns name, paths or URLs.
 
     Raises:
-        ValueError: if a local one does not exist, one is named twice, or there is none.
+        ValueError: if a local one does not exist, one is named twice, there is none, or there are far too many.
     """
-    shards = [shard for pattern in patterns for shard in expand_braces(pattern)]
+    shards = expand_patterns(patterns)
     if not shards:
         raise ValueError("`data.shards` is empty; name at least one tar file.")
     if len(set(shards)) < len(shards):
-        twice = next(shard for shard in shards if shards.count(shard) > 1)
+        twice = collections.Counter(shards).most_common(1)[0][0]
         raise ValueError(f"The shard {twice} is named twice.")
     missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(shards)} shards do not exist, such as {', '.join(missing[:3])}. Check the "
-            "pattern, or run where they are."
+            f"{len(missing)} of {len(shards)} shards do not exist or are no regular files, such as "
+            f"{', '.join(missing[:3])}. Check the pattern, or run where they are."
         )
     return shards
+
+
+def describe_shards(patterns: Sequence[str], held_out: Sequence[str]) -> list[str]:
+    """How many shards there are to train on and to measure on, a line each; whether they exist is counted, too.
+
+    Raises:
+        ValueError: if a pattern makes no sense.
+    """
+    lines = []
+    for named, purpose in ((patterns, "to train on"), (held_out, "held out")):
+        shards = expand_patterns(named)
+        missing = sum(not is_remote(shard) and not Path(shard).is_file() for shard in shards)
+        lacking = f", of which {missing:,} are not on this machine" if missing else ""
+        if shards:
+            lines.append(f"{len(shards):,} shards {purpose}{lacking}; samples are counted as they are read")
+    return lines
 
 
 def is_remote(shard: str) -> bool:
@@ -59,7 +76,7 @@ class ShardFiles:
     def __init__(self, lag: int = 0):
         self.lag = lag
         self._indices: dict[str, TarIndex] = {}
-        self._retired: deque[tuple[str, int]] = deque()
+        self._retired: collections.deque[tuple[str, int]] = collections.deque()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._number = 0
 
@@ -115,7 +132,11 @@ def _copy(url: str, path: str) -> None:
         else:
             source = stack.enter_context(fsspec.open(url, "rb"))
         target = stack.enter_context(open(path, "wb"))
-        shutil.copyfileobj(source, target, 2**20)
-    size = Path(path).stat().st_size
-    if expected is not None and size != int(expected):
+        size = 0
+        while piece := source.read(2**20):
+            size += len(piece)
+            if size > MAX_SHARD_BYTES:
+                raise ValueError(f"{url} has more than {MAX_SHARD_BYTES >> 30} GiB; cut it into smaller shards.")
+            target.write(piece)
+    if expected is not None and str(size) != expected.strip():
         raise OSError(f"got {size} of {expected} bytes")

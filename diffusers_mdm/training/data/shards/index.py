@@ -7,15 +7,30 @@ unpacked to disk or executed.
 """
 
 import itertools
-import re
+import struct
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
-from ..images import MAX_FILE_BYTES, UnusableSampleError
+from ..images import MAX_FILE_BYTES
+from ..skip_budget import UnusableSampleError
+from ..text.captions import clean_caption
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+MAX_TEXT_BYTES = 2**20  # of a caption file, or the .json of a sample
+MAX_HEADER_BYTES = 2**20  # tar files can have headers of any size, which say more than a name and numbers
+MAX_FILES = 20_000_000  # in one tar file
+# What tarfile raises at headers that make no sense, beside its own errors.
+_HEADER_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    struct.error,
+)
 
 
 class Part(NamedTuple):
@@ -44,25 +59,29 @@ class TarSample(NamedTuple):
     @property
     def name(self) -> str:
         """How a message calls the sample."""
-        return f"{self.shard}:{self.key}"
+        return f"{self.shard}:{clean_caption(self.key)}"
 
     def find(self, *suffixes: str) -> Part | None:
         """The first part with one of the suffixes, in the order of these."""
         return next((part for suffix in suffixes for part in self.parts if part.suffix == suffix), None)
 
-    def read(self, part: Part) -> bytes:
+    def read(self, part: Part, limit: int = MAX_FILE_BYTES) -> bytes:
         """The bytes of one part.
+
+        Args:
+            part: one of `parts`.
+            limit: it may have so many bytes.
 
         Raises:
             UnusableSampleError: if they are too many, or the tar file has become shorter or unreadable.
         """
-        if part.size > MAX_FILE_BYTES:
-            raise UnusableSampleError(f".{part.suffix} is larger than {MAX_FILE_BYTES >> 20} MiB")
+        if not 0 <= part.size <= limit:
+            raise UnusableSampleError(f".{part.suffix} has {part.size:,} bytes, expected at most {limit >> 20} MiB")
         try:
             with open(self.path, "rb") as file:
                 file.seek(part.offset)
                 content = file.read(part.size)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise UnusableSampleError(f"its tar file cannot be read ({error})") from error
         if len(content) < part.size:
             raise UnusableSampleError(f".{part.suffix} is cut short")
@@ -91,15 +110,13 @@ def index_tar(path: str | Path, shard: str | None = None) -> TarIndex:
     files: list[tuple[str, Part]] = []
     problem = None
     try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # or the tar file's own list would keep every header
-                if member.isreg() and (name := _split_name(member.name)):
-                    files.append((name[0], Part(name[1], member.offset_data, member.size)))
+        for member in _members(path):
+            if member.isreg() and (name := _split_name(member.name)):
+                files.append((name[0], Part(name[1], member.offset_data, member.size)))
     except tarfile.ReadError as error:
         problem = f"it is no tar file ({error})" if not files else f"it is truncated ({error})"
-    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
-        problem = f"it is broken ({error})"
+    except (tarfile.TarError, *_HEADER_ERRORS) as error:
+        problem = f"it is broken ({str(error)[:200] or type(error).__name__})"
     samples = [
         TarSample(str(path), shard, key, tuple(part for _, part in group))
         for key, group in itertools.groupby(files, key=lambda file: file[0])
@@ -110,34 +127,48 @@ def index_tar(path: str | Path, shard: str | None = None) -> TarIndex:
     return TarIndex(str(path), samples, problem)
 
 
+def _members(path: str | Path) -> Iterator[tarfile.TarInfo]:
+    """The headers of a tar file, one after the other; errors are tarfile's, and `_HEADER_ERRORS`."""
+    with open(path, "rb") as file, tarfile.open(fileobj=cast(Any, HeaderFile(file)), mode="r:") as tar:
+        place = -1
+        for _ in range(MAX_FILES):
+            member = tar.next()
+            if member is None:
+                return
+            tar.members = []  # type: ignore[attr-defined]  # or the tar file's own list would keep every header
+            # A header can claim any size, and with a negative one the file would begin again and never end.
+            if member.size < 0 or member.offset_data <= place:
+                raise tarfile.HeaderError(f"{clean_caption(member.name)!r} claims a size of {member.size} bytes")
+            place = member.offset_data
+            yield member
+        raise tarfile.HeaderError(f"it has more than {MAX_FILES:,} files")
+
+
+class HeaderFile:
+    """A tar file to read headers from: what is longer than any sensible one is refused, not read.
+
+    Args:
+        file: that is open for reading, with seeking.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes, or what there is of them.
+
+        Raises:
+            tarfile.HeaderError: if they are more than `MAX_HEADER_BYTES`.
+        """
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.HeaderError(f"a header has {size:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
+        return self.file.read(size)
+
+
 def _split_name(name: str) -> tuple[str, str] | None:
     folder, _, last = name.rpartition("/")
     stem, dot, suffix = last.partition(".")
     if not stem or not dot:
         return None
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """All names that a pattern stands for: "{000..123}" counts with leading zeros, "{a,b}" lists.
-
-    Raises:
-        ValueError: if braces hold something else.
-    """
-    match = _BRACES.search(pattern)
-    if match is None:
-        if "{" in pattern or "}" in pattern:
-            raise ValueError(f"The shard pattern {pattern!r} has a brace without its partner.")
-        return [pattern]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    if found := _RANGE.fullmatch(match[1]):
-        first, last = found[1], found[2]
-        if int(first) > int(last):
-            raise ValueError(f"The shard pattern {pattern!r} counts down; write {{{last}..{first}}}.")
-        width = len(first) if first.startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    elif "," in match[1]:
-        choices = match[1].split(",")
-    else:
-        raise ValueError(f"The shard pattern {pattern!r} needs {{first..last}} or {{one,another}} in its braces.")
-    return [before + choice + rest for choice in choices for rest in expand_braces(after)]

@@ -6,18 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ...recipe.data import DataRecipe
-from ..images import UnusableSampleError
+from ..file_kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ..reading import Request
-from ..samples import Sample
-from ..skip_budget import Skip, SkipBudget
+from ..samples import Sample, class_of
+from ..skip_budget import Skip, SkipBudget, UnusableSampleError
+from ..text.captions import clean_caption, clean_captions
 from .files import ShardFiles
-from .index import TarIndex, TarSample
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
-CLIP_SUFFIXES = (
-    *("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "ogv", "flv", "wmv"),
-    *("gif", "webp", "avif", "apng"),
-)
+from .index import MAX_TEXT_BYTES, TarIndex, TarSample
 
 
 class TarSamples:
@@ -49,7 +44,7 @@ class TarSamples:
             UnusableSampleError: if a part is missing or broken.
         """
         recipe = self.recipe
-        suffixes = IMAGE_SUFFIXES if recipe.image_column == "image" else (recipe.image_column.lower(),)
+        suffixes = PICTURE_SUFFIXES if recipe.image_column == "image" else (recipe.image_column.lower(),)
         image = sample.find(*(suffixes if recipe.video_column is None else CLIP_SUFFIXES))
         if image is None:
             wanted = "picture" if recipe.video_column is None else "clip, such as .mp4, .webm or .gif"
@@ -66,7 +61,7 @@ class TarSamples:
         if part is None:
             return {}
         try:
-            fields = json.loads(sample.read(part))
+            fields = json.loads(sample.read(part, MAX_TEXT_BYTES))
         except (ValueError, RecursionError) as error:
             raise UnusableSampleError(f"its .json cannot be read ({error})") from error
         if not isinstance(fields, dict):
@@ -76,17 +71,20 @@ class TarSamples:
     def _captions(self, sample: TarSample, fields: dict[str, Any]) -> str | list[str]:
         recipe = self.recipe
         if recipe.caption is not None:
-            return recipe.caption
+            return clean_caption(recipe.caption)
         named = recipe.caption_column not in ("text", "txt")
         text = None if named else sample.find("txt")
         if text is not None:
             try:
-                return sample.read(text).decode("utf-8").strip()
+                return clean_caption(sample.read(text, MAX_TEXT_BYTES).decode("utf-8").strip())
             except UnicodeDecodeError as error:
                 raise UnusableSampleError(f"its .txt is not UTF-8 ({error})") from error
         for field in [recipe.caption_column] if named else ["caption", "text"]:
             if field in fields:
-                return _as_captions(fields[field], field)
+                try:
+                    return clean_captions(fields[field])
+                except ValueError as error:
+                    raise UnusableSampleError(f"field {field!r} of its .json: {error}") from error
         wanted = f"field {recipe.caption_column!r} in .json" if named else '.txt, nor "caption" or "text" in .json'
         raise UnusableSampleError(f"it has no {wanted} ({_listed(sample, fields)})")
 
@@ -95,28 +93,21 @@ class TarSamples:
         if column is None:
             return None
         part = sample.find(column)
-        label = fields.get(column) if part is None else sample.read(part).strip()
-        try:
-            if isinstance(label, (int, bytes)):
-                return int(label)
-        except ValueError:
-            pass
-        raise UnusableSampleError(f"its class, .{column} or that field of .json, is {label!r}, expected an integer")
-
-
-def _as_captions(value: Any, field: str) -> str | list[str]:
-    if value is None:
-        return ""
-    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-        return value
-    if not isinstance(value, str):
-        raise UnusableSampleError(f"field {field!r} of its .json must be text, got {value!r}")
-    return value
+        label = fields.get(column) if part is None else sample.read(part, MAX_TEXT_BYTES).strip()
+        if isinstance(label, bytes):
+            text = label[:20].decode("ascii", "replace")
+            label = int(text) if text.removeprefix("-").isdecimal() else text
+        return class_of(label, f"its class, .{column} or that field of .json,")
 
 
 def _listed(sample: TarSample, fields: dict[str, Any] | None = None) -> str:
-    found = "it has " + ", ".join(f".{part.suffix}" for part in sample.parts)
-    return f"{found}, and in .json {', '.join(fields)}" if fields else found
+    found = "it has " + _first([f".{part.suffix}" for part in sample.parts])
+    return f"{found}, and in .json {_first(list(fields))}" if fields else found
+
+
+def _first(names: Sequence[str]) -> str:
+    shown = [clean_caption(name[:40]) for name in names[:12]]
+    return ", ".join(shown if len(names) <= 12 else [*shown, "…"])
 
 
 class ListedSamples:

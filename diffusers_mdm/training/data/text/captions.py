@@ -8,6 +8,8 @@ a NUL, or a book. Ordinary captions stay as they are, to the letter.
 import re
 from typing import Any
 
+from ..skip_budget import shown
+
 MAX_CHARACTERS = 16_384  # of a caption; a text encoder reads the first few hundred words at most
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")  # direction of writing, byte order
@@ -44,12 +46,4 @@ def clean_captions(value: Any) -> str | list[str]:
         return clean_caption(value)
     if isinstance(value, (list, tuple)) and all(entry is None or isinstance(entry, str) for entry in value):
         return [clean_caption(entry or "") for entry in value]
-    raise ValueError(
-        f"a caption must be text, or a list of texts of which every epoch sees one; it is {_short(value)}"
-    )
-
-
-def _short(value: Any) -> str:
-    """What a value is, without spelling one that may be large or contain itself."""
-    plain = isinstance(value, (int, float, bool)) and not (isinstance(value, int) and abs(value) > 10**12)
-    return f"the {type(value).__name__} {value}" if plain else f"a {type(value).__name__}"
+    raise ValueError(f"a caption must be text, or a list of texts of which every epoch sees one; it is {shown(value)}")

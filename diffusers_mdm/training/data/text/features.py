@@ -14,28 +14,31 @@ processes of a machine share what the system has read of them. `features_writer.
 
 import dataclasses
 import hashlib
-import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 
+from ....config_reading import describe, read_json
+from ...recipe.fields import read_fields
 from ..batch import Batch
+from .captions import clean_caption
 
 INDEX_NAME = "index.json"
 FORMAT = "diffusers-mdm text embeddings 1"
+FILE_NAME = re.compile(r"embeddings-\d{5,}\.safetensors")  # of a folder; none that leads out of it
 COMMAND = "training/precompute_text_embeddings.py"
 NAMED_IN_ERROR = 3
 
 
 def caption_key(caption: str) -> int:
-    """The first 64 bits of the caption's SHA-256, signed: among 12 million, two are alike once in 250,000 sets."""
-    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little", signed=True)
+    """The first 64 bits of its SHA-256 when it is clean, signed: of 12 million, two are alike once in 250,000 sets."""
+    return int.from_bytes(hashlib.sha256(clean_caption(caption).encode()).digest()[:8], "little", signed=True)
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,28 @@ def read_index(folder: Path) -> EmbeddingsIndex:
     path = folder / INDEX_NAME
     if not path.is_file():
         raise ValueError(f"{folder} holds no text embeddings (there is no {INDEX_NAME}); write them with {COMMAND}.")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no index of text embeddings. Write them anew with {COMMAND}.")
+    if values.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the format {describe(values.get('format'))}, expected {FORMAT!r}; write them anew."
+        )
+    if not values.get("fingerprint"):
+        raise ValueError(
+            f"{path} does not say which text encoder its text embeddings are of (it has no `fingerprint`): an older "
+            f"version wrote it. Write them anew with {COMMAND} into another folder."
+        )
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        index = EmbeddingsIndex(**values)
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is no index of text embeddings: {error}. Write them anew with {COMMAND}.") from error
-    if index.format != FORMAT:
-        raise ValueError(f"{path} has the format {index.format!r}, expected {FORMAT!r}; write them anew.")
+        index = read_fields(EmbeddingsIndex, {**values, "files": values.get("files", {})})
+    except ValueError as error:
+        raise ValueError(f"{path} is no index of text embeddings: {error} Write them anew with {COMMAND}.") from error
+    for name, count in index.files.items():
+        if not FILE_NAME.fullmatch(name) or isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(
+                f"{path} lists a file {describe(name)} with {describe(count)} captions; expected names such as "
+                f"embeddings-00000.safetensors. Write them anew with {COMMAND}."
+            )
     return index
 
 
@@ -115,6 +133,24 @@ class TextEmbeddings:
             raise ValueError(
                 f"The captions of {self.folder} were cut after {index.max_sequence_length} tokens, the recipe cuts "
                 f"after {max_sequence_length} (`text_encoder.max_sequence_length`); give both the same number."
+            )
+
+    def check_encoder(self, name: str, fingerprint: str) -> None:
+        """Refuse features of another text encoder or tokenizer than that which the pipeline is saved with.
+
+        Args:
+            name: where the run's text encoder comes from, for the message.
+            fingerprint: of it, in the dtype of the features.
+
+        Raises:
+            ValueError: if they differ.
+        """
+        if fingerprint != self.index.fingerprint:
+            raise ValueError(
+                f"The text embeddings in {self.folder} were made with another text encoder or tokenizer "
+                f"({self.index.text_encoder}) than the one of this run ({name}): a model that learnt from them would "
+                f"not understand its own prompts. Write them with {COMMAND} and this run's text encoder, into another "
+                "folder; or start from the pipeline whose encoder made them."
             )
 
     def _open_files(self) -> None:

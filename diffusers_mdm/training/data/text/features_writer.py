@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ....pipelines.drawing.text_encoding import encode_texts
 from ...precision import DTYPES
+from .captions import clean_caption
 from .features import INDEX_NAME, EmbeddingsIndex, caption_key, read_index
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def write_text_embeddings(
 
 def _with_empty(captions: Iterable[str]) -> Iterator[str]:
     yield ""
-    yield from captions
+    yield from map(clean_caption, captions)
 
 
 def resume_index(folder: Path, identity: EmbeddingsIndex) -> EmbeddingsIndex:

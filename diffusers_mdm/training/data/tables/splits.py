@@ -1,42 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captioned pictures or clips in a `datasets` data set: a folder of parquet or picture or clip files, or on the Hub.
+"""The splits of a data set, in a folder or on the Hub: columns of captions, classes, encoded pictures or clips."""
 
-A folder of clips is one for the host's `videofolder`: beside the files a metadata.csv, .jsonl or .parquet with the
-columns `file_name` and `text`. It may name files of any kind, and folders, whose numbered pictures are the frames of a
-clip.
-"""
-
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from ..recipe.data import DataRecipe
-from .images import UnusableSampleError
-from .reading import Request
-from .samples import Sample
+from ...recipe.data import DataRecipe
+from ..local_files import AllowedFolders
+from ..reading import Request
+from ..samples import Sample, class_of
+from ..skip_budget import UnusableSampleError
+from ..text.captions import clean_caption, clean_captions
+from .captioned_folder import LABEL_COLUMN
+from .folders import open_folder
+from .hub import load_with_datasets, reasons_of_datasets
+
+CAPTIONS_AT_A_TIME = 10_000
 
 
 def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
     """Open one split and check the columns that training reads; what is in them stays encoded until it is needed.
 
     Raises:
-        ValueError: if the data set, the split or a column does not exist or has the wrong type; the message lists
-            what there is.
+        ValueError: if the data set, the split or a column does not exist, is broken or has the wrong type; the
+            message lists what there is.
     """
     if recipe.path is None:
         raise ValueError("`data.path` is not set: shards are read as a stream, without splits and columns.")
-    try:
-        splits = _load_splits(recipe, recipe.path)
-    except FileNotFoundError as error:
-        kind = "pictures" if recipe.video_column is None else "clips and their metadata.csv"
-        raise ValueError(
-            f"{recipe.path} is neither a folder with parquet files or {kind} nor a data set on the Hub: {error}"
-        ) from error
-    if split not in splits:
-        raise ValueError(f"{recipe.path} has no split {split!r}; it has {', '.join(splits)}.")
-    rows = splits[split]
+    rows = _open_split(recipe, recipe.path, split)
     _check_column(rows, recipe, recipe.media_column)
     if recipe.caption is None:
         _check_column(rows, recipe, recipe.caption_column)
@@ -48,16 +42,42 @@ def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
         raise ValueError(f"Split {split!r} of {recipe.path} has no rows.")
     if recipe.video_column is not None:
         return _with_encoded_clips(rows, recipe, recipe.video_column)
-    return rows.cast_column(recipe.image_column, datasets.Image(decode=False))
+    return _with_encoded_pictures(rows, recipe, recipe.image_column)
 
 
-def _load_splits(recipe: DataRecipe, path: str) -> datasets.DatasetDict:
-    if recipe.video_column is not None and Path(path).is_dir():
-        names = {file.name for depth in ("*", "*/*") for file in Path(path).glob(depth)}
-        if names & {"metadata.csv", "metadata.jsonl", "metadata.parquet"}:
-            # Left to itself the host goes by the suffixes of most files, and knows few of clips.
-            return datasets.load_dataset("videofolder", recipe.config_name, data_dir=path)
-    return datasets.load_dataset(path, recipe.config_name)
+def _open_split(recipe: DataRecipe, path: str, split: str) -> datasets.Dataset:
+    folder = open_folder(Path(path), recipe) if Path(path).is_dir() else None
+    if folder is not None:
+        if split not in folder.counts:
+            raise ValueError(
+                f"{path} has no split {split!r}; it has {', '.join(folder.counts)}. (What makes a split is in "
+                "training/README.md.)"
+            )
+        return folder.load(split)
+    kind = "pictures" if recipe.video_column is None else "clips, with their captions beside them,"
+    try:
+        splits = load_with_datasets(path, recipe.config_name)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} is neither a folder with parquet files or {kind} nor a data set on the Hub: {error}"
+        ) from error
+    if split not in splits:
+        raise ValueError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
+    return splits[split]
+
+
+def _with_encoded_pictures(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> datasets.Dataset:
+    """The rows with a column of pictures that gives `{"bytes", "path"}`."""
+    feature = rows.features[column]
+    is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    dtype = getattr(feature, "dtype", None)
+    if not (isinstance(feature, datasets.Image) or is_struct or dtype in ("binary", "large_binary", "string")):
+        raise ValueError(
+            f"Column {column!r} of {recipe.path} must hold pictures, as Image, the bytes of their files (binary) or "
+            f"their paths (string); it holds {feature}."
+        )
+    with reasons_of_datasets(str(recipe.path)):
+        return rows.cast_column(column, datasets.Image(decode=False))
 
 
 def _with_encoded_clips(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> datasets.Dataset:
@@ -86,8 +106,21 @@ def load_training_rows(recipe: DataRecipe) -> datasets.Dataset:
 
 
 def _check_column(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> None:
-    if column not in rows.column_names:
-        raise ValueError(f"{recipe.path} has no column {column!r}; it has {', '.join(rows.column_names)}.")
+    if column in rows.column_names:
+        return
+    hint = ""
+    if column == recipe.caption_column:
+        kind = "picture" if recipe.video_column is None else "clip"
+        hint = (
+            f" Captions of a folder of {kind}s are in a file 1.txt beside each {kind} 1.*, or in a metadata.jsonl or "
+            f"metadata.csv with the columns `file_name` and {column!r}; or one caption for all is `data.caption` "
+            "(--instance_prompt)."
+        )
+    elif column == recipe.media_column:
+        hint = " Name the column as `data.image_column` (--image_column) or `data.video_column` (--video_column)."
+    elif column == LABEL_COLUMN:
+        hint = " Classes of a folder of pictures are its folders, all equally deep, or that column of a metadata file."
+    raise ValueError(f"{recipe.path} has no column {column!r}; it has {', '.join(rows.column_names)}.{hint}")
 
 
 def _check_captions(rows: datasets.Dataset, recipe: DataRecipe) -> None:
@@ -125,6 +158,8 @@ class DatasetRows:
 
     def __init__(self, rows: datasets.Dataset, recipe: DataRecipe, name: str, extra_columns: Sequence[str] = ()):
         self.recipe, self.split = recipe, name
+        path = Path(str(recipe.path))
+        self.allowed = AllowedFolders.of_folder(path) if path.is_dir() else AllowedFolders.of_hub()
         self.extra_columns = [column for column in extra_columns if column in rows.column_names]
         wanted = {recipe.media_column, *self.extra_columns}
         if recipe.caption is None:
@@ -146,25 +181,31 @@ class DatasetRows:
         Raises:
             UnusableSampleError: if it has none, or one that is elsewhere.
         """
-        values = self.rows[row]
+        try:
+            values = self.rows[row]
+        except UnicodeDecodeError as error:
+            raise UnusableSampleError(f"a text of it is no UTF-8 ({error.reason})") from error
         kind = "picture" if self.recipe.video_column is None else "clip"
-        image = encoded_file(values[self.recipe.media_column], kind)
+        image = encoded_file(values[self.recipe.media_column], self.allowed, kind)
         fields = {column: values[column] for column in self.extra_columns}
-        label = None if self.recipe.label_column is None else values[self.recipe.label_column]
-        if self.recipe.label_column is not None and (isinstance(label, bool) or not isinstance(label, int)):
-            raise UnusableSampleError(f"its class is {label!r}, expected an integer")
-        return Sample(image, clean_captions(values, self.recipe), fields, label)
+        label = None if self.recipe.label_column is None else class_of(values[self.recipe.label_column])
+        return Sample(image, captions_of(values, self.recipe), fields, label)
 
     def substitutes(self, row: int, request: Request) -> Iterator[int]:
         """The rows that follow, so that it does not depend on the batch what stands in for a broken one."""
         return ((row + step) % len(self) for step in range(1, len(self)))
 
 
-def encoded_file(cell: Any, kind: str = "picture") -> bytes | Path:
+def encoded_file(cell: Any, allowed: AllowedFolders, kind: str = "picture") -> bytes | Path:
     """The bytes or the file of an undecoded cell of a column of pictures or clips.
 
+    Args:
+        cell: bytes, or `{"bytes", "path"}`.
+        allowed: where the file may be.
+        kind: what it holds, for messages.
+
     Raises:
-        UnusableSampleError: if there is neither.
+        UnusableSampleError: if there is neither, or the file is not the data set's own.
     """
     if isinstance(cell, bytes):
         return cell
@@ -174,24 +215,40 @@ def encoded_file(cell: Any, kind: str = "picture") -> bytes | Path:
         return bytes(cell["bytes"])
     if "://" in cell["path"]:
         raise UnusableSampleError(f"its {kind} is not in the data set, but at {cell['path']}; download it first")
-    return Path(cell["path"])
+    return allowed.find(cell["path"])
 
 
-def clean_captions(values: dict[str, Any], recipe: DataRecipe) -> str | list[str]:
-    """A row's caption or captions; none at all is an empty caption."""
+def captions_of(values: dict[str, Any], recipe: DataRecipe) -> str | list[str]:
+    """A record's caption or captions, cleaned; none at all is an empty caption.
+
+    Raises:
+        UnusableSampleError: if it is no text.
+    """
     if recipe.caption is not None:
-        return recipe.caption
-    found = values[recipe.caption_column]
-    if isinstance(found, list):
-        return [caption or "" for caption in found]
-    return found or ""
+        return clean_caption(recipe.caption)
+    try:
+        return clean_captions(values[recipe.caption_column])
+    except ValueError as error:
+        raise UnusableSampleError(str(error)) from error
 
 
 def iterate_captions(rows: datasets.Dataset, recipe: DataRecipe) -> Iterator[str]:
-    """All captions of a split in order, those of a list one after the other."""
+    """All captions of a split in order, those of a list one after the other; what is no text is passed over."""
     if recipe.caption is not None:
-        yield recipe.caption
+        yield clean_caption(recipe.caption)
         return
-    for cell in rows[recipe.caption_column]:
-        captions = clean_captions({recipe.caption_column: cell}, recipe)
-        yield from [captions] if isinstance(captions, str) else captions
+    column = rows.select_columns([recipe.caption_column])
+    for start in range(0, len(rows), CAPTIONS_AT_A_TIME):
+        for cell in _cells(column, recipe.caption_column, range(start, min(start + CAPTIONS_AT_A_TIME, len(rows)))):
+            captions = clean_captions(cell)
+            yield from [captions] if isinstance(captions, str) else captions
+
+
+def _cells(rows: datasets.Dataset, column: str, numbers: range) -> Iterator[Any]:
+    """Some values of a column; one by one where a text among them is no UTF-8, and without that."""
+    try:
+        yield from rows[numbers.start : numbers.stop][column]
+    except UnicodeDecodeError:
+        for number in numbers:
+            with contextlib.suppress(UnicodeDecodeError):
+                yield rows[number][column]

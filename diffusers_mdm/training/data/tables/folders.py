@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data folder of this machine, whatever is in it: its splits, how many samples each has, and what is left out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+from ...recipe.data import DataRecipe
+from .captioned_folder import read_captioned_folder
+from .listing import LeftOut, list_folder
+from .parquet_files import count_rows, load_parquet, other_files, parquet_splits
+
+NAMED_FILES = 3
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The splits of a folder.
+
+    Attributes:
+        kind: what its samples are: "pictures", "clips" or "rows of parquet files".
+        counts: samples of each split.
+        load: opens a split.
+        left_out: what is there and not used, by the reason.
+    """
+
+    kind: str
+    counts: Mapping[str, int]
+    load: Callable[[str], datasets.Dataset]
+    left_out: LeftOut
+
+    def describe(self) -> list[str]:
+        """How many samples were found, and what was left out and why, a line each."""
+        found = ", ".join(f"{count:,} in {split}" for split, count in self.counts.items())
+        return [f"found {sum(self.counts.values()):,} {self.kind}: {found}", *describe_left_out(self.left_out)]
+
+
+def open_folder(path: Path, recipe: DataRecipe) -> DataFolder | None:
+    """The folder of parquet, picture or clip files at `path`; None if it holds none of these.
+
+    Raises:
+        ValueError: if something in it is broken, or can be meant in two ways.
+    """
+    listing = list_folder(path)
+    names = parquet_splits(listing, recipe.config_name)
+    if names:
+        counts = {split: count_rows(listing, files) for split, files in names.items()}
+        left_out = other_files(listing, names)
+        return DataFolder("rows of parquet files", counts, lambda split: load_parquet(listing, names[split]), left_out)
+    files = read_captioned_folder(listing, recipe)
+    if files is None:
+        if listing.left_out:
+            raise ValueError(f"{path} holds nothing to train on; {'; '.join(describe_left_out(listing.left_out))}.")
+        return None
+    counts = {split: len(table) for split, table in files.splits.items()}
+    kind = "pictures" if recipe.video_column is None else "clips"
+    return DataFolder(kind, counts, files.splits.__getitem__, files.left_out)
+
+
+def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """How many files are left out for each reason, and the names of the first ones."""
+    return [
+        f"left out {len(names):,}: {reason} ({', '.join(names[:NAMED_FILES])}{' …' * (len(names) > NAMED_FILES)})"
+        for reason, names in left_out.items()
+    ]
