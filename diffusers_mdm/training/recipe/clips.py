@@ -12,7 +12,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ...models.level_config import LevelConfig
-from ...models.temporal_checks import check_frames
 from ..seeds import derive_seed
 from .fields import FieldError
 from .stage import StageRecipe
@@ -144,7 +143,6 @@ def check_clips(recipe: Recipe) -> None:
         )
     if recipe.prior_preservation is not None:
         raise FieldError("prior_preservation", "draws pictures of a class; it does not go with clips.")
-    _check_rows(recipe.rows)
     _check_picture_data(recipe)
     _check_order(recipe)
 
@@ -161,16 +159,6 @@ def _check_without_clips(recipe: Recipe) -> None:
                     f"stages[{position}].{field}",
                     "sets pictures apart from clips, but no level has frames (`num_frames`): leave it out.",
                 )
-
-
-def _check_rows(rows: tuple[LevelConfig, ...]) -> None:
-    for index, row in enumerate(rows):
-        try:
-            row.check(index)
-            if index:
-                check_frames(row, rows[index - 1], index)
-        except ValueError as error:
-            raise ValueError(f"`levels`: {error}") from error
 
 
 def _check_picture_data(recipe: Recipe) -> None:

@@ -5,6 +5,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from .fields import COUNT, NOT_NEGATIVE, check_ranges
+
 
 @dataclass(frozen=True)
 class DataRecipe:
@@ -46,16 +48,20 @@ class DataRecipe:
             )
         if self.shards is None and self.validation_shards is not None:
             raise ValueError("`validation_shards` go with `shards`; beside `path` give `validation_split`.")
-        for field in ("min_image_side", "max_skipped_images"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
-        if self.frame_stride is not None and (self.video_column is None or self.frame_stride < 1):
+        for field in ("shards", "validation_shards"):
+            if getattr(self, field) == ():
+                raise ValueError(f"`{field}` is empty: name at least one tar file, or leave it out.")
+        check_ranges(
+            self,
+            {
+                **dict.fromkeys(("min_image_side", "max_skipped_images"), NOT_NEGATIVE),
+                **dict.fromkeys(("frame_stride", "shuffle_buffer", "max_train_samples"), COUNT),
+            },
+        )
+        if self.frame_stride is not None and self.video_column is None:
             raise ValueError(
-                f"`frame_stride` is {self.frame_stride}: expected at least 1, and `video_column`, which says that the "
-                "data are clips, beside it."
+                f"`frame_stride` is {self.frame_stride}, which is about clips: name their column as `video_column`."
             )
-        if self.shuffle_buffer < 1 or (self.max_train_samples is not None and self.max_train_samples < 1):
-            raise ValueError("`shuffle_buffer` and `max_train_samples` must be at least 1.")
 
     @property
     def media_column(self) -> str:

@@ -2,12 +2,48 @@
 """Strict reading of plain YAML values into frozen dataclasses: every mistake is a ValueError that names its field."""
 
 import dataclasses
+import difflib
 import inspect
+import math
 import types
 import typing
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from ...config_reading import describe
 
 T = TypeVar("T")
+# No setting is larger; what is would overflow somewhere deep inside a library.
+LARGEST = 10**12
+
+
+class Range(NamedTuple):
+    """The numbers that a field allows; an open end is not among them."""
+
+    low: float = -LARGEST
+    high: float = LARGEST
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, number: float) -> bool:
+        """Whether a number is allowed; not a number (nan) never is."""
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open_low else 'at least'} {self.low:,}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:,}"
+        if self.high == LARGEST:
+            return low
+        return high if self.low == -LARGEST else f"{low} and {high}"
+
+
+POSITIVE = Range(0, open_low=True)
+NOT_NEGATIVE = Range(0)
+COUNT = Range(1)
+SHARE = Range(0, 1)
+SHARE_BELOW_ONE = Range(0, 1, open_high=True)
 
 
 class FieldError(ValueError):
@@ -24,12 +60,10 @@ def read_fields(cls: type[T], values: Any, where: str = "") -> T:
     accepted where a float is expected, nothing else is converted.
     """
     if not isinstance(values, dict):
-        raise FieldError(where or "recipe", f"must be a mapping of names to values, got {values!r}.")
+        raise FieldError(where or "recipe", f"must be a mapping of names to values, got {describe(values)}.")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = [str(key) for key in values if key not in fields]
-    if unknown:
-        raise FieldError(_join(where, unknown[0]), f"is not a known field; here one can write {', '.join(fields)}.")
+    refuse_unknown(where, values, fields)
     arguments = {}
     for name, field in fields.items():
         if name in values:
@@ -44,6 +78,58 @@ def read_fields(cls: type[T], values: Any, where: str = "") -> T:
         raise ValueError(f"`{where}`: {error}" if where else str(error)) from error
 
 
+def refuse_unknown(where: str, values: Mapping[Any, Any], known: Collection[str]) -> None:
+    """Refuse names that mean nothing, and suggest the one that is nearest.
+
+    Raises:
+        FieldError: names the first of them, and those that there are.
+    """
+    for key in values:
+        if key not in known:
+            name = key if isinstance(key, str) and key else describe(key)
+            near = difflib.get_close_matches(name[:80], known, 1)
+            guess = f"; did you mean `{near[0]}`?" if near else "."
+            raise FieldError(
+                _join(where, name[:80]), f"is not a known field{guess} Here one can write {', '.join(known)}."
+            )
+
+
+def read_arguments(
+    cls: type, values: Mapping[str, Any], where: str, leave_out: Collection[str] = ()
+) -> dict[str, Any]:
+    """Check the arguments that a class is to be made with as `read_fields` checks fields, by its own annotations.
+
+    Args:
+        cls: the class.
+        values: its arguments by name; what is left out has its default.
+        where: the dotted place of the mapping in its file.
+        leave_out: arguments that are given in another place.
+
+    Raises:
+        FieldError: one is unknown or of the wrong type.
+    """
+    refuse_unknown(where, values, [name for name in argument_defaults(cls) if name not in leave_out])
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    return {name: _read_value(hints[name], value, _join(where, name)) for name, value in values.items()}
+
+
+def check_ranges(values: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuse numbers outside of what their fields allow; of lists every entry is looked at, None is skipped.
+
+    Args:
+        values: a mapping, or an object with fields.
+        ranges: by field.
+
+    Raises:
+        ValueError: names the field, what it allows, and the number.
+    """
+    for field, allowed in ranges.items():
+        found = values.get(field) if isinstance(values, Mapping) else getattr(values, field)
+        for number in found if isinstance(found, (tuple, list)) else (found,):
+            if number is not None and not allowed.holds(number):
+                raise ValueError(f"`{field}` must be {allowed}, got {describe(found)}.")
+
+
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
@@ -54,23 +140,23 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin in (typing.Union, types.UnionType):
         return _read_union(hint, value, where)
-    if origin is tuple:
-        return _read_tuple(hint, value, where)
+    if origin in (tuple, list):
+        return _read_list(hint, value, where)
     if origin is typing.Literal:
         choices = typing.get_args(hint)
-        if value not in choices:
-            raise FieldError(where, f"must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+        if not isinstance(value, str) or value not in choices:
+            raise FieldError(where, f"must be one of {', '.join(map(repr, choices))}, got {describe(value)}.")
         return value
     if origin is dict:
-        if not isinstance(value, dict):
-            raise FieldError(where, f"must be a mapping of names to values, got {value!r}.")
-        return dict(value)
+        return _read_mapping(hint, value, where)
     if dataclasses.is_dataclass(hint):
         return read_fields(typing.cast(type, hint), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise FieldError(where, f"must be {_spell(hint)}, got {value!r}.")
+        raise FieldError(where, f"must be {_spell(hint)}, got {describe(value)}.")
+    if hint in (int, float) and not (math.isfinite(value) and abs(value) <= LARGEST):
+        raise FieldError(where, f"must be a finite number of at most {LARGEST:,}, got {describe(value)}.")
     return value
 
 
@@ -78,14 +164,26 @@ def _read_union(hint: Any, value: Any, where: str) -> Any:
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     if value is None and type(None) in typing.get_args(hint):
         return None
-    return _read_value(options[0], value, where)
+    # Of `numpy.ndarray | list[float]` only the list can stand in a file.
+    return _read_value(options[-1], value, where)
 
 
-def _read_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+def _read_mapping(hint: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FieldError(where, f"must be a mapping of names to values, got {describe(value)}.")
+    wrong = [key for key in value if not isinstance(key, str)]
+    if wrong:
+        raise FieldError(where, f"must have names as keys, got {describe(wrong[0])}.")
+    entry = typing.get_args(hint)[1]
+    return {name: _read_value(entry, item, _join(where, name)) for name, item in value.items()}
+
+
+def _read_list(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, (list, tuple)):
-        raise FieldError(where, f"must be a list, got {value!r}.")
+        raise FieldError(where, f"must be a list, got {describe(value)}.")
     element = typing.get_args(hint)[0]
-    return tuple(_read_value(element, entry, f"{where}[{position}]") for position, entry in enumerate(value))
+    entries = [_read_value(element, entry, f"{where}[{position}]") for position, entry in enumerate(value)]
+    return entries if typing.get_origin(hint) is list else tuple(entries)
 
 
 def _spell(hint: type) -> str:

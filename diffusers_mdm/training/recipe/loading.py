@@ -4,10 +4,10 @@
 import dataclasses
 from pathlib import Path
 
-import yaml
-
+from ...config_reading import read_yaml
 from .data import DataRecipe
 from .fields import read_fields
+from .model_checks import check_can_be_made
 from .recipe import Recipe
 
 
@@ -15,15 +15,16 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read and check a recipe file; the relative paths in it are looked up beside it first.
 
     Raises:
-        ValueError: if the file is not YAML, or a field is unknown, missing, of a wrong type or impossible together
-            with another; the message names the file and the field.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not YAML, or a field is unknown, missing, of a wrong type or impossible together with
+            another; the message names the file and the field.
     """
     path = Path(path)
+    values = read_yaml(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        recipe = read_fields(Recipe, values)
-        recipe.rows  # noqa: B018  rows are checked when they are built
-    except (yaml.YAMLError, ValueError) as error:
+        recipe = without_unseen_captions(read_fields(Recipe, values))
+        check_can_be_made(recipe)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     data, pictures = _data_beside(path, recipe.data), recipe.pictures
     if pictures is not None:
@@ -47,6 +48,17 @@ def load_recipe(path: str | Path) -> Recipe:
         prior_preservation=prior,
         vae=vae,
     )
+
+
+def without_unseen_captions(recipe: Recipe) -> Recipe:
+    """The recipe of a model that sees no text with the empty caption for every picture, in place of a column."""
+    if recipe.model.get("cross_attention_dim") is not None:
+        return recipe
+    data, pictures = (
+        part if part is None or part.caption is not None else dataclasses.replace(part, caption="")
+        for part in (recipe.data, recipe.pictures)
+    )
+    return dataclasses.replace(recipe, data=data, pictures=pictures)
 
 
 def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:

@@ -2,16 +2,15 @@
 """A training recipe: one YAML file that says what is trained, on what, and in which stages from the inside out."""
 
 import dataclasses
-import inspect
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...models.level_config import LevelConfig
-from ...models.nested_unet import NestedUNetModel
-from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .clips import check_clips, data_of
 from .data import DataRecipe
-from .fields import FieldError, read_fields
+from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, FieldError, Range, check_ranges, read_fields
+from .model_checks import check_levels, read_model_arguments, read_scheduler_arguments
 from .stage import StageRecipe
 from .text_encoder import TextEncoderRecipe
 from .vae import VaeRecipe
@@ -38,8 +37,9 @@ class LoraRecipe:
     target_modules: tuple[str, ...] | None = None  # None: the attention projections
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise ValueError("`rank` must be at least 1 and `dropout` lie in [0, 1).")
+        check_ranges(self, {"rank": Range(1, 2**16), "alpha": POSITIVE, "dropout": SHARE_BELOW_ONE})
+        if self.target_modules == ():
+            raise ValueError("`target_modules` is empty: name layers, or leave it out for the attention projections.")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ class PriorRecipe:
     precision: Literal["fp32", "fp16", "bf16"] | None = None  # to draw in; None: that of the run
 
     def __post_init__(self) -> None:
-        if self.num_class_images < 1 or self.sample_batch_size < 1:
-            raise ValueError("`num_class_images` and `sample_batch_size` must be at least 1.")
-        if self.weight < 0:
-            raise ValueError(f"`weight` must not be negative, got {self.weight}.")
+        check_ranges(self, {"num_class_images": COUNT, "sample_batch_size": COUNT, "weight": NOT_NEGATIVE})
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,16 @@ class OptimizerRecipe:
     adam_weight_decay: float = 0.0
     max_grad_norm: float = 2.0
 
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {
+                **dict.fromkeys(("adam_beta1", "adam_beta2"), SHARE_BELOW_ONE),
+                **dict.fromkeys(("adam_epsilon", "adam_weight_decay"), NOT_NEGATIVE),
+                "max_grad_norm": POSITIVE,
+            },
+        )
+
 
 @dataclass(frozen=True)
 class ValidationRecipe:
@@ -78,8 +85,19 @@ class ValidationRecipe:
     prompts: tuple[str, ...] = ()  # of a model of classes: their names or numbers
     num_inference_steps: int = 25
     guidance_scale: float = 3.0
-    num_validation_images: int = 1  # a prompt
+    num_validation_images: int = 1  # a prompt; 0 draws none
     num_loss_images: int = 64  # of the validation split, for the validation loss
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {
+                "num_inference_steps": COUNT,
+                "guidance_scale": NOT_NEGATIVE,
+                "num_validation_images": NOT_NEGATIVE,
+                "num_loss_images": COUNT,
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -106,11 +124,11 @@ class Recipe:
     zero_init: bool = True  # start with silent residual branches and output, as the published models do
 
     def __post_init__(self) -> None:
-        row_fields = {field.name for field in dataclasses.fields(LevelConfig)}
-        _refuse_unknown("model", self.model, _argument_names(NestedUNetModel) - row_fields)
-        _refuse_unknown("scheduler", self.scheduler, _argument_names(MatryoshkaScheduler))
+        read_model_arguments(self.model)
+        read_scheduler_arguments(self.scheduler)
         if not self.levels or not self.stages:
             raise FieldError("levels" if not self.levels else "stages", "must list at least one entry.")
+        check_levels(self.rows, self.sample_size)
         base = self.scheduler.get("base_sample_size", self.sample_size)
         if base != self.sample_size:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
@@ -118,10 +136,21 @@ class Recipe:
             raise FieldError("scheduler.prediction_type", "must be 'v_prediction', which is what the loss compares.")
         if self.vae is not None and self.vae.from_pipeline and self.pretrained is None:
             raise FieldError("vae.from_pipeline", "needs `pretrained`, the pipeline whose autoencoder it is.")
+        self._check_validation()
         self._check_conditions()
         self._check_stages()
         self._check_lora()
         check_clips(self)
+
+    def _check_validation(self) -> None:
+        betas = self.scheduler.get("trained_betas")
+        most = len(betas) if betas else self.scheduler.get("num_train_timesteps", 1000)
+        if self.validation.num_inference_steps > most:
+            raise FieldError(
+                "validation.num_inference_steps",
+                f"is {self.validation.num_inference_steps}, but the scheduler has {most} time steps "
+                "(`scheduler.num_train_timesteps`).",
+            )
 
     def _check_stages(self) -> None:
         before = 1
@@ -144,8 +173,6 @@ class Recipe:
             raise FieldError(
                 "data.label_column", "and `model.num_class_embeds` belong together: set both, or leave both out."
             )
-        if has_classes and self.model["num_class_embeds"] < 2:
-            raise FieldError("model.num_class_embeds", "must be at least 2: one for a class, the last one for none.")
         if sees_text and self.text_encoder is None:
             raise FieldError("text_encoder", "is missing; the model takes text (`model.cross_attention_dim` is set).")
         if not sees_text and (self.text_encoder is not None or not has_classes):
@@ -204,19 +231,7 @@ class Recipe:
         """Side of level 0 in pixels, or in latents where there is a `vae`."""
         return int(self.model.get("sample_size", 64))
 
-    @property
+    @functools.cached_property
     def rows(self) -> tuple[LevelConfig, ...]:
         """The level rows, innermost first."""
         return tuple(read_fields(LevelConfig, row, f"levels[{position}]") for position, row in enumerate(self.levels))
-
-
-def _argument_names(cls: type) -> set[str]:
-    return set(inspect.signature(cls.__init__).parameters) - {"self"}  # type: ignore[misc]
-
-
-def _refuse_unknown(where: str, values: dict[str, Any], known: set[str]) -> None:
-    for name in values:
-        if name not in known:
-            raise FieldError(
-                f"{where}.{name}", f"is not a known field; here one can write {', '.join(sorted(known))}."
-            )

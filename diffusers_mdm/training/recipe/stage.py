@@ -6,6 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, Range, check_ranges
+
+# Pictures of one forward pass; what is larger is a slip of the finger, and would overflow.
+BATCH = Range(1, 2**20)
+
 
 @dataclass(frozen=True)
 class PlateauRecipe:
@@ -22,10 +27,30 @@ class PlateauRecipe:
     min_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1 or self.patience < 1:
-            raise ValueError("`every_steps` and `patience` must be at least 1.")
-        if not 0 <= self.smoothing < 1 or not 0 <= self.min_gain < 1 or self.min_steps < 0:
-            raise ValueError("`smoothing` and `min_gain` must lie in [0, 1), `min_steps` must not be negative.")
+        check_ranges(
+            self,
+            {
+                "every_steps": COUNT,
+                "patience": COUNT,
+                "min_gain": SHARE_BELOW_ONE,
+                "smoothing": SHARE_BELOW_ONE,
+                "min_steps": NOT_NEGATIVE,
+            },
+        )
+
+
+_RANGES = {
+    **dict.fromkeys(("levels", "steps", "images", "gradient_accumulation_steps", "lr_num_cycles"), COUNT),
+    **dict.fromkeys(("lr_warmup_steps", "frozen_levels", "new_level_ramp_steps", "joint_pictures"), NOT_NEGATIVE),
+    **dict.fromkeys(("level_weights", "level_learning_rate_scales", "noise_offset", "shift_power"), NOT_NEGATIVE),
+    **dict.fromkeys(("learning_rate", "lr_power", "snr_gamma", "timestep_bias_multiplier"), POSITIVE),
+    **dict.fromkeys(("caption_dropout", "ema_decay"), SHARE_BELOW_ONE),
+    "batch_size": BATCH,
+    "joint_pictures": Range(0, BATCH.high),
+    "batch_fractions": Range(0, 1, open_low=True),
+    "timestep_bias_portion": Range(0, 1, open_low=True),
+    "seed": Range(0, 2**63 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +94,7 @@ class StageRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("levels", "batch_size", "gradient_accumulation_steps", "lr_num_cycles"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
+        check_ranges(self, _RANGES)
         self._check_end()
         for field in ("level_weights", "batch_fractions", "level_learning_rate_scales"):
             column = getattr(self, field)
@@ -81,24 +104,13 @@ class StageRecipe:
             raise ValueError(
                 f"`frozen_levels` must be 0 to {self.levels - 1}, so that a level learns; got {self.frozen_levels}."
             )
-        if not 0 <= self.caption_dropout < 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError("`caption_dropout` and `ema_decay` must lie in [0, 1).")
-        for field in ("new_level_ramp_steps", "noise_offset", "joint_pictures"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}.")
-        if self.snr_gamma is not None and self.snr_gamma <= 0:
-            raise ValueError(f"`snr_gamma` must be positive, got {self.snr_gamma}.")
-        if not 0 < self.timestep_bias_portion <= 1 or self.timestep_bias_multiplier <= 0:
-            raise ValueError("`timestep_bias_portion` must lie in (0, 1], `timestep_bias_multiplier` above 0.")
+        if self.level_weights is not None and not any(self.level_weights):
+            raise ValueError("`level_weights` are all 0, so that nothing would be learnt; give a level more.")
         self._check_batch_fractions()
 
     def _check_end(self) -> None:
         if self.steps is None and self.images is None and self.until_plateau is None:
             raise ValueError("a stage needs an end: give `steps`, `images` or `until_plateau`.")
-        for field in ("steps", "images"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"`{field}` must be at least 1, got {value}.")
         decays = self.lr_scheduler not in ("constant", "constant_with_warmup")
         if decays and self.steps is None and self.images is None:
             raise ValueError(

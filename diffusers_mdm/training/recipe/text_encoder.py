@@ -3,12 +3,21 @@
 
 from dataclasses import dataclass
 
+from .fields import NOT_NEGATIVE, POSITIVE, Range, check_ranges
+
+# Of a new encoder; larger ones are loaded, not made.
+SIZE = Range(1, 2**16)
+
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
     """A sub-word tokenizer that is trained on the captions; frequent words become single tokens."""
 
     vocab_size: int
+
+    def __post_init__(self) -> None:
+        # There has to be room for letters and special tokens.
+        check_ranges(self, {"vocab_size": Range(64, 2**22)})
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,13 @@ class TextEncoderRecipe:
             )
         if not saved and not self.train_text_encoder:
             raise ValueError("a new text encoder knows nothing: set `train_text_encoder: true`.")
+        check_ranges(
+            self,
+            {
+                **dict.fromkeys(("d_model", "num_layers", "num_heads", "d_ff", "max_sequence_length"), SIZE),
+                **dict.fromkeys(("initializer_factor",), POSITIVE),
+                **dict.fromkeys(("learning_rate_scale", "token_learning_rate_scale"), NOT_NEGATIVE),
+            },
+        )
         if self.d_model is not None and self.num_heads is not None and self.d_model % self.num_heads:
             raise ValueError(f"`d_model` {self.d_model} must be a multiple of `num_heads` {self.num_heads}.")
-        for field in ("initializer_factor", "token_learning_rate_scale", "learning_rate_scale", "max_sequence_length"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"`{field}` must be positive, got {getattr(self, field)}.")

@@ -53,9 +53,9 @@ WRONG = {
     "levels that shrink": (lambda r: dataclasses.replace(r, stages=r.stages[::-1]), r"stages\[1\].levels"),
     "pictures beside pictures": (lambda r: with_stage(r, 0, joint_pictures=1), r"stages\[0\].joint_pictures"),
     "no pictures for a level": (lambda r: with_stage(r, 2, joint_pictures=1), r"stages\[2\].joint_pictures.*no row"),
-    "fewer than none": (lambda r: with_stage(r, 2, joint_pictures=-1), "joint_pictures.*negative"),
+    "fewer than none": (lambda r: with_stage(r, 2, joint_pictures=-1), "joint_pictures.*at least 0"),
     "no clips": (lambda r: with_data(r, video_column=None), "data.video_column"),
-    "other frames": (lambda r: with_level(r, 1, num_frames=4), r"num_frames\[1\] = 4.*expected 8"),
+    "other frames": (lambda r: with_level(r, 1, num_frames=4), r"levels\[1\]\.num_frames` = 4.*expected 8"),
     "no temporal layers": (
         lambda r: with_level(
             with_level(r, 0, temporal_layers_per_block=None, temporal_rotary=False),

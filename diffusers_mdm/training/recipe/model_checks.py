@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model and the scheduler of a recipe: types and sizes of their arguments, and whether they can be made.
+
+Sizes are bounded before anything is made of them, because a slip of the finger (`layers_per_block: [1000000000]`)
+would otherwise take all memory before any check of the model's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...models.level_config import LevelConfig
+from ...models.nested_unet import NestedUNetModel
+from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, FieldError, Range, check_ranges, read_arguments
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+_WIDTH = Range(1, 2**16)
+_LAYERS = Range(0, 256)
+MAX_LEVELS = MAX_RESOLUTIONS = 12
+MAX_SIDE = 2**16  # of the outermost level, in pixels or latents
+MODEL_RANGES = {
+    "sample_size": Range(1, MAX_SIDE),
+    "in_channels": _WIDTH,
+    "out_channels": _WIDTH,
+    "num_attention_heads": _WIDTH,
+    "attention_norm_num_groups": _WIDTH,
+    "norm_eps": POSITIVE,
+    "time_embed_dim": _WIDTH,
+    "encoder_hid_dim": _WIDTH,
+    "cross_attention_dim": _WIDTH,
+    "num_text_layers": _LAYERS,
+    "num_class_embeds": Range(2, 2**24),  # one for a class, the last one for none
+    "output_bound": POSITIVE,
+}
+LEVEL_RANGES = {
+    "block_out_channels": _WIDTH,
+    "layers_per_block": Range(1, 256),
+    "attention_layers_per_block": _LAYERS,
+    "temporal_layers_per_block": _LAYERS,
+    "norm_num_groups": _WIDTH,
+    "dropout": SHARE_BELOW_ONE,
+    "num_frames": Range(1, 2**12),
+}
+SCHEDULER_RANGES = {
+    "num_train_timesteps": Range(1, 100_000),
+    "beta_start": POSITIVE,
+    "beta_end": Range(0, 1, open_low=True),
+    "trained_betas": Range(0, 1, open_low=True),
+    "shift_power": NOT_NEGATIVE,
+    "base_sample_size": Range(1, MAX_SIDE),
+    "clip_sample_range": POSITIVE,
+    "sample_max_value": POSITIVE,
+    "steps_offset": NOT_NEGATIVE,
+    "solver_order": COUNT,
+}
+_LEVEL_FIELD = re.compile(rf"`?\b({'|'.join(LevelConfig.__dataclass_fields__)})`?\[(\d+)\]`?")
+
+
+def read_model_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe gives as `model`, with the types and in the ranges that `NestedUNetModel` takes.
+
+    Raises:
+        ValueError: names the field.
+    """
+    values = read_arguments(NestedUNetModel, model, "model", leave_out=LevelConfig.__dataclass_fields__)
+    _check("model", values, MODEL_RANGES)
+    return values
+
+
+def read_scheduler_arguments(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe gives as `scheduler`, with the types and in the ranges that `MatryoshkaScheduler` takes.
+
+    Raises:
+        ValueError: names the field.
+    """
+    values = read_arguments(MatryoshkaScheduler, scheduler, "scheduler")
+    _check("scheduler", values, SCHEDULER_RANGES)
+    if "trained_betas" in values and not 0 < len(values["trained_betas"] or (0,)) <= 100_000:
+        raise FieldError("scheduler.trained_betas", "must have 1 to 100,000 entries.")
+    return values
+
+
+def check_levels(rows: Sequence[LevelConfig], sample_size: int) -> None:
+    """Refuse levels that are too large, or that contradict themselves or each other.
+
+    Raises:
+        ValueError: names the field.
+    """
+    if len(rows) > MAX_LEVELS:
+        raise FieldError("levels", f"has {len(rows)} entries; at most {MAX_LEVELS} make sense.")
+    side = sample_size
+    for position, row in enumerate(rows):
+        if len(row.block_out_channels) > MAX_RESOLUTIONS:
+            raise FieldError(f"levels[{position}].block_out_channels", f"must have at most {MAX_RESOLUTIONS} entries.")
+        _check(f"levels[{position}]", vars(row), LEVEL_RANGES)
+        side *= row.ratio if position and row.block_out_channels else 1
+    if side > MAX_SIDE:
+        raise FieldError("levels", f"reach {side:,} pixels or latents a side; at most {MAX_SIDE:,} can be trained.")
+    try:
+        LevelConfig.rows_from(LevelConfig.columns_from(tuple(rows)))
+    except ValueError as error:
+        raise ValueError(spell_level_fields(str(error))) from error
+
+
+def check_can_be_made(recipe: Recipe) -> None:
+    """Make the recipe's model, without contents, and its scheduler.
+
+    Raises:
+        ValueError: what is asked for contradicts itself; says how, and names the fields.
+    """
+    try:
+        with torch.device("meta"):
+            unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows))
+    except ValueError as error:
+        raise ValueError(f"`model` and `levels`: {spell_level_fields(str(error))}") from error
+    if recipe.sample_size % unet.size_multiple:
+        raise FieldError(
+            "model.sample_size",
+            f"is {recipe.sample_size}, but the resolutions of the levels need a multiple of {unet.size_multiple}.",
+        )
+    try:
+        MatryoshkaScheduler(**recipe.scheduler)
+    except ValueError as error:
+        raise ValueError(f"`scheduler`: {error}") from error
+
+
+def spell_level_fields(message: str) -> str:
+    """A message about the columns of a model's config, with fields as a recipe has them: `levels[1].num_frames`."""
+    return _LEVEL_FIELD.sub(r"`levels[\2].\1`", message)
+
+
+def _check(where: str, values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    try:
+        check_ranges(values, {name: allowed for name, allowed in ranges.items() if name in values})
+    except ValueError as error:
+        # It says `field`, which here is `where.field`.
+        raise ValueError(str(error).replace("`", f"`{where}.", 1)) from error
