@@ -7,12 +7,13 @@
 Nothing in the checkpoint is executed. The folder appears when all of it was written, loaded again and compared.
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 import argparse
 import sys
+from typing import Any
 
-from diffusers_mdm import MDMPipeline
-from diffusers_mdm.conversion.apple_mdm import UNUSED_FILE, ConvertedCheckpoint, convert_apple_checkpoint
-from diffusers_mdm.conversion.folder_command import add_folder_arguments, convert_to_folder, run_command
+from diffusers_mdm.conversion.command_line import add_folder_arguments, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,14 +33,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read(args: argparse.Namespace) -> ConvertedCheckpoint:
+def read(args: argparse.Namespace) -> Any:
     """Convert in memory."""
+    from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint
+
     return convert_apple_checkpoint(args.checkpoint_path, args.config_path, args.level, args.state_dict_key)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = parse_args(argv)
+    from diffusers_mdm import MDMPipeline
+    from diffusers_mdm.conversion.apple_mdm import UNUSED_FILE
+    from diffusers_mdm.conversion.folder_command import convert_to_folder
+
     return run_command(lambda: convert_to_folder(args, read, MDMPipeline, UNUSED_FILE), args.output_dir)
 
 

@@ -6,13 +6,13 @@
 `--model_path` is a U-Net folder (config.json and safetensors) or a pipeline folder that has one.
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 import argparse
 import sys
+from typing import Any
 
-from diffusers_mdm import MDMPipeline
-from diffusers_mdm.conversion.apple_mdm import ConvertedCheckpoint
-from diffusers_mdm.conversion.community_mdm import convert_community_checkpoint
-from diffusers_mdm.conversion.folder_command import add_folder_arguments, convert_to_folder, run_command
+from diffusers_mdm.conversion.command_line import add_folder_arguments, run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,14 +30,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read(args: argparse.Namespace) -> ConvertedCheckpoint:
+def read(args: argparse.Namespace) -> Any:
     """Convert in memory."""
+    from diffusers_mdm.conversion.community_mdm import convert_community_checkpoint
+
     return convert_community_checkpoint(args.model_path, args.shift_power, num_levels=args.level)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = parse_args(argv)
+    from diffusers_mdm import MDMPipeline
+    from diffusers_mdm.conversion.folder_command import convert_to_folder
+
     return run_command(lambda: convert_to_folder(args, read, MDMPipeline), args.output_dir)
 
 

@@ -7,12 +7,12 @@ Tensor for tensor the inverse of `convert_apple_mdm_to_diffusers.py`. The file h
 that `torch.load(weights_only=True)` reads it; its config is the YAML the model came with.
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 import argparse
 import sys
 
-from diffusers_mdm.conversion.apple_mdm import read_converted, to_apple_state_dict
-from diffusers_mdm.conversion.folder_command import run_command
-from diffusers_mdm.conversion.write_pipeline import check_output_is_new, write_checkpoint
+from diffusers_mdm.conversion.command_line import run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,6 +29,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def convert(args: argparse.Namespace) -> None:
     """Convert as the command line says."""
+    from diffusers_mdm.conversion.apple_mdm import read_converted, to_apple_state_dict
+    from diffusers_mdm.conversion.write_pipeline import check_output_is_new, write_checkpoint
+
     check_output_is_new(args.output_path)
     unet, unused = read_converted(args.model_path, args.variant)
     state_dict = to_apple_state_dict(unet.state_dict(), unused)

@@ -1,30 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matryoshka Diffusion Models (Gu et al., ICLR 2024) for Hugging Face diffusers."""
 
-# diffusers looks the base classes up in the module that `model_index.json` records, which is this one.
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-
-from .models import LevelConfig, NestedUNetModel, TextConditioning
-from .pipelines import (
-    MDMClassConditionalPipeline,
-    MDMImg2ImgPipeline,
-    MDMInpaintPipeline,
-    MDMPipeline,
-    MDMPipelineOutput,
-    MDMUpscalePipeline,
-    MDMVideoPipeline,
-    MDMVideoPipelineOutput,
-)
-from .pyramid import Pyramid, build_pyramid, pyramid_noise
-from .registration import PIPELINES, register_with_diffusers
-from .schedulers import MatryoshkaScheduler
+import importlib
+import sys
+from typing import Any
 
 __version__ = "0.1.0"
-
-# Saved pipelines name their classes by module: the package root stays valid when code moves.
-for _saved in (NestedUNetModel, MatryoshkaScheduler, *PIPELINES):
-    _saved.__module__ = __name__
-register_with_diffusers()
 
 __all__ = [
     "DiffusionPipeline",
@@ -46,3 +27,15 @@ __all__ = [
     "build_pyramid",
     "pyramid_noise",
 ]
+
+# A program that sets `PARSES_FIRST` reads its command line before anything slow is imported; all of the package then
+# comes when one of its names is used, or when the program asks for it.
+if getattr(sys.modules.get("__main__"), "PARSES_FIRST", False):
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(".public_names", __name__), name)
+
+else:
+    from .public_names import *

@@ -29,6 +29,7 @@ ALLOWED_IMPORTS = {
     "pipelines": {"pyramid", "rgb_pictures", "models", "schedulers", "loaders"},
     "conversion": {"config_reading", "pyramid", "models", "schedulers"},
     "registration": {"pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
+    "public_names": {"pyramid", "models", "schedulers", "loaders", "pipelines", "registration"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
     "evaluation": {"pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
     "training": {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"}

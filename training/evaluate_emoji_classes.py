@@ -4,17 +4,18 @@
 python training/evaluate_emoji_classes.py --model_dir model_cards/mdm-emoji-classes-64 --output scores.json
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 import argparse
 from pathlib import Path
 
-from diffusers_mdm import MDMClassConditionalPipeline
 from diffusers_mdm.training.commands.evaluation_command import (
     drawing_settings,
     evaluation_parser,
     open_pipeline,
     write_report,
 )
-from diffusers_mdm.training.commands.retrieval import evaluate_classes, load_class_gallery
+from diffusers_mdm.training.commands.messages import mistakes_in_one_line
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-styles-64"
 
@@ -29,9 +30,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def evaluate(args: argparse.Namespace) -> None:
     """Load, draw, compare, print and save."""
-    args = parse_args()
+    from diffusers_mdm import MDMClassConditionalPipeline
+    from diffusers_mdm.training.commands.retrieval import evaluate_classes, load_class_gallery
+
     pipeline = open_pipeline(MDMClassConditionalPipeline, args)
     gallery, classes = load_class_gallery(args.data_dir, args.label_column)
     shares = evaluate_classes(
@@ -44,6 +47,13 @@ def main() -> None:
     )
     names = {pipeline.id2label.get(label, str(label)): share for label, share in shares.items()}
     write_report(args, {"mean": mean, "classes": names}, num_per_class=args.num_per_class)
+
+
+def main() -> None:
+    """Read the command line and evaluate; mistakes end the program with one line that says what to do."""
+    args = parse_args()
+    with mistakes_in_one_line():
+        evaluate(args)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,19 @@
 python training/evaluate_emoji_clips.py --model_dir model_cards/mdm-emoji-clips-64 --output scores.json
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 import argparse
 import dataclasses
 from pathlib import Path
 
-from diffusers_mdm import MDMVideoPipeline
-from diffusers_mdm.training.commands.clip_retrieval import evaluate_clips, load_clip_gallery
 from diffusers_mdm.training.commands.evaluation_command import (
     drawing_settings,
     evaluation_parser,
     open_pipeline,
     write_report,
 )
-from diffusers_mdm.training.commands.retrieval import choose_rows
+from diffusers_mdm.training.commands.messages import mistakes_in_one_line
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-clips-64"
 
@@ -28,13 +28,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def evaluate(args: argparse.Namespace) -> None:
     """Load, draw, compare, print and save."""
-    args = parse_args()
+    from diffusers_mdm import MDMVideoPipeline
+    from diffusers_mdm.training.commands.clip_retrieval import evaluate_clips, load_clip_gallery
+    from diffusers_mdm.training.commands.retrieval import choose_rows
+
     pipeline = open_pipeline(MDMVideoPipeline, args)
     if args.height is not None and args.height not in pipeline.picture_sides:
         sides = ", ".join(map(str, pipeline.picture_sides))
-        raise SystemExit(f"--height {args.height} is the side of no doll; this model has {sides}.")
+        raise ValueError(f"--height {args.height} is the side of no level; this model has {sides}.")
     opened = -1 if args.height is None else pipeline.picture_sides.index(args.height)
     gallery, captions = load_clip_gallery(args.data_dir, pipeline.unet.level_frames[opened])
     rows = choose_rows(range(len(captions)), args.num_seen, args.seed)
@@ -44,6 +47,13 @@ def main() -> None:
         f"they move {scores.motion:.2f} times as the captioned ones"
     )
     write_report(args, dataclasses.asdict(scores))
+
+
+def main() -> None:
+    """Read the command line and evaluate; mistakes end the program with one line that says what to do."""
+    args = parse_args()
+    with mistakes_in_one_line():
+        evaluate(args)
 
 
 if __name__ == "__main__":

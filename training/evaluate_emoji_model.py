@@ -4,18 +4,20 @@
 python training/evaluate_emoji_model.py --model_dir model_cards/mdm-emoji-64 --output scores.json
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 import argparse
 import dataclasses
 from pathlib import Path
 
-from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.commands.evaluation_command import (
+    GROUPS,
     drawing_settings,
     evaluation_parser,
     open_pipeline,
     write_report,
 )
-from diffusers_mdm.training.commands.retrieval import GROUPS, evaluate_retrieval, load_gallery
+from diffusers_mdm.training.commands.messages import mistakes_in_one_line
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-styles-64"
 
@@ -28,9 +30,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def evaluate(args: argparse.Namespace) -> None:
     """Load, draw, compare, print and save."""
-    args = parse_args()
+    from diffusers_mdm import MDMPipeline
+    from diffusers_mdm.training.commands.retrieval import evaluate_retrieval, load_gallery
+
     pipeline = open_pipeline(MDMPipeline, args)
     gallery = load_gallery(args.data_dir)
     scores = evaluate_retrieval(
@@ -42,6 +46,13 @@ def main() -> None:
             f"has its style {score.style:.1%}, shows its emoji {score.label:.1%}"
         )
     write_report(args, {"scores": {name: dataclasses.asdict(score) for name, score in scores.items()}})
+
+
+def main() -> None:
+    """Read the command line and evaluate; mistakes end the program with one line that says what to do."""
+    args = parse_args()
+    with mistakes_in_one_line():
+        evaluate(args)
 
 
 if __name__ == "__main__":

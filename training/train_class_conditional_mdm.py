@@ -9,6 +9,8 @@ r"""Train a Matryoshka diffusion model from pictures with classes, stage by stag
 Repeating the command resumes from its newest checkpoint.
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, run_command
 
 

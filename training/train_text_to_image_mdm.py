@@ -8,6 +8,8 @@ r"""Train a Matryoshka diffusion model from text-image pairs, stage by stage fro
 Repeating the command resumes from its newest checkpoint.
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 from diffusers_mdm.training.commands.run_command import TEXT_TO_IMAGE, run_command
 
 

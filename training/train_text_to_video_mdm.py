@@ -11,6 +11,8 @@ r"""Train a Matryoshka diffusion model from captioned clips, from pictures to cl
 Repeating the command resumes from its newest checkpoint.
 """
 
+PARSES_FIRST = True  # see diffusers_mdm/__init__.py
+
 from diffusers_mdm.training.commands.run_command import TEXT_TO_VIDEO, run_command
 
 

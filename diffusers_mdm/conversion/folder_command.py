@@ -1,24 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands that make a diffusers folder have in common: their flags, their order of work, their errors."""
+"""What the commands that make a diffusers folder have in common: their order of work."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from .apple_mdm import ConvertedCheckpoint
 from .write_pipeline import DTYPES, assemble_pipeline, check_output_is_new, write_model
-
-
-def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what the folder shall be."""
-    parser.add_argument("--output_dir", required=True, help="folder to make; must not exist")
-    parser.add_argument(
-        "--text_encoder",
-        help="folder or Hub id of the text encoder; makes a complete pipeline (without it: unet/ and scheduler/)",
-    )
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="save in this dtype (default: the weights' own)")
-    parser.add_argument("--level", type=int, help="keep only this many levels, counted from the innermost")
 
 
 def convert_to_folder(
@@ -53,14 +41,3 @@ def convert_to_folder(
         {unused_file: converted.unused} if unused_file else None,
         make_pipeline if args.text_encoder else None,
     )
-
-
-def run_command(work: Callable[[], None], output: str) -> int:
-    """Do `work` and say what it wrote; an error that the user can mend becomes one line. Returns the exit code."""
-    try:
-        work()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"Wrote {output}")
-    return 0

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
+GROUPS = ("seen", "combination", "concept")  # of captions: trained on, held-out combinations, held-out concepts
 
 
 def evaluation_parser(
@@ -26,16 +26,18 @@ def evaluation_parser(
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the choice of what is drawn")
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=guidance_scale)
-    parser.add_argument("--height", type=int, help="side to draw: 16 opens the inner doll only (default: all dolls)")
+    parser.add_argument("--height", type=int, help="side in pixels of the level to draw (default: the outermost)")
     parser.add_argument("--batch_size", type=int, default=batch_size)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="such as cuda, mps or cpu (default: an accelerator where there is one)")
     parser.add_argument("--output", type=Path, help="JSON file for settings and scores")
     return parser
 
 
 def open_pipeline(pipeline_class: Any, args: argparse.Namespace) -> Any:
     """The pipeline that is evaluated, on its device and without a bar of its own."""
-    pipeline = pipeline_class.from_pretrained(args.model_dir).to(args.device)
+    from accelerate import PartialState
+
+    pipeline = pipeline_class.from_pretrained(args.model_dir).to(args.device or PartialState().device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -6,13 +6,15 @@ recipe itself) or "stages.batch_size" (of every stage). Flags without a field ar
 """
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ..recipe.data import DataRecipe
-from ..recipe.recipe import Precision, PriorRecipe
+from ..recipe.optimizer import Precision
+from ..recipe.pretrained import PriorRecipe
 from ..recipe.stage import StageRecipe
 
 SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
@@ -42,17 +44,49 @@ def choices_of(cls: type, field: str) -> tuple[str, ...]:
     return tuple(option for option in options if isinstance(option, str)) or get_args(options[0])
 
 
+def whole(text: str) -> int:
+    """Read a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
 def count(text: str) -> int:
     """Read a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
+    if (number := whole(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
 
 
+def natural(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if (number := whole(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
+    return number
+
+
+def seed(text: str) -> int:
+    """Read what random generators can be started with."""
+    if not 0 <= (number := whole(text)) < 2**32:
+        raise argparse.ArgumentTypeError(f"must be 0 to {2**32 - 1}, got {number}")
+    return number
+
+
+def number(text: str) -> float:
+    """Read a number that is finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number, such as 0.5 or 1e-5, got {text!r}")
+    return value
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Read "1,0.5,0.25"."""
-    return tuple(float(part) for part in text.split(","))
+    return tuple(number(part) for part in text.split(","))
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -122,10 +156,12 @@ DATA = (
         "how pictures are resized (default area, as between the levels)",
         choices=choices_of(DataRecipe, "image_interpolation_mode"),
     ),
-    Flag("min_image_side", "data.min_image_side", "skip pictures with a side of fewer pixels", int),
-    Flag("max_skipped_images", "data.max_skipped_images", "stop after so many unreadable or small pictures", int),
+    Flag("min_image_side", "data.min_image_side", "skip pictures with a side of fewer pixels", natural),
+    Flag("max_skipped_images", "data.max_skipped_images", "stop after so many unreadable or small pictures", natural),
     Flag("embeddings_dir", "data.embeddings_dir", "text embeddings to read in place of a text encoder in memory"),
-    Flag("dataloader_num_workers", "options.dataloader_num_workers", "processes that read pictures (default 0)", int),
+    Flag(
+        "dataloader_num_workers", "options.dataloader_num_workers", "processes that read pictures (default 0)", natural
+    ),
     Flag("cache_dir", "options.cache_dir", "where downloaded models and data are kept"),
 )
 
@@ -144,14 +180,14 @@ STAGES = (
         "joint_pictures",
         "stages.joint_pictures",
         "pictures beside the clips of a forward pass: the recipe's, or single frames of clips",
-        int,
+        natural,
     ),
     Flag("gradient_accumulation_steps", "stages.gradient_accumulation_steps", "forward passes per step", count),
     Flag(
         "learning_rate",
         "stages.learning_rate",
         "(default 1e-5, with --rank 1e-4, with --instance_data_dir 5e-6)",
-        float,
+        number,
     ),
     switch("scale_lr", None, "multiply it by the pictures of a step: processes, accumulation and batch size"),
     Flag(
@@ -160,18 +196,18 @@ STAGES = (
         "(default constant)",
         choices=choices_of(StageRecipe, "lr_scheduler"),
     ),
-    Flag("lr_warmup_steps", "stages.lr_warmup_steps", "optimizer steps of linear warm-up (default 0)", int),
+    Flag("lr_warmup_steps", "stages.lr_warmup_steps", "optimizer steps of linear warm-up (default 0)", natural),
     Flag("lr_num_cycles", "stages.lr_num_cycles", "of cosine_with_restarts", count),
-    Flag("lr_power", "stages.lr_power", "of polynomial", float),
+    Flag("lr_power", "stages.lr_power", "of polynomial", number),
     Flag(
         "level_learning_rate_scales",
         "stages.level_learning_rate_scales",
         "learning rate of each level over the common one, innermost first, as 0.1,1",
         numbers,
     ),
-    Flag("frozen_levels", "stages.frozen_levels", "so many inner levels do not learn", int),
+    Flag("frozen_levels", "stages.frozen_levels", "so many inner levels do not learn", natural),
     switch("train_text_encoder", "text_encoder.train_text_encoder", "train the text encoder, too"),
-    Flag("text_encoder_lr", None, "learning rate of the text encoder, where it differs", float),
+    Flag("text_encoder_lr", None, "learning rate of the text encoder, where it differs", number),
     Flag("max_sequence_length", "text_encoder.max_sequence_length", "captions are cut after so many tokens", count),
 )
 
@@ -189,13 +225,13 @@ LOSS = (
         "error of the noise or of v (default epsilon)",
         choices=choices_of(StageRecipe, "loss_weighting"),
     ),
-    Flag("snr_gamma", "stages.snr_gamma", "min-SNR weighting; the paper recommends 5", float),
-    Flag("noise_offset", "stages.noise_offset", "scale of a random shift of the noise's mean", float),
+    Flag("snr_gamma", "stages.snr_gamma", "min-SNR weighting; the paper recommends 5", number),
+    Flag("noise_offset", "stages.noise_offset", "scale of a random shift of the noise's mean", number),
     Flag(
         "proportion_empty_prompts",
         "stages.caption_dropout",
         "share of captions replaced by none (default 0.1, subjects 0)",
-        float,
+        number,
     ),
     Flag(
         "timestep_bias_strategy",
@@ -203,26 +239,26 @@ LOSS = (
         "which time steps are drawn more often",
         choices=choices_of(StageRecipe, "timestep_bias_strategy"),
     ),
-    Flag("timestep_bias_portion", "stages.timestep_bias_portion", "share of the range that is favoured", float),
-    Flag("timestep_bias_multiplier", "stages.timestep_bias_multiplier", "how many times as often", float),
+    Flag("timestep_bias_portion", "stages.timestep_bias_portion", "share of the range that is favoured", number),
+    Flag("timestep_bias_multiplier", "stages.timestep_bias_multiplier", "how many times as often", number),
 )
 
 OPTIMIZER = (
-    Flag("adam_beta1", "optimizer.adam_beta1", "(default 0.9)", float),
-    Flag("adam_beta2", "optimizer.adam_beta2", "(default 0.999)", float),
-    Flag("adam_epsilon", "optimizer.adam_epsilon", "(default 1e-8)", float),
-    Flag("adam_weight_decay", "optimizer.adam_weight_decay", "(default 0, as in the published runs)", float),
-    Flag("max_grad_norm", "optimizer.max_grad_norm", "limit of the gradient's norm (default 2)", float),
+    Flag("adam_beta1", "optimizer.adam_beta1", "(default 0.9)", number),
+    Flag("adam_beta2", "optimizer.adam_beta2", "(default 0.999)", number),
+    Flag("adam_epsilon", "optimizer.adam_epsilon", "(default 1e-8)", number),
+    Flag("adam_weight_decay", "optimizer.adam_weight_decay", "(default 0, as in the published runs)", number),
+    Flag("max_grad_norm", "optimizer.max_grad_norm", "limit of the gradient's norm (default 2)", number),
     switch("use_ema", "recipe.use_ema", "average the weights; the averages are drawn with and saved"),
-    Flag("ema_max_decay", "stages.ema_decay", "upper limit of the averages' decay (default 0.9999)", float),
+    Flag("ema_max_decay", "stages.ema_decay", "upper limit of the averages' decay (default 0.9999)", number),
     switch("offload_ema", "options.offload_ema", "keep the averages in the CPU's memory"),
     switch("foreach_ema", "options.foreach_ema", "update the averages in one call (default)"),
 )
 
 LORA = (
     Flag("rank", "lora.rank", "train LoRA matrices of this rank and nothing else", count),
-    Flag("lora_alpha", "lora.alpha", "scale of LoRA, over the rank (default: the rank)", float),
-    Flag("lora_dropout", "lora.dropout", "(default 0)", float),
+    Flag("lora_alpha", "lora.alpha", "scale of LoRA, over the rank (default: the rank)", number),
+    Flag("lora_dropout", "lora.dropout", "(default 0)", number),
     Flag("lora_layers", "lora.target_modules", "layers, as to_q,to_k (default: attention projections)", names),
 )
 
@@ -233,7 +269,7 @@ SUBJECT = (
     Flag("class_data_dir", "prior_preservation.class_data_dir", "folder with pictures of the class"),
     Flag("class_prompt", "prior_preservation.class_prompt", "what they show; missing ones are drawn from this"),
     Flag("num_class_images", "prior_preservation.num_class_images", "how many there shall be (default 100)", count),
-    Flag("prior_loss_weight", "prior_preservation.weight", "weight of their loss (default 1)", float),
+    Flag("prior_loss_weight", "prior_preservation.weight", "weight of their loss (default 1)", number),
     Flag("sample_batch_size", "prior_preservation.sample_batch_size", "pictures drawn at once (default 4)", count),
     Flag(
         "prior_generation_precision",
@@ -251,14 +287,14 @@ SUBJECT = (
 VALIDATION = (
     Flag("validation_prompts", "validation.prompts", "texts to draw", is_list=True),
     Flag("validation_prompt", "validation.prompts", "one text to draw", lambda text: (text,)),
-    Flag("num_validation_images", "validation.num_validation_images", "pictures of each text", count),
+    Flag("num_validation_images", "validation.num_validation_images", "pictures of each text; 0 draws none", natural),
     Flag("validation_steps", "options.validation_steps", "draw and measure every so many steps", count),
     Flag("validation_epochs", None, "the same in passes over the pictures", count),
 )
 
 OUTPUT = (
     Flag("output_dir", "options.output_dir", "checkpoints, samples, logs and the final pipeline", Path),
-    Flag("seed", "options.seed", "start of all random streams (default 0)", int),
+    Flag("seed", "options.seed", "start of all random streams (default 0)", seed),
     Flag("checkpointing_steps", "options.checkpointing_steps", "checkpoint every so many steps (default 500)", count),
     Flag("checkpoints_total_limit", "options.checkpoints_total_limit", "checkpoints to keep (default 2)", count),
     Flag(
@@ -309,3 +345,38 @@ def fields_of(part: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if target is not None and target.startswith(f"{part}."):
             fields[target.removeprefix(f"{part}.")] = value
     return fields
+
+
+# What `--help` shows for a value, by flag, or by how it is read.
+_BY_READING = {
+    **dict.fromkeys(("count", "natural", "seed"), "N"),
+    "number": "NUMBER",
+    "numbers": "NUMBER,...",
+    "names": "NAME,...",
+}
+_BY_NAME = {
+    "recipe": "FILE",
+    "pretrained_model_name_or_path": "FOLDER_OR_ID",
+    "pretrained_vae_model_name_or_path": "FOLDER_OR_ID",
+    "dataset_name": "FOLDER_OR_ID",
+    "shards": "TAR",
+    "validation_shards": "TAR",
+    "instance_prompt": "TEXT",
+    "class_prompt": "TEXT",
+    "validation_prompt": "TEXT",
+    "validation_prompts": "TEXT",
+    "resume_from_checkpoint": "CHECKPOINT",
+    "hub_model_id": "ID",
+    "hub_token": "TOKEN",
+}
+
+
+def metavar(flag: Flag) -> str:
+    """What `--help` shows for the value of a flag."""
+    if flag.name in _BY_NAME:
+        return _BY_NAME[flag.name]
+    reading = getattr(flag.convert, "__name__", "")
+    if reading in _BY_READING:
+        return _BY_READING[reading]
+    ends = {"_dir": "FOLDER", "_column": "COLUMN"}
+    return next((word for end, word in ends.items() if flag.name.endswith(end)), "NAME")

@@ -3,11 +3,11 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ..processes import num_launched
-from ..recipe.clips import check_draws_pictures, trains_on_pictures
+from ..recipe.clips import trains_on_pictures
 from ..recipe.data import DataRecipe
 from ..recipe.loading import load_recipe
 from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
@@ -28,100 +28,11 @@ from .fine_tuning import (
     recipe_for_pipeline,
     steps_for_passes,
 )
-from .flag_table import FLAGS, GROUPS, Flag, fields_of
-from .inapplicable_flags import ALWAYS_SO, REASONS
-from .messages import one_line
+from .flag_table import FLAGS, fields_of
+from .kinds import TEXT_TO_IMAGE, CommandKind
+from .parser import parse_command
 
-USAGE = """
-  %(prog)s --recipe FILE --output_dir FOLDER [flags]
-  %(prog)s --pretrained_model_name_or_path MODEL --train_data_dir FOLDER --output_dir FOLDER [flags]
-  %(prog)s --help"""
-_DESCRIPTION = """\
-Train a Matryoshka diffusion model from captioned pictures, stage by stage from the inside out (--recipe), or
-fine-tune a saved pipeline (--pretrained_model_name_or_path): wholly, with LoRA (--rank), or on one subject
-(--instance_data_dir). Repeating the command resumes from its newest checkpoint. Flags have the names and meanings of
-diffusers' training scripts; switches can also be given as --no-<name>.
-"""
 EMBEDDINGS_FOLDER = "text_embeddings"  # in the output folder, of --pre_compute_text_embeddings
-_SOURCES = ("dataset_name", "train_data_dir", "shards", "instance_data_dir")
-_ELSEWHERE = ("local_rank", "prediction_type", *ALWAYS_SO)  # accepted, without anything to set
-
-
-@dataclasses.dataclass(frozen=True)
-class CommandKind:
-    """What sets a training command apart from the others.
-
-    Attributes:
-        description: what its `--help` begins with.
-        check: raises a ValueError where a recipe is none for this command.
-        defaults: flags that are as if given, unless they are.
-        fine_tuning_defaults: the same where there is no recipe.
-    """
-
-    description: str
-    check: Callable[[Recipe], None] = lambda recipe: None
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fine_tuning_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-TEXT_TO_IMAGE = CommandKind(_DESCRIPTION, check=check_draws_pictures)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the program."""
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
-
-
-class _Inapplicable(argparse.Action):
-    """A flag whose use is an error with a reason."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> NoReturn:
-        parser.error(f"{option} does not apply: {REASONS[self.dest]}.")
-
-
-def build_parser(description: str = _DESCRIPTION) -> argparse.ArgumentParser:
-    """The command's flags; those that are not given are absent from the result."""
-    parser = OneLineParser(
-        usage=USAGE,
-        description=description,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for title, flags in GROUPS.items():
-        group = parser.add_argument_group(title)
-        for flag in flags:
-            add_flag(group, flag)
-    always = parser.add_argument_group("always so", "accepted, and so in every run")
-    always.add_argument(
-        "--prediction_type", choices=["v_prediction"], help="the model predicts v at every level; it cannot be changed"
-    )
-    for name, text in ALWAYS_SO.items():
-        always.add_argument(f"--{name}", action="store_true", help=text)
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # of launchers
-    foreign = parser.add_argument_group("do not apply", "flags of diffusers' scripts that are errors here, and why")
-    for name, reason in REASONS.items():
-        foreign.add_argument(f"--{name}", action=_Inapplicable, nargs="*", metavar="X", help=reason)
-    return parser
-
-
-def add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
-    """Let a parser know a flag; `output_dir` has to be given."""
-    if flag.convert is None:
-        group.add_argument(f"--{flag.name}", action=argparse.BooleanOptionalAction, help=flag.help)
-        return
-    group.add_argument(
-        f"--{flag.name}",
-        type=flag.convert,
-        help=flag.help,
-        choices=flag.choices,
-        nargs="+" if flag.is_list else None,
-        metavar=None if flag.choices else "X",
-        required=flag.name == "output_dir",
-    )
 
 
 def read_command(argv: Sequence[str], kind: CommandKind = TEXT_TO_IMAGE) -> tuple[Recipe, RunOptions, bool]:
@@ -134,11 +45,15 @@ def read_command(argv: Sequence[str], kind: CommandKind = TEXT_TO_IMAGE) -> tupl
     Returns:
         the recipe with the flags' changes, the options of the run, and whether it is only to be described.
     """
-    parser = build_parser(kind.description)
-    given = given_flags(parser, argv)
-    given = {**kind.defaults, **({} if "recipe" in given else kind.fine_tuning_defaults), **given}
+    parser, given = parse_command(argv, kind)
+    return recipe_and_options(parser, given, kind)
+
+
+def recipe_and_options(
+    parser: argparse.ArgumentParser, given: Mapping[str, Any], kind: CommandKind
+) -> tuple[Recipe, RunOptions, bool]:
+    """The same from the flags of `parse_command`."""
     try:
-        check_together(given)
         recipe, changes = base_recipe(given)
         kind.check(recipe)
         recipe = override(recipe, changes)
@@ -146,40 +61,6 @@ def read_command(argv: Sequence[str], kind: CommandKind = TEXT_TO_IMAGE) -> tupl
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return recipe, options, given.get("dry_run", False)
-
-
-def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """The flags that are given, by name, without those that set nothing."""
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if name not in _ELSEWHERE}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-
-
-def check_together(given: Mapping[str, Any]) -> None:
-    """Refuse flags that contradict each other or miss their partner.
-
-    Raises:
-        ValueError: naming them.
-    """
-    sources = [name for name in _SOURCES if name in given]
-    if len(sources) > 1:
-        raise ValueError(f"--{' and --'.join(sources)} each name the training data; give one of them.")
-    if ("instance_data_dir" in given) != ("instance_prompt" in given):
-        raise ValueError("--instance_data_dir and --instance_prompt belong together: give both, or neither.")
-    if "validation_prompt" in given and "validation_prompts" in given:
-        raise ValueError("--validation_prompt and --validation_prompts say the same; give one of them.")
-    if "validation_steps" in given and "validation_epochs" in given:
-        raise ValueError("--validation_steps and --validation_epochs say the same; give one of them.")
-    if "recipe" in given:
-        if "num_frames" in given:
-            raise ValueError("--num_frames is for fine-tuning; a recipe has `num_frames` in each row of its `levels`.")
-        return
-    if "pretrained_model_name_or_path" not in given:
-        raise ValueError(
-            "Say what to train: --pretrained_model_name_or_path a saved pipeline to fine-tune, or --recipe a file "
-            "(training/recipes) to train a model from scratch."
-        )
-    if not sources:
-        raise ValueError(f"Say what to train on: one of --{', --'.join(_SOURCES)}.")
 
 
 def base_recipe(given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:

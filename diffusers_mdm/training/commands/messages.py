@@ -5,6 +5,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
@@ -41,3 +42,12 @@ def _without_what_is_left_out(command: Sequence[str]) -> Iterator[str]:
 def one_line(message: object) -> str:
     """A message without line breaks, as errors of libraries have them."""
     return " ".join(str(message).split())
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Inside the block, end the program with one line for what the user can mend, in place of a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {one_line(error)}")

@@ -18,9 +18,9 @@ from diffusers.utils.logging import tqdm
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from ..data.sources import square_pixels, to_unit_range
+from .evaluation_command import GROUPS
 
 COMPARED_SIDE = 16
-GROUPS = ("seen", "combination", "concept")
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,40 @@ class Gallery:
 
 
 def load_gallery(path: str | Path) -> Gallery:
-    """Read train and validation split of the emoji data set (or another with its columns)."""
-    rows = _all_rows(path)
+    """Read the emoji data set, or another with its columns `image`, `text`, `style`, `label` and `holdout`.
+
+    Raises:
+        ValueError: there is no such data set, or it lacks a column.
+    """
+    rows = _all_rows(path, ("image", "text", "style", "label", "holdout"))
     return Gallery(_pixels(rows), rows["text"][:], rows["style"][:], rows["label"][:], rows["holdout"][:])
 
 
 def load_class_gallery(path: str | Path, column: str) -> tuple[torch.Tensor, list[int]]:
-    """All pictures of a data set with a train and a validation split, and their classes.
+    """All pictures of a data set's train and validation split, or of the one that it has, and their classes.
 
     Returns:
         `(M, 3, 16, 16)` in [-1, 1], and M whole numbers from `column`.
 
     Raises:
-        ValueError: there is no such column; the message lists those that there are.
+        ValueError: there is no such data set, or it lacks a column; the message lists those that there are.
     """
-    rows = _all_rows(path)
-    if column not in rows.column_names:
-        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(rows.column_names)}.")
+    rows = _all_rows(path, ("image", column))
     return _pixels(rows), rows[column][:]
 
 
-def _all_rows(path: str | Path) -> datasets.Dataset:
+def _all_rows(path: str | Path, columns: Sequence[str]) -> datasets.Dataset:
     splits = datasets.load_dataset(str(path))
-    return datasets.concatenate_datasets([splits["train"], splits["validation"]])
+    found = [splits[name] for name in ("train", "validation") if name in splits] or list(splits.values())
+    rows = datasets.concatenate_datasets(found)
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}. Drawings are compared by "
+            f"{', '.join(columns)}: name a data set with these columns as --data_dir, or leave that out for the one "
+            "that the shipped models learnt."
+        )
+    return rows
 
 
 def _pixels(rows: datasets.Dataset) -> torch.Tensor:

@@ -128,6 +128,21 @@ def check_draws_pictures(recipe: Recipe) -> None:
         )
 
 
+def check_has_classes(recipe: Recipe) -> None:
+    """Refuse a recipe without classes, or of clips.
+
+    Raises:
+        ValueError: says how a recipe gets them, or what trains it.
+    """
+    check_draws_pictures(recipe)
+    if recipe.model.get("num_class_embeds") is None:
+        raise ValueError(
+            f"The recipe {recipe.name!r} has no classes: set `model.num_class_embeds` (the number of classes and one "
+            "for none of them) and `data.label_column`; recipes of captions alone belong to "
+            "training/train_text_to_image_mdm.py."
+        )
+
+
 def check_clips(recipe: Recipe) -> None:
     """Refuse what contradicts itself about clips and pictures.
 

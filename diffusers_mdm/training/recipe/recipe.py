@@ -4,78 +4,18 @@
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ...models.level_config import LevelConfig
 from .clips import check_clips, data_of
 from .data import DataRecipe
-from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, FieldError, Range, check_ranges, read_fields
+from .fields import COUNT, NOT_NEGATIVE, FieldError, check_ranges, read_fields
 from .model_checks import check_levels, read_model_arguments, read_scheduler_arguments
+from .optimizer import OptimizerRecipe, Precision
+from .pretrained import LoraRecipe, PretrainedRecipe, PriorRecipe
 from .stage import StageRecipe
 from .text_encoder import TextEncoderRecipe
 from .vae import VaeRecipe
-
-Precision = Literal["no", "fp16", "bf16"]
-
-
-@dataclass(frozen=True)
-class PretrainedRecipe:
-    """A saved pipeline that the run starts from, a folder or Hub id; its levels are the inner ones of the recipe's."""
-
-    path: str
-    revision: str | None = None
-    variant: str | None = None
-
-
-@dataclass(frozen=True)
-class LoraRecipe:
-    """Train low-rank adapters of the U-Net and nothing else."""
-
-    rank: int = 4
-    alpha: float | None = None  # None: the rank
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] | None = None  # None: the attention projections
-
-    def __post_init__(self) -> None:
-        check_ranges(self, {"rank": Range(1, 2**16), "alpha": POSITIVE, "dropout": SHARE_BELOW_ONE})
-        if self.target_modules == ():
-            raise ValueError("`target_modules` is empty: name layers, or leave it out for the attention projections.")
-
-
-@dataclass(frozen=True)
-class PriorRecipe:
-    """Prior preservation (DreamBooth): pictures of the subject's class, drawn by the model before it learns."""
-
-    class_data_dir: str
-    class_prompt: str
-    num_class_images: int = 100
-    weight: float = 1.0
-    sample_batch_size: int = 4
-    precision: Literal["fp32", "fp16", "bf16"] | None = None  # to draw in; None: that of the run
-
-    def __post_init__(self) -> None:
-        check_ranges(self, {"num_class_images": COUNT, "sample_batch_size": COUNT, "weight": NOT_NEGATIVE})
-
-
-@dataclass(frozen=True)
-class OptimizerRecipe:
-    """AdamW and the limit of the gradient's norm."""
-
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    adam_weight_decay: float = 0.0
-    max_grad_norm: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            {
-                **dict.fromkeys(("adam_beta1", "adam_beta2"), SHARE_BELOW_ONE),
-                **dict.fromkeys(("adam_epsilon", "adam_weight_decay"), NOT_NEGATIVE),
-                "max_grad_norm": POSITIVE,
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -116,8 +56,8 @@ class Recipe:
     lora: LoraRecipe | None = None
     prior_preservation: PriorRecipe | None = None
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
-    optimizer: OptimizerRecipe = OptimizerRecipe()
-    validation: ValidationRecipe = ValidationRecipe()
+    optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
+    validation: ValidationRecipe = dataclasses.field(default_factory=ValidationRecipe)
     mixed_precision: Precision = "no"
     use_ema: bool = True
     channels_last: bool = True

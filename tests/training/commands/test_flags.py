@@ -5,16 +5,10 @@ import dataclasses
 
 import pytest
 
-from diffusers_mdm.training.commands.flag_table import FLAGS, fields_of
-from diffusers_mdm.training.commands.flags import (
-    build_parser,
-    given_flags,
-    override,
-    override_prior,
-    read_command,
-    run_options,
-)
+from diffusers_mdm.training.commands.flag_table import FLAGS, fields_of, metavar
+from diffusers_mdm.training.commands.flags import override, override_prior, read_command, run_options
 from diffusers_mdm.training.commands.inapplicable_flags import ALWAYS_SO, REASONS
+from diffusers_mdm.training.commands.parser import build_parser, given_flags
 from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import (
@@ -117,7 +111,7 @@ def words_for(name: str) -> list[str]:
         return [f"--{name}", "one", "two"]
     special = {"frozen_levels": "1", "lora_layers": "to_q, to_k", "timestep_bias_portion": "0.5"}
     lists = ("level_weights", "batch_fractions", "level_learning_rate_scales")
-    by_type = {"int": "7", "count": "7", "float": "0.25"}
+    by_type = dict.fromkeys(("natural", "count", "seed"), "7") | {"number": "0.25"}
     return [f"--{name}", special.get(name, "1,0.5" if name in lists else by_type.get(flag.convert.__name__, "one"))]
 
 
@@ -295,3 +289,47 @@ def test_embeddings_of_the_run_itself_lie_in_its_folder():
     assert recipe.data.embeddings_dir == "out/text_embeddings"
     with pytest.raises(ValueError, match="--embeddings_dir"):
         override(frozen_recipe(), parse("--pre_compute_text_embeddings", "--embeddings_dir", "features"))
+
+
+def test_help_says_what_kind_of_value_a_flag_takes():
+    shown = {name: metavar(flag) for name, flag in FLAGS.items() if flag.convert is not None}
+    assert "X" not in shown.values()
+    assert (
+        shown["rank"],
+        shown["learning_rate"],
+        shown["recipe"],
+        shown["output_dir"],
+        shown["validation_prompts"],
+    ) == (
+        "N",
+        "NUMBER",
+        "FILE",
+        "FOLDER",
+        "TEXT",
+    )
+
+
+UNKNOWN = {
+    "--lerning-rate": "did you mean --learning_rate?",
+    "--learning-rate": "did you mean --learning_rate?",
+    "--xyzzy": "--xyzzy is no flag of this command; --help lists all.",
+    "frog": "'frog' belongs to no flag",
+}
+
+
+@pytest.mark.parametrize("word", UNKNOWN)
+def test_words_that_mean_nothing_are_explained(word, capsys):
+    assert UNKNOWN[word] in errors_of(capsys, *START, "--dataset_name", "a", word)
+
+
+WRONG_VALUES = {
+    ("--rank", "many"): "--rank: must be a whole number, got 'many'",
+    ("--learning_rate", "nan"): "--learning_rate: must be a number",
+    ("--seed", "-1"): "--seed: must be 0 to 4294967295",
+    ("--num_validation_images", "-1"): "--num_validation_images: must not be negative",
+}
+
+
+@pytest.mark.parametrize("words", WRONG_VALUES, ids=lambda words: words[0])
+def test_values_are_checked_as_they_are_read(words, capsys):
+    assert WRONG_VALUES[words] in errors_of(capsys, *START, "--dataset_name", "a", *words)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that `import diffusers_mdm` offers, known to diffusers."""
+
+# diffusers looks the base classes up in the module that `model_index.json` records, which is this one.
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+
+from .models import LevelConfig, NestedUNetModel, TextConditioning
+from .pipelines import (
+    MDMClassConditionalPipeline,
+    MDMImg2ImgPipeline,
+    MDMInpaintPipeline,
+    MDMPipeline,
+    MDMPipelineOutput,
+    MDMUpscalePipeline,
+    MDMVideoPipeline,
+    MDMVideoPipelineOutput,
+)
+from .pyramid import Pyramid, build_pyramid, pyramid_noise
+from .registration import PIPELINES, register_with_diffusers
+from .schedulers import MatryoshkaScheduler
+
+# Saved pipelines name their classes by module: the package root stays valid when code moves.
+for _saved in (NestedUNetModel, MatryoshkaScheduler, *PIPELINES):
+    _saved.__module__ = __package__
+register_with_diffusers()
+
+__all__ = [
+    "DiffusionPipeline",
+    "LevelConfig",
+    "MDMClassConditionalPipeline",
+    "MDMImg2ImgPipeline",
+    "MDMInpaintPipeline",
+    "MDMPipeline",
+    "MDMPipelineOutput",
+    "MDMUpscalePipeline",
+    "MDMVideoPipeline",
+    "MDMVideoPipelineOutput",
+    "MatryoshkaScheduler",
+    "ModelMixin",
+    "NestedUNetModel",
+    "Pyramid",
+    "SchedulerMixin",
+    "TextConditioning",
+    "build_pyramid",
+    "pyramid_noise",
+]

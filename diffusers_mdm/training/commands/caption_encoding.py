@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `training/precompute_text_embeddings.py` does: encode the texts of a run before it trains."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ..data.text.features_writer import CaptionEncoder, write_text_embeddings
+from ..precision import DTYPES
+from ..recipe.recipe import Recipe
+from ..state.run import RunOptions
+from .fine_tuning import frozen_text_encoder, texts_of
+from .flags import base_recipe, override
+from .parser import check_together
+
+
+def encode_captions(given: dict[str, Any], folder: Path) -> None:
+    """Encode all texts of the run that the flags describe.
+
+    Args:
+        given: the flags by name, those of training and `precision`, `batch_size` and `captions_per_file`.
+        folder: what is written, or completed.
+
+    Raises:
+        ValueError: the flags contradict each other, the recipe has no text encoder that stays as it is, the data does
+            not fit, or the folder belongs to another text encoder.
+    """
+    _write(recipe_of_captions(given), folder, given)
+
+
+def recipe_of_captions(given: dict[str, Any]) -> Recipe:
+    """What training with these flags would be; how long it takes does not matter here.
+
+    Raises:
+        ValueError: the flags contradict each other, or the recipe or the data does not fit.
+    """
+    check_together(given)
+    recipe = override(*base_recipe({**given, "max_train_steps": 1}))
+    pictures = recipe.pictures and dataclasses.replace(recipe.pictures, embeddings_dir=None)
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, embeddings_dir=None), pictures=pictures)
+
+
+def _write(recipe: Recipe, folder: Path, given: dict[str, Any]) -> None:
+    """Encode the recipe's texts into `folder`."""
+    options = RunOptions(output_dir=folder, cache_dir=given.get("cache_dir"))
+    source, text_encoder, tokenizer = frozen_text_encoder(recipe, options)
+    own = "fp32" if recipe.mixed_precision == "no" else recipe.mixed_precision
+    torch.nn.Module.to(text_encoder, PartialState().device, DTYPES[given.get("precision", own)]).eval()
+    encoder = CaptionEncoder(source, text_encoder, tokenizer, recipe.max_sequence_length, given.get("batch_size", 32))
+    index = write_text_embeddings(folder, texts_of(recipe), encoder, given.get("captions_per_file", 8192))
+    logging.getLogger(__name__).info("%d captions are in %s.", sum(index.files.values()), folder)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training commands: what sets one apart from the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..recipe.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandKind:
+    """What sets a training command apart from the others.
+
+    Attributes:
+        description: what its `--help` begins with.
+        check: raises a ValueError where a recipe is none for this command.
+        defaults: flags that are as if given, unless they are.
+        fine_tuning_defaults: the same where there is no recipe.
+    """
+
+    description: str
+    check: Callable[[Recipe], None] = lambda recipe: None
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fine_tuning_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# The recipe's own checks are imported when there is a recipe: reading one takes torch, which is slow to import.
+
+
+def _check_draws_pictures(recipe: Recipe) -> None:
+    from ..recipe.clips import check_draws_pictures
+
+    check_draws_pictures(recipe)
+
+
+def _check_draws_clips(recipe: Recipe) -> None:
+    from ..recipe.clips import check_draws_clips
+
+    check_draws_clips(recipe)
+
+
+def _check_has_classes(recipe: Recipe) -> None:
+    from ..recipe.clips import check_has_classes
+
+    check_has_classes(recipe)
+
+
+TEXT_TO_IMAGE = CommandKind(
+    description="""\
+Train a Matryoshka diffusion model from captioned pictures, stage by stage from the inside out (--recipe), or
+fine-tune a saved pipeline (--pretrained_model_name_or_path): wholly, with LoRA (--rank), or on one subject
+(--instance_data_dir). Repeating the command resumes from its newest checkpoint. Flags have the names and meanings of
+diffusers' training scripts; switches can also be given as --no-<name>.
+""",
+    check=_check_draws_pictures,
+)
+
+CLASS_CONDITIONAL = CommandKind(
+    description="""\
+Train a Matryoshka diffusion model of classes, stage by stage from the inside out (--recipe), or fine-tune a saved one
+(--pretrained_model_name_or_path), wholly or with LoRA (--rank). --label_column (without a recipe by default "label")
+holds whole numbers; a ClassLabel column gives the classes their names, which are saved with the pipeline.
+--validation_prompts are names or numbers of classes. Repeating the command resumes from its newest checkpoint. Flags
+have the names and meanings of diffusers' training scripts; switches can also be given as --no-<name>.
+""",
+    check=_check_has_classes,
+    defaults={"tracker_project_name": "class2image-mdm"},
+    fine_tuning_defaults={"label_column": "label"},
+)
+
+
+TEXT_TO_VIDEO = CommandKind(
+    description="""\
+Train a Matryoshka diffusion model of clips, stage by stage from pictures to clips and from the inside out (--recipe),
+or fine-tune a saved one (--pretrained_model_name_or_path), wholly or with LoRA (--rank); with --num_frames a pipeline
+of pictures becomes one of clips. --video_column (without a recipe by default "video") holds the clips. Repeating the
+command resumes from its newest checkpoint. Flags have the names and meanings of diffusers' training scripts; switches
+can also be given as --no-<name>.
+""",
+    check=_check_draws_clips,
+    defaults={"tracker_project_name": "text2video-mdm"},
+    fine_tuning_defaults={"video_column": "video"},
+)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training command after its words have been read: the recipe, then its description or the run."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..loop.engine import resolve_recipe, run_recipe
+from ..loop.interruption import RunInterrupted
+from ..processes import OtherProcessEnded, is_main_launched, num_launched
+from ..state.checkpoints import WRITE_ERRORS
+from .dry_run import describe_run
+from .flags import recipe_and_options
+from .kinds import CommandKind
+from .messages import one_line, resume_command
+
+
+def describe_or_run(
+    kind: CommandKind, parser: argparse.ArgumentParser, given: Mapping[str, Any], arguments: Sequence[str]
+) -> None:
+    """Print what would be trained, or train it; what the user can mend ends with one line instead of a traceback.
+
+    Args:
+        kind: which command it is.
+        parser: ends the program where a flag does not fit.
+        given: the flags, as `parse_command` reads them.
+        arguments: the words that they were.
+    """
+    recipe, options, is_dry_run = recipe_and_options(parser, given, kind)
+    options = dataclasses.replace(options, resume_command=resume_command(arguments))
+    is_main = is_main_launched()
+    level = logging.INFO if is_main else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        if is_dry_run:
+            print(describe_run(resolve_recipe(recipe, options), options, num_launched()))
+        else:
+            run_recipe(recipe, options)
+    except RunInterrupted as interruption:
+        # The run has been asked to stop, and has saved what it knows: that is a success.
+        if is_main:
+            print(interruption)
+    except (ValueError, FloatingPointError, OtherProcessEnded, *WRITE_ERRORS) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {one_line(error)}")

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command answers `--help` and typing mistakes before anything slow is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SLOW = {"torch", "diffusers", "transformers", "accelerate", "datasets", "peft", "numpy", "matplotlib", "tokenizers"}
+# One interpreter runs all commands, as `python SCRIPT WORDS` would, and lists what has been imported.
+PROGRAM = """
+import contextlib, io, runpy, sys
+
+word, *scripts = sys.argv[1:]
+for script in scripts:
+    printed = io.StringIO()
+    sys.argv = [script, word]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+        print("no exit")
+    print(repr(printed.getvalue()))
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+def scripts() -> list[str]:
+    return sorted(str(path) for folder in ("training", "conversion") for path in (ROOT / folder).glob("*.py"))
+
+
+def run_all(word: str) -> tuple[list[str], set[str]]:
+    """What each command prints when it is given one word, and the modules imported by all of them together."""
+    command = [sys.executable, "-c", PROGRAM, word, *scripts()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *printed, modules = done.stdout.splitlines()
+    return printed, set(modules.split())
+
+
+def test_help_imports_nothing_slow():
+    printed, modules = run_all("--help")
+    assert len(printed) == len(scripts())
+    assert all("usage:" in text and "--help" in text and "no exit" not in text for text in printed)
+    assert not modules & SLOW
+    assert not any("Traceback" in text for text in printed)
+
+
+def test_a_typing_mistake_is_told_before_anything_slow_is_imported():
+    printed, modules = run_all("--outptu_dir")
+    assert all("error" in text and "no exit" not in text for text in printed)
+    assert not modules & SLOW
