@@ -26,7 +26,7 @@ class OneLineParser(argparse.ArgumentParser):
         """End the program."""
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse; of words that mean nothing it says which flag may be meant."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -54,11 +54,12 @@ def without_unseen_captions(recipe: Recipe) -> Recipe:
     """The recipe of a model that sees no text with the empty caption for every picture, in place of a column."""
     if recipe.model.get("cross_attention_dim") is not None:
         return recipe
-    data, pictures = (
-        part if part is None or part.caption is not None else dataclasses.replace(part, caption="")
-        for part in (recipe.data, recipe.pictures)
-    )
-    return dataclasses.replace(recipe, data=data, pictures=pictures)
+
+    def with_caption(data: DataRecipe) -> DataRecipe:
+        return data if data.caption is not None else dataclasses.replace(data, caption="")
+
+    pictures = recipe.pictures and with_caption(recipe.pictures)
+    return dataclasses.replace(recipe, data=with_caption(recipe.data), pictures=pictures)
 
 
 def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:
