@@ -32,7 +32,16 @@ ALLOWED_IMPORTS = {
     "public_names": {"pyramid", "models", "schedulers", "loaders", "pipelines", "registration"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
     "evaluation": {"pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
-    "training": {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"}
+    "training": {
+        "config_reading",
+        "public_names",
+        "pyramid",
+        "rgb_pictures",
+        "models",
+        "schedulers",
+        "loaders",
+        "pipelines",
+    }
     | {"evaluation"},
 }
 # The package root may gather all of what users get by `import diffusers_mdm`, and nothing of the commands.
