@@ -245,6 +245,12 @@ def pyramid_noise(
         ValueError: the list of generators does not have one entry for each row of level 0.
     """
     device = torch.device(device) if device is not None else None
+    given = generator if isinstance(generator, (list, tuple)) else [generator]
+    if generator is not None and not all(isinstance(entry, torch.Generator) for entry in given):
+        raise ValueError(
+            f"`generator` is of type {', '.join(sorted({type(entry).__name__ for entry in given}))}; expected a "
+            "torch.Generator or a list of them."
+        )
     if isinstance(generator, (list, tuple)):
         if len(generator) != shapes[0][0]:
             raise ValueError(

@@ -218,7 +218,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         for name, given in (("image", request.pictures), ("mask_image", request.masks)):
             if given is not None:
                 counts[name] = len(given.pixels) if name == "image" else len(given)
-        request.num_images = checks.check_batch(counts) * request.copies
+        request.num_images = checks.check_batch(counts, request)
         height, width, sides = request.height, request.width, self.picture_sides
         checks.check_size(height, width, sides, self.picture_multiples)
         size = (request.num_images, height, width, request.num_frames)

@@ -10,7 +10,7 @@ import torch
 
 from ..pyramid import Pyramid, as_pyramid, check_pyramid, level_ratios
 from .noise_schedules import shift_signal_power
-from .sample_checks import in_full_precision, matching_levels
+from .sample_checks import as_timesteps, in_full_precision, matching_levels
 
 Sample = torch.Tensor | Sequence[torch.Tensor]
 
@@ -75,6 +75,7 @@ class PyramidForwardProcess:
             Tensors `(B_i,)`, float32, innermost level first.
         """
         levels, ratios, _ = self._levels(pyramid, "pyramid")
+        timesteps = as_timesteps(timesteps)
         rows = timesteps if timesteps.numel() != 1 else timesteps.reshape(1).expand(len(levels[0]))
         if rows.shape != levels[0].shape[:1]:
             raise ValueError(
@@ -118,7 +119,7 @@ class PyramidForwardProcess:
     ) -> torch.Tensor | Pyramid:
         levels, ratios, bare = self._levels(clean, "the clean sample")
         noises = matching_levels(noise, levels, "noise")
-        powers = self.level_alphas_cumprod(clean, torch.as_tensor(timesteps).to(levels[0].device))
+        powers = self.level_alphas_cumprod(clean, as_timesteps(timesteps).to(levels[0].device))
         mixed = [
             mix(level, eps, power, self._image_scale(ratio))
             for level, eps, power, ratio in zip(levels, noises, powers, ratios, strict=True)

@@ -29,7 +29,7 @@ from .reverse_steps import (
     dpm_solver_step,
     dynamic_threshold,
 )
-from .sample_checks import check_finite, in_full_precision, matching_levels, whole_timestep
+from .sample_checks import check_eta, check_finite, in_full_precision, matching_levels, whole_timestep
 from .scheduler_config import check_config, lasting_defaults, with_origin_spelled_out
 from .timestep_spacing import checked_timesteps, spaced_timesteps
 
@@ -322,8 +322,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         generator: Generators | None,
         variance_noise: Sample | None,
     ) -> Pyramid | list[None]:
-        if eta is not None and not 0 <= eta <= 1:
-            raise ValueError(f"`eta` is {eta}; expected 0 (deterministic) to 1 (ancestral), or None (ancestral).")
+        check_eta(eta)
         if eta != 0 and self.config.algorithm != "ddim":
             raise ValueError(f"`eta` is {eta}, but the algorithm {self.config.algorithm!r} injects no noise; pass 0.")
         if eta == 0 or later == _CLEAN:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -37,10 +38,11 @@ def spaced_timesteps(
             the range.
     """
     num_train_timesteps = len(alphas_cumprod)
-    if not 1 <= num_inference_steps <= num_train_timesteps:
+    is_whole = isinstance(num_inference_steps, numbers.Integral) and not isinstance(num_inference_steps, bool)
+    if not is_whole or not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
-            f"`num_inference_steps` is {num_inference_steps}; the model was trained with {num_train_timesteps} "
-            f"timesteps, so expected a number between 1 and {num_train_timesteps}."
+            f"`num_inference_steps` is {num_inference_steps!r}; the model was trained with {num_train_timesteps} "
+            f"timesteps, so expected a whole number between 1 and {num_train_timesteps}."
         )
     steps, total = num_inference_steps, num_train_timesteps
     points: np.ndarray
@@ -89,7 +91,14 @@ def checked_timesteps(timesteps: Sequence[int] | np.ndarray | torch.Tensor, num_
     Raises:
         ValueError: empty, not whole numbers, not strictly falling, or outside [0, num_train_timesteps).
     """
-    values = np.asarray(timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps)
+    if isinstance(timesteps, torch.Tensor):
+        timesteps = timesteps.tolist()
+    try:
+        values = np.asarray(timesteps)
+    except ValueError:  # lists of unequal lengths
+        values = np.asarray(None)
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"`timesteps` are of type {type(timesteps).__name__}; expected a list of whole numbers.")
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"`timesteps` has shape {values.shape}; expected a list of at least one timestep.")
     if not np.array_equal(values, np.round(values)):

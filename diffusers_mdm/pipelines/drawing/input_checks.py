@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from diffusers_mdm.pipelines.drawing.other_schedulers import check_draws_one_level
-from diffusers_mdm.pipelines.drawing.request import Prompt, Request, describe, is_number
+from diffusers_mdm.pipelines.drawing.request import MAX_IMAGES, Prompt, Request, describe, is_number
 
 Shape = tuple[int, ...]
 
@@ -136,14 +136,15 @@ def check_text_width(name: str, embeds: torch.Tensor | None, width: int | None) 
         )
 
 
-def check_batch(counts: Mapping[str, int]) -> int:
-    """How many entries a batch has where each of its inputs has one entry for all, or one each.
+def check_batch(counts: Mapping[str, int], request: Request) -> int:
+    """How many pictures a call draws, where each of its inputs has one entry for all, or one each.
 
     Args:
         counts: entries of each input, by the name the error message uses.
+        request: says how many pictures of each.
 
     Raises:
-        ValueError: two inputs have different numbers of entries, neither of them 1.
+        ValueError: two inputs have different numbers of entries, neither of them 1; or there are too many pictures.
     """
     size = max(counts.values())
     if any(count not in (1, size) for count in counts.values()):
@@ -151,7 +152,12 @@ def check_batch(counts: Mapping[str, int]) -> int:
         raise ValueError(
             f"The inputs do not make one batch: {listed}. Pass one entry for all, or equally many of each."
         )
-    return size
+    if size * request.copies > MAX_IMAGES:
+        raise ValueError(
+            f"{size} entries with `{request.copies_name}={request.copies}` are more than the {MAX_IMAGES} pictures "
+            "that one call may draw; draw them in several calls."
+        )
+    return size * request.copies
 
 
 def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:

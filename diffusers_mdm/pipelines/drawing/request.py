@@ -22,6 +22,8 @@ StepCallback: TypeAlias = Callable[..., dict[str, Any] | None] | PipelineCallbac
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # What the pipelines call the number of pictures or clips of each prompt or label.
 COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per_prompt")
+MAX_RESAMPLING_STEPS = 10_000  # more would only be a typing error that draws for days
+MAX_IMAGES = 2**16  # in one call; no device holds that many
 _LONGEST_SHOWN = 80  # characters of a wrong value in an error message
 
 
@@ -192,19 +194,27 @@ def whole_numbers(value: Any) -> list[int] | None:
     return [int(entry) for entry in value]
 
 
+def _has_values(value: Any) -> bool:
+    """Whether a tensor holds anything; those on the meta device have nothing but a shape."""
+    return isinstance(value, torch.Tensor) and value.device.type != "meta"
+
+
 def _is_features(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+    return _has_values(value) and value.dtype.is_floating_point
 
 
 def _is_mask(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and not value.dtype.is_complex
+    return _has_values(value) and not value.dtype.is_complex
 
 
 def _are_levels(value: Any) -> bool:
     levels: Iterable[Any] = [value] if isinstance(value, torch.Tensor) else value
-    return isinstance(levels, (list, tuple)) and all(
-        isinstance(level, torch.Tensor) and level.dtype.is_floating_point for level in levels
-    )
+    return isinstance(levels, (list, tuple)) and all(_is_features(level) and level.ndim in (4, 5) for level in levels)
+
+
+def _are_pictures(value: Any) -> bool:
+    pictures = value if isinstance(value, (list, tuple)) else [value]
+    return all(not isinstance(picture, torch.Tensor) or _has_values(picture) for picture in pictures)
 
 
 def _is_text_keyed(value: Any) -> bool:
@@ -220,15 +230,21 @@ def _optional(kind: Kind) -> Kind:
     )
 
 
+_PICTURES = Kind("pictures whose values are in memory", _are_pictures)
 _COUNT = Kind("a whole number of at least 1", lambda value: is_whole(value, 1), int)
 _PIXELS = _optional(Kind("a whole number of pixels", lambda value: isinstance(value, int) or is_whole(value, 0), int))
 _SHARE = Kind("a number from 0 to 1", lambda value: is_number(value, 0, 1), float)
 _FLAG = Kind("True or False", lambda value: isinstance(value, (bool, np.bool_)), bool)
 _FEATURES = _optional(Kind("a tensor of floating-point numbers (batch, tokens, width)", _is_features))
 _MASK = _optional(Kind("a tensor (batch, tokens), True where there is a token", _is_mask))
-# Prompts, labels and pictures have checks of their own.
+# Prompts and labels have checks of their own, and what else pictures have to be is in `image_inputs`.
 KINDS: dict[str, Kind] = {
-    **dict.fromkeys((*COPIES_NAMES, "num_resampling_steps", "jump_length", "max_sequence_length"), _COUNT),
+    **dict.fromkeys((*COPIES_NAMES, "jump_length", "max_sequence_length"), _COUNT),
+    "num_resampling_steps": Kind(
+        f"a whole number of at least 1, and at most {MAX_RESAMPLING_STEPS}",
+        lambda value: is_whole(value, 1) and value <= MAX_RESAMPLING_STEPS,
+        int,
+    ),
     "num_inference_steps": _optional(_COUNT),
     **dict.fromkeys(("height", "width"), _PIXELS),
     "num_frames": _optional(_COUNT),
@@ -254,10 +270,15 @@ KINDS: dict[str, Kind] = {
             lambda value: value if isinstance(value, torch.Generator) else list(value),
         )
     ),
-    "latents": _optional(Kind("a tensor of floating-point numbers or a list of them, innermost first", _are_levels)),
+    "latents": _optional(
+        Kind(
+            "a tensor of floating-point numbers (batch, channels, ...) or a list of them, innermost first", _are_levels
+        )
+    ),
     **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), _FEATURES),
     **dict.fromkeys(("prompt_attention_mask", "negative_prompt_attention_mask"), _MASK),
     "micro_conditioning": _optional(Kind("a dict of numbers by name, such as {'scale': 256}", _is_text_keyed)),
+    **dict.fromkeys(("image", "mask_image"), _PICTURES),
     "output_type": Kind(
         f"one of {', '.join(OUTPUT_TYPES)}", lambda value: isinstance(value, str) and value in OUTPUT_TYPES
     ),

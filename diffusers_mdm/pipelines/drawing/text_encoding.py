@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffusers_mdm.pipelines.drawing.request import Prompt, Request
 
 Features = tuple[torch.Tensor, torch.Tensor]  # (B, L, width), and the mask (B, L)
+_LONGEST = 2**31 - 1  # tokens; tokenizers without a limit say 10^30, which fast ones cannot count to
 # A fast tokenizer keeps the lengths of its last call, so that only one thread at a time may call it.
 _TOKENIZING = threading.Lock()
 logger = logging.get_logger(__name__)
@@ -37,14 +38,30 @@ def encode_texts(
     Returns:
         Features `(B, L, width)`, zero at pads (ml-mdm multiplies them by the mask), and the mask `(B, L)`, True where
         there is a token.
+
+    Raises:
+        ValueError: a text cannot be written in Unicode.
     """
-    max_length = min(max_sequence_length, tokenizer.model_max_length)
+    for text in texts:
+        if not _is_encodable(text):
+            raise ValueError(
+                f"The prompt {text!r} has half of a surrogate pair, which is no character; take it out of the text."
+            )
+    max_length = min(max_sequence_length, tokenizer.model_max_length, _LONGEST)
     with _TOKENIZING:
         tokens = tokenizer(texts, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
         _warn_if_truncated(texts, tokenizer, max_length)
     mask = tokens.attention_mask.to(device)
     features = text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
     return features * mask.to(features.dtype)[..., None], mask.bool()
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _warn_if_truncated(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

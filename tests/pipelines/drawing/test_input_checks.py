@@ -6,6 +6,7 @@ import torch
 
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.pipelines.drawing.input_checks import check_batch
+from diffusers_mdm.pipelines.drawing.request import Request
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, draw, make_pipeline, seed
 
 
@@ -98,6 +99,8 @@ def test_output_that_is_not_finite_names_the_timestep(pipe):
 
 
 def test_one_entry_for_all_or_one_each():
-    assert check_batch({"prompt": 1, "image": 3}) == 3
+    assert check_batch({"prompt": 1, "image": 3}, Request(copies=2)) == 6
     with pytest.raises(ValueError, match="2 in `prompt`, 3 in `image`"):
-        check_batch({"prompt": 2, "image": 3})
+        check_batch({"prompt": 2, "image": 3}, Request())
+    with pytest.raises(ValueError, match=r"`num_images_per_prompt=30000` are more than the 65536 pictures"):
+        check_batch({"prompt": 3}, Request(copies=30_000))
