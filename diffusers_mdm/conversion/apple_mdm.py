@@ -7,6 +7,7 @@ Our model has no place for either, so they are kept in `unused_apple_mdm.safeten
 way back is exact, tensor for tensor.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from .state_dict_table import INNER, Row, StateDict, StateDictTable, count_level
 from .untrusted_checkpoint import read_untrusted_checkpoint
 
 UNUSED_FILE = "unused_apple_mdm.safetensors"
+_SHARD = r"(?:-\d+-of-\d+)?"
 
 # What stands at each place of a level: (place there, place here).
 RESNET_PLACES = [
@@ -239,16 +241,13 @@ def read_converted(model_path: str | Path, variant: str | None = None) -> tuple[
     Layers that levels share are copied for each of them, because the published code shares none.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no safetensors in it.
-        ValueError: the side file is damaged, or the model has video levels of a kind that the published code lacks.
+        FileNotFoundError: there is no such folder, or no safetensors of this variant in it.
+        ValueError: the weights or the side file are damaged, or the model has video levels of a kind that the
+            published code lacks.
     """
     folder = Path(model_path)
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
-    weights = sorted(path for path in folder.glob("*.safetensors") if path.name != UNUSED_FILE)
-    if not weights or not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it needs a config.json and safetensors.")
-    with safe_open(weights[0], "pt") as file:
-        dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    dtype = _dtype_of_weights(folder, variant)
     unet = NestedUNetModel.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True)
     check_published_frames(unet.level_rows)
     unet = unet.without_sharing() if borrowed_names(unet) else unet
@@ -257,6 +256,23 @@ def read_converted(model_path: str | Path, variant: str | None = None) -> tuple[
         return unet, {**rotary_tables(unet), **(load_file(unused) if unused.is_file() else {})}
     except SafetensorError as error:
         raise ValueError(f"{unused} is damaged ({error}); convert the checkpoint again.") from error
+
+
+def _dtype_of_weights(folder: Path, variant: str | None) -> torch.dtype:
+    """The dtype of the weights in a model folder: of those of one variant, because others may stand beside them."""
+    part = re.escape(f".{variant}") if variant else ""
+    pattern = re.compile(rf"diffusion_pytorch_model{_SHARD}{part}{_SHARD}[.]safetensors")
+    weights = sorted(path for path in folder.glob("*.safetensors") if pattern.fullmatch(path.name))
+    if not weights or not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is no model folder: it needs a config.json and safetensors"
+            + (f" of the variant {variant!r}." if variant else ".")
+        )
+    try:
+        with safe_open(weights[0], "pt") as file:
+            return file.get_tensor(next(iter(file.keys()))).dtype
+    except (SafetensorError, StopIteration) as error:
+        raise ValueError(f"{weights[0]} is damaged ({error}). Fetch it again.") from error
 
 
 def map_single_file_checkpoint(

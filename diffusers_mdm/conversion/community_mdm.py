@@ -150,7 +150,10 @@ def _read_weights(unet_path: Path) -> StateDict:
     index_file = unet_path / f"{WEIGHTS_FILE}.index.json"
     names = [WEIGHTS_FILE]
     if index_file.is_file():
-        names = sorted({str(name) for name in _read_json(index_file).get("weight_map", {}).values()})
+        weight_map = _read_json(index_file).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{index_file} does not say in which files the tensors are. Fetch it again.")
+        names = sorted(set(weight_map.values()))
     weights: StateDict = {}
     for name in names:
         file = unet_path / name

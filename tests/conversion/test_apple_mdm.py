@@ -119,6 +119,28 @@ def test_saved_model_goes_back_in_its_own_dtype(tmp_path):
     assert_same_tensors(to_apple_state_dict(unet.state_dict(), unused), expected)
 
 
+def test_variants_in_one_folder_are_told_apart(tmp_path):
+    converted = convert_apple_checkpoint(checkpoint("unet"))
+    write_model(tmp_path / "model", converted.unet, converted.scheduler)
+    half = convert_apple_checkpoint(checkpoint("unet")).unet.half()
+    half.save_pretrained(tmp_path / "model" / "unet", variant="fp16", max_shard_size="1MB")
+    assert len(list((tmp_path / "model" / "unet").glob("*.safetensors"))) > 2
+    for variant, expected in ((None, converted.unet), ("fp16", half)):
+        unet, _ = read_converted(tmp_path / "model", variant)
+        assert_same_tensors(dict(unet.state_dict()), dict(expected.state_dict()))
+    with pytest.raises(FileNotFoundError, match="'bf16'"):
+        read_converted(tmp_path / "model", "bf16")
+
+
+def test_damaged_weights_are_named(tmp_path):
+    converted = convert_apple_checkpoint(checkpoint("unet"))
+    write_model(tmp_path / "model", converted.unet, converted.scheduler)
+    (file,) = (tmp_path / "model" / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is damaged"):
+        read_converted(tmp_path / "model")
+
+
 @pytest.mark.parametrize("as_pipeline", [True, False])
 def test_folders_saved_before_a_column_existed_go_back(tmp_path, as_pipeline):
     converted = convert_apple_checkpoint(checkpoint("nested_unet"), config("nested_unet"))

@@ -72,6 +72,12 @@ def test_sharded_weights(folder):
     assert all(torch.equal(t, whole[n]) for n, t in convert_community_checkpoint(folder).unet.state_dict().items())
 
 
+def test_index_without_files_is_refused(folder):
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": ["a.safetensors"]}')
+    with pytest.raises(ValueError, match="does not say in which files"):
+        convert_community_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
