@@ -293,7 +293,7 @@ class NestedUNetModel(
     ) -> dict[str, torch.Tensor]:
         given = dict(added_cond_kwargs or {})
         known = {key for keys in self.config["micro_conditioning_keys"] for key in keys}
-        if not known.issuperset(given):
+        if any(key not in known for key in given):  # not issuperset, which torch 2.6 cannot compile
             raise ValueError(
                 f"Unknown keys {sorted(set(given) - known)} in `added_cond_kwargs`; this model is conditioned on "
                 f"{sorted(known) or 'nothing'}."

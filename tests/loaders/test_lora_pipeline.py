@@ -161,9 +161,11 @@ def test_hotswap(pipe, tmp_path):
 
     other = make_pipeline()
     other.load_lora_weights(tmp_path / "one", adapter_name="style")
-    assert torch.equal(draw(other), one)
+    # Weights lie elsewhere in memory than those that were saved, which may change the order of sums.
+    torch.testing.assert_close(draw(other), one, rtol=0, atol=1e-4)
     other.load_lora_weights(tmp_path / "two", adapter_name="style", hotswap=True)
-    assert torch.equal(draw(other), two)
+    torch.testing.assert_close(draw(other), two, rtol=0, atol=1e-4)
+    assert not torch.allclose(one, two, atol=1e-2)
 
 
 def test_what_is_no_lora_is_refused(pipe):
