@@ -40,7 +40,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _BAND_PIXELS = 2**20  # converted at a time, so that no intermediate picture is as large as the whole
 
 # A transparent colour: one number, or three.
@@ -113,7 +112,7 @@ def _band_to_rgb(band: Image.Image, key: Key | None, background: str, white: int
     band.info = {name: value for name, value in band.info.items() if name == "transparency" and band.mode == "P"}
     if is_deep(band):
         band = Image.fromarray(_eight_bits(np.asarray(band), white))
-    if band.mode in _ALPHA_MODES or (band.mode == "P" and "transparency" in band.info):
+    if band.has_transparency_data:
         band = band.convert("LA") if band.mode == "La" else band
         band = _opaque_palette_or_rgba(band)
         band = Image.alpha_composite(Image.new("RGBA", band.size, background), band)

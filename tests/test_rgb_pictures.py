@@ -92,6 +92,12 @@ def test_every_mode_with_transparency_is_put_on_the_background(mode):
     assert halves(to_rgb(picture, "lime")) == (GREEN, GREEN)
 
 
+def test_a_palette_of_colours_with_alpha_is_put_on_the_background():
+    picture = Image.new("RGBA", (SIDE, SIDE), (10, 20, 30, 0)).quantize(4)
+    assert picture.mode == "P"
+    assert halves(to_rgb(picture)) == (WHITE, WHITE)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBX", "L", "P", "1", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "I;16B"])
 def test_every_mode_without_transparency_keeps_its_colours(mode):
     grey = np.full((SIDE, SIDE), 255, np.uint8)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,7 +21,7 @@ from diffusers_mdm.pipelines.drawing import setup
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
 from diffusers_mdm.pipelines.drawing.guidance import is_guided
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
-from diffusers_mdm.pipelines.drawing.latent_space import clips_to_pictures
+from diffusers_mdm.pipelines.drawing.latent_space import check_autoencoder, check_can_be_shown, clips_to_pictures
 from diffusers_mdm.pipelines.drawing.pictures import Refine, finish
 from diffusers_mdm.pipelines.drawing.request import Request, Sample, check_argument
 from diffusers_mdm.pipelines.drawing.setup import Drawing
@@ -124,6 +125,9 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             pipeline: e.g. an `MDMPipeline`.
             kwargs: as in `DiffusionPipeline.from_pipe`: components to use in place of the pipeline's own, `dtype`.
         """
+        # diffusers leaves out, with a warning, components of a class that the signature does not name.
+        taken = set(inspect.signature(cls.__init__).parameters) & set(pipeline.components)
+        kwargs = {**{name: pipeline.components[name] for name in taken}, **kwargs}
         if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None:
             return super().from_pipe(pipeline, **kwargs)
         token = _KEEPS_PRECISION.set(True)
@@ -212,12 +216,16 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         for name in ("unet", "scheduler"):
             if getattr(self, name) is None:
                 raise ValueError(f"This pipeline has no `{name}`, so it cannot draw; load it with one.")
+        if self.vae is None:
+            check_can_be_shown(self.unet.config.in_channels, request.output_type)
+        else:
+            check_autoencoder(self.vae, self.unet.config.in_channels)
         checks.check_callback_names(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self.resolve_size(request)
         counts = self.count_conditions(request)
         for name, given in (("image", request.pictures), ("mask_image", request.masks)):
             if given is not None:
-                counts[name] = len(given.pixels) if name == "image" else len(given)
+                counts[name] = len(given.tensor) if name == "image" else len(given)
         request.num_images = checks.check_batch(counts, request)
         height, width, sides = request.height, request.width, self.picture_sides
         checks.check_size(height, width, sides, self.picture_multiples)

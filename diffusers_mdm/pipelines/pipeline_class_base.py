@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing.class_labels import ClassTable, normalised_id2label
+from diffusers_mdm.pipelines.drawing.latent_space import Autoencoder
 from diffusers_mdm.pipelines.drawing.request import Request
 from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
@@ -38,7 +38,7 @@ class ClassPipelineBase(MDMPipelineBase):
         scheduler: MatryoshkaScheduler | KarrasDiffusionSchedulers | None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        vae: AutoencoderKL | None = None,
+        vae: Autoencoder | None = None,
         id2label: dict[int, str] | dict[str, str] | None = None,  # keys are texts when read from JSON
     ) -> None:
         super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pipelines.drawing.latent_space import Autoencoder
 from diffusers_mdm.pipelines.drawing.loop import denoise
 from diffusers_mdm.pipelines.drawing.request import Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
@@ -42,7 +42,7 @@ class MDMPipeline(MDMPipelineBase):
         tokenizer: PreTrainedTokenizerBase | None,
         unet: NestedUNetModel | None,
         scheduler: MatryoshkaScheduler | KarrasDiffusionSchedulers | None,
-        vae: AutoencoderKL | None = None,
+        vae: Autoencoder | None = None,
     ) -> None:
         super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)
 

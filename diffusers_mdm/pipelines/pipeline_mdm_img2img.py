@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.given_pictures import check_picture_size, know_pictures
-from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, read_images
+from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, picture_size, read_pictures
+from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise
 from diffusers_mdm.pipelines.drawing.request import Request, Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, noised_sample, set_timesteps, starting_noise
@@ -31,14 +31,13 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
     """
 
     def resolve_size(self, request: Request) -> None:
-        """Read the pictures, which say height and width.
+        """Read the pictures, which say height and width; see `read_pictures` for their sizes.
 
         Args:
             request: takes the pictures.
         """
-        request.pictures = read_images(request.image, self.num_picture_channels)
-        request.height, request.width = request.pictures.pixels.shape[-2:]
-        check_picture_size("image", request.height, request.width, self.picture_sides, self.picture_multiples)
+        read_pictures(self, request, self.picture_sides)
+        request.height, request.width = picture_size(request.pictures, self.vae_scale_factor)
 
     @torch.no_grad()
     def __call__(
@@ -75,8 +74,11 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
         Args:
             prompt: one text or a list of them, for a model of texts.
             image: the pictures to start from: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a
-                batch, in [0, 1] or 8-bit. Their larger side has to be that of a doll, which is the outermost one that
-                is opened. One picture for all prompts, one prompt for all pictures, or equally many.
+                batch, in [0, 1] or 8-bit; with a `vae` also latents, tensors `(B, c, h, w)` as `output_type="latent"`
+                gives. What is transparent is put on white. A picture whose larger side is that of a level is drawn at
+                that level; any other is resized to the largest level. Its aspect ratio stays, except that both sides
+                are rounded to what the model can draw; nothing is cropped. One picture for all prompts, one prompt
+                for all pictures, or equally many.
             strength: which share of the steps is done, 0 to 1, and so how much of the pictures goes under in noise. 0
                 returns the pictures as they are; anything above it does one step at least.
             num_inference_steps: number of denoising steps at strength 1.

@@ -10,12 +10,13 @@ import torch
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.given_pictures import (
-    check_mask_size,
-    check_picture_size,
     know_around,
     know_pictures,
+    picture_size,
+    read_masks_of,
+    read_pictures,
 )
-from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, read_images, read_masks
+from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
 from diffusers_mdm.pipelines.drawing.request import Request, Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import (
@@ -48,13 +49,9 @@ class MDMInpaintPipeline(ClassPipelineBase):
         Args:
             request: takes the pictures and the masks.
         """
-        request.pictures, request.masks = (
-            read_images(request.image, self.num_picture_channels),
-            read_masks(request.mask_image),
-        )
-        request.height, request.width = request.pictures.pixels.shape[-2:]
-        check_picture_size("image", request.height, request.width, self.picture_sides, self.picture_multiples)
-        check_mask_size(request.masks, request.height, request.width)
+        read_pictures(self, request, self.picture_sides)
+        request.height, request.width = picture_size(request.pictures, self.vae_scale_factor)
+        read_masks_of(request)
 
     @torch.no_grad()
     def __call__(
@@ -94,10 +91,14 @@ class MDMInpaintPipeline(ClassPipelineBase):
         Args:
             prompt: one text or a list of them, for a model of texts.
             image: the pictures: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a batch, in
-                [0, 1] or 8-bit. Their larger side has to be that of a doll, which is the outermost one that is opened.
-                One picture for all prompts, one prompt for all pictures, or equally many.
-            mask_image: where to draw, white (0.5 or more); of the size of the pictures, one for all or one for each.
-                Smaller levels are drawn wherever any of a pixel's part of the picture is.
+                [0, 1] or 8-bit; with a `vae` also latents, tensors `(B, c, h, w)` as `output_type="latent"` gives.
+                What is transparent is put on white. A picture whose larger side is that of a level is drawn at that
+                level; any other is resized to the largest level. Its aspect ratio stays, except that both sides are
+                rounded to what the model can draw; nothing is cropped. One picture for all prompts, one prompt for
+                all pictures, or equally many.
+            mask_image: where to draw: white (half of it or more), or True, or 1 of numbers that are all 0 or 1. Of
+                the size of the pictures, with which it is resized, or of their aspect ratio; one for all or one for
+                each. Smaller levels are drawn wherever any of a pixel's part of the picture is.
             strength: how much of what is inside the mask goes under in noise, see `MDMImg2ImgPipeline`; at 1 nothing
                 of it is seen. 0 returns the pictures as they are.
             num_inference_steps: number of denoising steps at strength 1.

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.consistency import make_consistent
-from diffusers_mdm.pipelines.drawing.given_pictures import check_picture_size, know_pictures
-from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput, read_images
+from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, picture_size, read_pictures
+from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
 from diffusers_mdm.pipelines.drawing.request import Request, Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import (
@@ -24,6 +25,8 @@ from diffusers_mdm.pipelines.drawing.setup import (
 )
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
+
+logger = logging.get_logger(__name__)
 
 
 class MDMUpscalePipeline(ClassPipelineBase):
@@ -52,15 +55,23 @@ class MDMUpscalePipeline(ClassPipelineBase):
             request: takes the pictures and the size; width follows from height.
 
         Raises:
-            ValueError: the given pictures have the size of no level, or of the largest one, or another shape.
+            ValueError: there is no level inside the one to draw, or pictures of this shape cannot become that large.
         """
-        request.pictures = read_images(request.image, self.num_picture_channels)
-        (height, width), sides = request.pictures.pixels.shape[-2:], self.picture_sides
-        check_picture_size("image", height, width, sides, self.picture_multiples)
-        if max(height, width) == sides[-1]:
+        sides, wanted = self.picture_sides, max(request.height or 0, request.width or 0)
+        inside = [side for side in sides[:-1] if not wanted or side < wanted]
+        if not inside:
+            possible = ", ".join(map(str, sides[1:])) or "nothing"
             raise ValueError(
-                f"`image` is {height} x {width} pixels, as large as this model draws; give pictures of an inner "
-                f"level, whose larger side is one of {', '.join(map(str, sides[:-1]))}."
+                f"There is no level inside pictures of {wanted or sides[-1]} pixels to start from: this model draws "
+                f"{', '.join(map(str, sides))} pixels, and can upscale to {possible}."
+            )
+        read_pictures(self, request, sides[:-1], inside[-1])
+        height, width = picture_size(request.pictures, self.vae_scale_factor)
+        given = max((max(size) for size in request.pictures.given_sizes), default=0)
+        if given >= sides[-1]:
+            logger.warning(
+                f"`image` is as large as this model draws or larger ({given} pixels); it is shrunk to {height} x "
+                f"{width} and drawn anew from there."
             )
         factors = [side // max(height, width) for side in sides if side > max(height, width)]
         targets = [(factor * height, factor * width) for factor in factors]
@@ -124,8 +135,11 @@ class MDMUpscalePipeline(ClassPipelineBase):
         Args:
             prompt: one text or a list of them, for a model of texts.
             image: the small pictures: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a batch,
-                in [0, 1] or 8-bit. Their larger side has to be that of a doll inside. One picture for all prompts, one
-                prompt for all pictures, or equally many.
+                in [0, 1] or 8-bit; with a `vae` also latents, tensors `(B, c, h, w)` as `output_type="latent"` gives.
+                What is transparent is put on white. Their larger side is that of a level inside the one to draw; a
+                picture of another size is first resized to the largest of these. Its aspect ratio stays, except that
+                both sides are rounded to what the model can draw; nothing is cropped. One picture for all prompts,
+                one prompt for all pictures, or equally many.
             height: pixels of the result, for another doll than the largest one.
             width: pixels of the result; it follows from the height.
             num_inference_steps: number of denoising steps.
@@ -162,7 +176,7 @@ class MDMUpscalePipeline(ClassPipelineBase):
             max_sequence_length: longer prompts are cut, with a warning.
 
         Raises:
-            ValueError: see `check_inputs` and `resolve_target`.
+            ValueError: see `check_inputs` and `resolve_size`.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
         request = read_call(locals())

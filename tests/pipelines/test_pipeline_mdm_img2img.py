@@ -81,9 +81,20 @@ def test_host_schedulers_draw_over_the_innermost_doll(pipe, scheduler):
         draw(pipe)
 
 
+def test_own_pictures_are_flattened_and_resized(pipe):
+    settings = {"strength": 0, "output_type": "pt"}
+    photo = PIL.Image.new("RGBA", (640, 480), (255, 0, 0, 0))
+    for given in (photo, photo.quantize(), photo.convert("LA")):
+        images = pipe("a cat", given, **settings).images
+        assert images.shape == (1, 3, 12, 16)
+        assert (images == 1).all()
+    assert pipe("a cat", photo, num_inference_steps=2, output_type="pil").images[0].size == (16, 12)
+    red = PIL.Image.new("RGB", (12, 12), "red")
+    assert torch.equal(pipe("a cat", red, **settings).images[0, :, 0, 0], torch.tensor([1.0, 0, 0]))
+
+
 BAD_INPUTS = {
     "no picture": ({"image": None}, "`image` is of type NoneType"),
-    "size of no level": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* one of 8, 16"),
     "strength above": ({"strength": 1.5}, "`strength` has to be a number from 0 .* but is 1.5"),
     "strength below": ({"strength": -0.1}, "`strength` has to be a number from 0 .* but is -0.1"),
     "rows": ({"image": torch.zeros(2, 3, 16, 16), "prompt": ["a"] * 3}, "3 in `prompt`, 2 in `image`"),

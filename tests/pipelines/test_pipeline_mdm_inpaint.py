@@ -109,14 +109,29 @@ def test_a_host_scheduler_draws_inside_the_innermost_doll(pipe):
         draw(pipe, given, mask, num_resampling_steps=2)
 
 
+def test_masks_are_resized_with_the_pictures(pipe):
+    photo = torch.linspace(0, 1, 640).expand(3, 480, 640)
+    mask = torch.zeros(480, 640, dtype=torch.uint8)
+    mask[:240] = 1
+    settings = {"num_inference_steps": 2, "output_type": "pt", "generator": seed(0)}
+    drawn = pipe("a cat", photo, mask, **settings).images
+    assert drawn.shape == (1, 3, 12, 16)
+    given = torch.nn.functional.avg_pool2d(photo[None], 40)
+    torch.testing.assert_close(drawn[:, :, 6:], given[:, :, 6:])
+    assert (drawn[:, :, :6] - given[:, :, :6]).abs().mean() > 0.01
+    # A mask that was made for the small picture will do as well.
+    small = pipe("a cat", photo, mask[::40, ::40], **{**settings, "generator": seed(0)}).images
+    torch.testing.assert_close(small, drawn)
+
+
 BAD_INPUTS = {
     "no mask": ({"mask_image": None}, "`mask_image` is of type NoneType"),
-    "mask of another size": ({"mask_image": torch.zeros(8, 8)}, "8 x 8 pixels .* but `image` is 16 x 16"),
+    "mask of another shape": ({"mask_image": torch.zeros(8, 16)}, "8 x 16 pixels .* but `image` is 16 x 16"),
+    "mask of labels": ({"mask_image": torch.full((16, 16), 3)}, "`mask_image` has whole numbers from 3 to 3, none"),
     "masks of another batch": (
         {"mask_image": torch.zeros(3, 1, 16, 16), "image": torch.zeros(2, 3, 16, 16)},
         "2 in `image`, 3 in `mask_image`",
     ),
-    "size of no level": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* one of 8, 16"),
     "strength": ({"strength": 2}, "`strength` has to be .* but is 2"),
     "resampling": ({"num_resampling_steps": 0}, "`num_resampling_steps` has to be"),
 }

@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.utils import logging as diffusers_logging
 
 from diffusers_mdm import MDMUpscalePipeline
 from diffusers_mdm.pyramid import pyramid_noise
@@ -155,11 +156,31 @@ def test_target_size(three):
     assert draw(three, GIVEN[..., :4]).images.shape[-2:] == (32, 16)
 
 
+def test_own_pictures_are_shrunk_to_a_level_inside(pipe, three, caplog):
+    diffusers_logging.enable_propagation()
+    photo = torch.linspace(0, 1, 640).expand(3, 480, 640)
+    drawn = draw(pipe, photo, exact_consistency=True).images
+    assert drawn.shape == (1, 3, 12, 16)
+    torch.testing.assert_close(F.avg_pool2d(drawn, 2), F.avg_pool2d(photo[None], 80), atol=1e-5, rtol=0)
+    assert "640 pixels); it is shrunk to 6 x 8" in caplog.text
+    caplog.clear()
+    assert draw(pipe, torch.zeros(3, 8, 5)).images.shape == (1, 3, 16, 8)
+    pictures = draw(three, torch.zeros(3, 20, 20), output_pyramid=True, num_inference_steps=1).pyramid
+    assert [level.shape[-1] for level in pictures] == [8, 16, 32]
+    assert (pictures[1] == 0).all()
+    assert draw(three, torch.zeros(3, 20, 20), height=16, num_inference_steps=1).images.shape == (1, 3, 16, 16)
+    assert not caplog.text
+
+
+def test_a_model_of_one_level_has_nothing_to_start_from():
+    single = {name: value[:1] for name, value in THREE_LEVELS.items()}
+    with pytest.raises(ValueError, match=r"no level inside pictures of 8 pixels .* can upscale to nothing"):
+        draw(MDMUpscalePipeline.from_pipe(make_pipeline(**single)))
+
+
 BAD_INPUTS = {
     "no picture": ({"image": None}, "`image` is of type NoneType"),
-    "size of no level": ({"image": torch.zeros(3, 12, 12)}, "12 x 12 pixels .* the size of no level: .* 8, 16"),
-    "odd width": ({"image": torch.zeros(3, 8, 5)}, "8 x 5 pixels .* multiples of 2"),
-    "largest doll": ({"image": torch.zeros(3, 16, 16)}, "as large as this model draws; .* one of 8"),
+    "no level inside": ({"height": 8}, "no level inside pictures of 8 pixels .* can upscale to 16"),
     "target": ({"height": 12}, "8 x 8 pixels cannot become 12 x None: expected .* 16 x 16"),
     "another shape": ({"height": 16, "width": 8}, "cannot become 16 x 8"),
     "rows": ({"image": torch.zeros(2, 3, 8, 8), "prompt": ["a"] * 3}, "3 in `prompt`, 2 in `image`"),

@@ -1,87 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and masks that users hand in, of any kind the host takes, as tensors."""
+"""Pictures and masks that users hand in, of any kind that diffusers takes, as tensors of a size that a model draws."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 import torch
 
+from diffusers_mdm.rgb_pictures import area_filter, is_deep, to_rgb
+
 # One picture or several: PIL images, arrays `(H, W, C)` or `(B, H, W, C)`, tensors `(C, H, W)` or `(B, C, H, W)`.
 ImageInput = (
     PIL.Image.Image | np.ndarray | torch.Tensor | list[PIL.Image.Image] | list[np.ndarray] | list[torch.Tensor]
 )
-# Modes of PIL with 8 bits a channel: converting them to RGB changes no more than the colour space.
-_COLOUR_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV", "LAB")
+Size = tuple[int, int]
+# Gives the height and width that a picture of some height and width is resized to.
+Fit = Callable[[int, int], Size]
 _KINDS = "PIL images, arrays (H, W, C) or tensors (C, H, W), one or a list of them, or a batch of them in one array"
 
 
 class Pictures(NamedTuple):
-    """Pictures as they were given.
+    """Pictures that were handed in.
 
     Attributes:
-        pixels: `(B, C, H, W)` float32 in [0, 1].
+        pixels: `(B, C, H, W)` float32 in [0, 1]; None where latents were handed in.
         is_eight_bit: whether every value is a whole number of 255ths, because 8-bit pictures were given.
+        given_sizes: heights and widths before pictures were resized.
+        latents: `(B, c, h, w)` of unit variance, in place of pixels.
     """
 
-    pixels: torch.Tensor
+    pixels: torch.Tensor | None
     is_eight_bit: bool
+    given_sizes: tuple[Size, ...] = ()
+    latents: torch.Tensor | None = None
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """What was handed in, pixels or latents."""
+        return self.pixels if self.latents is None else self.latents
 
 
-def read_images(image: Any, num_channels: int, name: str = "image") -> Pictures:
-    """Bring pictures of any kind to one tensor. Nothing is resized, cropped or made opaque.
+def read_images(
+    image: Any, num_channels: int, name: str = "image", fit: Fit | None = None, num_latent_channels: int | None = None
+) -> Pictures:
+    """Bring pictures of any kind to one tensor.
+
+    PIL images are turned upright (EXIF). What is transparent is put on white: an alpha channel, of arrays and tensors
+    too, a palette's, a transparent colour.
 
     Args:
         image: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one or a list of them, or a batch of them in one
-            array or tensor; floats in [0, 1], or 8-bit whole numbers.
-        num_channels: C of the model.
+            array or tensor; floats in [0, 1], or 8-bit or 16-bit whole numbers (uint8, uint16). C may be one more than
+            `num_channels`, for an alpha channel.
+        num_channels: C of the model's pictures.
         name: what the error message calls it.
+        fit: gives the size that each picture is resized to, by averaging areas or, to enlarge, bicubic curves; None
+            leaves them as they are.
+        num_latent_channels: tensors with so many channels are latents, which may have any values and are not resized;
+            None for a model of pixels.
 
     Raises:
-        ValueError: another kind of object, pictures of several sizes, another number of channels, values outside
-            [0, 1], or a picture with transparency.
+        ValueError: another kind of object, pictures of several sizes, another number of channels, or values outside
+            [0, 1].
     """
-    entries = [_read_one(entry, num_channels, name) for entry in _entries(image, name)]
-    sizes = sorted({tuple(entry.shape[-2:]) for entry in entries})
-    if len(sizes) > 1:
-        raise ValueError(f"`{name}` has pictures of the sizes {sizes} (height, width); pass pictures of one size.")
-    channels = {entry.shape[-3] for entry in entries}
+    entries = _entries(image, name)
+    if num_latent_channels is not None and _are_latents(entries, num_latent_channels, num_channels):
+        batches = [(entry if entry.ndim == 4 else entry[None]).float() for entry in entries]
+        _check_one_size(batches, name)
+        return Pictures(None, False, latents=torch.cat(batches))
+    tensors = [_read_one(entry, num_channels, name) for entry in entries]
+    eight_bit = all(entry.dtype == torch.uint8 for entry in tensors)
+    pixels = [_opaque(_as_fraction(entry, name), num_channels, eight_bit) for entry in tensors]
+    channels = {entry.shape[-3] for entry in pixels}
     if channels != {num_channels}:
         raise ValueError(
             f"`{name}` has {sorted(channels)} channels, the model draws {num_channels}; expected arrays "
             f"(height, width, {num_channels}) or tensors ({num_channels}, height, width)."
         )
-    pixels = torch.cat([_as_fraction(entry, name) for entry in entries])
-    return Pictures(pixels, all(entry.dtype == torch.uint8 for entry in entries))
+    given_sizes = tuple(_size(entry) for entry in pixels)
+    if fit is not None:
+        pixels = [_resized(entry, fit(*_size(entry)), eight_bit=eight_bit) for entry in pixels]
+    _check_one_size(pixels, name)
+    return Pictures(torch.cat(pixels), eight_bit, given_sizes)
 
 
-def read_masks(mask_image: Any, name: str = "mask_image") -> torch.Tensor:
-    """Bring masks of any kind to one tensor: `(B, 1, H, W)` bool, True (white, 0.5 and more) where to repaint.
+def read_masks(mask_image: Any, name: str = "mask_image", fit: Fit | None = None) -> torch.Tensor:
+    """Bring masks of any kind to one tensor: `(B, 1, H, W)` bool, True (white, half of it or more) where to repaint.
+
+    White is 1 of floats, 255 of 8-bit and 65535 of 16-bit whole numbers; of whole numbers that are all 0 or 1 it is 1.
+    What is transparent in a PIL image is not repainted.
 
     Args:
         mask_image: PIL images, arrays `(H, W)`, `(H, W, 1)` or `(B, H, W, 1)`, tensors `(H, W)`, `(1, H, W)` or
-            `(B, 1, H, W)`, one or a list of them; bool, floats in [0, 1], or 8-bit whole numbers.
+            `(B, 1, H, W)`, one or a list of them; bool, floats in [0, 1], or whole numbers.
         name: what the error message calls it.
+        fit: gives the size that each mask is resized to; a pixel of a smaller mask is repainted where any part of it
+            is. None leaves them as they are.
 
     Raises:
-        ValueError: see `read_images`.
+        ValueError: as `read_images`; or whole numbers none of which is half of white, such as those of labels.
     """
-    entries = _entries(mask_image, name, flat=True)
-    flat = [_with_channel(entry) for entry in entries]
-    return read_images(flat if len(flat) > 1 else flat[0], num_channels=1, name=name).pixels >= 0.5
+    masks = [_as_mask(entry, name) for entry in _entries(mask_image, name, flat=True)]
+    channels = {entry.shape[-3] for entry in masks}
+    if channels != {1}:
+        raise ValueError(
+            f"`{name}` has {sorted(channels)} channels; expected one: arrays (height, width) or tensors (1, height, "
+            "width)."
+        )
+    if fit is not None:
+        masks = [_resized_mask(entry, fit(*_size(entry))) for entry in masks]
+    _check_one_size(masks, name)
+    return torch.cat(masks)
 
 
-def _with_channel(mask: Any) -> Any:
-    """A mask with an axis for its one channel, as float or 8-bit."""
-    if isinstance(mask, PIL.Image.Image):
-        return mask
-    if isinstance(mask, torch.Tensor):
-        mask = mask.float() if mask.dtype == torch.bool else mask
-        return mask[None] if mask.ndim == 2 else mask
-    mask = mask.astype(np.float32) if mask.dtype == bool else mask
-    return mask[..., None] if mask.ndim == 2 else mask
+def fitting_size(
+    height: int, width: int, sides: Sequence[int], multiples: Sequence[int], resize_to: int | None = None
+) -> Size:
+    """The size at which a model takes a picture: its own if there is such a level, else that of another level.
+
+    The aspect ratio is kept as nearly as the multiples allow; nothing is cropped.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        sides: side of every level that may take it, innermost first; the larger of height and width is one of them.
+        multiples: for every one of these levels, what height and width are multiples of.
+        resize_to: side of the level that takes pictures of other sizes; the largest by default.
+    """
+    longer, shorter = max(height, width), min(height, width)
+    side = longer if longer in sides else resize_to or sides[-1]
+    multiple = multiples[list(sides).index(side)]
+    fitted = max(round(shorter * side / longer / multiple), 1) * multiple
+    return (side, fitted) if height >= width else (fitted, side)
+
+
+def has_shape_of(height: int, width: int, sizes: Sequence[Size]) -> bool:
+    """Whether a height and width have the aspect ratio of one of these sizes, up to rounding to whole pixels."""
+    return any(abs(height * wide - width * high) <= max(high, wide) for high, wide in sizes)
 
 
 def _entries(image: Any, name: str, flat: bool = False) -> list[Any]:
@@ -97,43 +155,72 @@ def _entries(image: Any, name: str, flat: bool = False) -> list[Any]:
         found = ", ".join(sorted({type(entry).__name__ for entry in entries}))
         raise ValueError(f"`{name}` is of type {found}; expected {_KINDS}, all of one kind.")
     for entry in entries:
-        if not isinstance(entry, PIL.Image.Image) and entry.ndim not in ((2, 3, 4) if flat else (3, 4)):
-            raise ValueError(f"`{name}` has an entry of shape {tuple(entry.shape)}; expected {_KINDS}.")
+        shape = entry.size if isinstance(entry, PIL.Image.Image) else tuple(entry.shape)
+        allowed = (2,) if isinstance(entry, PIL.Image.Image) else (2, 3, 4) if flat else (3, 4)
+        if len(shape) not in allowed or 0 in shape:
+            raise ValueError(f"`{name}` has an entry of shape {shape}; expected {_KINDS}, none of them empty.")
     return entries
+
+
+def _are_latents(entries: list[Any], num_latent_channels: int, num_channels: int) -> bool:
+    """Whether these are latents and not pictures, as in diffusers: by the channels of tensors, where they differ."""
+    if num_latent_channels == num_channels or not isinstance(entries[0], torch.Tensor):
+        return False
+    return all(entry.shape[-3] == num_latent_channels and entry.dtype.is_floating_point for entry in entries)
+
+
+def _size(entry: torch.Tensor) -> Size:
+    return entry.shape[-2], entry.shape[-1]
+
+
+def _check_one_size(entries: list[torch.Tensor], name: str) -> None:
+    sizes = sorted({_size(entry) for entry in entries})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"`{name}` has pictures of the sizes {sizes} (height, width), as the model would take them; pass pictures "
+            "of one size and shape."
+        )
 
 
 def _read_one(entry: Any, num_channels: int, name: str) -> torch.Tensor:
     """One picture, or one batch of them, as `(B, C, H, W)` in its own type of numbers."""
     if isinstance(entry, PIL.Image.Image):
-        return torch.from_numpy(_pil_to_array(entry, num_channels, name)).permute(2, 0, 1)[None]
+        return _from_array(_pil_to_array(entry, "L" if num_channels == 1 else "RGB", "white", name), name)
     if isinstance(entry, np.ndarray):
-        batch = torch.from_numpy(np.ascontiguousarray(entry if entry.ndim == 4 else entry[None]))
-        return batch.permute(0, 3, 1, 2)
+        return _from_array(entry, name)
     return entry if entry.ndim == 4 else entry[None]
 
 
-def _pil_to_array(image: PIL.Image.Image, num_channels: int, name: str) -> np.ndarray:
-    """A PIL image as `(H, W, C)` of 8-bit numbers: grey for one channel, else RGB."""
-    if image.has_transparency_data:
+def _pil_to_array(image: PIL.Image.Image, mode: str, background: str, name: str) -> np.ndarray:
+    """A PIL image as `(H, W, C)` of 8-bit numbers."""
+    try:
+        pixels = np.array(to_rgb(image, background).convert(mode))
+    except ValueError as error:
         raise ValueError(
-            f"`{name}` has a picture with transparency (mode {image.mode}), and no model knows what is behind it: "
-            "paste it on a background, or drop the transparency with `image.convert('RGB')`."
-        )
-    if image.mode not in _COLOUR_MODES:
-        raise ValueError(
-            f"`{name}` has a picture of mode {image.mode}; expected one of {', '.join(_COLOUR_MODES)}. Bring its "
-            "values to 8 bits first."
-        )
-    pixels = np.array(image.convert("L" if num_channels == 1 else "RGB"))
+            f"`{name}` has a picture of mode {image.mode} that cannot be read: {error}. Pass its values as an array "
+            "of floats in [0, 1]."
+        ) from error
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _from_array(array: np.ndarray, name: str) -> torch.Tensor:
+    """`(H, W, C)` or `(B, H, W, C)` as a tensor `(B, C, H, W)`."""
+    try:
+        # A copy: arrays may be read-only, have negative strides, or another order of bytes.
+        tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` is an array of type {array.dtype}; expected floats in [0, 1] or uint8.") from error
+    return (tensor if tensor.ndim == 4 else tensor[None]).permute(0, 3, 1, 2)
 
 
 def _as_fraction(entry: torch.Tensor, name: str) -> torch.Tensor:
     """Values as float32 in [0, 1]."""
-    if entry.dtype == torch.uint8:
-        return entry.to(torch.float32) / 255
+    if entry.dtype in (torch.uint8, torch.uint16):
+        return entry.to(torch.float32) / (255 if entry.dtype == torch.uint8 else 65535)
     if not entry.dtype.is_floating_point:
-        raise ValueError(f"`{name}` has values of type {entry.dtype}; expected floats in [0, 1] or uint8.")
+        raise ValueError(
+            f"`{name}` has values of type {entry.dtype}; expected floats in [0, 1], uint8 or uint16 (16 bits)."
+        )
     entry = entry.to(torch.float32)
     low, high = (float(bound) for bound in torch.aminmax(entry))
     if not (low >= 0 and high <= 1):
@@ -142,3 +229,68 @@ def _as_fraction(entry: torch.Tensor, name: str) -> torch.Tensor:
             "(uint8). Pictures in [-1, 1] become `image / 2 + 0.5`."
         )
     return entry
+
+
+def _opaque(pixels: torch.Tensor, num_channels: int, eight_bit: bool) -> torch.Tensor:
+    """Pictures with one channel more than the model has, their alpha, on white."""
+    if num_channels not in (1, 3) or pixels.shape[-3] != num_channels + 1:
+        return pixels
+    colours, alpha = pixels[:, :-1], pixels[:, -1:]
+    mixed = colours * alpha + (1 - alpha)
+    return (mixed * 255).round() / 255 if eight_bit else mixed
+
+
+def _as_mask(entry: Any, name: str) -> torch.Tensor:
+    """One mask, or one batch of them, as `(B, C, H, W)` bool."""
+    values = _mask_values(entry, name)
+    if values.dtype == torch.bool:
+        return values
+    if values.dtype.is_floating_point:
+        return _as_fraction(values, name) >= 0.5
+    values = values.to(torch.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"`{name}` has whole numbers from {low} to {high}; expected 0 (keep) to 1, 255 or 65535 (repaint)."
+        )
+    white = 1 if high <= 1 else 255 if high <= 255 else 65535
+    if 0 < 2 * high < white:
+        raise ValueError(
+            f"`{name}` has whole numbers from {low} to {high}, none of which is half of white ({white}), so that "
+            "nothing would be repainted. Pass white where to repaint; of labels, for example `labels == 3`."
+        )
+    return 2 * values >= white
+
+
+def _mask_values(entry: Any, name: str) -> torch.Tensor:
+    """The numbers of one mask, or of one batch of them, as `(B, C, H, W)`."""
+    if isinstance(entry, PIL.Image.Image):
+        if not is_deep(entry) or "transparency" in entry.info:
+            return _from_array(_pil_to_array(entry, "L", "black", name), name)
+        entry = np.asarray(entry)
+    if isinstance(entry, np.ndarray):
+        return _from_array(entry[..., None] if entry.ndim == 2 else entry, name)
+    entry = entry[None] if entry.ndim == 2 else entry
+    return entry if entry.ndim == 4 else entry[None]
+
+
+def _resized(pixels: torch.Tensor, size: Size, *, eight_bit: bool) -> torch.Tensor:
+    """Pictures `(B, C, H, W)` in [0, 1] at another size; 8-bit values stay 8-bit values."""
+    if _size(pixels) == size:
+        return pixels
+    resized = _resampled(pixels, size, area_filter(_size(pixels), size)).clamp(0, 1)
+    return (resized * 255).round() / 255 if eight_bit else resized
+
+
+def _resized_mask(mask: torch.Tensor, size: Size) -> torch.Tensor:
+    """Masks `(B, 1, H, W)` at another size, True wherever any part of a pixel is."""
+    if _size(mask) == size:
+        return mask
+    shrinks = area_filter(_size(mask), size) == PIL.Image.Resampling.BOX
+    return _resampled(mask.float(), size, PIL.Image.Resampling.BOX if shrinks else PIL.Image.Resampling.NEAREST) > 0
+
+
+def _resampled(pixels: torch.Tensor, size: Size, kernel: PIL.Image.Resampling) -> torch.Tensor:
+    planes = pixels.detach().cpu().flatten(0, 1).numpy()
+    resized = [np.asarray(PIL.Image.fromarray(plane).resize(size[::-1], kernel)) for plane in planes]
+    return torch.from_numpy(np.stack(resized)).unflatten(0, pixels.shape[:2]).to(pixels.device)

@@ -4,29 +4,91 @@
 Latents are brought to unit variance as the autoencoder's config says, `(z - shift_factor) * scaling_factor`, or per
 channel with `latents_mean` and `latents_std`. Without an autoencoder the model denoises the pictures themselves, and
 everything here leaves them as they are.
+
+The autoencoders are those of diffusers that encode single pictures. Those of clips compress frames together, and some
+others need more than latents to decode (a number of frames, random numbers); they are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderTiny,
+    VQModel,
+)
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusers_mdm.pyramid import Pyramid, build_pyramid
 
+Autoencoder = AutoencoderKL | AutoencoderTiny | AutoencoderDC | VQModel | AsymmetricAutoencoderKL
+AUTOENCODERS = get_args(Autoencoder)
+# The entries of their configs that list the channels of each resolution.
+_RESOLUTIONS = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
 
-def scale_factor(vae: AutoencoderKL | None) -> int:
-    """Pixels of a picture's side for one of its latents' side; 1 without an autoencoder."""
-    return 1 if vae is None else config_scale_factor(vae.config)
+
+def check_autoencoder(vae: Any, num_channels: int) -> None:
+    """Refuse an autoencoder that cannot be used here, or whose latents are not what the model draws.
+
+    Args:
+        vae: of a pipeline.
+        num_channels: that the model draws.
+
+    Raises:
+        ValueError: says which autoencoders can be used, or the channels of both.
+    """
+    scale_factor(vae)
+    config = vae.config
+    latents = config.get("vq_embed_dim") or config["latent_channels"]
+    if latents != num_channels:
+        raise ValueError(
+            f"The `vae` has latents of {latents} channels, but the model draws {num_channels}; load the autoencoder "
+            "that the model was trained with, or one of the same latents."
+        )
+
+
+def check_can_be_shown(num_channels: int, output_type: str) -> None:
+    """Refuse to make PIL images of what a model draws without its autoencoder.
+
+    Args:
+        num_channels: that the model draws.
+        output_type: of the call.
+    """
+    if output_type == "pil" and num_channels not in (1, 3):
+        raise ValueError(
+            f"The model draws {num_channels} channels, which are no picture by themselves, and this pipeline has no "
+            "`vae` that decodes them: load it with its autoencoder (`vae=...`), or ask for the numbers with "
+            '`output_type="latent"`, "np" or "pt".'
+        )
+
+
+def scale_factor(vae: Any) -> int:
+    """Pixels of a picture's side for one of its latents' side; 1 without an autoencoder.
+
+    Raises:
+        ValueError: it is none of `AUTOENCODERS`.
+    """
+    if vae is None:
+        return 1
+    if not isinstance(vae, AUTOENCODERS):
+        names = ", ".join(kind.__name__ for kind in AUTOENCODERS)
+        raise ValueError(
+            f"The `vae` is a {type(vae).__name__}, which does not turn single pictures into latents and back; use one "
+            f"of {names}."
+        )
+    return config_scale_factor(vae.config)
 
 
 def config_scale_factor(config: Mapping[str, Any]) -> int:
-    """The same from an `AutoencoderKL`'s config: every resolution but the coarsest halves the side."""
-    return int(2 ** (len(config["block_out_channels"]) - 1))
+    """The same from an autoencoder's config: every resolution but the coarsest halves the side."""
+    resolutions = next(config[name] for name in _RESOLUTIONS if name in config)
+    return int(2 ** (len(resolutions) - 1))
 
 
 def clips_to_pictures(scheduler: Any) -> bool:
@@ -37,7 +99,7 @@ def clips_to_pictures(scheduler: Any) -> bool:
 
 
 def encode_pictures(
-    vae: AutoencoderKL | None,
+    vae: Autoencoder | None,
     pictures: torch.Tensor,
     sample_posterior: bool = False,
     generator: torch.Generator | list[torch.Generator] | None = None,
@@ -48,7 +110,7 @@ def encode_pictures(
         vae: the autoencoder; None gives the pictures back.
         pictures: `(B, C, H, W)` in [-1, 1], or clips `(B, C, F, H, W)`, whose frames are encoded one by one.
         sample_posterior: draw from the autoencoder's posterior, as training does; by default its mode is taken, so
-            that nothing is random.
+            that nothing is random. An autoencoder without a posterior has one encoding only.
         generator: for drawing: one, or one for each of the B rows, which then does not depend on the others.
 
     Returns:
@@ -57,22 +119,29 @@ def encode_pictures(
     if vae is None:
         return pictures
     frames = pictures.transpose(1, 2).flatten(0, 1) if pictures.ndim == 5 else pictures
-    posterior = _in_working_precision(vae, lambda dtype: vae.encode(frames.to(dtype)).latent_dist)
-    latents = _of_rows(posterior.mode().to(pictures.dtype), pictures)
+    encoded = _in_working_precision(vae, lambda dtype: vae.encode(frames.to(dtype)))
+    posterior = getattr(encoded, "latent_dist", None)
+    if posterior is None:
+        return _normalised(vae, _of_clips(encoded[0].to(pictures.dtype), pictures))
+    latents = _of_clips(posterior.mode().to(pictures.dtype), pictures)
     if sample_posterior:
-        spread = _of_rows(posterior.std.to(pictures.dtype), pictures)
+        spread = _of_clips(posterior.std.to(pictures.dtype), pictures)
         noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         latents = latents + spread * noise
+    return _normalised(vae, latents)
+
+
+def _normalised(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
     shift, scale = _normalisation(vae, latents)
     return (latents - shift) * scale
 
 
-def _of_rows(frames: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _of_clips(frames: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Frames that were taken one by one, as the clips `like` has them; pictures as they are."""
     return frames.unflatten(0, (len(like), -1)).transpose(1, 2) if like.ndim == 5 else frames
 
 
-def decode_latents(vae: AutoencoderKL | None, latents: torch.Tensor) -> torch.Tensor:
+def decode_latents(vae: Autoencoder | None, latents: torch.Tensor) -> torch.Tensor:
     """Pictures of latents, the way back from `encode_pictures`.
 
     Args:
@@ -85,41 +154,41 @@ def decode_latents(vae: AutoencoderKL | None, latents: torch.Tensor) -> torch.Te
     if vae is None:
         return latents
     if latents.ndim == 5:
-        return _of_rows(decode_latents(vae, latents.transpose(1, 2).flatten(0, 1)), latents)
+        return _of_clips(decode_latents(vae, latents.transpose(1, 2).flatten(0, 1)), latents)
     shift, scale = _normalisation(vae, latents)
     unscaled = latents / scale + shift
     return _in_working_precision(vae, lambda dtype: vae.decode(unscaled.to(dtype)).sample).to(latents.dtype)
 
 
-def _normalisation(vae: AutoencoderKL, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _normalisation(vae: Autoencoder, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What is subtracted from latents, and what they are multiplied by then, shaped to work on `like`."""
     config = vae.config
     scale = torch.tensor(config.scaling_factor, dtype=like.dtype, device=like.device)
-    means, stds = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    means, stds = config.get("latents_mean"), config.get("latents_std")
     if means is None or stds is None:
-        return torch.full_like(scale, config.shift_factor or 0.0), scale
+        return torch.full_like(scale, config.get("shift_factor") or 0.0), scale
     of_channels = (2, 1, -1, *[1] * (like.ndim - 2))
     mean, std = torch.tensor([means, stds], dtype=like.dtype, device=like.device).view(of_channels)
     return mean, scale / std
 
 
-def _in_working_precision(vae: AutoencoderKL, run: Any) -> Any:
+def _in_working_precision(vae: Autoencoder, run: Any) -> Any:
     """Run in the autoencoder's precision, or in float32 where float16 would overflow (`force_upcast`)."""
     dtype, device = vae.dtype, vae.device.type
-    if not vae.config.force_upcast:
+    if not vae.config.get("force_upcast"):
         return run(dtype)
     with contextlib.ExitStack() as upcast:
         if torch.amp.is_autocast_available(device) and torch.get_autocast_dtype(device) == torch.float16:
             upcast.enter_context(torch.autocast(device, enabled=False))
         if dtype != torch.float16:
             return run(dtype)
-        # The host's own `to` warns about dtypes it would keep.
+        # diffusers' own `to` warns about dtypes it would keep.
         torch.nn.Module.to(vae, dtype=torch.float32)
         upcast.callback(torch.nn.Module.to, vae, dtype=dtype)
         return run(torch.float32)
 
 
-def encode_pyramid(vae: AutoencoderKL | None, pixels: Pyramid) -> Pyramid:
+def encode_pyramid(vae: Autoencoder | None, pixels: Pyramid) -> Pyramid:
     """What the model denoises of given pictures: the pictures in [-1, 1], or the pooled latents of the largest.
 
     Args:

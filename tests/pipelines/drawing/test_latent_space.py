@@ -6,6 +6,13 @@ import logging
 
 import pytest
 import torch
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderDC,
+    AutoencoderKLTemporalDecoder,
+    AutoencoderTiny,
+    VQModel,
+)
 from diffusers.utils import logging as host_logging
 
 from diffusers_mdm import MDMImg2ImgPipeline, MDMInpaintPipeline, MDMPipeline, MDMUpscalePipeline
@@ -13,6 +20,37 @@ from diffusers_mdm.pipelines.drawing.latent_space import decode_latents, encode_
 from tests.pipelines.tiny_pipeline import make_pipeline, make_scheduler, seed
 from tests.pipelines.tiny_tasks import eight_bit_pictures, make_vae, masks, task
 
+TINY_TYPES = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+TINY_KL = {**TINY_TYPES, "block_out_channels": (8, 8), "norm_num_groups": 4}
+# One of every class that is taken, with 4 channels of latents and half the side.
+OTHERS = {
+    "tiny": lambda: AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        scaling_factor=0.7,
+        shift_factor=0.1,
+    ),
+    "deep compression": lambda: AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.4,
+    ),
+    "vector quantised": lambda: VQModel(**TINY_KL, latent_channels=4, num_vq_embeddings=16),
+    "asymmetric": lambda: AsymmetricAutoencoderKL(
+        **TINY_TYPES,
+        down_block_out_channels=(8, 8),
+        up_block_out_channels=(8, 16),
+        norm_num_groups=4,
+    ),
+}
 PICTURES = eight_bit_pictures(32) / 127.5 - 1
 
 
@@ -158,3 +196,83 @@ def test_a_scheduler_that_clips_is_warned_about(caplog):
         assert not caplog.records
         MDMPipeline(None, None, None, make_scheduler(), vae=make_vae())
     assert "clip_sample=False" in caplog.text
+
+
+def latent_pipeline(vae):
+    pipe = MDMPipeline(**{**task("latent text").make().components, "vae": vae.eval()})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_autoencoders_of_pictures_draw_and_are_given_pictures(name, tmp_path):
+    torch.manual_seed(0)
+    vae = OTHERS[name]()
+    with torch.no_grad():
+        encoded = vae.eval().encode(PICTURES)
+        expected = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]).float()
+        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
+        latents = encode_pictures(vae, PICTURES)
+        torch.testing.assert_close(latents, (expected - shift) * scale)
+        sampled = encode_pictures(vae, PICTURES, sample_posterior=True, generator=seed(0))
+        assert torch.equal(sampled, latents) is not hasattr(encoded, "latent_dist")
+        decoded = decode_latents(vae, latents)
+        torch.testing.assert_close(decoded, vae.decode(expected).sample, atol=1e-4, rtol=0)
+    pipe = latent_pipeline(vae)
+    settings = {"num_inference_steps": 1, "output_type": "pt", "generator": seed(0)}
+    assert pipe("a cat", **settings).images.shape == (1, 3, 32, 32)
+    changed = MDMImg2ImgPipeline.from_pipe(pipe)
+    assert changed.vae is vae
+    assert changed("a cat", eight_bit_pictures(32)[:1], **settings).images.shape == (1, 3, 32, 32)
+    pipe.save_pretrained(tmp_path)
+    assert type(MDMPipeline.from_pretrained(tmp_path).vae) is type(vae)
+
+
+def test_an_autoencoder_of_a_class_of_ones_own_is_carried_to_other_pipelines():
+    class OwnAutoencoder(AutoencoderTiny):
+        pass
+
+    vae = OwnAutoencoder(num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4)
+    assert MDMUpscalePipeline.from_pipe(latent_pipeline(vae)).vae is vae
+
+
+def test_what_is_no_autoencoder_of_pictures_is_refused_before_the_first_step():
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32), down_block_types=TINY_TYPES["down_block_types"], layers_per_block=1
+    )
+    with pytest.raises(ValueError, match=r"AutoencoderKLTemporalDecoder, which .* use one of AutoencoderKL, "):
+        latent_pipeline(vae)("a cat")
+    with pytest.raises(ValueError, match="latents of 3 channels, but the model draws 4"):
+        latent_pipeline(VQModel(**TINY_KL, latent_channels=3))("a cat")
+
+
+def test_channels_that_are_no_picture_are_not_shown_as_one():
+    pipe = MDMPipeline(**{**task("latent text").make().components, "vae": None})
+    with pytest.raises(ValueError, match=r"draws 4 channels, which are no picture .* load it with its autoencoder"):
+        pipe("a cat")
+    assert pipe("a cat", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 4)
+
+
+def test_latents_can_be_given_in_place_of_pictures():
+    base = task("latent text").make()
+    base.set_progress_bar_config(disable=True)
+    given, mask = eight_bit_pictures(32)[:1], masks(32)[:1]
+    latents = encode_pictures(base.vae, given / 127.5 - 1)
+    small = eight_bit_pictures(16)[:1]
+    small_latents = encode_pictures(base.vae, small / 127.5 - 1)
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+    for kind, picture, code, more in (
+        (MDMImg2ImgPipeline, given, latents, {}),
+        (MDMInpaintPipeline, given, latents, {"mask_image": mask}),
+        (MDMUpscalePipeline, small, small_latents, {}),
+    ):
+        pipe = kind.from_pipe(base)
+        expected = pipe("a", picture, generator=seed(0), **more, **settings).images
+        torch.testing.assert_close(pipe("a", code, generator=seed(0), **more, **settings).images, expected)
+    pipe = MDMImg2ImgPipeline.from_pipe(base)
+    back = pipe("a", latents * 3, strength=0, output_type="latent").images
+    assert torch.equal(back, latents * 3)
+    decoded = (decode_latents(base.vae, latents) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(pipe("a", latents, strength=0, output_type="pt").images, decoded)
+    with pytest.raises(ValueError, match=r"latents of pictures of 24 x 24 pixels .* one of 16, 32"):
+        pipe("a", latents[..., :12, :12])
