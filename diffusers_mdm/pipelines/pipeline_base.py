@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +19,16 @@ from diffusers_mdm.models.weight_variants import naming_variants
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing import setup
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
+from diffusers_mdm.pipelines.drawing.folder_defaults import PUBLISHED_DEFAULTS, check_defaults, fill_in
 from diffusers_mdm.pipelines.drawing.guidance import is_guided
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
-from diffusers_mdm.pipelines.drawing.latent_space import check_autoencoder, check_can_be_shown, clips_to_pictures
+from diffusers_mdm.pipelines.drawing.latent_space import check_latent_space, clips_to_pictures
 from diffusers_mdm.pipelines.drawing.pictures import Refine, finish
 from diffusers_mdm.pipelines.drawing.request import Request, Sample, check_argument
 from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pipelines.drawing.shared_parts import RunningDrawings
 from diffusers_mdm.pipelines.drawing.text_encoding import encode_prompts
+from diffusers_mdm.pipelines.finder_file import write_finder
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pyramid import as_pyramid
 
@@ -34,8 +36,6 @@ logger = logging.get_logger(__name__)
 
 # diffusers casts all components of a converted pipeline to one precision; these are shared, and stay as they are.
 _KEEPS_PRECISION: ContextVar[bool] = ContextVar("keeps precision", default=False)
-# Written beside the weights, so that diffusers finds the class where this package was not imported before.
-CUSTOM_PIPELINE_FILE = "pipeline.py"
 
 
 def control(name: str) -> Any:
@@ -56,6 +56,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
     The steps of a call are functions of `drawing/` over a `Drawing`, which carries everything that one drawing needs.
 
     Args:
+        drawing_defaults: settings that suit the model, for calls that say nothing; see `folder_defaults`.
         components: the components of the task, by name.
     """
 
@@ -71,8 +72,15 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         "negative_prompt_attention_mask",
     ]
 
-    def __init__(self, **components: Any) -> None:
+    # For calls and folders that say nothing, see `folder_defaults`.
+    _published_defaults: Mapping[str, Any] = PUBLISHED_DEFAULTS
+    _defaults_prefix = ""
+
+    def __init__(self, drawing_defaults: Mapping[str, Any] | None = None, **components: Any) -> None:
         super().__init__()
+        defaults = check_defaults(drawing_defaults)
+        if defaults is not None:
+            self.register_to_config(drawing_defaults=defaults)
         self.running_drawings = RunningDrawings()
         self.register_modules(**components)
         if components.get("vae") is not None and clips_to_pictures(components.get("scheduler")):
@@ -108,11 +116,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             args: as in `DiffusionPipeline.save_pretrained`.
             kwargs: as in `DiffusionPipeline.save_pretrained`.
         """
-        package = type(self).__module__.partition(".")[0]
-        if package == __name__.partition(".")[0]:
-            folder = Path(save_directory)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CUSTOM_PIPELINE_FILE).write_text(_custom_pipeline_source(type(self), package), encoding="utf-8")
+        write_finder(type(self), save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
@@ -216,10 +220,8 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         for name in ("unet", "scheduler"):
             if getattr(self, name) is None:
                 raise ValueError(f"This pipeline has no `{name}`, so it cannot draw; load it with one.")
-        if self.vae is None:
-            check_can_be_shown(self.unet.config.in_channels, request.output_type)
-        else:
-            check_autoencoder(self.vae, self.unet.config.in_channels)
+        check_latent_space(self.vae, self.unet.config.in_channels, request.output_type)
+        fill_in(request, self.config.get("drawing_defaults"), self._published_defaults, self._defaults_prefix)
         checks.check_callback_names(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self.resolve_size(request)
         counts = self.count_conditions(request)
@@ -395,14 +397,3 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         if not request.return_dict:
             return (levels[-1], levels) if request.output_pyramid else (levels[-1],)
         return self._output_class(levels[-1], levels if request.output_pyramid else None)
-
-
-def _custom_pipeline_source(pipeline: type, package: str) -> str:
-    """The small file for a pipeline.
-
-    diffusers runs such files one after the other in the same module, and wants to find one pipeline there: so all of
-    them use the same name. What the class is for makes their lengths differ, by which Python tells them apart when
-    they were written in the same second.
-    """
-    purpose = (pipeline.__doc__ or pipeline.__name__).strip().splitlines()[0]
-    return f'"""{purpose}"""\n\nfrom {package} import {pipeline.__name__} as Pipeline  # noqa: F401\n'

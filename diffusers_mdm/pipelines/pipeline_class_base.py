@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,6 +28,7 @@ class ClassPipelineBase(MDMPipelineBase):
         tokenizer: its tokenizer.
         vae: for a model of latents, see `MDMPipeline`.
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
+        drawing_defaults: settings that suit the model, see `MDMPipeline`.
     """
 
     _callback_tensor_inputs = [*MDMPipelineBase._callback_tensor_inputs, "class_labels", "negative_class_labels"]
@@ -40,8 +43,16 @@ class ClassPipelineBase(MDMPipelineBase):
         tokenizer: PreTrainedTokenizerBase | None = None,
         vae: Autoencoder | None = None,
         id2label: dict[int, str] | dict[str, str] | None = None,  # keys are texts when read from JSON
+        drawing_defaults: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)
+        parts = {
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+            "unet": unet,
+            "scheduler": scheduler,
+            "vae": vae,
+        }
+        super().__init__(drawing_defaults, **parts)
         self.register_labels(id2label)
 
     def register_labels(self, id2label: dict[int, str] | dict[str, str] | None) -> None:

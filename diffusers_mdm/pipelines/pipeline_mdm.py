@@ -31,8 +31,11 @@ class MDMPipeline(MDMPipelineBase):
         vae: for a model of latents, the autoencoder whose pooled latents the dolls draw (use a scheduler with
             `clip_sample=False`). All sizes in pixels are then those of decoded pictures; the noise and samples of
             `latents`, callbacks and `output_type="latent"` are latents of unit variance. None for a model of pixels.
+        drawing_defaults: settings that suit the model, saved with it, for calls that leave them open: any of
+            `num_inference_steps` and `guidance_scale`, and, where `MDMUpscalePipeline` needs others, the same with
+            `upscale_` before them.
 
-    Each may be None as nothing asks for it: with prompt embeddings no text encoder is needed, and
+    Each component may be None as nothing asks for it: with prompt embeddings no text encoder is needed, and
     `encode_prompt` needs nothing else.
     """
 
@@ -43,8 +46,16 @@ class MDMPipeline(MDMPipelineBase):
         unet: NestedUNetModel | None,
         scheduler: MatryoshkaScheduler | KarrasDiffusionSchedulers | None,
         vae: Autoencoder | None = None,
+        drawing_defaults: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, vae=vae)
+        parts = {
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+            "unet": unet,
+            "scheduler": scheduler,
+            "vae": vae,
+        }
+        super().__init__(drawing_defaults, **parts)
 
     @torch.no_grad()
     def __call__(
@@ -52,9 +63,9 @@ class MDMPipeline(MDMPipelineBase):
         prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -85,9 +96,11 @@ class MDMPipeline(MDMPipelineBase):
             height: pixels; with `width` it chooses how many dolls are opened: the larger one has to be a doll's side
                 (`unet.sample_sizes`). By default the outermost doll is drawn; one of the two alone means a square.
             width: pixels.
-            num_inference_steps: number of denoising steps.
+            num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
+                (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off.
+            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
+                pipeline's folder says, else 7.5.
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_images_per_prompt: pictures of each prompt.
             eta: 0 for DDIM to 1 for ancestral sampling.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
+from diffusers_mdm.pipelines.drawing.folder_defaults import PUBLISHED_DEFAULTS
 from diffusers_mdm.pipelines.drawing.loop import denoise
 from diffusers_mdm.pipelines.drawing.request import Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
@@ -29,7 +30,11 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
         vae: for a model of latents, see `MDMPipeline`.
         id2label: names of the classes by number, synonyms separated by commas, e.g. `{0: "tench, Tinca tinca"}`;
             saved with the pipeline. None where classes are called by their numbers alone.
+        drawing_defaults: settings that suit the model, see `MDMPipeline`.
     """
+
+    # As in diffusers' DiT pipeline.
+    _published_defaults = {**PUBLISHED_DEFAULTS, "guidance_scale": 4.0}
 
     @torch.no_grad()
     def __call__(
@@ -37,9 +42,9 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
         class_labels: ClassLabels | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         negative_class_labels: ClassLabels | None = None,
         num_images_per_label: int = 1,
         eta: float = 0.0,
@@ -70,9 +75,11 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
             height: pixels; with `width` it chooses how many dolls are opened: the larger one has to be a doll's side.
                 By default the outermost doll is drawn; one of the two alone means a square.
             width: pixels.
-            num_inference_steps: number of denoising steps.
+            num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
+                (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off.
+            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
+                pipeline's folder says, else 4.0.
             negative_class_labels: what guidance pushes away from: one label for all, or one for each; the null class
                 by default.
             num_images_per_label: pictures of each label.

@@ -28,6 +28,7 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
         tokenizer: its tokenizer.
         vae: for a model of latents, see `MDMPipeline`.
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
+        drawing_defaults: settings that suit the model, see `MDMPipeline`.
     """
 
     def resolve_size(self, request: Request) -> None:
@@ -45,9 +46,9 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
         prompt: str | list[str] | None = None,
         image: ImageInput | None = None,
         strength: float = 0.8,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -81,10 +82,12 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
                 for all pictures, or equally many.
             strength: which share of the steps is done, 0 to 1, and so how much of the pictures goes under in noise. 0
                 returns the pictures as they are; anything above it does one step at least.
-            num_inference_steps: number of denoising steps at strength 1.
+            num_inference_steps: number of denoising steps at strength 1. By default what the pipeline's folder says
+                suits its model (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1; `strength` chooses the
                 last of them.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off.
+            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
+                pipeline's folder says, else 7.5.
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_images_per_prompt: pictures of each prompt, or of each given picture.
             eta: 0 for DDIM to 1 for ancestral sampling.

@@ -41,6 +41,7 @@ class MDMInpaintPipeline(ClassPipelineBase):
         tokenizer: its tokenizer.
         vae: for a model of latents, see `MDMPipeline`.
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
+        drawing_defaults: settings that suit the model, see `MDMPipeline`.
     """
 
     def resolve_size(self, request: Request) -> None:
@@ -60,9 +61,9 @@ class MDMInpaintPipeline(ClassPipelineBase):
         image: ImageInput | None = None,
         mask_image: ImageInput | None = None,
         strength: float = 1.0,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         num_resampling_steps: int = 1,
@@ -101,10 +102,12 @@ class MDMInpaintPipeline(ClassPipelineBase):
                 each. Smaller levels are drawn wherever any of a pixel's part of the picture is.
             strength: how much of what is inside the mask goes under in noise, see `MDMImg2ImgPipeline`; at 1 nothing
                 of it is seen. 0 returns the pictures as they are.
-            num_inference_steps: number of denoising steps at strength 1.
+            num_inference_steps: number of denoising steps at strength 1. By default what the pipeline's folder says
+                suits its model (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1; `strength` chooses the
                 last of them.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off.
+            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
+                pipeline's folder says, else 7.5.
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_images_per_prompt: pictures of each prompt, or of each given picture.
             num_resampling_steps: how often each stretch of `jump_length` steps is gone through, with noise put back in

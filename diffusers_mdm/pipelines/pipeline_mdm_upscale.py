@@ -12,6 +12,7 @@ from diffusers.utils import logging
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.consistency import make_consistent
+from diffusers_mdm.pipelines.drawing.folder_defaults import UPSCALE_PREFIX
 from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, picture_size, read_pictures
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
@@ -46,7 +47,10 @@ class MDMUpscalePipeline(ClassPipelineBase):
         tokenizer: its tokenizer.
         vae: for a model of latents, see `MDMPipeline`.
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
+        drawing_defaults: settings that suit the model, see `MDMPipeline`.
     """
+
+    _defaults_prefix = UPSCALE_PREFIX
 
     def resolve_size(self, request: Request) -> None:
         """Read the pictures, and fill in height and width of those to draw, by default the largest level's.
@@ -94,9 +98,9 @@ class MDMUpscalePipeline(ClassPipelineBase):
         image: ImageInput | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         num_resampling_steps: int = 1,
@@ -142,9 +146,11 @@ class MDMUpscalePipeline(ClassPipelineBase):
                 one prompt for all pictures, or equally many.
             height: pixels of the result, for another doll than the largest one.
             width: pixels of the result; it follows from the height.
-            num_inference_steps: number of denoising steps.
+            num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
+                (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off.
+            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
+                pipeline's folder says, else 7.5.
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_images_per_prompt: pictures of each prompt, or of each given picture.
             num_resampling_steps: how often each stretch of `jump_length` steps is gone through, with noise put back in

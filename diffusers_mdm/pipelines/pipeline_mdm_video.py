@@ -27,6 +27,7 @@ class MDMVideoPipeline(ClassPipelineBase):
         tokenizer: its tokenizer.
         vae: for a model of latents, see `MDMPipeline`.
         id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
+        drawing_defaults: settings that suit the model, see `MDMPipeline`.
     """
 
     _output_class = MDMVideoPipelineOutput
@@ -85,9 +86,9 @@ class MDMVideoPipeline(ClassPipelineBase):
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_videos_per_prompt: int = 1,
         eta: float = 0.0,
@@ -119,9 +120,11 @@ class MDMVideoPipeline(ClassPipelineBase):
                 be a doll's side, with the doll's number of frames. By default the outermost doll is drawn.
             width: pixels.
             num_frames: frames of the clips; 1 draws still pictures with a model whose levels have equally many frames.
-            num_inference_steps: number of denoising steps.
+            num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
+                (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off.
+            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
+                pipeline's folder says, else 7.5.
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_videos_per_prompt: clips of each prompt or label.
             eta: 0 for DDIM to 1 for ancestral sampling.

@@ -33,38 +33,31 @@ AUTOENCODERS = get_args(Autoencoder)
 _RESOLUTIONS = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
 
 
-def check_autoencoder(vae: Any, num_channels: int) -> None:
-    """Refuse an autoencoder that cannot be used here, or whose latents are not what the model draws.
+def check_latent_space(vae: Any, num_channels: int, output_type: str) -> None:
+    """Refuse an autoencoder that cannot be used, and pictures of latents that none is there to decode.
 
     Args:
-        vae: of a pipeline.
-        num_channels: that the model draws.
-
-    Raises:
-        ValueError: says which autoencoders can be used, or the channels of both.
-    """
-    scale_factor(vae)
-    config = vae.config
-    latents = config.get("vq_embed_dim") or config["latent_channels"]
-    if latents != num_channels:
-        raise ValueError(
-            f"The `vae` has latents of {latents} channels, but the model draws {num_channels}; load the autoencoder "
-            "that the model was trained with, or one of the same latents."
-        )
-
-
-def check_can_be_shown(num_channels: int, output_type: str) -> None:
-    """Refuse to make PIL images of what a model draws without its autoencoder.
-
-    Args:
+        vae: of a pipeline; None for a model of pixels.
         num_channels: that the model draws.
         output_type: of the call.
+
+    Raises:
+        ValueError: says which autoencoders can be used, or what to pass.
     """
-    if output_type == "pil" and num_channels not in (1, 3):
+    if vae is None and output_type == "pil" and num_channels not in (1, 3):
         raise ValueError(
             f"The model draws {num_channels} channels, which are no picture by themselves, and this pipeline has no "
             "`vae` that decodes them: load it with its autoencoder (`vae=...`), or ask for the numbers with "
             '`output_type="latent"`, "np" or "pt".'
+        )
+    if vae is None:
+        return
+    scale_factor(vae)
+    latents = vae.config.get("vq_embed_dim") or vae.config["latent_channels"]
+    if latents != num_channels:
+        raise ValueError(
+            f"The `vae` has latents of {latents} channels, but the model draws {num_channels}; load the autoencoder "
+            "that the model was trained with, or one of the same latents."
         )
 
 

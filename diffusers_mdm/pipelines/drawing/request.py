@@ -24,6 +24,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per_prompt")
 MAX_RESAMPLING_STEPS = 10_000  # more would only be a typing error that draws for days
 MAX_IMAGES = 2**16  # in one call; no device holds that many
+# Arguments that a call may leave open with None, see `folder_defaults`.
+LEFT_OPEN = ("num_inference_steps", "guidance_scale")
 _LONGEST_SHOWN = 80  # characters of a wrong value in an error message
 
 
@@ -54,13 +56,13 @@ class Request:
     height: Any = None
     width: Any = None
     num_frames: Any = None
-    num_inference_steps: int | None = 50
+    num_inference_steps: int | None = None
     timesteps: list[int] | None = None
     strength: float = 1.0
     num_resampling_steps: int = 1
     jump_length: int = 1
     exact_consistency: bool = False
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     eta: float | None = 0.0
     generator: torch.Generator | list[torch.Generator] | None = None
@@ -103,7 +105,11 @@ def read_call(arguments: Mapping[str, Any]) -> Request:
     Raises:
         ValueError: names the argument, and says what it is and what was expected.
     """
-    given = {name: check_argument(name, value) for name, value in arguments.items() if name != "self"}
+    given = {
+        name: None if value is None and name in LEFT_OPEN else check_argument(name, value)
+        for name, value in arguments.items()
+        if name != "self"
+    }
     for name in COPIES_NAMES:
         if name in given:
             given |= {"copies": given.pop(name), "copies_name": name}
