@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far the reader of the code has to go: modules that one drawing and one optimizer step run through, and more.
+
+    python benchmarks/reading_paths.py
+
+Prints the modules of the package whose functions run in one call of `MDMPipeline` and in one step of training, in the
+order in which they are entered, the largest folders, and the classes above each pipeline. The limits are held by
+`tests/test_reading_paths.py`.
+"""
+
+import ast
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+import diffusers_mdm
+from diffusers_mdm import MDMPipeline
+
+PACKAGE = "diffusers_mdm"
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "model_cards" / "mdm-emoji-64"
+
+
+@contextlib.contextmanager
+def modules_entered(entered: list[str], inside: str | None = None) -> Iterator[None]:
+    """Collect the package's modules whose functions are called in the block, in the order of the first call.
+
+    Args:
+        entered: gets their names, without the package's.
+        inside: count only while the function of this name runs.
+    """
+    depth = 0
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal depth
+        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if not module.startswith(f"{PACKAGE}."):
+            return
+        if function == inside:
+            depth += {"call": 1, "return": -1}.get(event, 0)
+        name = module.removeprefix(f"{PACKAGE}.")
+        # What is imported on the way does not count.
+        if event == "call" and (inside is None or depth) and name not in entered and function != "<module>":
+            entered.append(name)
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+def modules_of_a_drawing(pipeline: MDMPipeline, prompt: str) -> list[str]:
+    """Modules that one call of a pipeline runs through, guided, with two steps."""
+    pipeline.set_progress_bar_config(disable=True)
+    entered: list[str] = []
+    with modules_entered(entered):
+        pipeline(prompt, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    return entered
+
+
+def modules_of_a_step(train: Callable[[], object]) -> list[str]:
+    """Modules that `optimizer_step`, from batches to new weights and averages, runs through while something trains."""
+    entered: list[str] = []
+    with modules_entered(entered, inside="optimizer_step"):
+        train()
+    return entered
+
+
+def folder_sizes() -> dict[str, int]:
+    """Modules in each folder of the package, without `__init__.py`."""
+    found: dict[str, int] = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        if path.name != "__init__.py":
+            folder = path.parent.relative_to(ROOT / PACKAGE).as_posix()
+            found[folder] = found.get(folder, 0) + 1
+    return found
+
+
+def classes_above(cls: type) -> list[str]:
+    """The package's own classes that a class inherits from."""
+    return [base.__name__ for base in cls.__mro__[1:] if base.__module__.split(".")[0] == PACKAGE]
+
+
+def pipelines() -> list[type]:
+    """The pipelines that users get."""
+    return [
+        getattr(diffusers_mdm, name)
+        for name in diffusers_mdm.__all__
+        if name.startswith("MDM") and name.endswith("Pipeline")
+    ]
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Which module of the package imports which, anywhere in its file: at the top, for type checks, in functions."""
+    files = {module_name(path): path for path in (ROOT / PACKAGE).rglob("*.py")}
+    return {name: set(_imported(name, path, files)) - {name} for name, path in files.items()}
+
+
+def module_name(path: Path) -> str:
+    """Name of a module in the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(name: str, path: Path, files: dict[str, Path]) -> Iterator[str]:
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in files)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            for alias in node.names:
+                inside = f"{source}.{alias.name}"
+                if inside in files or source in files:
+                    yield inside if inside in files else source
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules each of which imports, directly or by way of others, all others of its group."""
+    reach: dict[str, set[str]] = {}
+    for start in graph:
+        seen: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                waiting += graph[module]
+        reach[start] = seen
+    groups = {tuple(sorted(other for other in reach[name] if name in reach[other])) for name in graph}
+    return [list(group) for group in sorted(groups) if group]
+
+
+def train_tiny(output_dir: Path) -> None:
+    """Two steps of each stage of the shipped tiny recipe."""
+    from diffusers_mdm.training.loop.engine import run_recipe
+    from diffusers_mdm.training.recipe.loading import load_recipe
+    from diffusers_mdm.training.state.run import RunOptions
+
+    options = RunOptions(output_dir=output_dir, report_to=None, max_train_steps=2, logging_steps=1)
+    run_recipe(load_recipe(ROOT / "training" / "recipes" / "tiny.yaml"), options)
+
+
+def main() -> None:
+    """Measure and print."""
+    drawing = modules_of_a_drawing(MDMPipeline.from_pretrained(MODEL, dtype=torch.float32), "strawberry, 3d render")
+    with tempfile.TemporaryDirectory() as folder:
+        step = modules_of_a_step(lambda: train_tiny(Path(folder) / "run"))
+    for what, modules in (("one call of MDMPipeline", drawing), ("one optimizer step", step)):
+        print(f"{what} runs through {len(modules)} modules:\n  " + "\n  ".join(modules))
+    largest = sorted(folder_sizes().items(), key=lambda entry: -entry[1])[:5]
+    print("largest folders: " + ", ".join(f"{folder} {size}" for folder, size in largest))
+    for pipeline in pipelines():
+        print(f"above {pipeline.__name__}: {', '.join(classes_above(pipeline)) or 'nothing of ours'}")
+    print(f"circles of imports: {circles(import_graph()) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
