@@ -153,13 +153,16 @@ class Parsed(Exception):  # noqa: N818  ends a script once its command line has 
 def parse_flags(script: Path, words: list[str], monkeypatch) -> dict:
     """Let a script read its command line, and nothing more; gives what it has read."""
 
+    parse = argparse.ArgumentParser.parse_known_args
+
     def parse_and_stop(self, args=None, namespace=None):
-        read, left = self.parse_known_args(args, namespace)
+        read, left = parse(self, args, namespace)
         assert not left, f"{script.name} has no {left}"
         raise Parsed(vars(read))
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        # What every other way of reading a command line ends in.
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
         patch.setattr(sys, "argv", [str(script), *words])
         patch.syspath_prepend(str(script.parent))
         try:
