@@ -10,6 +10,7 @@ A mark after the language of a block ("bash long") says that it is treated in an
 """
 
 import argparse
+import ast
 import dataclasses
 import os
 import re
@@ -109,6 +110,28 @@ def test_blocks_are_marked_as_the_rule_says():
         # Code that is only indented would not be looked at.
         lists = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
         assert not re.search(r"\n\n    (python|pip|git|accelerate|sed) ", lists), page_name(page)
+
+
+def test_the_map_names_what_is_there():
+    """Files and functions of the map in CONTRIBUTING, which are named as `file.py`: `function` or `Class.method`."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## The map")[1].split("## Habits")[0]
+    paths = re.findall(r"`([\w/]+\.py)`", text)
+    assert len(paths) > 40
+    for path in set(paths):
+        assert (ROOT / "diffusers_mdm" / path).is_file() or (ROOT / path).is_file(), path
+    for path, name in re.findall(r"`([\w/]+\.py)`:\s+`([\w.]+)`", text):
+        assert name in names_defined_in(ROOT / "diffusers_mdm" / path), f"{path}: {name}"
+
+
+def names_defined_in(path: Path) -> set[str]:
+    """Functions, classes and methods of a module."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return found
 
 
 # --- Python ---
