@@ -2,7 +2,7 @@
 """Time what `import diffusers_mdm` adds to a program that has imported diffusers' own pipeline classes.
 
 Both imports are timed in turn in one fresh interpreter, several times over: other programs on the machine slow the
-host's import by seconds from one run to the next, so the difference between two programs would measure them.
+import of diffusers by seconds from one run to the next, so the difference between two programs would measure them.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ PROGRAM = """
 from time import perf_counter, process_time
 start = perf_counter()
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-host, host_cpu = perf_counter(), process_time()
+others, others_cpu = perf_counter(), process_time()
 import diffusers_mdm
-print(host - start, perf_counter() - host, process_time() - host_cpu)
+print(others - start, perf_counter() - others, process_time() - others_cpu)
 """
 
 
 def seconds_of_imports() -> tuple[float, float, float]:
-    """Import in a fresh interpreter; return seconds of the host, of the plugin after it, and its processor seconds."""
+    """Import in a fresh interpreter; return seconds of diffusers, of the plugin after it, and its processor seconds."""
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, encoding="utf-8", check=True)
-    host, added, added_cpu = (float(word) for word in done.stdout.split()[-3:])
-    return host, added, added_cpu
+    others, added, added_cpu = (float(word) for word in done.stdout.split()[-3:])
+    return others, added, added_cpu
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,9 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     seconds_of_imports()  # fills the disk cache
     runs = [seconds_of_imports() for _ in range(args.rounds)]
-    host, added, added_cpu = (statistics.median(column) for column in zip(*runs, strict=True))
+    others, added, added_cpu = (statistics.median(column) for column in zip(*runs, strict=True))
     print(
-        f"diffusers' classes {host:.2f} s, diffusers_mdm after them {added:.3f} s ({added_cpu:.3f} s of processor "
+        f"diffusers' classes {others:.2f} s, diffusers_mdm after them {added:.3f} s ({added_cpu:.3f} s of processor "
         f"time); medians of {args.rounds}, largest {max(run[1] for run in runs):.3f} s"
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure upscaling with the dolls against enlargement by a filter and against drawing from the caption alone.
+"""Measure upscaling with the model against enlargement by a filter and against drawing from the caption alone.
 
 Held-out pictures of the emoji data set are averaged down to the side of the inner level. From that, the caption and a
 seed `MDMUpscalePipeline` draws the outer level again, several times. Compared with it, picture by picture:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training draws for every row from its own generator, so that it does not depend on the batch around it."""
+"""What training draws for each batch row from a generator of its own, so that it does not depend on the other rows."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..recipe.stage import StageRecipe
 def row_timesteps(
     stage: StageRecipe, num_train_timesteps: int, generators: Sequence[torch.Generator], device: torch.device | str
 ) -> torch.Tensor:
-    """Draw t for every row, (B,) int64 in [0, num_train_timesteps): evenly, or with the stage's bias.
+    """Draw t for every batch row, (B,) int64 in [0, num_train_timesteps): evenly, or with the stage's bias.
 
     Each row takes one number from its generator (on the CPU), whatever the strategy.
     """
@@ -45,11 +45,11 @@ def timestep_at(stage: StageRecipe, num_train_timesteps: int, chance: float) -> 
 
 
 def offset_noise(noise: Pyramid, amount: float, generators: Sequence[torch.Generator] | None = None) -> Pyramid:
-    """Add `amount` * N(0, 1), one number for each row, channel and level, to all pixels of the noise.
+    """Add `amount` * N(0, 1), one number for each batch row, channel and level, to all pixels of the noise.
 
     White noise hardly touches a picture's mean, so a model learns to read brightness off its input and draws
     everything in medium brightness; the offset hides the mean as the noise hides the rest (`--noise_offset` of the
-    host's scripts). The offsets of the levels are independent, as their noise is: with one offset for all, two levels
+    diffusers' scripts). The offsets of the levels are independent, as their noise is: with one offset for all, two levels
     with unequal signal powers would be two equations for the two unknowns mean and offset, and reveal the mean.
 
     Args:

@@ -3,7 +3,7 @@
 
 What is measured is the plain squared error of v of each level, whatever weights and t the training prefers. Picture k
 of n is looked at with one t, T (k' + 1/2) / n rounded down with k' from a fixed permutation, so that all n together
-cover 0 ... T - 1 evenly; its noise depends on the seed and its row in the data set alone, and the levels draw it from
+cover 0 ... T - 1 evenly; its noise depends on the seed and its record in the data set alone, and the levels draw it from
 the innermost outwards. So the numbers of the inner levels do not depend on how many levels surround them. (Those of
 outer levels do depend on the scheduler's `shift_power`, which decides how much noise a t means there.)
 """
@@ -40,30 +40,31 @@ class HeldOutSamples(Generic[BatchT]):
     """Which pictures are measured, and with which t.
 
     Args:
-        load: gives the batch of the rows it is handed; equal rows, equal pixels (no random crop or flip).
-        num_rows: size of the held-out set.
+        load: gives the batch of the records whose numbers it gets; the same records always have the same pixels (no random
+            crop or flip).
+        num_records: size of the held-out set.
         num_images: how many of them to measure at most, spread evenly over the set.
         seed: of noise and t.
     """
 
     load: Callable[[list[int]], BatchT]
-    num_rows: int
+    num_records: int
     num_images: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_rows < 1 or self.num_images < 1:
+        if self.num_records < 1 or self.num_images < 1:
             raise ValueError(
-                f"The held-out set has {self.num_rows} pictures, of which {self.num_images} shall be measured; both "
+                f"The held-out set has {self.num_records} pictures, of which {self.num_images} shall be measured; both "
                 "must be at least 1."
             )
 
     def __len__(self) -> int:
-        return min(self.num_rows, self.num_images)
+        return min(self.num_records, self.num_images)
 
-    def row(self, index: int) -> int:
-        """Row in the held-out set of picture `index`."""
-        return index * self.num_rows // len(self)
+    def record(self, index: int) -> int:
+        """Number in the held-out set of picture `index`."""
+        return index * self.num_records // len(self)
 
     def timesteps(self, num_train_timesteps: int) -> torch.Tensor:
         """The t of every picture, (len(self),) int64. Permuted, because sets are often sorted by what they show."""
@@ -71,9 +72,9 @@ class HeldOutSamples(Generic[BatchT]):
         strata = torch.randperm(len(self), generator=generator)
         return (2 * strata + 1) * num_train_timesteps // (2 * len(self))
 
-    def noise(self, rows: Sequence[int], shapes: Sequence[Sequence[int]], device: torch.device) -> Pyramid:
-        """The noise of these rows, levels `shapes`, innermost first; drawn on the CPU, equal on every device."""
-        generators = [torch.Generator().manual_seed(derive_seed(self.seed, 1, row)) for row in rows]
+    def noise(self, records: Sequence[int], shapes: Sequence[Sequence[int]], device: torch.device) -> Pyramid:
+        """The noise of these records, levels `shapes`, innermost first; drawn on the CPU, equal on every device."""
+        generators = [torch.Generator().manual_seed(derive_seed(self.seed, 1, record)) for record in records]
         return pyramid_noise(shapes, generators, device=device)
 
 
@@ -94,18 +95,18 @@ def validation_loss_table(
 ) -> torch.Tensor:
     """Measure this process' share, pictures rank, rank + world, ...
 
-    Every process calls `predict` equally often with equally many rows, as sharded models need; rows beyond the last
-    picture are not counted. The global random stream is left alone.
+    Every process calls `predict` equally often with equally many batch rows, as sharded models need; those beyond the
+    last picture are not counted. The global random stream is left alone.
 
     Args:
-        predict: v of every level from the noisy pyramid, timesteps (B,) and the batch; all levels have all rows.
+        predict: v of every level from the noisy pyramid, timesteps (B,) and the batch; all levels have all batch rows.
         scheduler: adds the noise; the stage's, with its shift.
         samples: what is measured.
         sides: of the levels, innermost first; the last one is that of the loaded pixels, or of their latents.
         num_levels: how many inner levels to measure; None: all. Pictures that are loaded at the side of the whole
             recipe's outermost level in every stage give the inner levels equal pixels; loaded at a smaller side, they
             are resized by another way.
-        batch_size: rows of one call.
+        batch_size: pictures of one call.
         rank: this process' number.
         world: number of processes.
         device: where to compute.
@@ -123,14 +124,16 @@ def validation_loss_table(
     table = torch.zeros(2, levels, NUM_QUARTILES, device=device)
     with evaluation_mode(modules):
         for indices, counted in process_shares(len(samples), batch_size, rank, world):
-            rows = [samples.row(index) for index in indices]
-            batch = samples.load(rows)
-            if len(batch.pixels) != len(rows):
-                raise ValueError(f"`load` gave {len(batch.pixels)} pictures for {len(rows)} rows; expected one a row.")
+            records = [samples.record(index) for index in indices]
+            batch = samples.load(records)
+            if len(batch.pixels) != len(records):
+                raise ValueError(
+                    f"`load` gave {len(batch.pixels)} pictures for {len(records)} records; expected one for each."
+                )
             pixels = batch.pixels.to(device)
             clean = build_pyramid(to_unit_range(pixels), sides) if clean_levels is None else clean_levels(pixels)
             clean = clean[:levels]
-            noise = samples.noise(rows, [level.shape for level in clean], device)
+            noise = samples.noise(records, [level.shape for level in clean], device)
             timesteps = all_timesteps[indices].to(device)
             noisy = cast(Pyramid, scheduler.add_noise(clean, noise, timesteps))
             predictions = list(predict(noisy, timesteps, batch))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pyramid loss: one denoising error per level, each averaged over its own rows, summed with level weights.
+"""The pyramid loss: one denoising error a level, each the mean over the level's own batch rows, summed with weights.
 
 Glossary: x clean level, eps its noise, alpha = the level's signal power (`alphas_cumprod` after its shift),
 z = sqrt(alpha) x + sqrt(1 - alpha) eps the noisy level, v = sqrt(alpha) eps - sqrt(1 - alpha) x the prediction.
@@ -19,7 +19,7 @@ class PyramidLoss:
     """What one batch costs.
 
     total: scalar to minimise.
-    per_level: scalar means over each level's own rows, innermost first, with the weights that depend on t, and without
+    per_level: scalar means over each level's own batch rows, innermost first, with the weights that depend on t, and without
         level weights and row weights: what a level has learnt, whatever it counts for.
     per_row: (B_0,), whose mean is `total`; rows that a level lacks count zero there, the others B_0 / B_i times.
     row_errors: (B_i,) of each level, detached; `per_level` are their means.
@@ -45,17 +45,19 @@ def pyramid_loss(
     Args:
         predictions: v as the model predicts it, element i (B_i, C, H_i, W_i), innermost first.
         velocities: the true v, same shapes.
-        alphas: signal power of every row, element i (B_i,).
+        alphas: signal power of every batch row, element i (B_i,).
         level_weights: w_i, innermost first.
         weighting: u_i, "v": 1. "epsilon": alpha, which turns the error of v into that of the noise it implies, because
             eps^ - eps = sqrt(alpha) (v^ - v).
         snr_gamma: bend u_i by Min-SNR-gamma; see `error_weights`.
-        row_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for the rows of its class. They
+        row_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for the batch rows of its class. They
             multiply, and are not divided by their sum: a row's gradient does not depend on the other rows.
     """
     num_rows = predictions[0].shape[0]
     if row_weights is not None and row_weights.shape != (num_rows,):
-        raise ValueError(f"`row_weights` has shape {tuple(row_weights.shape)}; expected one a row, ({num_rows},).")
+        raise ValueError(
+            f"`row_weights` has shape {tuple(row_weights.shape)}; expected one for each batch row, ({num_rows},)."
+        )
     per_row = predictions[0].new_zeros(num_rows, dtype=torch.float32)
     row_errors = []
     for prediction, velocity, alpha, weight in zip(predictions, velocities, alphas, level_weights, strict=True):
@@ -75,11 +77,6 @@ def pyramid_loss(
         per_row=per_row,
         row_errors=tuple(errors.detach() for errors in row_errors),
     )
-
-
-def vdm_weighted_total(per_row: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean of the rows' losses weighted by `vdm_weights`: sum(w l) / sum(w)."""
-    return (weights * per_row).sum() / weights.sum()
 
 
 def thin_rows(pyramid: Pyramid, rows_per_level: Sequence[int]) -> Pyramid:

@@ -19,7 +19,7 @@ def loss_table(
     num_train_timesteps: int,
     leave_out_non_finite: bool = True,
 ) -> torch.Tensor:
-    """Sums and numbers of the rows' errors, by level and quartile of 0 ... T - 1.
+    """Sums and numbers of the batch rows' errors, by level and quartile of 0 ... T - 1.
 
     Tables are added with `+`, and over processes by a sum such as `accelerator.reduce(table, "sum")`. Nothing here
     waits for an accelerator.
@@ -47,7 +47,7 @@ def loss_table(
 
 
 def level_means(table: torch.Tensor) -> list[float]:
-    """Mean error of each level over all t, innermost first; NaN for a level without rows."""
+    """Mean error of each level over all t, innermost first; NaN for a level without batch rows."""
     # Summed in double precision on the CPU: not every device has it.
     sums, counts = table.cpu().double().sum(-1).tolist()
     return [_mean(total, count) for total, count in zip(sums, counts, strict=True)]

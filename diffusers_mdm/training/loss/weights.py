@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much an error counts: by its signal-to-noise ratio, and by how long its level has been learning.
 
-Glossary: g the signal power of a row at its level (after the level's shift), SNR = g / (1 - g), and the errors that
+Glossary: g the signal power of a batch row at a level (after the level's shift), SNR = g / (1 - g), and the errors that
 one error of v stands for: of the noise g |v^ - v|^2, of the picture (1 - g) |v^ - v|^2.
 """
 
 import torch
 
-from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..recipe.stage import StageRecipe
 
 # The squared error that a weighting of the errors of v gives, in words: what `loss_weighting` may be.
@@ -62,14 +61,3 @@ def ramped_level_weights(stage: StageRecipe, num_old_levels: int, step: int) -> 
     """
     share = min(1.0, (step + 1) / stage.new_level_ramp_steps) if stage.new_level_ramp_steps else 1.0
     return tuple(weight if level < num_old_levels else weight * share for level, weight in enumerate(stage.weights))
-
-
-def vdm_weights(scheduler: MatryoshkaScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """SNR(t - 1) / SNR(t) - 1 of level 0, (B,): the weights of the variational bound, as ml-mdm's option has them.
-
-    t = 0 has no step before it and takes the weight of t = 1.
-    """
-    timesteps = timesteps.clamp(min=1)
-    alphas = scheduler.alphas_cumprod.to(device=timesteps.device, dtype=torch.float32)
-    snr = alphas / (1 - alphas)
-    return snr[timesteps - 1] / snr[timesteps] - 1

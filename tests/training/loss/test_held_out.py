@@ -111,7 +111,7 @@ def test_every_quartile_is_measured():
 
 def test_pictures_are_spread_over_the_set():
     samples = held_out(num_images=4)
-    assert [samples.row(index) for index in range(len(samples))] == [0, 3, 6, 9]
+    assert [samples.record(index) for index in range(len(samples))] == [0, 3, 6, 9]
     assert len(held_out(num_images=100)) == 12
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusers_mdm import MatryoshkaScheduler, pyramid_noise
-from diffusers_mdm.training.loss.pyramid_loss import pyramid_loss, thin_rows, vdm_weighted_total
+from diffusers_mdm.training.loss.pyramid_loss import pyramid_loss, thin_rows
 
 SHAPES = [(6, 3, 4, 4), (4, 3, 8, 8), (2, 3, 16, 16)]
 
@@ -116,11 +116,6 @@ def test_errors_of_rows_are_kept_without_their_graph(case):
 def test_perfect_prediction_costs_nothing(case):
     case["predictions"] = case["velocities"]
     assert loss_of(case).total == 0
-
-
-def test_equal_weights_give_the_plain_mean():
-    losses = torch.rand(5)
-    torch.testing.assert_close(vdm_weighted_total(losses, torch.full((5,), 3.0)), losses.mean())
 
 
 def test_thinning_keeps_the_first_rows(case):

@@ -21,7 +21,7 @@ STAGE = StageRecipe(
 )
 
 
-def test_min_snr_weights_a_v_model_as_the_hosts_scripts_do():
+def test_min_snr_weights_a_v_model_as_the_scripts_of_diffusers_do():
     scheduler, timesteps = MatryoshkaScheduler(), torch.arange(1000)
     snr = compute_snr(scheduler, timesteps)
     weights = error_weights(scheduler.alphas_cumprod, "epsilon", 5.0)
