@@ -38,7 +38,7 @@ def train_briefly(recipe: Recipe, output_dir: Path, steps: int, num_workers: int
     """Train every stage for `steps` steps, without validation; return the reports of the run's history."""
     if steps < REPORTS:
         raise ValueError(f"{steps} steps cannot be reported in {REPORTS} parts; take at least {REPORTS} steps.")
-    data = dataclasses.replace(recipe.data, validation_split=None, validation_shards=None)
+    data = recipe.data.with_fields(validation_split=None, validation_shards=None)
     recipe = dataclasses.replace(recipe, data=data, validation=ValidationRecipe())
     options = RunOptions(
         output_dir,

@@ -14,7 +14,7 @@ import torch
 
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
 from ..data.sources import open_validation_images, to_unit_range
-from ..recipe.data import DataRecipe
+from ..recipe.data import TableData
 from .retrieval import COMPARED_SIDE, nearest_rows, pooled_drawings
 
 
@@ -42,7 +42,7 @@ def load_clip_gallery(
     Raises:
         ValueError: there is no such split or column, or a clip has fewer frames.
     """
-    data = DataRecipe(path=str(path), validation_split=split, video_column=video_column, max_skipped_images=0)
+    data = TableData(path=str(path), validation_split=split, video_column=video_column, max_skipped_images=0)
     clips = open_validation_images(data, COMPARED_SIDE, num_frames=num_frames)
     assert clips is not None  # the split has been named
     batch = clips.load(range(len(clips)))

@@ -10,7 +10,7 @@ import transformers
 from transformers import AutoConfig, T5Config
 
 from ...pipelines.pipeline_mdm import MDMPipeline
-from ..data.sources import describe_data
+from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
 from ..recipe.clips import data_of, has_clips, joint_stage, sources, stage_frames
 from ..recipe.data import DataRecipe
@@ -36,7 +36,7 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
     factor = None if num_vae_parameters is None else scale_factor_of(recipe, local_files_only=True)
     lines = [
         f"{recipe.name}: {len(recipe.levels)} level(s), data {_data(recipe)}",
-        *(f"  data: {line}" for data in sources(recipe) for line in describe_data(data)),
+        *(f"  data: {line}" for data in sources(recipe) for line in open_source(data).describe()),
         *_describe_models(recipe, num_text_parameters, factor),
         *_describe_vae(recipe, num_vae_parameters),
     ]
@@ -56,7 +56,7 @@ def _data(recipe: Recipe) -> str:
 
 
 def _source(data: DataRecipe) -> str:
-    return data.path if data.path is not None else ", ".join(data.shards or ())
+    return ", ".join(data.origin().names)
 
 
 def _describe_models(recipe: Recipe, num_text_parameters: int | None, factor: int | None) -> Iterable[str]:

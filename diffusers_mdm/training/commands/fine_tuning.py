@@ -17,7 +17,7 @@ from ...models.nested_unet import NestedUNetModel
 from ...pipelines.drawing.latent_space import config_scale_factor
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from ..data.sources import load_captioned_split, training_captions, validation_captions
+from ..data.sources import open_source, training_captions, validation_captions
 from ..data.text.features_writer import CaptionEncoder, write_text_embeddings
 from ..modules.autoencoder import has_vae, scale_factor_of, vae_config
 from ..modules.classes import pipeline_class
@@ -220,13 +220,13 @@ def count_pictures(data: DataRecipe, flag: str) -> int:
     Raises:
         ValueError: shards do not say how many pictures they hold.
     """
-    if data.path is None:
+    count = open_source(data).num_samples()
+    if count is None:
         raise ValueError(
             f"{flag} counts passes over the pictures, and shards do not say how many they hold; count in steps "
             "(--max_train_steps, --validation_steps)."
         )
-    count = len(load_captioned_split(data, data.train_split))
-    return count if data.max_train_samples is None else min(count, data.max_train_samples)
+    return count
 
 
 def steps_for_passes(passes: int, num_pictures: int, pictures_per_step: int) -> int:

@@ -141,19 +141,15 @@ def _flag_of(cls: type, field: str) -> str:
 def override_data(data: DataRecipe, given: Mapping[str, Any]) -> DataRecipe:
     """Where the pictures come from; another source takes the place of the recipe's."""
     fields = fields_of("data", given)
-    if "path" in fields:
-        fields["shards"] = None
-        if data.label_column is None:  # pictures with classes need no captions
-            fields.setdefault("caption", None)
-    elif "shards" in fields:
-        fields["path"] = None
+    if "path" in fields and data.label_column is None:  # pictures with classes need no captions
+        fields.setdefault("caption", None)
     if given.get("pre_compute_text_embeddings"):
         if "embeddings_dir" in fields:
             raise ValueError("--pre_compute_text_embeddings writes what --embeddings_dir reads; give one of them.")
         if given.get("train_text_encoder"):
             raise ValueError("--pre_compute_text_embeddings encodes once, --train_text_encoder changes; drop one.")
         fields["embeddings_dir"] = str(given["output_dir"] / EMBEDDINGS_FOLDER)
-    return dataclasses.replace(data, **fields)
+    return data.with_fields(**fields)
 
 
 def override_prior(current: PriorRecipe | None, given: Mapping[str, Any]) -> PriorRecipe | None:

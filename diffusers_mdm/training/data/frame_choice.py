@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..seeds import derive_seed
 from .skip_budget import UnusableSampleError
 
-_FRAME_STREAM = 103  # beside the streams of `sample_decoding`
+_FRAME_STREAM = 103  # beside the streams of `samples.py`
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe trains on: the one place that knows all kinds of data sets."""
+"""The kinds of data that can be trained on, and opening the data that a recipe names."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from ..recipe.data import DataRecipe
+from ..recipe.data import DataRecipe, ShardData, TableData
 from ..recipe.recipe import Recipe
-from .batch import Batch
 from .images import square_pixels, to_unit_range
-from .numbered import CaptionedImages, ShuffledImages
-from .order import BatchOrder
-from .reading import BatchReader, closed_at_exit, read_batches
-from .samples import SampleDecoder, sample_decoder
-from .shards.files import describe_shards, list_shards
-from .shards.samples import ListedSamples, TarSamples, iterate_shard_captions
-from .shards.stream import ShardStream
-from .skip_budget import SkipBudget
-from .tables.folders import open_folder
-from .tables.splits import DatasetRows, iterate_captions, load_captioned_split, load_training_rows
+from .numbered import CaptionedImages
+from .samples import sample_decoder
+from .shards.source import ShardSource
+from .source import DataSource, TrainingImages
+from .tables.source import TableSource
 from .text.features import TextEmbeddings
 
 __all__ = [
+    "SOURCES",
     "CaptionedImages",
+    "DataSource",
     "TrainingImages",
-    "describe_data",
-    "load_captioned_split",
+    "open_source",
     "open_text_embeddings",
     "open_training_images",
     "open_validation_images",
@@ -35,44 +29,16 @@ __all__ = [
     "validation_captions",
 ]
 
-
-class TrainingImages(Protocol):
-    """Captioned pictures in the order of training.
-
-    Attributes:
-        skipped: those that this process met and could not use.
-    """
-
-    skipped: SkipBudget
-
-    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
-        """The micro-batches of one process from optimizer step `start_step` on, without end.
-
-        Raises:
-            ValueError: if too many pictures had to be skipped.
-        """
+# By the kind of the recipe. A new kind of data has one line here, and one in `DATA_KINDS` (training/recipe/data.py).
+SOURCES: dict[type[DataRecipe], Callable[[Any], DataSource]] = {
+    TableData: TableSource,
+    ShardData: ShardSource,
+}
 
 
-class StreamedImages:
-    """Pictures that are streamed from WebDataset shards; see `webdataset_stream`."""
-
-    def __init__(
-        self,
-        recipe: DataRecipe,
-        shards: Sequence[str],
-        decoder: SampleDecoder,
-        skipped: SkipBudget,
-        embeddings: TextEmbeddings | None = None,
-    ):
-        self.recipe, self.shards, self.decoder = recipe, shards, decoder
-        self.skipped, self.embeddings = skipped, embeddings
-
-    def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
-        """The micro-batches of one process from optimizer step `start_step` on, without end."""
-        stream = ShardStream(self.shards, order, self.recipe.shuffle_buffer, self.skipped, num_workers)
-        source = TarSamples(self.recipe)
-        reader = BatchReader(source, self.decoder, order.seed, self.skipped.limit, self.embeddings)
-        return closed_at_exit(read_batches(reader, stream.requests(start_step), num_workers, self.skipped))
+def open_source(recipe: DataRecipe) -> DataSource:
+    """What a recipe names, to be asked for its pictures, captions and so on; nothing is read yet."""
+    return SOURCES[type(recipe)](recipe)
 
 
 def open_training_images(
@@ -97,16 +63,7 @@ def open_training_images(
         ValueError: if something in the recipe does not fit the data; the message says what there is.
     """
     decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames)
-    skipped = SkipBudget(recipe.max_skipped_images)
-    if embeddings is None and recipe.embeddings_dir is not None:
-        embeddings = TextEmbeddings(recipe.embeddings_dir)
-    if recipe.shards is not None:
-        return StreamedImages(recipe, list_shards(recipe.shards), decoder, skipped, embeddings)
-    rows = load_training_rows(recipe)
-    if embeddings is not None:
-        embeddings.check_captions(iterate_captions(rows, recipe))
-    source = DatasetRows(rows, recipe, recipe.train_split, list(decoder.micro_conditioning))
-    return ShuffledImages(CaptionedImages(source, decoder, skipped, embeddings))
+    return open_source(recipe).training_images(decoder, _features(recipe, embeddings))
 
 
 def open_validation_images(
@@ -123,18 +80,13 @@ def open_validation_images(
     if not recipe.has_validation:
         return None
     decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames).centered()
-    skipped = SkipBudget(recipe.max_skipped_images)
+    return open_source(recipe).held_out_images(decoder, _features(recipe, embeddings))
+
+
+def _features(recipe: DataRecipe, embeddings: TextEmbeddings | None) -> TextEmbeddings | None:
     if embeddings is None and recipe.embeddings_dir is not None:
-        embeddings = TextEmbeddings(recipe.embeddings_dir)
-    if recipe.validation_shards is not None:
-        listed = ListedSamples(recipe, list_shards(recipe.validation_shards), skipped)
-        return CaptionedImages(listed, decoder, skipped, embeddings)
-    split = str(recipe.validation_split)
-    rows = load_captioned_split(recipe, split)
-    if embeddings is not None:
-        embeddings.check_captions(iterate_captions(rows, recipe))
-    source = DatasetRows(rows, recipe, split, list(decoder.micro_conditioning))
-    return CaptionedImages(source, decoder, skipped, embeddings)
+        return TextEmbeddings(recipe.embeddings_dir)
+    return embeddings
 
 
 def open_text_embeddings(recipe: Recipe) -> TextEmbeddings | None:
@@ -149,36 +101,15 @@ def open_text_embeddings(recipe: Recipe) -> TextEmbeddings | None:
     return TextEmbeddings(recipe.data.embeddings_dir, width, recipe.max_sequence_length)
 
 
-def describe_data(recipe: DataRecipe) -> list[str]:
-    """How many samples there are, and what is left out and why, a line each; nothing is fetched for it.
-
-    Raises:
-        ValueError: if something local is broken.
-    """
-    if recipe.shards is not None:
-        return describe_shards(recipe.shards, recipe.validation_shards or ())
-    folder = open_folder(Path(str(recipe.path)), recipe) if Path(str(recipe.path)).is_dir() else None
-    if folder is None:
-        return [f"{recipe.path}: a data set that is opened when training starts"]
-    found, *left_out = folder.describe()
-    return [f"{recipe.path}: {found}", *left_out]
-
-
 def training_captions(recipe: DataRecipe) -> Iterator[str]:
     """All captions of the training data, in the order in which it is stored.
 
     Raises:
         ValueError: as `open_training_images`.
     """
-    if recipe.shards is not None:
-        return iterate_shard_captions(recipe, list_shards(recipe.shards))
-    return iterate_captions(load_training_rows(recipe), recipe)
+    return open_source(recipe).training_captions()
 
 
 def validation_captions(recipe: DataRecipe) -> Iterator[str]:
     """The same of the held-out pictures; none if the recipe has none."""
-    if recipe.validation_shards is not None:
-        return iterate_shard_captions(recipe, list_shards(recipe.validation_shards))
-    if recipe.validation_split is not None:
-        return iterate_captions(load_captioned_split(recipe, recipe.validation_split), recipe)
-    return iter(())
+    return open_source(recipe).held_out_captions()

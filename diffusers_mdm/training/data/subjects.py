@@ -22,7 +22,6 @@ from ..processes import wait_for_everyone
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import PriorRecipe, Recipe
 from ..seeds import derive_seed
-from ..state.run import RunOptions
 from .batch import Batch
 from .numbered import CaptionedImages, NumberedSource, ShuffledImages
 from .order import BatchOrder, ShuffledRows
@@ -50,7 +49,9 @@ def missing_class_pictures(prior: PriorRecipe) -> list[int]:
     return [number for number in range(wanted) if number not in drawn]
 
 
-def prepare_class_pictures(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> None:
+def prepare_class_pictures(
+    recipe: Recipe, accelerator: Accelerator, seed: int = 0, cache_dir: str | None = None
+) -> None:
     """Draw the class pictures that are missing, on the main process, with the pipeline that the run starts from.
 
     Every picture has its own seed, so that a call that was interrupted is continued by the next one with the same
@@ -75,7 +76,7 @@ def prepare_class_pictures(recipe: Recipe, options: RunOptions, accelerator: Acc
             source.path,
             revision=source.revision,
             variant=source.variant,
-            cache_dir=options.cache_dir,
+            cache_dir=cache_dir,
             dtype=frozen_dtype(prior.precision or str(accelerator.mixed_precision)),
         )
         pipeline.to(accelerator.device)
@@ -85,7 +86,7 @@ def prepare_class_pictures(recipe: Recipe, options: RunOptions, accelerator: Acc
             "num_inference_steps": recipe.validation.num_inference_steps,
             "guidance_scale": recipe.validation.guidance_scale,
         }
-        draw_class_pictures(pipeline, prior, missing, options.seed, settings)
+        draw_class_pictures(pipeline, prior, missing, seed, settings)
     wait_for_everyone(accelerator)
 
 
@@ -130,10 +131,10 @@ def open_subject_images(
         ValueError: there is no prior preservation in the recipe, or its pictures are in shards.
     """
     prior = recipe.prior_preservation
-    if prior is None or recipe.data.path is None:
+    if prior is None or not recipe.data.is_numbered:
         raise ValueError(
-            "Prior preservation needs `prior_preservation` in the recipe and pictures that have numbers: give "
-            "`data.path`, not `shards`."
+            "Prior preservation needs `prior_preservation` in the recipe, and pictures that can be had in any order: "
+            "give `data.path`."
         )
     subject, others = (
         cast(ShuffledImages, open_training_images(data, side, micro_conditioning, embeddings)).images
@@ -146,8 +147,7 @@ def open_subject_images(
 
 def class_data(data: DataRecipe, prior: PriorRecipe) -> DataRecipe:
     """How the class pictures are read: as those of the subject, from their own folder and with their own caption."""
-    return dataclasses.replace(
-        data,
+    return data.with_fields(
         path=prior.class_data_dir,
         caption=prior.class_prompt,
         config_name=None,

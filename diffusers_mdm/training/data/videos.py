@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames of video files, through the ffmpeg program that comes with imageio-ffmpeg.
 
-The file is decoded twice: once to count its frames, which no container tells reliably, and to see whether it is whole;
-once up to the last frame that is wanted. Only the wanted frames leave ffmpeg, one at a time.
+A file is decoded once to count its frames, which no container tells reliably, and to see whether it is whole; what
+that found is remembered, so that later epochs do without. Then it is decoded up to the last frame that is wanted. Only
+the wanted frames leave ffmpeg, one at a time.
+
+A program of its own, rather than a library such as PyAV, because clips come from strangers: a file that crashes or
+hangs a decoder costs a process that can be ended, not a worker of the run. Of what ffmpeg says two phrases are looked
+for, since its exit code tells neither: that a frame is too large, and that a Matroska file ended early, which it does
+not take for an error.
 
 A video file may name other files and addresses. ffmpeg may open nothing but this one file, and only as one of the
 formats that hold their own pictures.
 """
 
 import contextlib
+import hashlib
 import re
 import subprocess
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, cast
@@ -20,6 +28,7 @@ from PIL import Image
 
 from .skip_budget import UnusableSampleError
 
+MAX_REMEMBERED = 100_000  # numbers of frames of files, in each process
 MAX_CLIP_FRAMES = 20_000  # over ten minutes; a longer one is no clip to train on
 # ffmpeg's names of the formats that `is_video` knows.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,ogg,flv,asf"
@@ -61,8 +70,27 @@ def video_frames(source: bytes | Path, choose: Callable[[int], Sequence[int]]) -
         ValueError: if imageio-ffmpeg is not installed.
     """
     with _as_file(source) as path:
-        size = measure_video(path)
+        size = _remembered_size(source, path)
         yield from _decoded(path, size, choose(size.num_frames))
+
+
+_sizes: OrderedDict[object, VideoSize] = OrderedDict()
+
+
+def _remembered_size(source: bytes | Path, path: Path) -> VideoSize:
+    """What `measure_video` found, now or for the same content before."""
+    key: object
+    if isinstance(source, bytes):
+        key = hashlib.sha256(source).digest()
+    else:
+        status = source.stat()
+        key = (str(source), status.st_size, status.st_mtime_ns)
+    size = _sizes.get(key) or measure_video(path)
+    _sizes[key] = size
+    _sizes.move_to_end(key)
+    while len(_sizes) > MAX_REMEMBERED:
+        _sizes.popitem(last=False)
+    return size
 
 
 def measure_video(path: Path) -> VideoSize:

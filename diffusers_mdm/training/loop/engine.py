@@ -132,7 +132,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         torch.backends.cuda.matmul.allow_tf32 = True
     vae = open_vae(recipe, options.cache_dir)
     # These draw and encode with models of their own, which have left the memory when the run's come.
-    prepare_class_pictures(recipe, options, accelerator)
+    prepare_class_pictures(recipe, accelerator, options.seed, options.cache_dir)
     write_own_embeddings(recipe, options, accelerator)
     set_seed(options.seed)
     run = (

@@ -13,7 +13,7 @@ from ..data.micro_conditioning import micro_conditioning_defaults
 from ..data.numbered import CaptionedImages
 from ..data.sources import (
     TrainingImages,
-    describe_data,
+    open_source,
     open_text_embeddings,
     open_training_images,
     open_validation_images,
@@ -72,7 +72,7 @@ def check_text_encoder(run: Run, embeddings: Embeddings) -> None:
 def report_data(recipe: Recipe) -> None:
     """Tell how many pictures or clips there are to train on, and what is left out of them and why."""
     for data in sources(recipe):
-        for line in describe_data(data):
+        for line in open_source(data).describe():
             logger.info("Data: %s.", line)
 
 

@@ -4,14 +4,13 @@
 import logging
 from collections.abc import Mapping
 
-import datasets
 import torch
 
 from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
-from ..data.tables.splits import load_captioned_split
+from ..data.sources import open_source
 from ..recipe.clips import has_clips
 from ..recipe.recipe import Recipe
 
@@ -56,18 +55,16 @@ def find_class_names(recipe: Recipe) -> dict[int, str]:
         ValueError: there are more named classes than the model has embeddings for, or the data cannot be opened.
     """
     data, embeddings = recipe.data, num_class_embeds(recipe)
-    if embeddings is None or data.label_column is None or data.shards is not None:
+    if embeddings is None or data.label_column is None:
         return {}
-    feature = load_captioned_split(data, data.train_split).features[data.label_column]
-    if not isinstance(feature, datasets.ClassLabel):
-        return {}
-    if len(feature.names) >= embeddings:
+    names = open_source(data).class_names()
+    if len(names) >= embeddings:
         raise ValueError(
-            f"Column {data.label_column!r} of {data.path} has {len(feature.names)} classes, for which "
-            f"`model.num_class_embeds` must be at least {len(feature.names) + 1} (the last one stands for no class); "
+            f"Column {data.label_column!r} of {', '.join(data.origin().names)} has {len(names)} classes, for which "
+            f"`model.num_class_embeds` must be at least {len(names) + 1} (the last one stands for no class); "
             f"it is {embeddings}."
         )
-    return dict(enumerate(feature.names))
+    return dict(enumerate(names))
 
 
 def keep_class_names(saved: Mapping[int, str], found: Mapping[int, str]) -> dict[int, str]:

@@ -56,11 +56,19 @@ class FieldError(ValueError):
 def read_fields(cls: type[T], values: Any, where: str = "") -> T:
     """Build the dataclass `cls` from a mapping, refusing unknown keys, missing keys and wrong types.
 
+    A class with several kinds (`choose_kind`) is asked which of them the values are of.
+
     `where` is the dotted place of the mapping in its file, used in messages. Lists become tuples, integers are
     accepted where a float is expected, nothing else is converted.
     """
     if not isinstance(values, dict):
         raise FieldError(where or "recipe", f"must be a mapping of names to values, got {describe(values)}.")
+    choose_kind = getattr(cls, "choose_kind", None)
+    if choose_kind is not None:
+        try:
+            cls, values = choose_kind(values)
+        except ValueError as error:
+            raise FieldError(where, f"cannot be read: {error}") from error
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     refuse_unknown(where, values, fields)

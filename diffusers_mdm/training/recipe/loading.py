@@ -2,6 +2,7 @@
 """Reading a recipe from its YAML file; relative paths in it are those beside it."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from ...config_reading import read_yaml
@@ -63,15 +64,7 @@ def without_unseen_captions(recipe: Recipe) -> Recipe:
 
 
 def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:
-    if data.path is not None:
-        data = dataclasses.replace(data, path=_beside(recipe_path, data.path))
-    if data.embeddings_dir is not None:
-        data = dataclasses.replace(data, embeddings_dir=_beside(recipe_path, data.embeddings_dir))
-    shards, held_out = (
-        None if patterns is None else tuple(_shards_beside(recipe_path, name) for name in patterns)
-        for patterns in (data.shards, data.validation_shards)
-    )
-    return dataclasses.replace(data, shards=shards, validation_shards=held_out)
+    return data.relocated(functools.partial(_beside, recipe_path), functools.partial(_shards_beside, recipe_path))
 
 
 def _beside(recipe_path: Path, name: str) -> str:

@@ -121,7 +121,7 @@ class Recipe:
                 "must be set: the model would not see the captions. A model of classes alone has no `text_encoder`, "
                 "but `model.num_class_embeds` and `data.label_column`.",
             )
-        if self.prior_preservation is not None and (not sees_text or has_classes or self.data.path is None):
+        if self.prior_preservation is not None and (not sees_text or has_classes or not self.data.is_numbered):
             raise FieldError("prior_preservation", "needs a model of texts alone, and `data.path` in place of shards.")
         if self.text_encoder is not None:
             self._check_text(self.text_encoder)

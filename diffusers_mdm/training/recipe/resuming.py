@@ -176,9 +176,10 @@ def _changes(old: Recipe, new: Recipe, saved: Saved) -> Iterator[Change]:
         elif field.name in ("model", "scheduler"):
             yield from _argument_changes(field.name, old, new)
         elif dataclasses.is_dataclass(before) and dataclasses.is_dataclass(after):
-            for inner in dataclasses.fields(before):
-                path = f"{field.name}.{inner.name}"
-                yield from _change(path, getattr(before, inner.name), getattr(after, inner.name), effect_of(path))
+            names = dict.fromkeys(inner.name for part in (before, after) for inner in dataclasses.fields(part))
+            for name in names:  # data may have become of another kind, with other fields
+                path = f"{field.name}.{name}"
+                yield from _change(path, getattr(before, name, None), getattr(after, name, None), effect_of(path))
         else:
             whole = f"{field.name}.*"
             yield from _change(field.name, before, after, EFFECTS[whole if whole in EFFECTS else field.name])

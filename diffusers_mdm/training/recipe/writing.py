@@ -2,6 +2,7 @@
 """Writing the recipe of a run beside its results, such that `load_recipe` reads it back."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -24,18 +25,15 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
     Returns:
         The file.
     """
+    move = functools.partial(relative_path, folder=folder)
+    pictures = recipe.pictures and recipe.pictures.relocated(move, move)
+    recipe = dataclasses.replace(recipe, data=recipe.data.relocated(move, move), pictures=pictures)
     values = dataclasses.asdict(recipe)
-    sources = [values[part] for part in ("data", "pictures") if values[part] is not None]
     encoder, pretrained, prior = (values[part] for part in ("text_encoder", "pretrained", "prior_preservation"))
-    local = [(data, field) for data in sources for field in ("path", "embeddings_dir")]
-    local += [(encoder, "pretrained"), (pretrained, "path"), (prior, "class_data_dir"), (values["vae"], "pretrained")]
+    local = [(encoder, "pretrained"), (pretrained, "path"), (prior, "class_data_dir"), (values["vae"], "pretrained")]
     for part, field in local:
         if part is not None and part[field] is not None:
             part[field] = relative_path(part[field], folder)
-    for data in sources:
-        for field in ("shards", "validation_shards"):
-            if data[field] is not None:
-                data[field] = [relative_path(pattern, folder) for pattern in data[field]]
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".unfinished-{FILE_NAME}"
     beside.write_text(as_json(values), encoding="utf-8")

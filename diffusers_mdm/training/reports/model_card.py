@@ -127,7 +127,7 @@ def card_data(recipe: Recipe, options: RunOptions) -> str:
         license=options.license,
         base_model=base if has_base_id else None,
         base_model_relation=("finetune" if recipe.lora is None else "adapter") if has_base_id else None,
-        datasets=[data.path for data in sources(recipe) if data.path and is_hub_id(data.path)] or None,
+        datasets=[name for data in sources(recipe) for name in hub_ids(data)] or None,
         instance_prompt=subject_prompt(recipe),
         tags=tags,
     )
@@ -250,16 +250,23 @@ def classes_text(recipe: Recipe, id2label: Mapping[int, str]) -> Iterator[str]:
     )
 
 
+def hub_ids(data: DataRecipe) -> list[str]:
+    """The data sets of the Hub among what was trained on."""
+    origin = data.origin()
+    return [name for name in origin.names if origin.what is None and is_hub_id(name)]
+
+
 def data_text(data: DataRecipe) -> str:
     """What was trained on."""
-    if data.path is not None:
-        kind = "the data set" if is_hub_id(data.path) else "the folder"
-        source = f"{kind} {inline_code(public_name(data.path))}, split {inline_code(data.train_split)}"
-    else:
-        shards = [pattern if "://" in pattern else Path(pattern).name for pattern in data.shards or ()]
-        source = f"the shards {join_words([inline_code(name) for name in shards])}"
-    if data.max_train_samples is not None:
-        source += f", of it at most {data.max_train_samples:,} pictures"
+    origin = data.origin()
+    kind = origin.what or ("the data set" if is_hub_id(origin.names[0]) else "the folder")
+    shown = public_name if origin.what is None else (lambda file: file if "://" in file else Path(file).name)
+    names = [shown(name) for name in origin.names]
+    source = f"{kind} {join_words([inline_code(name) for name in names])}"
+    if origin.split is not None:
+        source += f", split {inline_code(origin.split)}"
+    if origin.limit is not None:
+        source += f", of it at most {origin.limit:,} pictures"
     captions = f"the captions in {inline_code(data.caption_column)}"
     if data.caption:
         captions = f"the caption {inline_code(data.caption)}"

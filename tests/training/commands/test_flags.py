@@ -9,7 +9,7 @@ from diffusers_mdm.training.commands.flag_table import FLAGS, fields_of, metavar
 from diffusers_mdm.training.commands.flags import override, override_prior, read_command, run_options
 from diffusers_mdm.training.commands.inapplicable_flags import ALWAYS_SO, REASONS
 from diffusers_mdm.training.commands.parser import build_parser, given_flags
-from diffusers_mdm.training.recipe.data import DataRecipe
+from diffusers_mdm.training.recipe.data import DATA_KINDS, DataRecipe, ShardData, TableData
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import (
     LoraRecipe,
@@ -115,9 +115,13 @@ def words_for(name: str) -> list[str]:
     return [f"--{name}", special.get(name, "1,0.5" if name in lists else by_type.get(flag.convert.__name__, "one"))]
 
 
+def kinds_of(part: str) -> list[type]:
+    return DATA_KINDS if part == "data" else [PARTS[part]]
+
+
 def default_of(name: str) -> object:
     part, field = FLAGS[name].field.split(".")
-    return next(entry.default for entry in dataclasses.fields(PARTS[part]) if entry.name == field)
+    return next(entry.default for kind in kinds_of(part) for entry in dataclasses.fields(kind) if entry.name == field)
 
 
 def parse(*words: str) -> dict:
@@ -146,7 +150,7 @@ def errors_of(capsys, *words: str) -> str:
 def test_a_flag_names_a_field_and_its_value_lands_there(name):
     place = FLAGS[name].field
     part, field = place.split(".")
-    assert field in {entry.name for entry in dataclasses.fields(PARTS[part])}
+    assert field in {entry.name for kind in kinds_of(part) for entry in dataclasses.fields(kind)}
     given = parse(*words_for(name)) if name != "output_dir" else parse()
     recipe = override(recipe_for(name), given)
     found = values_at(place, recipe, run_options(recipe, given))
@@ -255,9 +259,11 @@ def test_the_text_encoder_has_a_rate_of_its_own():
 def test_another_source_of_pictures_takes_the_place_of_the_recipes():
     recipe = frozen_recipe()
     streamed = override(recipe, parse("--shards", "a-{0..3}.tar"))
-    assert (streamed.data.path, streamed.data.shards) == (None, ("a-{0..3}.tar",))
+    assert isinstance(streamed.data, ShardData)
+    assert streamed.data.shards == ("a-{0..3}.tar",)
     back = override(streamed, parse("--train_data_dir", "pictures"))
-    assert (back.data.path, back.data.shards) == ("pictures", None)
+    assert isinstance(back.data, TableData)
+    assert back.data.path == "pictures"
     subject = override(recipe, parse("--instance_data_dir", "me", "--instance_prompt", "a sks dog"))
     assert (subject.data.path, subject.data.caption) == ("me", "a sks dog")
 

@@ -23,7 +23,6 @@ from diffusers_mdm.training.data.subjects import (
 from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, PriorRecipe, Recipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
-from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import tiny_recipe
 
 SUBJECTS = ("black", "gray", "white")
@@ -162,7 +161,7 @@ def drawing_recipe(folder, pipeline_dir) -> Recipe:
 
 def test_missing_pictures_are_drawn_and_an_interrupted_call_is_continued(pipeline_dir, tmp_path, monkeypatch):
     one, other = tmp_path / "one", tmp_path / "other"
-    prepare_class_pictures(drawing_recipe(one, pipeline_dir), RunOptions(one), Accelerator())
+    prepare_class_pictures(drawing_recipe(one, pipeline_dir), Accelerator())
     pictures = drawn(one)
     assert list(pictures) == [f"drawn-{number:05d}.png" for number in range(5)]
     assert len(set(pictures.values())) == 5
@@ -177,17 +176,17 @@ def test_missing_pictures_are_drawn_and_an_interrupted_call_is_continued(pipelin
 
     monkeypatch.setattr(prior_preservation.os, "replace", replace_three_times)
     with pytest.raises(KeyboardInterrupt):
-        prepare_class_pictures(drawing_recipe(other, pipeline_dir), RunOptions(other), Accelerator())
+        prepare_class_pictures(drawing_recipe(other, pipeline_dir), Accelerator())
     assert len(drawn(other)) == 3
     monkeypatch.setattr(prior_preservation.os, "replace", replace)
-    prepare_class_pictures(drawing_recipe(other, pipeline_dir), RunOptions(other), Accelerator())
+    prepare_class_pictures(drawing_recipe(other, pipeline_dir), Accelerator())
     assert drawn(other) == pictures
 
 
 def test_only_the_trained_levels_are_drawn(pipeline_dir, tmp_path):
     recipe = drawing_recipe(tmp_path, pipeline_dir)
     recipe = dataclasses.replace(recipe, stages=recipe.stages[:1])
-    prepare_class_pictures(recipe, RunOptions(tmp_path), Accelerator())
+    prepare_class_pictures(recipe, Accelerator())
     assert Image.open(tmp_path / "class" / "drawn-00000.png").size == (8, 8)
 
 
@@ -195,11 +194,11 @@ def test_a_full_folder_needs_no_pipeline_and_an_empty_one_does(folder, tmp_path)
     recipe = dataclasses.replace(
         tiny_recipe(folder / "subject"), prior_preservation=PriorRecipe(str(folder / "class"), "a square", 5)
     )
-    prepare_class_pictures(recipe, RunOptions(tmp_path), Accelerator())
+    prepare_class_pictures(recipe, Accelerator())
     assert drawn(folder) == {}
     more = dataclasses.replace(recipe, prior_preservation=PriorRecipe(str(folder / "class"), "a square", 7))
     with pytest.raises(ValueError, match="lacks 2 of 7 pictures"):
-        prepare_class_pictures(more, RunOptions(tmp_path), Accelerator())
+        prepare_class_pictures(more, Accelerator())
 
 
 def test_pictures_of_the_class_are_read_as_those_of_the_subject(folder):

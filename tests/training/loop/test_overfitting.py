@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diffusers_mdm import MDMPipeline
-from diffusers_mdm.training.data.sources import load_training_rows
+from diffusers_mdm.training.data.tables.source import TableSource
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.state.run import RunOptions
@@ -20,7 +20,7 @@ from tests.training.tiny_run import RECIPES
 def test_sixteen_pictures_are_drawn_back_from_their_captions(tmp_path):
     recipe = load_recipe(RECIPES / "emoji_overfit.yaml")
     run_recipe(recipe, RunOptions(tmp_path, report_to=None, checkpointing_steps=1000))
-    rows = load_training_rows(recipe.data)
+    rows = TableSource(recipe.data).training_rows()
     files = [io.BytesIO(row["image"]["bytes"]) for row in rows]
     pictures = numpy.stack([numpy.asarray(Image.open(file).convert("RGB")) for file in files]) / 255
     captions = [row["text"] for row in rows]

@@ -9,8 +9,9 @@ process takes every W-th of their samples. An epoch of a process is all of its s
 from (seed, process, epoch), their samples one after the other, cut into blocks of `shuffle_buffer` that are shuffled
 as a whole. The numbers of places are those of every other data set, but what stands at a place depends on W.
 
-The reader is our own, on tarfile. That of `datasets` gives up at the first broken file and cannot go on in the middle,
-and the webdataset library decodes some file types with pickle; neither can count samples without reading them.
+The reader is our own, on tarfile, for one reason: a run that was stopped goes on with exactly the samples that it
+would have seen, at once. A streamed data set of `datasets` can be resumed (`state_dict`), but the samples in its
+shuffle buffer are lost; the webdataset library has no place to go on from; and both read all that they pass over.
 """
 
 from collections.abc import Iterator, Sequence

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import datasets
 import pyarrow  # type: ignore[import-untyped]
 
-from ...recipe.data import DataRecipe
+from ...recipe.data import TableData
 from ..file_kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES, suffix_of, without_suffix
 from ..local_files import read_file
 from ..skip_budget import UnusableSampleError
@@ -57,7 +57,7 @@ class CaptionedFolder:
     left_out: LeftOut
 
 
-def read_captioned_folder(listing: Listing, recipe: DataRecipe) -> CaptionedFolder | None:
+def read_captioned_folder(listing: Listing, recipe: TableData) -> CaptionedFolder | None:
     """The pictures, or with `video_column` the clips, of a folder; None if it has none.
 
     Raises:
@@ -95,7 +95,7 @@ def _recorded(listing: Listing, records: Iterable[Record], left_out: LeftOut) ->
     return samples
 
 
-def _unrecorded(listing: Listing, recipe: DataRecipe, known: set[str], texts: Mapping[str, str]) -> list[str]:
+def _unrecorded(listing: Listing, recipe: TableData, known: set[str], texts: Mapping[str, str]) -> list[str]:
     """The pictures or clips that no record names."""
     if recipe.video_column is None:
         return [name for name in listing.files if name not in known and suffix_of(name) in PICTURE_SUFFIXES]
@@ -174,7 +174,7 @@ class FolderName(str):
 
 
 def _as_tables(
-    samples: Sequence[Found], splits: Mapping[str, Sequence[str]], recipe: DataRecipe
+    samples: Sequence[Found], splits: Mapping[str, Sequence[str]], recipe: TableData
 ) -> dict[str, datasets.Dataset]:
     columns = {key: [values.get(key) for _, values, _ in samples] for _, values, _ in samples for key in values}
     columns.pop(recipe.media_column, None)

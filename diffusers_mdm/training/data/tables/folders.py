@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from ...recipe.data import DataRecipe
+from ...recipe.data import TableData
 from .captioned_folder import read_captioned_folder
 from .listing import LeftOut, list_folder
 from .parquet_files import count_rows, load_parquet, other_files, parquet_splits
@@ -37,7 +37,7 @@ class DataFolder:
         return [f"found {sum(self.counts.values()):,} {self.kind}: {found}", *describe_left_out(self.left_out)]
 
 
-def open_folder(path: Path, recipe: DataRecipe) -> DataFolder | None:
+def open_folder(path: Path, recipe: TableData) -> DataFolder | None:
     """The folder of parquet, picture or clip files at `path`; None if it holds none of these.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from ...recipe.data import DataRecipe
+from ...recipe.data import TableData
 from ..local_files import AllowedFolders
 from ..reading import Request
 from ..samples import Sample, class_of
@@ -21,16 +21,14 @@ from .hub import load_with_datasets, reasons_of_datasets
 CAPTIONS_AT_A_TIME = 10_000
 
 
-def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
+def load_captioned_split(recipe: TableData, split: str) -> datasets.Dataset:
     """Open one split and check the columns that training reads; what is in them stays encoded until it is needed.
 
     Raises:
         ValueError: if the data set, the split or a column does not exist, is broken or has the wrong type; the
             message lists what there is.
     """
-    if recipe.path is None:
-        raise ValueError("`data.path` is not set: shards are read as a stream, without splits and columns.")
-    rows = _open_split(recipe, recipe.path, split)
+    rows = _open_split(recipe, split)
     _check_column(rows, recipe, recipe.media_column)
     if recipe.caption is None:
         _check_column(rows, recipe, recipe.caption_column)
@@ -45,7 +43,8 @@ def load_captioned_split(recipe: DataRecipe, split: str) -> datasets.Dataset:
     return _with_encoded_pictures(rows, recipe, recipe.image_column)
 
 
-def _open_split(recipe: DataRecipe, path: str, split: str) -> datasets.Dataset:
+def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
+    path = recipe.path
     folder = open_folder(Path(path), recipe) if Path(path).is_dir() else None
     if folder is not None:
         if split not in folder.counts:
@@ -66,7 +65,7 @@ def _open_split(recipe: DataRecipe, path: str, split: str) -> datasets.Dataset:
     return splits[split]
 
 
-def _with_encoded_pictures(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> datasets.Dataset:
+def _with_encoded_pictures(rows: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
     """The rows with a column of pictures that gives `{"bytes", "path"}`."""
     feature = rows.features[column]
     is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
@@ -76,11 +75,11 @@ def _with_encoded_pictures(rows: datasets.Dataset, recipe: DataRecipe, column: s
             f"Column {column!r} of {recipe.path} must hold pictures, as Image, the bytes of their files (binary) or "
             f"their paths (string); it holds {feature}."
         )
-    with reasons_of_datasets(str(recipe.path)):
+    with reasons_of_datasets(recipe.path):
         return rows.cast_column(column, datasets.Image(decode=False))
 
 
-def _with_encoded_clips(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> datasets.Dataset:
+def _with_encoded_clips(rows: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
     """The rows with a column of clips that gives bytes, or `{"bytes", "path"}`."""
     feature = rows.features[column]
     if isinstance(feature, datasets.Video):
@@ -97,15 +96,7 @@ def _with_encoded_clips(rows: datasets.Dataset, recipe: DataRecipe, column: str)
     return rows
 
 
-def load_training_rows(recipe: DataRecipe) -> datasets.Dataset:
-    """The training split, or the first `max_train_samples` rows of it."""
-    rows = load_captioned_split(recipe, recipe.train_split)
-    if recipe.max_train_samples is None:
-        return rows
-    return rows.select(range(min(recipe.max_train_samples, len(rows))))
-
-
-def _check_column(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> None:
+def _check_column(rows: datasets.Dataset, recipe: TableData, column: str) -> None:
     if column in rows.column_names:
         return
     hint = ""
@@ -123,7 +114,7 @@ def _check_column(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> No
     raise ValueError(f"{recipe.path} has no column {column!r}; it has {', '.join(rows.column_names)}.{hint}")
 
 
-def _check_captions(rows: datasets.Dataset, recipe: DataRecipe) -> None:
+def _check_captions(rows: datasets.Dataset, recipe: TableData) -> None:
     feature = rows.features[recipe.caption_column]
     feature = getattr(feature, "feature", feature)  # of a list's entries
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
@@ -133,7 +124,7 @@ def _check_captions(rows: datasets.Dataset, recipe: DataRecipe) -> None:
         )
 
 
-def _check_labels(rows: datasets.Dataset, recipe: DataRecipe, column: str) -> None:
+def _check_labels(rows: datasets.Dataset, recipe: TableData, column: str) -> None:
     numbered = [name for name, feature in rows.features.items() if _holds_whole_numbers(feature)]
     if column not in numbered:
         raise ValueError(
@@ -156,9 +147,9 @@ class DatasetRows:
         extra_columns: further ones that are handed on, where they exist (micro-conditions).
     """
 
-    def __init__(self, rows: datasets.Dataset, recipe: DataRecipe, name: str, extra_columns: Sequence[str] = ()):
+    def __init__(self, rows: datasets.Dataset, recipe: TableData, name: str, extra_columns: Sequence[str] = ()):
         self.recipe, self.split = recipe, name
-        path = Path(str(recipe.path))
+        path = Path(recipe.path)
         self.allowed = AllowedFolders.of_folder(path) if path.is_dir() else AllowedFolders.of_hub()
         self.extra_columns = [column for column in extra_columns if column in rows.column_names]
         wanted = {recipe.media_column, *self.extra_columns}
@@ -218,7 +209,7 @@ def encoded_file(cell: Any, allowed: AllowedFolders, kind: str = "picture") -> b
     return allowed.find(cell["path"])
 
 
-def captions_of(values: dict[str, Any], recipe: DataRecipe) -> str | list[str]:
+def captions_of(values: dict[str, Any], recipe: TableData) -> str | list[str]:
     """A record's caption or captions, cleaned; none at all is an empty caption.
 
     Raises:
@@ -232,7 +223,7 @@ def captions_of(values: dict[str, Any], recipe: DataRecipe) -> str | list[str]:
         raise UnusableSampleError(str(error)) from error
 
 
-def iterate_captions(rows: datasets.Dataset, recipe: DataRecipe) -> Iterator[str]:
+def iterate_captions(rows: datasets.Dataset, recipe: TableData) -> Iterator[str]:
     """All captions of a split in order, those of a list one after the other; what is no text is passed over."""
     if recipe.caption is not None:
         yield clean_caption(recipe.caption)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffusers_mdm.training.data.skip_budget import SkipBudget
-from diffusers_mdm.training.data.sources import describe_data, open_training_images, training_captions
+from diffusers_mdm.training.data.sources import open_source, open_training_images, training_captions
 from diffusers_mdm.training.data.tables.splits import DatasetRows, load_captioned_split
 from diffusers_mdm.training.recipe.data import DataRecipe
 
@@ -41,7 +41,7 @@ def test_texts_beside_pictures_are_their_captions(tmp_path):
     (tmp_path / "b.jpg.txt").write_text("a dog")
     (tmp_path / "sub" / "c.d.txt").write_text("a café", encoding="utf-8")
     assert captions_of(tmp_path) == ["a cat", "a dog", "a café"]
-    described = "\n".join(describe_data(DataRecipe(path=str(tmp_path))))
+    described = "\n".join(open_source(DataRecipe(path=str(tmp_path))).describe())
     assert "found 3 pictures: 3 in train" in described
     assert "left out 1: no caption (silent.png)" in described
 
@@ -54,7 +54,7 @@ def test_captions_of_metadata_and_of_texts_go_together(tmp_path):
     assert captions_of(tmp_path) == ["from metadata", "from a text"]
     assert captions_of(tmp_path, caption="one for all") == ["one for all"]
     assert len(load_captioned_split(DataRecipe(path=str(tmp_path), caption="one for all"), "train")) == 2
-    assert "(notes.docx)" in describe_data(DataRecipe(path=str(tmp_path)))[-1]
+    assert "(notes.docx)" in open_source(DataRecipe(path=str(tmp_path))).describe()[-1]
 
 
 def test_a_folder_without_captions_says_how_it_gets_some(tmp_path):
@@ -69,7 +69,7 @@ def test_texts_that_are_no_utf8_or_endless_are_left_out_by_name(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"x" * (2**20 + 1))
     (tmp_path / "c.txt").write_bytes(b"x" * 2**20)
     assert [len(caption) for caption in captions_of(tmp_path)] == [16384]
-    described = "\n".join(describe_data(DataRecipe(path=str(tmp_path))))
+    described = "\n".join(open_source(DataRecipe(path=str(tmp_path))).describe())
     assert "no caption (a.png, b.png)" in described
     assert all(name in described for name in ("UTF-8", "larger than 1 MiB"))
 
@@ -105,7 +105,7 @@ def test_pictures_that_records_name_and_nobody_has_are_counted(tmp_path):
     (tmp_path / "b.png").unlink()
     recipe = DataRecipe(path=str(tmp_path))
     assert captions_of(tmp_path) == ["a"]
-    assert "not there (b.png (" in describe_data(recipe)[-1]
+    assert "not there (b.png (" in open_source(recipe).describe()[-1]
 
 
 def test_a_folder_of_links_that_lead_elsewhere_is_an_error(tmp_path):

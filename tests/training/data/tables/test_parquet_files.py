@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
-from diffusers_mdm.training.data.sources import describe_data, open_training_images
+from diffusers_mdm.training.data.sources import open_source, open_training_images
 from diffusers_mdm.training.data.tables.listing import list_folder
 from diffusers_mdm.training.data.tables.parquet_files import parquet_splits
 from diffusers_mdm.training.data.tables.splits import DatasetRows, load_captioned_split
@@ -85,7 +85,7 @@ def test_what_stands_beside_the_tables_is_named(tmp_path):
     folder = table(tmp_path / "train.parquet")
     table(tmp_path / "test.parquet")
     (folder / "0.png").write_bytes(png())
-    lines = describe_data(DataRecipe(path=str(folder)))
+    lines = open_source(DataRecipe(path=str(folder))).describe()
     assert "found 4 rows of parquet files: 2 in test, 2 in train" in lines[0]
     assert "0.png" in lines[1]
 

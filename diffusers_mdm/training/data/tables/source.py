@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder or a data set of the Hub as what is trained on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+
+from ...recipe.data import TableData
+from ..numbered import CaptionedImages, ShuffledImages
+from ..samples import SampleDecoder
+from ..skip_budget import SkipBudget
+from ..text.features import TextEmbeddings
+from .folders import open_folder
+from .splits import DatasetRows, iterate_captions, load_captioned_split
+
+
+class TableSource:
+    """The splits that a recipe names; see `DataSource`.
+
+    Args:
+        recipe: the folder or data set, and its splits and columns.
+    """
+
+    def __init__(self, recipe: TableData):
+        self.recipe = recipe
+
+    def training_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> ShuffledImages:
+        """The training split, in an order drawn anew in every epoch."""
+        return ShuffledImages(self._images(self.training_rows(), self.recipe.train_split, decoder, embeddings))
+
+    def held_out_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> CaptionedImages | None:
+        """The validation split, if there is one."""
+        split = self.recipe.validation_split
+        if split is None:
+            return None
+        return self._images(load_captioned_split(self.recipe, split), split, decoder, embeddings)
+
+    def _images(
+        self, rows: datasets.Dataset, split: str, decoder: SampleDecoder, embeddings: TextEmbeddings | None
+    ) -> CaptionedImages:
+        if embeddings is not None:
+            embeddings.check_captions(iterate_captions(rows, self.recipe))
+        source = DatasetRows(rows, self.recipe, split, list(decoder.micro_conditioning))
+        return CaptionedImages(source, decoder, SkipBudget(self.recipe.max_skipped_images), embeddings)
+
+    def training_rows(self) -> datasets.Dataset:
+        """The training split, or the first `max_train_samples` records of it."""
+        rows = load_captioned_split(self.recipe, self.recipe.train_split)
+        limit = self.recipe.max_train_samples
+        return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+    def training_captions(self) -> Iterator[str]:
+        """The captions of the training split."""
+        return iterate_captions(self.training_rows(), self.recipe)
+
+    def held_out_captions(self) -> Iterator[str]:
+        """The captions of the validation split, if there is one."""
+        split = self.recipe.validation_split
+        return iter(()) if split is None else iterate_captions(load_captioned_split(self.recipe, split), self.recipe)
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names in a `ClassLabel` column; columns of numbers have none."""
+        column = self.recipe.label_column
+        if column is None:
+            return ()
+        feature = load_captioned_split(self.recipe, self.recipe.train_split).features[column]
+        return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+
+    def num_samples(self) -> int:
+        """The records of the training split, up to the limit."""
+        return len(self.training_rows())
+
+    def describe(self) -> list[str]:
+        """The splits of a folder of this machine, and what in it is left out; data sets of the Hub are not opened."""
+        path = Path(self.recipe.path)
+        folder = open_folder(path, self.recipe) if path.is_dir() else None
+        if folder is None:
+            return [f"{path}: a data set that is opened when training starts"]
+        found, *left_out = folder.describe()
+        return [f"{path}: {found}", *left_out]

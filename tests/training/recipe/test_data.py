@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each kind of data has its own fields; what was written before there were kinds is still read."""
+
+import dataclasses
+
+import pytest
+
+from diffusers_mdm.training.recipe.data import DATA_KINDS, DataRecipe, ShardData, TableData
+from diffusers_mdm.training.recipe.fields import read_fields
+
+# What `recipe.json` held before there were kinds: all fields of both.
+EARLIER = {
+    "path": None,
+    "shards": None,
+    "config_name": None,
+    "train_split": "train",
+    "validation_split": None,
+    "validation_shards": None,
+    "image_column": "image",
+    "max_train_samples": None,
+    "shuffle_buffer": 1000,
+    "center_crop": False,
+}
+
+
+def test_the_place_tells_the_kind():
+    assert DataRecipe(path="pictures") == TableData(path="pictures")
+    assert DataRecipe(shards=("0.tar",), shuffle_buffer=5) == ShardData(shards=("0.tar",), shuffle_buffer=5)
+    assert len({kind.place for kind in DATA_KINDS}) == len(DATA_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"path": "pictures", "max_train_samples": 7},
+            TableData(path="pictures", max_train_samples=7, center_crop=False),
+        ),
+        (
+            {"shards": ["0.tar"], "shuffle_buffer": 9},
+            ShardData(shards=("0.tar",), shuffle_buffer=9, center_crop=False),
+        ),
+    ],
+)
+def test_recipes_that_people_wrote_before_still_load(fields, expected):
+    assert read_fields(DataRecipe, {**EARLIER, **fields}, "data") == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "`data` cannot be read: give either `path` .* or `shards`"),
+        ({"path": "a", "shards": ["b"]}, "give either `path`"),
+        ({"path": "a", "shuffle_buffer": 5}, "`shuffle_buffer` goes with `shards`, not with `path`: leave it out"),
+        ({"path": "a", "validation_shards": ["b"]}, "goes with `shards`.*: name a `validation_split`"),
+        ({"shards": ["a"], "max_train_samples": 5}, "goes with `path`, not with `shards`: name fewer shards"),
+        ({"shards": ["a"], "validation_split": "x"}, "name others as `validation_shards`"),
+        (
+            {"path": "a", "caption_colum": "b"},
+            r"`data\.caption_colum` is not a known field; did you mean `caption_column`",
+        ),
+    ],
+)
+def test_fields_of_another_kind_say_where_they_belong(fields, message):
+    with pytest.raises(ValueError, match=message):
+        read_fields(DataRecipe, fields, "data")
+
+
+def test_another_place_makes_data_of_its_kind_and_keeps_what_all_kinds_have():
+    table = TableData(path="a", max_train_samples=3, center_crop=False, caption="one")
+    streamed = table.with_fields(shards=("0.tar",))
+    assert streamed == ShardData(shards=("0.tar",), center_crop=False, caption="one")
+    assert streamed.with_fields(path="b", shards=None) == TableData(path="b", center_crop=False, caption="one")
+    assert table.with_fields(path="b").max_train_samples == 3
+    with pytest.raises(ValueError, match="name fewer shards"):
+        streamed.with_fields(max_train_samples=5)
+
+
+def test_names_of_places_move_and_nothing_else():
+    def move(name: str) -> str:
+        return f"../{name}"
+
+    for data in (
+        TableData(path="a", embeddings_dir="e"),
+        ShardData(shards=("a", "b"), validation_shards=("c",), embeddings_dir="e"),
+    ):
+        moved = data.relocated(move, move)
+        different = {name for name, value in dataclasses.asdict(data).items() if getattr(moved, name) != value}
+        assert different == {data.place, "embeddings_dir"} | ({"validation_shards"} & dataclasses.asdict(data).keys())
+        assert moved.origin().names == tuple(map(move, data.origin().names))
