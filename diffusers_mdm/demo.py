@@ -18,17 +18,24 @@ from PIL import Image
 from .pipelines.picture_grid import make_grid, size_name
 from .pipelines.pipeline_mdm import MDMPipeline
 
-# Four drawing styles; the last two name a concept in a style in which the demo model never saw it.
+# Two of each of the four drawing styles; things that the demo model draws well.
 DEFAULT_PROMPTS = (
     "strawberry, 3d render",
     "red heart, flat icon",
     "fox, twemoji style",
-    "snowman, noto style",
-    "rainbow, 3d render",
-    "crescent moon, flat icon",
-    "sunflower, twemoji style",
-    "pizza, noto style",
+    "tomato, noto style",
+    "cherries, 3d render",
+    "red apple, flat icon",
+    "evergreen tree, twemoji style",
+    "cat face, noto style",
 )
+
+
+def best_device() -> str:
+    """The accelerator that PyTorch finds on this machine, else "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def split_prompts(text: str) -> list[str]:
@@ -65,7 +72,7 @@ def draw_pyramid(
     pipeline: MDMPipeline,
     prompts: Sequence[str],
     seed: int = 0,
-    num_inference_steps: int = 25,
+    num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
 ) -> list[list[Image.Image]]:
     """Draw one picture for each prompt and return every level of it.
@@ -74,22 +81,21 @@ def draw_pyramid(
         pipeline: the loaded pipeline.
         prompts: one text for each picture.
         seed: picture i starts from the noise of `seed + i`, so that it does not depend on the other prompts.
-        num_inference_steps: steps of the sampler.
-        guidance_scale: strength of the guidance; `None` leaves the pipeline's own.
+        num_inference_steps: steps of the sampler; None takes what the model's folder says.
+        guidance_scale: strength of the guidance; None takes what the model's folder says.
 
     Returns:
         For each level, innermost first, the pictures in the order of the prompts.
     """
     generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
-    options: dict[str, Any] = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     drawn = pipeline(
         list(prompts),
         num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
         generator=generators,
         output_type="pil",
         output_pyramid=True,
         return_dict=False,
-        **options,
     )
     return cast(tuple[Any, list[list[Image.Image]]], drawn)[1]
 
@@ -97,16 +103,19 @@ def draw_pyramid(
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m diffusers_mdm.demo", description="Draw a grid of pictures.")
-    parser.add_argument("--model", default="model_cards/mdm-emoji-64", help="folder of a saved pipeline")
-    parser.add_argument("--prompts", default=";".join(DEFAULT_PROMPTS), help="prompts, separated by semicolons")
-    parser.add_argument("--output", default="demo.png", help="the picture to write")
-    parser.add_argument("--seed", type=int, default=0, help="picture i starts from the noise of seed + i")
-    parser.add_argument("--num_inference_steps", type=int, default=25, help="steps of the sampler")
-    parser.add_argument("--guidance_scale", type=float, default=3.0, help="strength of the guidance (default 3)")
     parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, mps (default: %(default)s)",
+        "--model", metavar="FOLDER", default="model_cards/mdm-emoji-64", help="folder of a saved pipeline"
+    )
+    parser.add_argument(
+        "--prompts", metavar="TEXTS", default=";".join(DEFAULT_PROMPTS), help="prompts, separated by semicolons"
+    )
+    parser.add_argument("--output", metavar="FILE", default="demo.png", help="the picture to write")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="picture i starts from the noise of seed + i")
+    own = "what the model's folder says"
+    parser.add_argument("--num_inference_steps", metavar="N", type=int, help=f"steps of the sampler (default: {own})")
+    parser.add_argument("--guidance_scale", metavar="W", type=float, help=f"strength of the guidance (default: {own})")
+    parser.add_argument(
+        "--device", metavar="DEVICE", default=best_device(), help="cpu, cuda, mps (default: %(default)s)"
     )
     return parser.parse_args(args)
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The demo draws a labelled grid with a saved pipeline, at the settings of its folder."""
+
 import pytest
 import torch
 from PIL import Image
 
-from diffusers_mdm import demo
+from diffusers_mdm import MDMPipeline, demo
 from diffusers_mdm.pipelines.picture_grid import MIN_CELL
 from tests.pipelines.conftest import make_pipeline
 
@@ -41,6 +43,20 @@ def test_half_precision_weights_are_drawn_in_float32(tmp_path):
     make_pipeline().to(torch.float16).save_pretrained(tmp_path)
     pipeline = demo.load_pipeline(tmp_path)
     assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+
+
+def test_the_demo_runs_on_the_accelerator_that_there_is(monkeypatch):
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=cuda: found)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda found=mps: found)
+        assert demo.parse_args([]).device == expected
+
+
+def test_settings_are_those_of_the_folder_unless_asked_for():
+    assert demo.parse_args([]).num_inference_steps is demo.parse_args([]).guidance_scale is None
+    pipeline = MDMPipeline(**make_pipeline().components, drawing_defaults={"num_inference_steps": 2})
+    demo.draw_pyramid(pipeline, ["dog"])
+    assert pipeline.num_timesteps == 2
 
 
 def test_command_writes_the_grid_and_says_where(model_folder, tmp_path, capsys):

@@ -221,7 +221,8 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             if getattr(self, name) is None:
                 raise ValueError(f"This pipeline has no `{name}`, so it cannot draw; load it with one.")
         check_latent_space(self.vae, self.unet.config.in_channels, request.output_type)
-        fill_in(request, self.config.get("drawing_defaults"), self._published_defaults, self._defaults_prefix)
+        folder = self.config.get("drawing_defaults")
+        fill_in(request, self.scheduler, folder, self._published_defaults, self._defaults_prefix)
         checks.check_callback_names(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self.resolve_size(request)
         counts = self.count_conditions(request)

@@ -32,8 +32,8 @@ class MDMPipeline(MDMPipelineBase):
             `clip_sample=False`). All sizes in pixels are then those of decoded pictures; the noise and samples of
             `latents`, callbacks and `output_type="latent"` are latents of unit variance. None for a model of pixels.
         drawing_defaults: settings that suit the model, saved with it, for calls that leave them open: any of
-            `num_inference_steps` and `guidance_scale`, and, where `MDMUpscalePipeline` needs others, the same with
-            `upscale_` before them.
+            `num_inference_steps`, `guidance_scale` and `num_resampling_steps`, and, where `MDMUpscalePipeline` needs
+            others, the same and `eta` with `upscale_` before them.
 
     Each component may be None as nothing asks for it: with prompt embeddings no text encoder is needed, and
     `encode_prompt` needs nothing else.

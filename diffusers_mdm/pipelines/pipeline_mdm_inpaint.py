@@ -66,7 +66,7 @@ class MDMInpaintPipeline(ClassPipelineBase):
         guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
-        num_resampling_steps: int = 1,
+        num_resampling_steps: int | None = None,
         jump_length: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -111,7 +111,8 @@ class MDMInpaintPipeline(ClassPipelineBase):
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_images_per_prompt: pictures of each prompt, or of each given picture.
             num_resampling_steps: how often each stretch of `jump_length` steps is gone through, with noise put back in
-                between (RePaint, arXiv:2201.09865); each costs as much time again, for more harmony at the border.
+                between (RePaint, arXiv:2201.09865); each costs as much time again, for more harmony at the border. By
+                default what the pipeline's folder says, else 1.
             jump_length: steps of such a stretch.
             eta: 0 for DDIM to 1 for ancestral sampling.
             generator: one, or one a picture: the same seed then gives the same picture in any batch.

@@ -12,7 +12,7 @@ from diffusers.utils import logging
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.consistency import make_consistent
-from diffusers_mdm.pipelines.drawing.folder_defaults import UPSCALE_PREFIX
+from diffusers_mdm.pipelines.drawing.folder_defaults import UPSCALE_DEFAULTS, UPSCALE_PREFIX
 from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, picture_size, read_pictures
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
@@ -50,6 +50,7 @@ class MDMUpscalePipeline(ClassPipelineBase):
         drawing_defaults: settings that suit the model, see `MDMPipeline`.
     """
 
+    _published_defaults = UPSCALE_DEFAULTS
     _defaults_prefix = UPSCALE_PREFIX
 
     def resolve_size(self, request: Request) -> None:
@@ -103,10 +104,10 @@ class MDMUpscalePipeline(ClassPipelineBase):
         guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
-        num_resampling_steps: int = 1,
+        num_resampling_steps: int | None = None,
         jump_length: int = 1,
         exact_consistency: bool = False,
-        eta: float = 0.0,
+        eta: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Sample | None = None,
         prompt_embeds: torch.Tensor | None = None,
@@ -154,10 +155,11 @@ class MDMUpscalePipeline(ClassPipelineBase):
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_images_per_prompt: pictures of each prompt, or of each given picture.
             num_resampling_steps: how often each stretch of `jump_length` steps is gone through, with noise put back in
-                between (RePaint); each costs as much time again, for more harmony between the levels.
+                between (RePaint); each costs as much time again, for more harmony between the levels. By
+                default what the pipeline's folder says, else 1.
             jump_length: steps of such a stretch.
             exact_consistency: return the nearest pictures whose averages are exactly the given ones.
-            eta: 0 for DDIM to 1 for ancestral sampling.
+            eta: 0 for DDIM to 1 for ancestral sampling. By default what the pipeline's folder says, else 0.
             generator: one, or one a picture: the same seed then gives the same picture in any batch.
             latents: noise N(0, 1) for every level, innermost first; the known levels take theirs from it too.
             prompt_embeds: `(B, L, width)` from `encode_prompt`, in place of `prompt`.

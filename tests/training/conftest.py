@@ -4,6 +4,7 @@
 import datasets
 import pytest
 
+from diffusers_mdm import MDMPipeline
 from tests.pipelines.tiny_pipeline import make_pipeline
 from tests.training.tiny_clips import write_clips
 from tests.training.tiny_run import write_pictures
@@ -23,7 +24,7 @@ def clips_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pipeline_dir(tmp_path_factory):
-    """A saved pipeline of 8 and 16 pixels."""
+    """A saved pipeline of 8 and 16 pixels, which says how it is to be drawn from."""
     folder = tmp_path_factory.mktemp("saved") / "tiny-dolls"
-    make_pipeline().save_pretrained(folder)
+    MDMPipeline(**make_pipeline().components, drawing_defaults={"guidance_scale": 2.0}).save_pretrained(folder)
     return folder

@@ -3,7 +3,7 @@
 
 A small model trained for an hour wants other guidance than the published ones. Its folder says so in
 `model_index.json`: `"drawing_defaults": {"num_inference_steps": 25, "guidance_scale": 3.0}`. Names that begin with
-`upscale_` are those of `MDMUpscalePipeline`, which otherwise takes the same.
+`upscale_` are for `MDMUpscalePipeline` alone, which otherwise takes the same.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 from diffusers_mdm.pipelines.drawing.request import Request, check_argument, describe
 
 # Arguments of `__call__` that a folder may set, with the values for folders that say nothing, as in diffusers.
-PUBLISHED_DEFAULTS: Mapping[str, Any] = {"num_inference_steps": 50, "guidance_scale": 7.5}
+PUBLISHED_DEFAULTS: Mapping[str, Any] = {"num_inference_steps": 50, "guidance_scale": 7.5, "num_resampling_steps": 1}
+UPSCALE_DEFAULTS: Mapping[str, Any] = {**PUBLISHED_DEFAULTS, "eta": 0.0}
 UPSCALE_PREFIX = "upscale_"
+_KNOWN = (*PUBLISHED_DEFAULTS, *(UPSCALE_PREFIX + name for name in UPSCALE_DEFAULTS))
 
 
 def check_defaults(defaults: Any) -> dict[str, Any] | None:
@@ -35,21 +37,22 @@ def check_defaults(defaults: Any) -> dict[str, Any] | None:
         )
     checked = {}
     for name, value in defaults.items():
-        argument = str(name).removeprefix(UPSCALE_PREFIX)
-        if argument not in PUBLISHED_DEFAULTS:
-            known = [prefix + known for known in PUBLISHED_DEFAULTS for prefix in ("", UPSCALE_PREFIX)]
-            raise ValueError(f"`drawing_defaults` has {name!r}; it can have {', '.join(known)}.")
+        if name not in _KNOWN:
+            raise ValueError(f"`drawing_defaults` has {name!r}; it can have {', '.join(_KNOWN)}.")
         if value is None:
             raise ValueError(f"`drawing_defaults` has None for {name!r}; leave it out, or give a value.")
-        checked[name] = check_argument(argument, value)
+        checked[name] = check_argument(name.removeprefix(UPSCALE_PREFIX), value)
     return checked or None
 
 
-def fill_in(request: Request, folder: Mapping[str, Any] | None, published: Mapping[str, Any], prefix: str) -> None:
+def fill_in(
+    request: Request, scheduler: Any, folder: Mapping[str, Any] | None, published: Mapping[str, Any], prefix: str
+) -> None:
     """Give the arguments that a call left open their values.
 
     Args:
         request: the arguments of the call.
+        scheduler: of the pipeline; one that injects no noise leaves no choice of `eta`.
         folder: the settings of the pipeline's folder, None for none.
         published: the values where the folder says nothing.
         prefix: of the settings that belong to the pipeline's task alone, "" for none.
@@ -57,4 +60,6 @@ def fill_in(request: Request, folder: Mapping[str, Any] | None, published: Mappi
     own = folder or {}
     for name, value in published.items():
         if getattr(request, name) is None:
-            setattr(request, name, own.get(prefix + name, own.get(name, value)))
+            chosen = own.get(prefix + name, own.get(name, value))
+            is_refused = name == "eta" and scheduler.config.get("algorithm") == "dpmsolver++"
+            setattr(request, name, value if is_refused else chosen)

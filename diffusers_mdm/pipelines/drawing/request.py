@@ -25,7 +25,7 @@ COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per
 MAX_RESAMPLING_STEPS = 10_000  # more would only be a typing error that draws for days
 MAX_IMAGES = 2**16  # in one call; no device holds that many
 # Arguments that a call may leave open with None, see `folder_defaults`.
-LEFT_OPEN = ("num_inference_steps", "guidance_scale")
+LEFT_OPEN = ("num_inference_steps", "guidance_scale", "num_resampling_steps")
 _LONGEST_SHOWN = 80  # characters of a wrong value in an error message
 
 

@@ -234,6 +234,7 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
     text_encoder, tokenizer = (pipeline.text_encoder, pipeline.tokenizer) if own_encoder else open_text_encoder(recipe)
     scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **recipe.scheduler)
     run = Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
+    run.drawing_defaults = pipeline.config.get("drawing_defaults")
     if num_class_embeds(recipe) is not None:
         run.id2label = keep_class_names(pipeline.id2label, find_class_names(recipe))
     return run

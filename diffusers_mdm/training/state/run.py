@@ -75,6 +75,7 @@ class Run:
     vae: AutoencoderKL | None = None  # frozen, of a model of latents
     shift_power: float = 1.0  # of stages that do not set their own
     id2label: dict[int, str] = field(default_factory=dict)  # names of the classes, for models that have them
+    drawing_defaults: dict[str, Any] | None = None  # of the pipeline that the run starts from
     progress: Progress = field(default_factory=Progress)
     start: Start | None = None  # the checkpoint that this process goes on from
     history: History | None = None
@@ -116,5 +117,6 @@ class Run:
             unet=self.unet,
             scheduler=self.scheduler,
             vae=self.vae,
+            drawing_defaults=self.drawing_defaults,
             **cast(Any, names),
         )

@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from diffusers_mdm import MDMClassConditionalPipeline, MDMImg2ImgPipeline, MDMPipeline, MDMUpscalePipeline
-from diffusers_mdm.pipelines.drawing.folder_defaults import PUBLISHED_DEFAULTS, check_defaults, fill_in
+from diffusers_mdm.pipelines.drawing.folder_defaults import (
+    PUBLISHED_DEFAULTS,
+    UPSCALE_DEFAULTS,
+    check_defaults,
+    fill_in,
+)
 from diffusers_mdm.pipelines.drawing.request import Request
-from tests.pipelines.tiny_pipeline import make_pipeline, seed
+from tests.pipelines.tiny_pipeline import make_pipeline, make_scheduler, seed
 
 OWN = {"num_inference_steps": 3, "guidance_scale": 2.0, "upscale_guidance_scale": 1.5}
 
@@ -46,7 +51,7 @@ def test_folders_that_say_nothing_draw_as_published(tmp_path):
     assert "drawing_defaults" not in (tmp_path / "model_index.json").read_text()
     assert drawn_with(MDMPipeline.from_pretrained(tmp_path)) == (50, 7.5)
     assert drawn_with(with_defaults({"num_inference_steps": 2})) == (2, 7.5)
-    assert MDMClassConditionalPipeline._published_defaults == {"num_inference_steps": 50, "guidance_scale": 4.0}
+    assert MDMClassConditionalPipeline._published_defaults == {**PUBLISHED_DEFAULTS, "guidance_scale": 4.0}
 
 
 def test_other_pipelines_take_them_over_and_upscaling_its_own():
@@ -60,15 +65,22 @@ def test_other_pipelines_take_them_over_and_upscaling_its_own():
 
 def test_only_what_was_left_open_is_filled_in():
     request = Request(num_inference_steps=7)
-    fill_in(request, None, PUBLISHED_DEFAULTS, "upscale_")
-    assert (request.num_inference_steps, request.guidance_scale) == (7, 7.5)
+    fill_in(request, make_scheduler(), None, PUBLISHED_DEFAULTS, "upscale_")
+    assert (request.num_inference_steps, request.guidance_scale, request.num_resampling_steps) == (7, 7.5, 1)
+
+
+@pytest.mark.parametrize(("algorithm", "expected"), [("ddim", 1.0), ("dpmsolver++", 0.0)])
+def test_a_solver_without_noise_is_not_asked_for_any(algorithm, expected):
+    request = Request(eta=None)
+    fill_in(request, make_scheduler(algorithm=algorithm), {"upscale_eta": 1.0}, UPSCALE_DEFAULTS, "upscale_")
+    assert request.eta == expected
 
 
 @pytest.mark.parametrize(
     ("defaults", "message"),
     [
         ([1], "has to be a dict such as"),
-        ({"steps": 3}, "has 'steps'; it can have num_inference_steps, upscale_num_inference_steps, guidance_scale"),
+        ({"steps": 3}, "has 'steps'; it can have num_inference_steps, guidance_scale, num_resampling_steps, upscale_"),
         ({"num_inference_steps": 0}, "`num_inference_steps` has to be"),
         ({"upscale_guidance_scale": float("nan")}, "`guidance_scale` has to be a finite number"),
         ({"guidance_scale": None}, "has None for 'guidance_scale'"),

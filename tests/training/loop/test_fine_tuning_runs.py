@@ -55,6 +55,7 @@ def test_a_saved_pipeline_learns_as_a_whole(train, pipeline_dir, pictures_dir):
     assert equal(encoder_weights(pipeline_dir), encoder_weights(output_dir))
     pipeline = MDMPipeline.from_pretrained(output_dir)
     assert pipeline.unet.sample_sizes == (8, 16)
+    assert pipeline.config["drawing_defaults"] == {"guidance_scale": 2.0}
     assert not torch.equal(draw(pipeline), draw(MDMPipeline.from_pretrained(pipeline_dir)))
     train("--train_data_dir", pictures_dir, "--learning_rate", "1e-3")  # repeated: there is nothing left to do
     assert equal(unet_weights(output_dir), after)
