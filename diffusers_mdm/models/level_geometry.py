@@ -18,6 +18,11 @@ def side_ratios(rows: Sequence[LevelConfig]) -> tuple[int, ...]:
     return tuple(ratios)
 
 
+def level_sides(sample_size: int, rows: Sequence[LevelConfig]) -> tuple[int, ...]:
+    """Side of every level, innermost first, in pixels (or latents) as `sample_size`, that of level 0."""
+    return tuple(sample_size * ratio for ratio in side_ratios(rows))
+
+
 def size_multiple(rows: Sequence[LevelConfig]) -> int:
     """What the sides of level 0 must be multiples of, so that every resolution of these levels has whole sides, and
     even ones where there is temporal attention.

@@ -23,7 +23,7 @@ from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
 from .level import build_levels
 from .level_config import LevelConfig
-from .level_geometry import check_sample, side_ratios, size_multiple
+from .level_geometry import check_sample, level_sides, side_ratios, size_multiple
 from .single_file import SingleFileMixin
 from .text_conditioning import TextConditioning, masked_mean
 from .weight_variants import VariantMixin
@@ -163,7 +163,7 @@ class NestedUNetModel(
     @property
     def sample_sizes(self) -> tuple[int, ...]:
         """Side of every level in pixels, e.g. (64, 256, 1024)."""
-        return tuple(self.config["sample_size"] * ratio for ratio in self.level_ratios)
+        return level_sides(self.config["sample_size"], self.level_rows)
 
     @property
     def size_multiple(self) -> int:

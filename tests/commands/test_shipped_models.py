@@ -44,6 +44,16 @@ def read(name: str, folder: Path) -> tuple:
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_its_recipe_follows_from_what_was_saved(name, tmp_path):
+    recipe, _ = read(name, tmp_path)
+    assert recipe.pretrained is not None
+    assert recipe.stages[0].levels == len(recipe.rows) == 2
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "pictures"]
+
+
+@pytest.mark.parametrize("name", ["pictures", *SLOW])
 def test_a_dry_run_describes_it(name, tmp_path):
     recipe, options = read(name, tmp_path)
     # The outer levels are the same again; the inner one is quick to count.

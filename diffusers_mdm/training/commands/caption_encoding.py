@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..data.sources import texts_of
 from ..data.text.features_writer import CaptionEncoder, write_text_embeddings
+from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
 from ..recipe.recipe import Recipe
-from ..state.run import RunOptions
-from .fine_tuning import frozen_text_encoder, texts_of
 from .flags import base_recipe, override
 from .parser import check_together
 
@@ -46,8 +46,7 @@ def recipe_of_captions(given: dict[str, Any]) -> Recipe:
 
 def _write(recipe: Recipe, folder: Path, given: dict[str, Any]) -> None:
     """Encode the recipe's texts into `folder`."""
-    options = RunOptions(output_dir=folder, cache_dir=given.get("cache_dir"))
-    source, text_encoder, tokenizer = frozen_text_encoder(recipe, options)
+    source, text_encoder, tokenizer = frozen_text_encoder(recipe, given.get("cache_dir"))
     own = "fp32" if recipe.mixed_precision == "no" else recipe.mixed_precision
     torch.nn.Module.to(text_encoder, PartialState().device, DTYPES[given.get("precision", own)]).eval()
     encoder = CaptionEncoder(source, text_encoder, tokenizer, recipe.max_sequence_length, given.get("batch_size", 32))

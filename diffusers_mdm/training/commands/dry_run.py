@@ -5,19 +5,14 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-import transformers
-from transformers import AutoConfig, T5Config
-
-from ...pipelines.pipeline_mdm import MDMPipeline
 from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
+from ..modules.text_encoder import count_text_parameters
 from ..recipe.clips import data_of, has_clips, joint_stage, sources, stage_frames
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions
-from .fine_tuning import level_sides
 from .memory_estimate import StageMemory, count, estimate_stage, fake_unet, freeze
 
 GIB = 2**30
@@ -86,7 +81,7 @@ def _describe_models(recipe: Recipe, num_text_parameters: int | None, factor: in
 
 def _describe_side(recipe: Recipe, level: int, factor: int | None) -> str:
     """Side of a level in pixels and, over latents, in these; `factor` is None if the autoencoder is not known."""
-    side = level_sides(recipe.sample_size, recipe.rows)[level]
+    side = recipe.sides[level]
     if recipe.vae is None:
         return f"{side} pixels"
     return f"{side} latents" if factor is None else f"{side * factor} pixels ({side} latents)"
@@ -148,39 +143,3 @@ def _describe_memory(memory: StageMemory) -> str:
     parts = [(name, value) for name, value in parts if name != "autoencoder" or value != 0]
     spelled = " + ".join(f"{name} {'unknown' if value is None else f'{value / GIB:.2f}'}" for name, value in parts)
     return f"{memory.total / GIB:.2f} GiB = {spelled}"
-
-
-def count_text_parameters(recipe: Recipe) -> int | None:
-    """Parameters of the text encoder that a run keeps in memory: 0 without one, None if its config is not at hand."""
-    encoder = recipe.text_encoder
-    if encoder is None or recipe.data.embeddings_dir is not None:
-        return 0
-    if encoder.d_model is not None and encoder.tokenizer is not None and encoder.num_heads is not None:
-        config = T5Config(
-            vocab_size=encoder.tokenizer.vocab_size,
-            d_model=encoder.d_model,
-            d_kv=encoder.d_model // encoder.num_heads,
-            d_ff=encoder.d_ff,
-            num_layers=encoder.num_layers,
-            num_heads=encoder.num_heads,
-            feed_forward_proj="gated-gelu",
-        )
-        return _count_on_meta("T5EncoderModel", config)
-    try:
-        if encoder.pretrained is not None:
-            config = AutoConfig.from_pretrained(encoder.pretrained, local_files_only=True)
-            return _count_on_meta("T5EncoderModel", config)
-        source = recipe.pretrained
-        if source is None:
-            return None
-        where = {"revision": source.revision, "local_files_only": True}
-        name = MDMPipeline.load_config(source.path, **where)["text_encoder"][1]
-        config = AutoConfig.from_pretrained(source.path, subfolder="text_encoder", **where)
-    except OSError:
-        return None
-    return _count_on_meta(name, config)
-
-
-def _count_on_meta(name: str, config: transformers.PretrainedConfig) -> int:
-    with torch.device("meta"):
-        return count(getattr(transformers, name)(config))

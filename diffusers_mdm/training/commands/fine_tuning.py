@@ -4,33 +4,24 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.level_config import LevelConfig
+from ...models.level_geometry import level_sides
 from ...models.nested_unet import NestedUNetModel
 from ...pipelines.drawing.latent_space import config_scale_factor
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from ..data.sources import open_source, training_captions, validation_captions
-from ..data.text.features_writer import CaptionEncoder, write_text_embeddings
+from ..data.sources import open_source
 from ..modules.autoencoder import has_vae, scale_factor_of, vae_config
-from ..modules.classes import pipeline_class
-from ..modules.text_encoder import build_text_encoder
-from ..precision import frozen_dtype
-from ..processes import wait_for_everyone
-from ..recipe.clips import sources
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import PretrainedRecipe, Recipe
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
 from ..recipe.vae import VaeRecipe
-from ..state.run import RunOptions
 
 # Small steps at a constant rate, so that the model keeps what it can and learns what is new.
 LEARNING_RATE = 1e-5
@@ -192,14 +183,6 @@ def inner_levels(sides: tuple[int, ...], train_levels: int | None, resolution: i
     return len(sides) if train_levels is None else train_levels
 
 
-def level_sides(sample_size: int, rows: tuple[LevelConfig, ...]) -> tuple[int, ...]:
-    """Side of every level, innermost first, in pixels or latents as `sample_size`."""
-    sides = [sample_size]
-    for row in rows[1:]:
-        sides.append(sides[-1] * row.ratio)
-    return tuple(sides)
-
-
 def picture_sides(recipe: Recipe, cache_dir: str | None = None) -> tuple[int, ...]:
     """Side in pixels of the pictures of every level, innermost first; of latents by the autoencoder's config.
 
@@ -207,7 +190,7 @@ def picture_sides(recipe: Recipe, cache_dir: str | None = None) -> tuple[int, ..
         ValueError: there is no such autoencoder.
     """
     factor = scale_factor_of(recipe, cache_dir)
-    return tuple(side * factor for side in level_sides(recipe.sample_size, recipe.rows))
+    return tuple(side * factor for side in recipe.sides)
 
 
 def count_pictures(data: DataRecipe, flag: str) -> int:
@@ -232,55 +215,6 @@ def count_pictures(data: DataRecipe, flag: str) -> int:
 def steps_for_passes(passes: int, num_pictures: int, pictures_per_step: int) -> int:
     """Optimizer steps that see every picture `passes` times, the last one rounded up."""
     return math.ceil(passes * num_pictures / pictures_per_step)
-
-
-def write_own_embeddings(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> None:
-    """Encode all texts of a run on the main process, so that training needs no text encoder; if this is wanted.
-
-    What an interrupted call has written is kept and continued.
-
-    Raises:
-        ValueError: the recipe's text encoder is a new one.
-    """
-    if not options.pre_compute_text_embeddings or recipe.data.embeddings_dir is None:
-        return
-    if accelerator.is_main_process:
-        source, text_encoder, tokenizer = frozen_text_encoder(recipe, options)
-        # In the dtype that it would have beside the U-Net.
-        dtype = frozen_dtype(str(accelerator.mixed_precision))
-        torch.nn.Module.to(text_encoder, accelerator.device, dtype).eval()
-        encoder = CaptionEncoder(source, text_encoder, tokenizer, recipe.max_sequence_length)
-        write_text_embeddings(Path(recipe.data.embeddings_dir), texts_of(recipe), encoder)
-    wait_for_everyone(accelerator)
-
-
-def texts_of(recipe: Recipe) -> Iterator[str]:
-    """All texts that a run encodes: captions of training and held-out pictures, of the class, and what it draws."""
-    for data in sources(recipe):
-        yield from training_captions(data)
-        yield from validation_captions(data)
-    yield from recipe.validation.prompts
-    if recipe.prior_preservation is not None:
-        yield recipe.prior_preservation.class_prompt
-
-
-def frozen_text_encoder(recipe: Recipe, options: RunOptions) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
-    """The saved text encoder that a recipe names, or that of the pipeline it starts from, and where it is from.
-
-    Raises:
-        ValueError: there is none, or it is trained, so that texts cannot be encoded beforehand.
-    """
-    encoder, source = recipe.text_encoder, recipe.pretrained
-    if encoder is None or encoder.train_text_encoder:
-        raise ValueError("Texts can be encoded beforehand only by a saved text encoder that is not trained.")
-    if encoder.pretrained is not None:
-        return encoder.pretrained, *build_text_encoder(encoder, ())
-    if source is None:
-        raise ValueError("The recipe names no saved text encoder: set `text_encoder.pretrained`.")
-    pipeline: Any = pipeline_class(recipe).from_pretrained(
-        source.path, revision=source.revision, variant=source.variant, cache_dir=options.cache_dir, unet=None, vae=None
-    )
-    return source.path, pipeline.text_encoder, pipeline.tokenizer
 
 
 def _as_mapping(row: LevelConfig) -> dict[str, Any]:

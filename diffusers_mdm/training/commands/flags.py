@@ -23,7 +23,6 @@ from .fine_tuning import (
     SUBJECT_LEARNING_RATE,
     count_pictures,
     inner_levels,
-    level_sides,
     picture_sides,
     recipe_for_pipeline,
     steps_for_passes,
@@ -172,7 +171,7 @@ def override_prior(current: PriorRecipe | None, given: Mapping[str, Any]) -> Pri
 
 def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageRecipe, ...]:
     """The stages up to the wanted level, each with the flags' changes."""
-    sides = level_sides(recipe.sample_size, recipe.rows)
+    sides = recipe.sides
     if "resolution" in given:  # of pictures, which an autoencoder makes larger than the levels
         sides = picture_sides(recipe, given.get("cache_dir"))
     most = inner_levels(sides, given.get("train_levels"), given.get("resolution"))

@@ -25,7 +25,6 @@ from ..recipe.clips import inner_rows, joint_stage, stage_rows, trains_on_pictur
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions
-from .fine_tuning import level_sides
 
 FP32_BYTES, HALF_BYTES = 4, 2
 MOMENT_BYTES = 2 * FP32_BYTES  # of AdamW, a weight
@@ -193,7 +192,7 @@ class _Pieces:
 
 def fake_inputs(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> dict[str, Any]:
     """Inputs of the shapes that the stage has, with captions of the greatest length."""
-    sides = level_sides(recipe.sample_size, recipe.rows)
+    sides = recipe.sides
     channels = unet.config["in_channels"]
     rows = stage.rows_per_level
     is_clip = not trains_on_pictures(recipe, stage)

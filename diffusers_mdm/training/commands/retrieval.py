@@ -17,7 +17,8 @@ from diffusers.utils.logging import tqdm
 
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
-from ..data.sources import square_pixels, to_unit_range
+from ..data.images import square_pixels
+from ..pixel_range import to_unit_range
 from .evaluation_command import GROUPS
 
 COMPARED_SIDE = 16

@@ -158,8 +158,3 @@ def _filter(interpolation: Interpolation, short: int, side: int) -> Image.Resamp
             f"Unknown interpolation {interpolation!r}; choose one of {', '.join(get_args(Interpolation))}."
         )
     return _RESAMPLING[interpolation]
-
-
-def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels 0..255 -> float32 in [-1, 1], the range the pipeline's pictures have."""
-    return pixels.float() / 127.5 - 1.0

@@ -4,9 +4,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..recipe.clips import sources
 from ..recipe.data import DataRecipe, ShardData, TableData
 from ..recipe.recipe import Recipe
-from .images import square_pixels, to_unit_range
 from .numbered import CaptionedImages
 from .samples import sample_decoder
 from .shards.source import ShardSource
@@ -23,8 +23,6 @@ __all__ = [
     "open_text_embeddings",
     "open_training_images",
     "open_validation_images",
-    "square_pixels",
-    "to_unit_range",
     "training_captions",
     "validation_captions",
 ]
@@ -113,3 +111,13 @@ def training_captions(recipe: DataRecipe) -> Iterator[str]:
 def validation_captions(recipe: DataRecipe) -> Iterator[str]:
     """The same of the held-out pictures; none if the recipe has none."""
     return open_source(recipe).held_out_captions()
+
+
+def texts_of(recipe: Recipe) -> Iterator[str]:
+    """All texts that a run encodes: captions of training and held-out pictures, of the class, and what it draws."""
+    for data in sources(recipe):
+        yield from training_captions(data)
+        yield from validation_captions(data)
+    yield from recipe.validation.prompts
+    if recipe.prior_preservation is not None:
+        yield recipe.prior_preservation.class_prompt

@@ -57,6 +57,12 @@ def prepare_class_pictures(
     Every picture has its own seed, so that a call that was interrupted is continued by the next one with the same
     result.
 
+    Args:
+        recipe: says which pictures, and how many.
+        accelerator: of the run.
+        seed: of the run.
+        cache_dir: where downloaded models are kept.
+
     Raises:
         ValueError: pictures are missing and the recipe has no `pretrained` pipeline to draw them.
     """

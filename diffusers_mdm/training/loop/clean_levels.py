@@ -7,7 +7,7 @@ import torch
 
 from ...pipelines.drawing.latent_space import encode_pictures
 from ...pyramid import Pyramid, build_pyramid
-from ..data.images import to_unit_range
+from ..pixel_range import to_unit_range
 from ..recipe.stage import StageRecipe
 from ..state.run import Run
 

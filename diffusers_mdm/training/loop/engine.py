@@ -17,14 +17,14 @@ from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ...pipelines.drawing.latent_space import scale_factor
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from ..commands.fine_tuning import frozen_text_encoder, write_own_embeddings
+from ..data.class_names import find_class_names
 from ..data.subjects import prepare_class_pictures
 from ..modules.autoencoder import check_clipping, open_vae
-from ..modules.classes import find_class_names, keep_class_names, num_class_embeds, pipeline_class
+from ..modules.classes import keep_class_names, num_class_embeds, pipeline_class
 from ..modules.growth import check_frames_can_become
 from ..modules.lora import add_lora, save_lora
 from ..modules.saved_configs import forget_origin
-from ..modules.text_encoder import build_text_encoder
+from ..modules.text_encoder import build_text_encoder, check_text_width, frozen_text_encoder
 from ..precision import DTYPES
 from ..processes import is_main_launched, join_processes, wait_for_everyone
 from ..recipe.clips import inner_rows, stage_frames, stage_rows
@@ -55,6 +55,7 @@ from .stage_data import (
     report_data,
     stage_side,
 )
+from .text_features import write_own_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
     )
     run.vae, run.shift_power = vae, run.scheduler.config["shift_power"]
     check_clipping(recipe, run.scheduler)
+    check_text_width(recipe, run.text_encoder)
     check_prompts(run)
     if recipe.lora is not None:
         check_lora_levels(recipe, run.unet)
@@ -377,4 +379,4 @@ def report_result(run: Run) -> None:
 def complete_text(run: Run) -> None:
     """Give a run that trained on encoded captions its text encoder, which a pipeline needs to draw from prompts."""
     if run.text_encoder is None and run.recipe.text_encoder is not None:
-        _, run.text_encoder, run.tokenizer = frozen_text_encoder(run.recipe, run.options)
+        _, run.text_encoder, run.tokenizer = frozen_text_encoder(run.recipe, run.options.cache_dir)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from ..commands.fine_tuning import frozen_text_encoder, level_sides
 from ..data.micro_conditioning import micro_conditioning_defaults
 from ..data.numbered import CaptionedImages
 from ..data.sources import (
@@ -22,6 +21,7 @@ from ..data.sources import (
 from ..data.subjects import open_subject_images
 from ..data.text.features import TextEmbeddings
 from ..data.text.features_writer import fingerprint
+from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
 from ..processes import wait_for_everyone
 from ..recipe.clips import data_of, joint_stage, sources, stage_frames, stage_rows
@@ -63,7 +63,7 @@ def check_text_encoder(run: Run, embeddings: Embeddings) -> None:
     own = run.recipe.data.embeddings_dir if run.options.pre_compute_text_embeddings else None  # just written with it
     if run.accelerator.is_main_process:
         for features in (opened for folder, opened in embeddings.items() if folder != own):
-            source, text_encoder, tokenizer = frozen_text_encoder(run.recipe, run.options)
+            source, text_encoder, tokenizer = frozen_text_encoder(run.recipe, run.options.cache_dir)
             torch.nn.Module.to(text_encoder, DTYPES[features.index.dtype])
             features.check_encoder(source, fingerprint(text_encoder, tokenizer))
     wait_for_everyone(run.accelerator)
@@ -119,7 +119,7 @@ def open_held_out_images(
 
 def stage_side(recipe: Recipe, stage: StageRecipe, factor: int = 1) -> int:
     """Side in pixels of what a stage trains on, that of its outermost level; `factor` pixels for one latent."""
-    return level_sides(recipe.sample_size, recipe.rows)[stage.levels - 1] * factor
+    return recipe.sides[stage.levels - 1] * factor
 
 
 def _micro(recipe: Recipe, stage: StageRecipe) -> dict[str, float]:

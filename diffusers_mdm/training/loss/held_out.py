@@ -17,7 +17,7 @@ import torch
 
 from ...pyramid import Pyramid, build_pyramid, pyramid_noise
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from ..data.sources import to_unit_range
+from ..pixel_range import to_unit_range
 from ..seeds import derive_seed
 from .pyramid_loss import pyramid_loss
 from .tables import NUM_QUARTILES, loss_table

@@ -10,7 +10,6 @@ from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
-from ..data.sources import open_source
 from ..recipe.clips import has_clips
 from ..recipe.recipe import Recipe
 
@@ -41,30 +40,6 @@ def pipeline_class(
     if has_clips(recipe):
         return MDMVideoPipeline
     return MDMPipeline if num_class_embeds(recipe) is None else MDMClassConditionalPipeline
-
-
-def find_class_names(recipe: Recipe) -> dict[int, str]:
-    """Names of the classes by number, as the label column of the training data gives them.
-
-    Only a `ClassLabel` column has names; those of other columns and of shards are numbers alone.
-
-    Returns:
-        Names, empty where there are none.
-
-    Raises:
-        ValueError: there are more named classes than the model has embeddings for, or the data cannot be opened.
-    """
-    data, embeddings = recipe.data, num_class_embeds(recipe)
-    if embeddings is None or data.label_column is None:
-        return {}
-    names = open_source(data).class_names()
-    if len(names) >= embeddings:
-        raise ValueError(
-            f"Column {data.label_column!r} of {', '.join(data.origin().names)} has {len(names)} classes, for which "
-            f"`model.num_class_embeds` must be at least {len(names) + 1} (the last one stands for no class); "
-            f"it is {embeddings}."
-        )
-    return dict(enumerate(names))
 
 
 def keep_class_names(saved: Mapping[int, str], found: Mapping[int, str]) -> dict[int, str]:

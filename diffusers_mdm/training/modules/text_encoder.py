@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text encoder of a run: a saved one, or a small T5 and a tokenizer made for the captions at hand."""
+"""The text encoder of a run: a saved one of any kind, or a small T5 and a tokenizer made for the captions at hand."""
 
+import contextlib
 from collections.abc import Iterable
+from typing import Any
 
+import torch
+import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -13,8 +21,13 @@ from transformers import (
     T5EncoderModel,
 )
 
+from ...pipelines.pipeline_mdm import MDMPipeline
+from ..recipe.recipe import Recipe
 from ..recipe.text_encoder import TextEncoderRecipe
+from .classes import pipeline_class
 
+# Models of pictures and texts, and the class that loads their text half alone.
+_TEXT_HALVES = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel", "siglip2": "Siglip2TextModel"}
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
@@ -50,17 +63,27 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
 def build_text_encoder(
     recipe: TextEncoderRecipe, captions: Iterable[str]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make or load the text encoder and its tokenizer; `captions` are read only for a new tokenizer."""
+    """Make or load the text encoder and its tokenizer; `captions` are read only for a new tokenizer.
+
+    Raises:
+        ValueError: there is no saved encoder where the recipe says, or none that gives features of texts.
+    """
     if recipe.pretrained is not None:
-        encoder = T5EncoderModel.from_pretrained(recipe.pretrained)
-        return encoder, AutoTokenizer.from_pretrained(recipe.pretrained)
-    # The recipe has checked that the sizes of a new encoder are all there.
-    assert recipe.tokenizer is not None
+        return load_text_encoder(recipe.pretrained)
+    assert recipe.tokenizer is not None  # the recipe has checked that the sizes of a new encoder are all there
+    tokenizer = train_tokenizer(captions, recipe.tokenizer.vocab_size)
+    config = new_encoder_config(
+        recipe, len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+    )
+    return T5EncoderModel(config), tokenizer
+
+
+def new_encoder_config(recipe: TextEncoderRecipe, vocab_size: int, **token_ids: int) -> T5Config:
+    """The config of a new small T5."""
     assert recipe.d_model is not None
     assert recipe.num_heads is not None
-    tokenizer = train_tokenizer(captions, recipe.tokenizer.vocab_size)
-    config = T5Config(
-        vocab_size=len(tokenizer),
+    return T5Config(
+        vocab_size=vocab_size,
         d_model=recipe.d_model,
         d_kv=recipe.d_model // recipe.num_heads,
         d_ff=recipe.d_ff,
@@ -69,7 +92,124 @@ def build_text_encoder(
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         initializer_factor=recipe.initializer_factor,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **token_ids,
     )
-    return T5EncoderModel(config), tokenizer
+
+
+def load_text_encoder(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a saved encoder as what it is, T5 or not, and its tokenizer. Of encoder-decoders it is the encoder.
+
+    Args:
+        path: a folder or an id on the Hub.
+
+    Raises:
+        ValueError: there is none, or it has no features of texts, or its tokenizer cannot pad.
+    """
+    try:
+        encoder = type(without_weights(AutoConfig.from_pretrained(path), path)).from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(
+            f"`text_encoder.pretrained`: there is no text encoder with a tokenizer in {path}: {error} Give a folder "
+            "or Hub id that transformers can load; of a whole pipeline use `pretrained` and "
+            "`text_encoder: {from_pipeline: true}`."
+        ) from error
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"The tokenizer in {path} has no padding token, so that captions of different lengths make no batch: set "
+            "its `pad_token` (often its `eos_token` serves) and save it with the encoder into a folder."
+        )
+    return encoder, tokenizer
+
+
+def without_weights(config: PretrainedConfig, path: str) -> PreTrainedModel:
+    """The encoder of texts that a saved model is or has, on the meta device, where weights have no contents.
+
+    Args:
+        config: of the saved model.
+        path: where it is, for messages.
+
+    Raises:
+        ValueError: transformers has no class for it.
+    """
+    kind = config.model_type
+    with torch.device("meta"):
+        if kind in _TEXT_HALVES:
+            return getattr(transformers, _TEXT_HALVES[kind])(config.text_config)
+        with contextlib.suppress(ValueError):  # the class does not know this kind
+            return AutoModelForTextEncoding.from_config(config)
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"`text_encoder.pretrained`: {path} is a {kind}, of which transformers cannot load the encoder alone; "
+                "take a T5, or a model that is an encoder."
+            )
+        try:
+            return AutoModel.from_config(config)
+        except ValueError as error:
+            raise ValueError(f"`text_encoder.pretrained`: {path} is no encoder of texts: {error}") from error
+
+
+def frozen_text_encoder(
+    recipe: Recipe, cache_dir: str | None = None
+) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
+    """The saved text encoder that a recipe names, or that of the pipeline it starts from, and where it is from.
+
+    Args:
+        recipe: of the run.
+        cache_dir: where downloaded models are kept.
+
+    Raises:
+        ValueError: there is none, or it is trained, so that texts cannot be encoded beforehand.
+    """
+    encoder, source = recipe.text_encoder, recipe.pretrained
+    if encoder is None or encoder.train_text_encoder:
+        raise ValueError("Texts can be encoded beforehand only by a saved text encoder that is not trained.")
+    if encoder.pretrained is not None:
+        return encoder.pretrained, *build_text_encoder(encoder, ())
+    if source is None:
+        raise ValueError("The recipe names no saved text encoder: set `text_encoder.pretrained`.")
+    pipeline: Any = pipeline_class(recipe).from_pretrained(
+        source.path, revision=source.revision, variant=source.variant, cache_dir=cache_dir, unet=None, vae=None
+    )
+    return source.path, pipeline.text_encoder, pipeline.tokenizer
+
+
+def check_text_width(recipe: Recipe, encoder: PreTrainedModel | None) -> None:
+    """Refuse a text encoder whose features the recipe's model does not take.
+
+    Raises:
+        ValueError: names both widths.
+    """
+    expected = recipe.model.get("encoder_hid_dim") or recipe.model.get("cross_attention_dim")
+    width = getattr(encoder and encoder.config, "hidden_size", None)
+    if width is not None and width != expected:
+        name = "encoder_hid_dim" if recipe.model.get("encoder_hid_dim") else "cross_attention_dim"
+        raise ValueError(
+            f"`model.{name}` is {expected}, but the features of the text encoder have a width of {width}; set it to "
+            f"{width} (a projection to `cross_attention_dim` follows `encoder_hid_dim`), or take another encoder."
+        )
+
+
+def count_text_parameters(recipe: Recipe) -> int | None:
+    """Parameters of the text encoder that a run keeps in memory: 0 without one, None if its config is not at hand."""
+    encoder, source = recipe.text_encoder, recipe.pretrained
+    if encoder is None or recipe.data.embeddings_dir is not None:
+        return 0
+    if encoder.tokenizer is not None:
+        return _count(without_weights(new_encoder_config(encoder, encoder.tokenizer.vocab_size), "the new one"))
+    try:
+        if encoder.pretrained is not None:
+            config = AutoConfig.from_pretrained(encoder.pretrained, local_files_only=True)
+            return _count(without_weights(config, encoder.pretrained))
+        assert source is not None  # the recipe has checked that
+        where = {"revision": source.revision, "local_files_only": True}
+        name = MDMPipeline.load_config(source.path, **where)["text_encoder"][1]
+        config = AutoConfig.from_pretrained(source.path, subfolder="text_encoder", **where)
+    except OSError:
+        return None
+    with torch.device("meta"):
+        return _count(getattr(transformers, name)(config))
+
+
+def _count(encoder: torch.nn.Module) -> int:
+    return sum(value.numel() for value in encoder.parameters())

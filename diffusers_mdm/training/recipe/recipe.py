@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...models.level_config import LevelConfig
+from ...models.level_geometry import level_sides
 from .clips import check_clips, data_of
 from .data import DataRecipe
 from .fields import COUNT, NOT_NEGATIVE, FieldError, check_ranges, read_fields
@@ -27,6 +28,11 @@ class ValidationRecipe:
     guidance_scale: float = 3.0
     num_validation_images: int = 1  # a prompt; 0 draws none
     num_loss_images: int = 64  # of the validation split, for the validation loss
+
+    @property
+    def drawn_prompts(self) -> tuple[str, ...]:
+        """The prompt of each picture that is drawn; none where none is wanted."""
+        return tuple(prompt for prompt in self.prompts for _ in range(self.num_validation_images))
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -170,6 +176,11 @@ class Recipe:
     def sample_size(self) -> int:
         """Side of level 0 in pixels, or in latents where there is a `vae`."""
         return int(self.model.get("sample_size", 64))
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Side of every level, innermost first, in pixels or latents as `sample_size`."""
+        return level_sides(self.sample_size, self.rows)
 
     @functools.cached_property
     def rows(self) -> tuple[LevelConfig, ...]:

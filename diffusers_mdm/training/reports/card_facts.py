@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-from ..commands.fine_tuning import level_sides
 from ..modules.classes import sees_text
 from ..recipe.recipe import Recipe
 
@@ -11,7 +10,7 @@ from ..recipe.recipe import Recipe
 def sides_of(recipe: Recipe, factor: int = 1) -> tuple[int, ...]:
     """Sides in pixels of the levels that the stages reach, innermost first; `factor` pixels for one latent."""
     reached = max(stage.levels for stage in recipe.stages)
-    return tuple(side * factor for side in level_sides(recipe.sample_size, recipe.rows)[:reached])
+    return tuple(side * factor for side in recipe.sides[:reached])
 
 
 def subject_prompt(recipe: Recipe) -> str | None:

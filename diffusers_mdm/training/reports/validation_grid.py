@@ -53,7 +53,7 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
         side, and `step-<n>.webp` shows them moving.
     """
     settings, is_main = run.recipe.validation, run.accelerator.is_main_process
-    if not settings.prompts or not (is_main or run.is_sharded):
+    if not settings.drawn_prompts or not (is_main or run.is_sharded):
         return None
     if run.text_encoder is not None:
         features = None
@@ -70,7 +70,7 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
             return None
         with run.accelerator.autocast():
             pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
-    labels = [prompt for prompt in settings.prompts for _ in range(settings.num_validation_images)]
+    labels = settings.drawn_prompts
     if not isinstance(pipeline, MDMVideoPipeline):
         return _keep(run, make_grid(pyramid, labels))
     moving = clip_animation(pyramid, labels) if frames_of(pyramid) > 1 else []
@@ -153,7 +153,7 @@ def draw_prompts(
     Returns:
         Of each level, innermost first, all pictures (of clips, lists of frames), those of one prompt side by side.
     """
-    texts = [prompt for prompt in settings.prompts for _ in range(settings.num_validation_images)]
+    texts = list(settings.drawn_prompts)
     unet, guided = cast(Any, pipeline.unet), settings.guidance_scale > 1
     size = pipeline.picture_sides[-1] ** 2 * unet.level_frames[-1]
     pipeline.set_progress_bar_config(disable=True)

@@ -1,30 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe that continues a saved pipeline, and what its text encoder writes beforehand."""
+"""The recipe that continues a saved pipeline."""
 
-import dataclasses
 import json
 
 import pytest
-from accelerate import Accelerator
 
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.commands.fine_tuning import (
     count_pictures,
-    frozen_text_encoder,
     recipe_for_pipeline,
     steps_for_passes,
-    texts_of,
-    write_own_embeddings,
 )
 from diffusers_mdm.training.commands.flags import read_command
-from diffusers_mdm.training.data.text.features import TextEmbeddings
 from diffusers_mdm.training.loop.engine import build_unet
 from diffusers_mdm.training.recipe.data import DataRecipe
-from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, PriorRecipe, Recipe
-from diffusers_mdm.training.state.run import RunOptions
+from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, Recipe
 from tests.pipelines.tiny_pipeline import make_pipeline
-from tests.training.tiny_run import RECIPES, tiny_recipe
 
 
 def recipe_of(pipeline_dir, **arguments) -> Recipe:
@@ -116,39 +107,3 @@ def test_passes_over_the_pictures_become_steps(pictures_dir):
         count_pictures(DataRecipe(shards=("a.tar",)), "--x")
     assert steps_for_passes(3, 12, 8) == 5  # 36 pictures, 8 a step
     assert steps_for_passes(1, 12, 4) == 3
-
-
-def own_embeddings_recipe(pipeline_dir, pictures_dir, tmp_path) -> Recipe:
-    recipe = recipe_of(pipeline_dir)
-    data = DataRecipe(path=str(pictures_dir), embeddings_dir=str(tmp_path / "features"))
-    validation = dataclasses.replace(recipe.validation, prompts=("a red apple",))
-    prior = PriorRecipe(str(tmp_path / "class"), "a house")
-    return dataclasses.replace(recipe, data=data, validation=validation, prior_preservation=prior)
-
-
-def test_own_embeddings_hold_every_text_of_the_run(pipeline_dir, pictures_dir, tmp_path):
-    recipe = own_embeddings_recipe(pipeline_dir, pictures_dir, tmp_path)
-    options = RunOptions(tmp_path, pre_compute_text_embeddings=True)
-    write_own_embeddings(recipe, options, Accelerator())
-    features = TextEmbeddings(tmp_path / "features")
-    texts = list(texts_of(recipe))
-    assert {"red ellipse", "a red apple", "a house"} <= set(texts)
-    assert all(text in features for text in [*texts, ""])
-    assert len(features) == len({*texts, ""})
-    written = (tmp_path / "features" / "embeddings-00000.safetensors").stat().st_mtime_ns
-    write_own_embeddings(recipe, options, Accelerator())  # nothing is left to do
-    assert (tmp_path / "features" / "embeddings-00000.safetensors").stat().st_mtime_ns == written
-
-
-def test_without_the_option_nothing_is_written(pipeline_dir, pictures_dir, tmp_path):
-    write_own_embeddings(
-        own_embeddings_recipe(pipeline_dir, pictures_dir, tmp_path), RunOptions(tmp_path), Accelerator()
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_texts_are_encoded_beforehand_only_by_an_encoder_that_stays(pictures_dir, tmp_path):
-    with pytest.raises(ValueError, match="not trained"):
-        frozen_text_encoder(tiny_recipe(pictures_dir), RunOptions(tmp_path))
-    with pytest.raises(ValueError, match="not trained"):
-        frozen_text_encoder(load_recipe(RECIPES / "imagenet_64.yaml"), RunOptions(tmp_path))

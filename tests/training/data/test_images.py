@@ -15,8 +15,8 @@ from diffusers_mdm.training.data.images import (
     UnusableSampleError,
     open_image,
     square_pixels,
-    to_unit_range,
 )
+from diffusers_mdm.training.pixel_range import to_unit_range
 from tests.training.picture_files import encoded, png, png_bomb
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from diffusers_mdm import MDMClassConditionalPipeline, MDMPipeline
+from diffusers_mdm.training.data.class_names import find_class_names
 from diffusers_mdm.training.modules.classes import (
     check_class_labels,
     class_argument,
     class_number,
     draws_classes_alone,
-    find_class_names,
     keep_class_names,
     pipeline_class,
 )
@@ -109,7 +109,9 @@ def test_examples_pass_what_a_pipeline_takes():
     assert [class_argument(text, ID2LABEL) for text in ("tabby", "cat, tabby", "2")] == ["tabby", 0, 2]
     pipeline = task("class").make()
     for text in ("tabby", "cat, tabby", "2"):
-        assert pipeline.resolve_class_labels(class_argument(text, ID2LABEL)) == [class_number(pipeline, text)]
+        assert pipeline.classes.numbers(class_argument(text, ID2LABEL), "class_labels") == [
+            class_number(pipeline, text)
+        ]
 
 
 def test_one_embedding_is_no_class(named_dir):
