@@ -64,6 +64,18 @@ def test_training_reads_what_it_wrote(command, model_dir, data_dir, tmp_path):
     assert (tmp_path / "model" / "text_encoder").is_dir()
 
 
+def test_features_of_another_text_encoder_are_refused_before_training(command, model_dir, data_dir, tmp_path):
+    command.main(flags(model_dir, data_dir, tmp_path / "features"))
+    other = make_pipeline()
+    other.text_encoder.get_input_embeddings().weight.data[0, 0] += 1
+    other.save_pretrained(tmp_path / "other")
+    data = DataRecipe(path=str(data_dir), embeddings_dir=str(tmp_path / "features"))
+    recipe = recipe_for_pipeline(PretrainedRecipe(str(tmp_path / "other")), data, 1)
+    with pytest.raises(ValueError, match="made with another text encoder or tokenizer"):
+        run_recipe(recipe, RunOptions(output_dir=tmp_path / "model", report_to=None))
+    assert not (tmp_path / "model" / "unet").exists()
+
+
 def test_models_of_texts_and_classes_together(command, data_dir, tmp_path):
     """The features are those of the texts; the run that reads them takes the classes from the data."""
     texts = make_pipeline(num_class_embeds=4)

@@ -44,7 +44,7 @@ class CaptionedImages:
     ):
         self.source, self.decoder, self.skipped, self.embeddings = source, decoder, skipped, embeddings
         shape = (len(source), *decoder.shape)
-        self.kept = None if decoder.is_random or math.prod(shape) > CACHE_LIMIT_BYTES else KeptRows(shape)
+        self.kept = None if decoder.is_random or math.prod(shape) > CACHE_LIMIT_BYTES else KeptSamples(shape)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -53,27 +53,27 @@ class CaptionedImages:
         """Reads what is not kept; `seed` is that of random crops, frames and choices of captions."""
         return BatchReader(self.source, self.decoder, seed, self.skipped.limit, self.embeddings)
 
-    def load(self, rows: Sequence[int], positions: Sequence[int] | None = None, seed: int = 0) -> Batch:
+    def load(self, numbers: Sequence[int], positions: Sequence[int] | None = None, seed: int = 0) -> Batch:
         """Some pictures as a batch.
 
         Args:
-            rows: their numbers.
+            numbers: their numbers.
             positions: the place of each in the stream, on which its random choices depend; by default its number.
             seed: of these choices.
 
         Raises:
             ValueError: if too many pictures had to be skipped.
         """
-        positions = rows if positions is None else positions
+        positions = numbers if positions is None else positions
         if self.kept is None:
-            reading = self.reader(seed)[Request(list(positions), list(rows))]
+            reading = self.reader(seed)[Request(list(positions), list(numbers))]
             self.skipped.add(reading.skips)
             return checked(*reading)
-        self.decode(rows)
-        batch = self.kept.batch(rows, positions, seed)
+        self.decode(numbers)
+        batch = self.kept.batch(numbers, positions, seed)
         return batch if self.embeddings is None else self.embeddings.add_to(batch)
 
-    def decode(self, rows: Sequence[int]) -> None:
+    def decode(self, numbers: Sequence[int]) -> None:
         """Decode those of the pictures that are kept in memory and are not there yet.
 
         Raises:
@@ -82,18 +82,18 @@ class CaptionedImages:
         if self.kept is None:
             return
         reader = self.reader(0)
-        for row in rows:
-            if self.kept.captions[row] is None:
+        for number in numbers:
+            if self.kept.captions[number] is None:
                 skips: list[Skip] = []
-                found = reader.read_row(row, row, Request([row], [row]), skips)
+                found = reader.read_row(number, number, Request([number], [number]), skips)
                 self.skipped.add(skips)
                 if found is None:
                     checked(None, skips)
                 else:
-                    self.kept.put(row, found[0], found[1].captions)
+                    self.kept.put(number, found[0], found[1].captions)
 
 
-class KeptRows:
+class KeptSamples:
     """Decoded pictures in one tensor of shape (N, 3, …), from which a batch is one indexing operation."""
 
     def __init__(self, shape: Sequence[int]):
@@ -113,18 +113,18 @@ class KeptRows:
             self.labels[number] = row.label
         self.captions[number] = captions
 
-    def batch(self, rows: Sequence[int], positions: Sequence[int], seed: int) -> Batch:
+    def batch(self, numbers: Sequence[int], positions: Sequence[int], seed: int) -> Batch:
         """Pictures that are kept, as a batch without text features."""
-        numbers = torch.tensor(rows, dtype=torch.int64)
+        chosen = torch.tensor(numbers, dtype=torch.int64)
         return Batch(
-            pixels=self.pixels[numbers],
+            pixels=self.pixels[chosen],
             captions=[
-                choose_caption(self.captions[row] or "", seed, position)
-                for row, position in zip(rows, positions, strict=True)
+                choose_caption(self.captions[number] or "", seed, position)
+                for number, position in zip(numbers, positions, strict=True)
             ],
             positions=torch.tensor(positions, dtype=torch.int64),
-            micro_conditioning={key: values[numbers] for key, values in self.micro_conditioning.items()},
-            class_labels=None if self.labels is None else self.labels[numbers],
+            micro_conditioning={key: values[chosen] for key, values in self.micro_conditioning.items()},
+            class_labels=None if self.labels is None else self.labels[chosen],
         )
 
 
@@ -153,16 +153,16 @@ class ShuffledImages:
 
     def _kept_batches(self, places: PositionedBatches, seed: int) -> Generator[Batch, None, None]:
         for pairs in places:
-            yield self.images.load([row for _, row in pairs], [place for place, _ in pairs], seed)
+            yield self.images.load([number for _, number in pairs], [place for place, _ in pairs], seed)
 
 
 class _Requests:
-    """Requests for the rows at the places of an order."""
+    """Requests for the samples at the places of an order."""
 
     def __init__(self, places: PositionedBatches):
         self.places = places
 
     def __iter__(self) -> Iterator[Request]:
         for pairs in self.places:
-            references: list[Any] = [row for _, row in pairs]
+            references: list[Any] = [number for _, number in pairs]
             yield Request([place for place, _ in pairs], references)

@@ -41,37 +41,37 @@ class BatchOrder:
             place += self.places_per_step
 
 
-class ShuffledRows:
-    """Which row of a data set stands at a place of the endless stream.
+class ShuffledNumbers:
+    """Which sample of a data set stands at a place of the endless stream.
 
-    Place p holds entry p mod N of a permutation of the N rows drawn from (seed, p div N).
+    Place p holds entry p mod N of a permutation of the N samples drawn from (seed, p div N).
     """
 
-    def __init__(self, num_rows: int, seed: int):
-        self.num_rows, self.seed = num_rows, seed
+    def __init__(self, num_samples: int, seed: int):
+        self.num_samples, self.seed = num_samples, seed
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
-    def row_at(self, place: int) -> int:
-        """The row at `place`."""
-        epoch, entry = divmod(place, self.num_rows)
+    def number_at(self, place: int) -> int:
+        """The number of the sample at `place`."""
+        epoch, entry = divmod(place, self.num_samples)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.num_rows, self.seed, epoch)
+            self._epoch, self._order = epoch, epoch_order(self.num_samples, self.seed, epoch)
         return int(self._order[entry])
 
 
 class PositionedBatches(Sampler[list[tuple[int, int]]]):
-    """Endless micro-batches of (place, row) pairs, for any number of workers and from any step on."""
+    """Endless micro-batches of (place, number) pairs, for any number of workers and from any step on."""
 
-    def __init__(self, num_rows: int, order: BatchOrder, start_step: int = 0):
-        self.num_rows, self.order, self.start_step = num_rows, order, start_step
+    def __init__(self, num_samples: int, order: BatchOrder, start_step: int = 0):
+        self.num_samples, self.order, self.start_step = num_samples, order, start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rows = ShuffledRows(self.num_rows, self.order.seed)
+        numbers = ShuffledNumbers(self.num_samples, self.order.seed)
         for places in self.order.micro_batches(self.start_step):
-            yield [(place, rows.row_at(place)) for place in places]
+            yield [(place, numbers.number_at(place)) for place in places]
 
 
-def epoch_order(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
-    """The permutation of 0..num_rows-1 that belongs to (seed, epoch)."""
+def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+    """The permutation of 0..num_samples-1 that belongs to (seed, epoch)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    return torch.randperm(num_rows, generator=generator)
+    return torch.randperm(num_samples, generator=generator)

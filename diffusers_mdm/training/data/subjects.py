@@ -24,7 +24,7 @@ from ..recipe.recipe import PriorRecipe, Recipe
 from ..seeds import derive_seed
 from .batch import Batch
 from .numbered import CaptionedImages, NumberedSource, ShuffledImages
-from .order import BatchOrder, ShuffledRows
+from .order import BatchOrder, ShuffledNumbers
 from .reading import Request, closed_at_exit, read_batches
 from .samples import Sample
 from .sources import open_training_images
@@ -209,17 +209,17 @@ class SubjectImages:
 
     def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
         """The micro-batches of one process from optimizer step `start_step` on, without end."""
-        rows = [
-            ShuffledRows(self.num_subjects, derive_seed(order.seed, SUBJECT)),
-            ShuffledRows(len(self.images) - self.num_subjects, derive_seed(order.seed, CLASS)),
+        numbers = [
+            ShuffledNumbers(self.num_subjects, derive_seed(order.seed, SUBJECT)),
+            ShuffledNumbers(len(self.images) - self.num_subjects, derive_seed(order.seed, CLASS)),
         ]
 
-        def row_at(place: int) -> int:
+        def number_at(place: int) -> int:
             part, number = part_and_number(place, order.places_per_step)
-            return rows[part].row_at(number) + (self.num_subjects if part == CLASS else 0)
+            return numbers[part].number_at(number) + (self.num_subjects if part == CLASS else 0)
 
         places = order.micro_batches(start_step)
-        requests = (Request(batch, [row_at(place) for place in batch]) for batch in places)
+        requests = (Request(batch, [number_at(place) for place in batch]) for batch in places)
         if self.images.kept is None:
             reader = self.images.reader(order.seed)
             read = closed_at_exit(read_batches(reader, requests, num_workers, self.skipped))

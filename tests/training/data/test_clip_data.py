@@ -276,8 +276,8 @@ def test_broken_clips_are_counted_once_and_replaced(tmp_path):
     check_clips(batches, 4)
     assert {caption for batch in batches for caption in batch.captions} == {"clip 0", "clip 1", "clip 2"}
     for reason, name in zip(BROKEN, itertools.count(3), strict=False):
-        assert reason in images.skipped.reasons[f"row {name} of {folder} (train)"]
-    with pytest.raises(ValueError, match=r"`max_skipped_images` allows 2.*row 3 of .*expected at least 4"):
+        assert reason in images.skipped.reasons[f"record {name} of {folder} (train)"]
+    with pytest.raises(ValueError, match=r"`max_skipped_images` allows 2.*record 3 of .*expected at least 4"):
         open_training_images(recipe(folder, min_image_side=5, max_skipped_images=2), 8, num_frames=4)
 
 

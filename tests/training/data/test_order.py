@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 
-from diffusers_mdm.training.data.order import BatchOrder, PositionedBatches, ShuffledRows, epoch_order
+from diffusers_mdm.training.data.order import BatchOrder, PositionedBatches, ShuffledNumbers, epoch_order
 from diffusers_mdm.training.seeds import derive_seed
 
 
@@ -35,19 +35,19 @@ def test_later_steps_continue_the_stream():
 
 
 def test_every_row_comes_once_an_epoch_in_another_order():
-    rows = ShuffledRows(7, seed=3)
-    first, second = ([rows.row_at(place) for place in range(start, start + 7)] for start in (0, 7))
+    rows = ShuffledNumbers(7, seed=3)
+    first, second = ([rows.number_at(place) for place in range(start, start + 7)] for start in (0, 7))
     assert sorted(first) == sorted(second) == list(range(7))
     assert first != second
-    assert rows.row_at(2) == first[2]  # also when asked out of order
-    assert ShuffledRows(7, seed=4).row_at(0) == epoch_order(7, 4, 0)[0]
+    assert rows.number_at(2) == first[2]  # also when asked out of order
+    assert ShuffledNumbers(7, seed=4).number_at(0) == epoch_order(7, 4, 0)[0]
 
 
 def test_batches_pair_places_with_rows():
     order = BatchOrder(2, world=2, rank=1, seed=5)
-    rows = ShuffledRows(6, 5)
+    rows = ShuffledNumbers(6, 5)
     batches = list(itertools.islice(PositionedBatches(6, order, start_step=1), 3))
-    assert batches == [[(place, rows.row_at(place)) for place in pair] for pair in ((5, 7), (9, 11), (13, 15))]
+    assert batches == [[(place, rows.number_at(place)) for place in pair] for pair in ((5, 7), (9, 11), (13, 15))]
 
 
 def test_seeds_of_neighbours_are_unrelated():

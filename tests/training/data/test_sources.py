@@ -137,7 +137,7 @@ def test_broken_pictures_are_counted_once_and_replaced(tmp_path):
 def test_more_broken_pictures_than_allowed_end_the_run_by_name(tmp_path):
     folder = write_rows(tmp_path / "rows", [png(), *BROKEN.values()], [f"caption {n}" for n in range(6)])
     recipe = DataRecipe(path=str(folder), min_image_side=4, max_skipped_images=2)
-    with pytest.raises(ValueError, match=r"`max_skipped_images` allows 2.*row 1 of"):
+    with pytest.raises(ValueError, match=r"`max_skipped_images` allows 2.*record 1 of"):
         open_training_images(recipe, 8)
 
 

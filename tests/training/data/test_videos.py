@@ -111,3 +111,20 @@ def test_a_missing_library_is_told_of(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"need imageio-ffmpeg.*diffusers-mdm\[video\]") as error:
         read(path)
     assert not isinstance(error.value, UnusableSampleError)
+
+
+def test_frames_of_a_file_are_counted_once(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", grey_frames(9))
+    content = path.read_bytes()
+    for source in (path, content):
+        assert len(read(source)) == 9
+    monkeypatch.setattr(video_files, "measure_video", None)  # not asked again
+    for source in (path, content):
+        assert numbers_of(read(source, lambda count: [count - 1])) == [8]
+
+
+def test_a_file_that_has_changed_is_counted_anew(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", grey_frames(9))
+    assert len(read(path)) == 9
+    write_video(path, grey_frames(5))
+    assert len(read(path)) == 5

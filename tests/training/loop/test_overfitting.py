@@ -20,7 +20,7 @@ from tests.training.tiny_run import RECIPES
 def test_sixteen_pictures_are_drawn_back_from_their_captions(tmp_path):
     recipe = load_recipe(RECIPES / "emoji_overfit.yaml")
     run_recipe(recipe, RunOptions(tmp_path, report_to=None, checkpointing_steps=1000))
-    rows = TableSource(recipe.data).training_rows()
+    rows = TableSource(recipe.data).training_records()
     files = [io.BytesIO(row["image"]["bytes"]) for row in rows]
     pictures = numpy.stack([numpy.asarray(Image.open(file).convert("RGB")) for file in files]) / 255
     captions = [row["text"] for row in rows]

@@ -10,7 +10,7 @@ import datasets
 from ...recipe.data import TableData
 from .captioned_folder import read_captioned_folder
 from .listing import LeftOut, list_folder
-from .parquet_files import count_rows, load_parquet, other_files, parquet_splits
+from .parquet_files import count_records, load_parquet, other_files, parquet_splits
 
 NAMED_FILES = 3
 
@@ -20,7 +20,7 @@ class DataFolder:
     """The splits of a folder.
 
     Attributes:
-        kind: what its samples are: "pictures", "clips" or "rows of parquet files".
+        kind: what its samples are: "pictures", "clips" or "records in parquet files".
         counts: samples of each split.
         load: opens a split.
         left_out: what is there and not used, by the reason.
@@ -46,9 +46,11 @@ def open_folder(path: Path, recipe: TableData) -> DataFolder | None:
     listing = list_folder(path)
     names = parquet_splits(listing, recipe.config_name)
     if names:
-        counts = {split: count_rows(listing, files) for split, files in names.items()}
+        counts = {split: count_records(listing, files) for split, files in names.items()}
         left_out = other_files(listing, names)
-        return DataFolder("rows of parquet files", counts, lambda split: load_parquet(listing, names[split]), left_out)
+        return DataFolder(
+            "records in parquet files", counts, lambda split: load_parquet(listing, names[split]), left_out
+        )
     files = read_captioned_folder(listing, recipe)
     if files is None:
         if listing.left_out:

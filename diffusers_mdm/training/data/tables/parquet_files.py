@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of parquet files as a data set: which files are which split, and their rows.
+"""A folder of parquet files as a data set: which files are which split, and their records.
 
 **Splits are in the names of files**, or of folders directly in the data folder: a file belongs to the split that its
 name begins with (`train-00000-of-00001.parquet`, `validation.parquet`, `test_2.parquet`), else to that of its folder
@@ -124,7 +124,7 @@ def _matches(listing: Listing, pattern: str) -> set[str]:
 
 
 def load_parquet(listing: Listing, names: list[str]) -> datasets.Dataset:
-    """The rows of some parquet files, mapped from disk.
+    """The records of some parquet files, mapped from disk.
 
     Raises:
         ValueError: if they are broken, or have different columns.
@@ -135,8 +135,8 @@ def load_parquet(listing: Listing, names: list[str]) -> datasets.Dataset:
         return datasets.load_dataset("parquet", data_files={TRAIN: paths}, split=TRAIN)
 
 
-def count_rows(listing: Listing, names: list[str]) -> int:
-    """The rows that parquet files say they have.
+def count_records(listing: Listing, names: list[str]) -> int:
+    """The records that parquet files say they have.
 
     Raises:
         ValueError: if one is broken.

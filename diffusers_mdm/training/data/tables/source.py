@@ -12,7 +12,7 @@ from ..samples import SampleDecoder
 from ..skip_budget import SkipBudget
 from ..text.features import TextEmbeddings
 from .folders import open_folder
-from .splits import DatasetRows, iterate_captions, load_captioned_split
+from .splits import SplitRecords, iterate_captions, load_captioned_split
 
 
 class TableSource:
@@ -27,7 +27,7 @@ class TableSource:
 
     def training_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> ShuffledImages:
         """The training split, in an order drawn anew in every epoch."""
-        return ShuffledImages(self._images(self.training_rows(), self.recipe.train_split, decoder, embeddings))
+        return ShuffledImages(self._images(self.training_records(), self.recipe.train_split, decoder, embeddings))
 
     def held_out_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> CaptionedImages | None:
         """The validation split, if there is one."""
@@ -37,22 +37,22 @@ class TableSource:
         return self._images(load_captioned_split(self.recipe, split), split, decoder, embeddings)
 
     def _images(
-        self, rows: datasets.Dataset, split: str, decoder: SampleDecoder, embeddings: TextEmbeddings | None
+        self, records: datasets.Dataset, split: str, decoder: SampleDecoder, embeddings: TextEmbeddings | None
     ) -> CaptionedImages:
         if embeddings is not None:
-            embeddings.check_captions(iterate_captions(rows, self.recipe))
-        source = DatasetRows(rows, self.recipe, split, list(decoder.micro_conditioning))
+            embeddings.check_captions(iterate_captions(records, self.recipe))
+        source = SplitRecords(records, self.recipe, split, list(decoder.micro_conditioning))
         return CaptionedImages(source, decoder, SkipBudget(self.recipe.max_skipped_images), embeddings)
 
-    def training_rows(self) -> datasets.Dataset:
+    def training_records(self) -> datasets.Dataset:
         """The training split, or the first `max_train_samples` records of it."""
-        rows = load_captioned_split(self.recipe, self.recipe.train_split)
+        records = load_captioned_split(self.recipe, self.recipe.train_split)
         limit = self.recipe.max_train_samples
-        return rows if limit is None else rows.select(range(min(limit, len(rows))))
+        return records if limit is None else records.select(range(min(limit, len(records))))
 
     def training_captions(self) -> Iterator[str]:
         """The captions of the training split."""
-        return iterate_captions(self.training_rows(), self.recipe)
+        return iterate_captions(self.training_records(), self.recipe)
 
     def held_out_captions(self) -> Iterator[str]:
         """The captions of the validation split, if there is one."""
@@ -69,7 +69,7 @@ class TableSource:
 
     def num_samples(self) -> int:
         """The records of the training split, up to the limit."""
-        return len(self.training_rows())
+        return len(self.training_records())
 
     def describe(self) -> list[str]:
         """The splits of a folder of this machine, and what in it is left out; data sets of the Hub are not opened."""

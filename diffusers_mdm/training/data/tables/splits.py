@@ -28,19 +28,19 @@ def load_captioned_split(recipe: TableData, split: str) -> datasets.Dataset:
         ValueError: if the data set, the split or a column does not exist, is broken or has the wrong type; the
             message lists what there is.
     """
-    rows = _open_split(recipe, split)
-    _check_column(rows, recipe, recipe.media_column)
+    records = _open_split(recipe, split)
+    _check_column(records, recipe, recipe.media_column)
     if recipe.caption is None:
-        _check_column(rows, recipe, recipe.caption_column)
-        _check_captions(rows, recipe)
+        _check_column(records, recipe, recipe.caption_column)
+        _check_captions(records, recipe)
     if recipe.label_column is not None:
-        _check_column(rows, recipe, recipe.label_column)
-        _check_labels(rows, recipe, recipe.label_column)
-    if not len(rows):
-        raise ValueError(f"Split {split!r} of {recipe.path} has no rows.")
+        _check_column(records, recipe, recipe.label_column)
+        _check_labels(records, recipe, recipe.label_column)
+    if not len(records):
+        raise ValueError(f"Split {split!r} of {recipe.path} has no records.")
     if recipe.video_column is not None:
-        return _with_encoded_clips(rows, recipe, recipe.video_column)
-    return _with_encoded_pictures(rows, recipe, recipe.image_column)
+        return _with_encoded_clips(records, recipe, recipe.video_column)
+    return _with_encoded_pictures(records, recipe, recipe.image_column)
 
 
 def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
@@ -65,9 +65,9 @@ def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
     return splits[split]
 
 
-def _with_encoded_pictures(rows: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
-    """The rows with a column of pictures that gives `{"bytes", "path"}`."""
-    feature = rows.features[column]
+def _with_encoded_pictures(records: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
+    """The split with a column of pictures that gives `{"bytes", "path"}`."""
+    feature = records.features[column]
     is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     dtype = getattr(feature, "dtype", None)
     if not (isinstance(feature, datasets.Image) or is_struct or dtype in ("binary", "large_binary", "string")):
@@ -76,28 +76,28 @@ def _with_encoded_pictures(rows: datasets.Dataset, recipe: TableData, column: st
             f"their paths (string); it holds {feature}."
         )
     with reasons_of_datasets(recipe.path):
-        return rows.cast_column(column, datasets.Image(decode=False))
+        return records.cast_column(column, datasets.Image(decode=False))
 
 
-def _with_encoded_clips(rows: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
-    """The rows with a column of clips that gives bytes, or `{"bytes", "path"}`."""
-    feature = rows.features[column]
+def _with_encoded_clips(records: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
+    """The split with a column of clips that gives bytes, or `{"bytes", "path"}`."""
+    feature = records.features[column]
     if isinstance(feature, datasets.Video):
-        return rows.cast_column(column, datasets.Video(decode=False))
+        return records.cast_column(column, datasets.Video(decode=False))
     if isinstance(feature, datasets.Image):  # animated ones
-        return rows.cast_column(column, datasets.Image(decode=False))
+        return records.cast_column(column, datasets.Image(decode=False))
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
-        return rows
+        return records
     if getattr(feature, "dtype", None) not in ("binary", "large_binary"):
         raise ValueError(
             f"Column {column!r} of {recipe.path} must hold clips, as the bytes of their files (binary) or as Video; "
             f"it holds {feature}."
         )
-    return rows
+    return records
 
 
-def _check_column(rows: datasets.Dataset, recipe: TableData, column: str) -> None:
-    if column in rows.column_names:
+def _check_column(records: datasets.Dataset, recipe: TableData, column: str) -> None:
+    if column in records.column_names:
         return
     hint = ""
     if column == recipe.caption_column:
@@ -111,25 +111,25 @@ def _check_column(rows: datasets.Dataset, recipe: TableData, column: str) -> Non
         hint = " Name the column as `data.image_column` (--image_column) or `data.video_column` (--video_column)."
     elif column == LABEL_COLUMN:
         hint = " Classes of a folder of pictures are its folders, all equally deep, or that column of a metadata file."
-    raise ValueError(f"{recipe.path} has no column {column!r}; it has {', '.join(rows.column_names)}.{hint}")
+    raise ValueError(f"{recipe.path} has no column {column!r}; it has {', '.join(records.column_names)}.{hint}")
 
 
-def _check_captions(rows: datasets.Dataset, recipe: TableData) -> None:
-    feature = rows.features[recipe.caption_column]
+def _check_captions(records: datasets.Dataset, recipe: TableData) -> None:
+    feature = records.features[recipe.caption_column]
     feature = getattr(feature, "feature", feature)  # of a list's entries
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         raise ValueError(
             f"Column {recipe.caption_column!r} of {recipe.path} must hold texts, or lists of texts of which every "
-            f"epoch sees one; it holds {rows.features[recipe.caption_column]}."
+            f"epoch sees one; it holds {records.features[recipe.caption_column]}."
         )
 
 
-def _check_labels(rows: datasets.Dataset, recipe: TableData, column: str) -> None:
-    numbered = [name for name, feature in rows.features.items() if _holds_whole_numbers(feature)]
+def _check_labels(records: datasets.Dataset, recipe: TableData, column: str) -> None:
+    numbered = [name for name, feature in records.features.items() if _holds_whole_numbers(feature)]
     if column not in numbered:
         raise ValueError(
             f"Column {column!r} of {recipe.path} must hold classes, whole numbers with or without names (ClassLabel); "
-            f"it holds {rows.features[column]}. Columns with whole numbers: {', '.join(numbered) or 'none'}."
+            f"it holds {records.features[column]}. Columns with whole numbers: {', '.join(numbered) or 'none'}."
         )
 
 
@@ -137,43 +137,43 @@ def _holds_whole_numbers(feature: Any) -> bool:
     return str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
 
 
-class DatasetRows:
+class SplitRecords:
     """The samples of one split, by number.
 
     Args:
-        rows: from `load_captioned_split`.
+        records: from `load_captioned_split`.
         recipe: which columns are read.
         name: of the split, for messages.
         extra_columns: further ones that are handed on, where they exist (micro-conditions).
     """
 
-    def __init__(self, rows: datasets.Dataset, recipe: TableData, name: str, extra_columns: Sequence[str] = ()):
+    def __init__(self, records: datasets.Dataset, recipe: TableData, name: str, extra_columns: Sequence[str] = ()):
         self.recipe, self.split = recipe, name
         path = Path(recipe.path)
         self.allowed = AllowedFolders.of_folder(path) if path.is_dir() else AllowedFolders.of_hub()
-        self.extra_columns = [column for column in extra_columns if column in rows.column_names]
+        self.extra_columns = [column for column in extra_columns if column in records.column_names]
         wanted = {recipe.media_column, *self.extra_columns}
         if recipe.caption is None:
             wanted.add(recipe.caption_column)
         if recipe.label_column is not None:
             wanted.add(recipe.label_column)
-        self.rows = rows.select_columns([column for column in rows.column_names if column in wanted])
+        self.records = records.select_columns([column for column in records.column_names if column in wanted])
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.records)
 
-    def name(self, row: int) -> str:
+    def name(self, number: int) -> str:
         """How a message calls the sample."""
-        return f"row {row} of {self.recipe.path} ({self.split})"
+        return f"record {number} of {self.recipe.path} ({self.split})"
 
-    def read(self, row: int) -> Sample:
+    def read(self, number: int) -> Sample:
         """The sample, with its picture or clip still encoded.
 
         Raises:
             UnusableSampleError: if it has none, or one that is elsewhere.
         """
         try:
-            values = self.rows[row]
+            values = self.records[number]
         except UnicodeDecodeError as error:
             raise UnusableSampleError(f"a text of it is no UTF-8 ({error.reason})") from error
         kind = "picture" if self.recipe.video_column is None else "clip"
@@ -182,9 +182,9 @@ class DatasetRows:
         label = None if self.recipe.label_column is None else class_of(values[self.recipe.label_column])
         return Sample(image, captions_of(values, self.recipe), fields, label)
 
-    def substitutes(self, row: int, request: Request) -> Iterator[int]:
-        """The rows that follow, so that it does not depend on the batch what stands in for a broken one."""
-        return ((row + step) % len(self) for step in range(1, len(self)))
+    def substitutes(self, number: int, request: Request) -> Iterator[int]:
+        """Those that follow, so that it does not depend on the batch what stands in for a broken one."""
+        return ((number + step) % len(self) for step in range(1, len(self)))
 
 
 def encoded_file(cell: Any, allowed: AllowedFolders, kind: str = "picture") -> bytes | Path:
@@ -223,23 +223,23 @@ def captions_of(values: dict[str, Any], recipe: TableData) -> str | list[str]:
         raise UnusableSampleError(str(error)) from error
 
 
-def iterate_captions(rows: datasets.Dataset, recipe: TableData) -> Iterator[str]:
+def iterate_captions(records: datasets.Dataset, recipe: TableData) -> Iterator[str]:
     """All captions of a split in order, those of a list one after the other; what is no text is passed over."""
     if recipe.caption is not None:
         yield clean_caption(recipe.caption)
         return
-    column = rows.select_columns([recipe.caption_column])
-    for start in range(0, len(rows), CAPTIONS_AT_A_TIME):
-        for cell in _cells(column, recipe.caption_column, range(start, min(start + CAPTIONS_AT_A_TIME, len(rows)))):
+    column = records.select_columns([recipe.caption_column])
+    for start in range(0, len(records), CAPTIONS_AT_A_TIME):
+        for cell in _cells(column, recipe.caption_column, range(start, min(start + CAPTIONS_AT_A_TIME, len(records)))):
             captions = clean_captions(cell)
             yield from [captions] if isinstance(captions, str) else captions
 
 
-def _cells(rows: datasets.Dataset, column: str, numbers: range) -> Iterator[Any]:
+def _cells(records: datasets.Dataset, column: str, numbers: range) -> Iterator[Any]:
     """Some values of a column; one by one where a text among them is no UTF-8, and without that."""
     try:
-        yield from rows[numbers.start : numbers.stop][column]
+        yield from records[numbers.start : numbers.stop][column]
     except UnicodeDecodeError:
         for number in numbers:
             with contextlib.suppress(UnicodeDecodeError):
-                yield rows[number][column]
+                yield records[number][column]

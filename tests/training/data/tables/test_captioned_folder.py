@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusers_mdm.training.data.skip_budget import SkipBudget
 from diffusers_mdm.training.data.sources import open_source, open_training_images, training_captions
-from diffusers_mdm.training.data.tables.splits import DatasetRows, load_captioned_split
+from diffusers_mdm.training.data.tables.splits import SplitRecords, load_captioned_split
 from diffusers_mdm.training.recipe.data import DataRecipe
 
 
@@ -94,7 +94,7 @@ def test_columns_of_metadata_have_types(tmp_path):
     lines = ["file_name,text,label,beauty,note", 'a.png,"one, two",1,0.5,x', "b.png,7,0,,y"]
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
     recipe = DataRecipe(path=str(tmp_path), label_column="label")
-    rows = DatasetRows(load_captioned_split(recipe, "train"), recipe, "train", ["beauty"])
+    rows = SplitRecords(load_captioned_split(recipe, "train"), recipe, "train", ["beauty"])
     assert [rows.read(row).captions for row in (0, 1)] == ["one, two", "7"]
     assert [rows.read(row).label for row in (0, 1)] == [1, 0]
     assert [rows.read(row).fields for row in (0, 1)] == [{"beauty": 0.5}, {"beauty": None}]

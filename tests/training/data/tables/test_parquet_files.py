@@ -12,7 +12,7 @@ from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 from diffusers_mdm.training.data.sources import open_source, open_training_images
 from diffusers_mdm.training.data.tables.listing import list_folder
 from diffusers_mdm.training.data.tables.parquet_files import parquet_splits
-from diffusers_mdm.training.data.tables.splits import DatasetRows, load_captioned_split
+from diffusers_mdm.training.data.tables.splits import SplitRecords, load_captioned_split
 from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.training.picture_files import png
 
@@ -86,7 +86,7 @@ def test_what_stands_beside_the_tables_is_named(tmp_path):
     table(tmp_path / "test.parquet")
     (folder / "0.png").write_bytes(png())
     lines = open_source(DataRecipe(path=str(folder))).describe()
-    assert "found 4 rows of parquet files: 2 in test, 2 in train" in lines[0]
+    assert "found 4 records in parquet files: 2 in test, 2 in train" in lines[0]
     assert "0.png" in lines[1]
 
 
@@ -125,7 +125,7 @@ def test_rows_name_files_inside_the_folder_alone(tmp_path):
     images = open_training_images(recipe, 8)
     assert len(images.skipped) == len(names) - 1
     assert images.images.load([0]).pixels[0, 2].float().mean() > 200
-    rows = DatasetRows(load_captioned_split(recipe, "train"), recipe, "train")
+    rows = SplitRecords(load_captioned_split(recipe, "train"), recipe, "train")
     for row in (1, 2, 4):
         with pytest.raises(UnusableSampleError, match=r"outside of the data set|cannot be found"):
             rows.read(row)
