@@ -320,5 +320,5 @@ def test_folders_without_clips_are_refused(tmp_path):
 
 @pytest.mark.parametrize("fields", [{"frame_stride": 2, "video_column": None}, {"frame_stride": 0}])
 def test_strides_are_those_of_clips(fields):
-    with pytest.raises(ValueError, match=r"`frame_stride` is .* expected at least 1, and `video_column`"):
+    with pytest.raises(ValueError, match="`frame_stride`"):
         recipe("clips", **fields)
