@@ -12,8 +12,8 @@ from PIL import Image
 
 from ..recipe.data import DataRecipe
 from ..seeds import derive_seed
-from .clips import clip_frames, clip_pixels
-from .frame_choice import FrameChoice
+from .clips.frame_choice import FrameChoice
+from .clips.frames import clip_frames, clip_pixels
 from .images import CENTER, Crop, Interpolation, open_image, square_pixels
 from .micro_conditioning import check_offsets, micro_values
 from .skip_budget import UnusableSampleError, shown

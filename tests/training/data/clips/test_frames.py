@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_mdm.training.data import clips as clip_decoding
-from diffusers_mdm.training.data.clips import clip_frames, clip_pixels
+from diffusers_mdm.training.data.clips import frames as clip_decoding
+from diffusers_mdm.training.data.clips.frames import clip_frames, clip_pixels
 from diffusers_mdm.training.data.images import Crop, square_pixels
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 from tests.training.clip_files import ANIMATIONS, animation, grey_frames, numbers_of, write_frames

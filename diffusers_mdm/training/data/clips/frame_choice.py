@@ -3,8 +3,8 @@
 
 from dataclasses import dataclass
 
-from ..seeds import derive_seed
-from .skip_budget import UnusableSampleError
+from ...seeds import derive_seed
+from ..skip_budget import UnusableSampleError
 
 _FRAME_STREAM = 103  # beside the streams of `samples.py`
 

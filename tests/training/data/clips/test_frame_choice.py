@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from diffusers_mdm.training.data.frame_choice import FrameChoice
+from diffusers_mdm.training.data.clips.frame_choice import FrameChoice
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 
 

@@ -4,10 +4,10 @@ import sys
 import pytest
 from PIL import Image
 
-from diffusers_mdm.training.data import videos as video_files
-from diffusers_mdm.training.data.clips import clip_frames
+from diffusers_mdm.training.data.clips import videos as video_files
+from diffusers_mdm.training.data.clips.frames import clip_frames
+from diffusers_mdm.training.data.clips.videos import measure_video, video_frames
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
-from diffusers_mdm.training.data.videos import measure_video, video_frames
 from tests.training.clip_files import VIDEOS, ffmpeg, grey_frames, numbers_of, write_video
 from tests.training.picture_files import encoded
 

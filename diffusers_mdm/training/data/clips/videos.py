@@ -26,7 +26,7 @@ from typing import IO, NamedTuple, cast
 
 from PIL import Image
 
-from .skip_budget import UnusableSampleError
+from ..skip_budget import UnusableSampleError
 
 MAX_REMEMBERED = 100_000  # numbers of frames of files, in each process
 MAX_CLIP_FRAMES = 20_000  # over ten minutes; a longer one is no clip to train on

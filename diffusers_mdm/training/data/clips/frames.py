@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image, features
 
-from .images import (
+from ..file_kinds import PICTURE_SUFFIXES, suffix_of
+from ..images import (
     CENTER,
     MAX_FILE_BYTES,
     Crop,
@@ -20,13 +21,12 @@ from .images import (
     reasons_of_decoders,
     square_pixels,
 )
-from .local_files import check_file, read_file
-from .skip_budget import UnusableSampleError
+from ..local_files import check_file, read_file
+from ..skip_budget import UnusableSampleError
 from .videos import MAX_CLIP_FRAMES, is_video, video_frames
 
 # Formats of Pillow whose frames belong together; the pages of a TIFF file, for one, do not.
 ANIMATED_FORMATS = ("GIF", "WEBP", "AVIF", "PNG")
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm")
 _HEAD_BYTES = 256
 _EXPECTED = "an animated picture (GIF, WebP, AVIF, APNG) or a video file (MP4, MOV, WebM, MKV, AVI, MPEG …)"
 
@@ -125,10 +125,10 @@ def _animated_frames(content: bytes, choose: FrameChooser) -> Iterator[Image.Ima
 
 
 def _folder_frames(folder: Path, choose: FrameChooser) -> Iterator[Image.Image]:
-    names = [path.name for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+    names = [path.name for path in folder.iterdir() if suffix_of(path.name) in PICTURE_SUFFIXES]
     names = sorted((name for name in names if not name.startswith(".")), key=_by_number)
     if not names:
-        raise UnusableSampleError(f"its folder has no pictures; expected frames such as 0001{FRAME_SUFFIXES[0]}")
+        raise UnusableSampleError("its folder has no pictures; expected frames such as 0001.png")
     if len(names) > MAX_CLIP_FRAMES:
         raise UnusableSampleError(f"its folder has more than {MAX_CLIP_FRAMES} frames; cut it into clips")
     for number in choose(len(names)):
