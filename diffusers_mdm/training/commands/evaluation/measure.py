@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `training/evaluate.py` does: from flags to references, drawings and scores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+
+import torch
+from accelerate import PartialState
+
+from ....evaluation.features import FeatureExtractor, InceptionFeatures, TransformersFeatures
+from ....evaluation.generate import generate, open_levels, read_plan
+from ....evaluation.pictures import Pictures
+from ....evaluation.reference import load_reference, make_reference, save_reference
+from ....evaluation.report import card_section, contact_sheet, markdown_table
+from ....evaluation.score import FEATURES_OF, score
+from ....public_names import DiffusionPipeline
+from ...data.numbered import CaptionedImages
+from ...data.sources import open_validation_images, validation_captions
+from ...recipe.data import TableData
+
+DINOV2, CLIP = "facebook/dinov2-base", "openai/clip-vit-large-patch14-336"
+
+
+class ChosenPictures:
+    """Some pictures of a data set, cropped to squares.
+
+    Args:
+        images: all of them.
+        captions: of all of them.
+        numbers: which are chosen.
+    """
+
+    def __init__(self, images: CaptionedImages, captions: Sequence[str], numbers: Sequence[int]):
+        self.images, self.numbers = images, list(numbers)
+        self.captions: Sequence[str] = [captions[number] for number in self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def load(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The pictures of these numbers, `(B, 3, S, S)`, uint8."""
+        return self.images.load([self.numbers[number] for number in numbers]).pixels
+
+
+def run_verb(args: argparse.Namespace) -> None:
+    """Do what was asked for.
+
+    Raises:
+        ValueError: something does not fit; the message says what to do.
+    """
+    {"reference": write_reference, "generate": draw_captions, "score": score_drawings}[args.verb](args)
+
+
+def write_reference(args: argparse.Namespace) -> None:
+    """Compute the features of real pictures and write them to `--output_dir`."""
+    images, captions = open_pictures(args, max(args.sides))
+    chosen = choose(len(captions), args.num_pictures, args.seed)
+    recipe = {
+        "data": str(args.data_dir),
+        "split": args.split,
+        "sides": args.sides,
+        "seed": args.seed if args.num_pictures is not None else None,
+    }
+    pictures = ChosenPictures(images, captions, chosen)
+    extractors = [open_extractor(name, args) for name in args.features]
+    save_reference(make_reference(pictures, extractors, args.sides, args.batch_size, recipe), args.output_dir)
+    print(f"{args.output_dir}: features of {len(pictures)} pictures at {', '.join(map(str, args.sides))} pixels")
+
+
+def draw_captions(args: argparse.Namespace) -> None:
+    """Draw captions into `--output_dir`."""
+    captions = read_captions(args)
+    pipeline = DiffusionPipeline.from_pretrained(args.model_dir, dtype=getattr(torch, args.dtype))
+    pipeline.to(PartialState().device)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "height")}
+    given = {name: value for name, value in settings.items() if value is not None}
+    levels = generate(pipeline, captions, args.output_dir, str(args.model_dir), args.seed, args.batch_size, given)
+    if PartialState().is_main_process:
+        names = ", ".join(level.name for level in levels)
+        print(f"{args.output_dir}: {len(captions)} drawings at {names} pixels")
+
+
+def score_drawings(args: argparse.Namespace) -> None:
+    """Compare drawings with a reference, print a table, and write what else was asked for."""
+    plan, levels, reference = read_plan(args.drawings), open_levels(args.drawings), load_reference(args.reference)
+    names = list(dict.fromkeys(FEATURES_OF[metric] for metric in args.metrics if metric in FEATURES_OF))
+    truth = None if args.data_dir is None else true_pictures(args, levels[-1])
+    extractors = [open_extractor(name, args) for name in names]
+    scores = score(levels, reference, extractors, args.metrics, truth, args.batch_size)
+    print(markdown_table(scores))
+    if args.output is not None:
+        report = {"generation": vars(plan), "reference": reference.recipe, **scores.as_json()}
+        args.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.contact_sheet is not None:
+        contact_sheet(levels[-1], truth).save(args.contact_sheet)
+    if args.card_section is not None:
+        command = shlex.join(["python", *sys.argv])
+        args.card_section.write_text(card_section(scores, plan, command), encoding="utf-8")
+
+
+def open_extractor(name: str, args: argparse.Namespace) -> FeatureExtractor:
+    """The network of these features, on the device that was asked for."""
+    device = args.device or PartialState().device
+    if name == "inception":
+        return InceptionFeatures(device)
+    path = {"dinov2": args.dinov2 or DINOV2, "clip": args.clip or CLIP}[name]
+    return TransformersFeatures(name, path, device)
+
+
+def open_pictures(args: argparse.Namespace, side: int) -> tuple[CaptionedImages, list[str]]:
+    """The pictures of a data set, cropped to squares of `side` pixels, and their captions.
+
+    Raises:
+        ValueError: there is no such data set, split or column, or a picture is broken.
+    """
+    recipe = TableData(
+        path=args.data_dir,
+        train_split=args.split,
+        validation_split=args.split,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        max_skipped_images=0,
+    )
+    images = open_validation_images(recipe, side)
+    if images is None:
+        raise ValueError(f"{args.data_dir} has no split {args.split!r}.")
+    return images, list(validation_captions(recipe))
+
+
+def read_captions(args: argparse.Namespace) -> list[str]:
+    """The captions to draw, from a file or a data set.
+
+    Raises:
+        ValueError: neither or both were given, or the file is empty.
+    """
+    if (args.data_dir is None) == (args.captions_file is None):
+        raise ValueError("Say where the captions are: either --data_dir or --captions_file.")
+    if args.captions_file is not None:
+        lines = [line.strip() for line in args.captions_file.read_text(encoding="utf-8").splitlines()]
+        captions = [line for line in lines if line]
+        if not captions:
+            raise ValueError(f"{args.captions_file} has no captions; write one a line.")
+    else:
+        captions = open_pictures(args, 1)[1]
+    return [captions[number] for number in choose(len(captions), args.num_captions, args.seed)]
+
+
+def true_pictures(args: argparse.Namespace, drawn: Pictures) -> ChosenPictures:
+    """The true pictures of the drawings' captions, of the drawings' size.
+
+    Raises:
+        ValueError: a caption is not in the data set.
+    """
+    images, captions = open_pictures(args, drawn.load([0]).shape[-1])
+    numbers: dict[str, int] = {}
+    for number, caption in enumerate(captions):
+        numbers.setdefault(caption, number)
+    missing = [caption for caption in drawn.captions if caption not in numbers]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} captions of the drawings are not in {args.data_dir} ({args.split}), such as "
+            f"{missing[0][:80]!r}; give the data set that they were taken from, or leave --data_dir out."
+        )
+    return ChosenPictures(images, captions, [numbers[caption] for caption in drawn.captions])
+
+
+def choose(total: int, number: int | None, seed: int) -> list[int]:
+    """`number` of 0 to `total` - 1 without repetition in an order drawn from `seed`; all in their order for None.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if number is None:
+        return list(range(total))
+    if not 1 <= number <= total:
+        raise ValueError(f"{number} were asked for, and there are {total}; ask for 1 to {total}.")
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:number].tolist()

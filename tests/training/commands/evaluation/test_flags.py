@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of `training/evaluate.py`."""
+
+import pytest
+
+from diffusers_mdm.evaluation.score import METRICS as ALL_METRICS
+from diffusers_mdm.training.commands.evaluation.flags import DEFAULT_METRICS, METRICS, parse_arguments
+
+
+def test_flags_know_every_metric():
+    # The flags are read before the slow imports, so they hold a copy of the names.
+    assert METRICS == ALL_METRICS
+    assert set(DEFAULT_METRICS) < set(METRICS)
+
+
+def test_a_verb_is_needed(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments("Measure.", [])
+    assert "VERB" in capsys.readouterr().err
+
+
+def test_defaults():
+    args = parse_arguments("Measure.", ["score", "--drawings", "a", "--reference", "b"])
+    assert args.metrics == list(DEFAULT_METRICS)
+    assert args.data_dir is None

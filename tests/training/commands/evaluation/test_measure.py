@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`training/evaluate.py` from a folder of captioned pictures to a table, with a tiny pipeline."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from diffusers_mdm.training.commands.evaluation.flags import parse_arguments
+from diffusers_mdm.training.commands.evaluation.measure import choose, run_verb
+
+
+def run(*words):
+    run_verb(parse_arguments("Measure.", [str(word) for word in words]))
+
+
+@pytest.fixture(scope="module")
+def drawn_dir(tmp_path_factory, pictures_dir, pipeline_dir):
+    folder = tmp_path_factory.mktemp("evaluation") / "drawn"
+    settings = ["--num_inference_steps", 2, "--batch_size", 3, "--num_captions", 4, "--seed", 1]
+    run("generate", "--model_dir", pipeline_dir, "--data_dir", pictures_dir, *settings, "--output_dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference_dir(tmp_path_factory, pictures_dir):
+    folder = tmp_path_factory.mktemp("evaluation") / "reference"
+    run("reference", "--data_dir", pictures_dir, "--sides", 8, 16, "--features", "--output_dir", folder)
+    return folder
+
+
+def test_drawings_are_scored_at_every_level(drawn_dir, reference_dir, pictures_dir, tmp_path, capsys):
+    out = {name: tmp_path / name for name in ("scores.json", "sheet.png", "card.md")}
+    files = ["--output", out["scores.json"], "--contact_sheet", out["sheet.png"], "--card_section", out["card.md"]]
+    metrics = ["--metrics", "retrieval", "noise", "--data_dir", pictures_dir]
+    run("score", "--drawings", drawn_dir, "--reference", reference_dir, *metrics, *files)
+    assert capsys.readouterr().out.startswith("| | 8 px | 16 px |")
+    report = json.loads(out["scores.json"].read_text(encoding="utf-8"))
+    assert report["num_drawn"] == 4
+    assert report["generation"]["settings"] == {"num_inference_steps": 2}
+    assert report["reference"]["data"] == str(pictures_dir)
+    assert report["levels"].keys() == {"8", "16"}
+    assert 0 <= report["levels"]["16"]["retrieval_own_picture"] <= 1
+    assert report["levels"]["16"]["distance_to_truth"] > 0
+    assert len(report["disagreement"]) == 1
+    with Image.open(out["sheet.png"]) as sheet:
+        assert sheet.size == (4 * 18 + 2, 2 * 18 + 4 + 2)
+    assert "## Evaluation" in out["card.md"].read_text(encoding="utf-8")
+
+
+def test_captions_come_from_one_place(pipeline_dir, pictures_dir, tmp_path):
+    words = ["generate", "--model_dir", pipeline_dir, "--output_dir", tmp_path / "drawn"]
+    with pytest.raises(ValueError, match="either --data_dir or --captions_file"):
+        run(*words)
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n  \n", encoding="utf-8")
+    with pytest.raises(ValueError, match="has no captions; write one a line"):
+        run(*words, "--captions_file", captions)
+    captions.write_text("a red apple\n\nthe blue cat\n", encoding="utf-8")
+    run(*words, "--captions_file", captions, "--num_inference_steps", 1, "--height", 8)
+    assert sorted(path.name for path in (tmp_path / "drawn" / "8").iterdir()) == [
+        "000000.png",
+        "000001.png",
+        "metadata.jsonl",
+    ]
+
+
+def test_truth_of_other_captions_is_refused(pipeline_dir, pictures_dir, reference_dir, tmp_path):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("nobody wrote this\n", encoding="utf-8")
+    words = ["--num_inference_steps", 1, "--height", 8, "--output_dir", tmp_path / "drawn"]
+    run("generate", "--model_dir", pipeline_dir, "--captions_file", captions, *words)
+    scored = ["score", "--drawings", tmp_path / "drawn", "--reference", reference_dir, "--metrics", "noise"]
+    with pytest.raises(ValueError, match=r"1 captions of the drawings are not in .*'nobody wrote this'"):
+        run(*scored, "--data_dir", pictures_dir)
+
+
+def test_choices_are_drawn_from_the_seed_without_repetition():
+    assert choose(5, None, 3) == [0, 1, 2, 3, 4]
+    assert sorted(choose(5, 5, 3)) == [0, 1, 2, 3, 4]
+    assert choose(50, 10, 3) == choose(50, 10, 3) != choose(50, 10, 4)
+    with pytest.raises(ValueError, match="6 were asked for, and there are 5"):
+        choose(5, 6, 0)
