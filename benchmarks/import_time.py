@@ -24,7 +24,7 @@ print(others - start, perf_counter() - others, process_time() - others_cpu)
 
 
 def seconds_of_imports() -> tuple[float, float, float]:
-    """Import in a fresh interpreter; return seconds of diffusers, of the plugin after it, and its processor seconds."""
+    """Import in a fresh interpreter; return seconds of diffusers, of the plugin after it, and its processor time."""
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, encoding="utf-8", check=True)
     others, added, added_cpu = (float(word) for word in done.stdout.split()[-3:])

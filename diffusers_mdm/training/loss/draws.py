@@ -48,9 +48,9 @@ def offset_noise(noise: Pyramid, amount: float, generators: Sequence[torch.Gener
     """Add `amount` * N(0, 1), one number for each batch row, channel and level, to all pixels of the noise.
 
     White noise hardly touches a picture's mean, so a model learns to read brightness off its input and draws
-    everything in medium brightness; the offset hides the mean as the noise hides the rest (`--noise_offset` of the
-    diffusers' scripts). The offsets of the levels are independent, as their noise is: with one offset for all, two levels
-    with unequal signal powers would be two equations for the two unknowns mean and offset, and reveal the mean.
+    everything in medium brightness; the offset hides the mean as the noise hides the rest (`--noise_offset` of
+    diffusers' scripts). The offsets of the levels are independent, as their noise is: with one offset for all, two
+    levels with unequal signal powers would be two equations for the two unknowns mean and offset, and reveal the mean.
 
     Args:
         noise: levels (B_i, C, ...), innermost first.

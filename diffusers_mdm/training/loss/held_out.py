@@ -3,9 +3,9 @@
 
 What is measured is the plain squared error of v of each level, whatever weights and t the training prefers. Picture k
 of n is looked at with one t, T (k' + 1/2) / n rounded down with k' from a fixed permutation, so that all n together
-cover 0 ... T - 1 evenly; its noise depends on the seed and its record in the data set alone, and the levels draw it from
-the innermost outwards. So the numbers of the inner levels do not depend on how many levels surround them. (Those of
-outer levels do depend on the scheduler's `shift_power`, which decides how much noise a t means there.)
+cover 0 ... T - 1 evenly; its noise depends on the seed and its record in the data set alone, and the levels draw it
+from the innermost outwards. So the numbers of the inner levels do not depend on how many levels surround them. (Those
+of outer levels do depend on the scheduler's `shift_power`, which decides how much noise a t means there.)
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class HeldOutSamples(Generic[BatchT]):
     """Which pictures are measured, and with which t.
 
     Args:
-        load: gives the batch of the records whose numbers it gets; the same records always have the same pixels (no random
+        load: gives the batch of the records with these numbers; the same ones always have the same pixels (no random
             crop or flip).
         num_records: size of the held-out set.
         num_images: how many of them to measure at most, spread evenly over the set.
@@ -55,8 +55,8 @@ class HeldOutSamples(Generic[BatchT]):
     def __post_init__(self) -> None:
         if self.num_records < 1 or self.num_images < 1:
             raise ValueError(
-                f"The held-out set has {self.num_records} pictures, of which {self.num_images} shall be measured; both "
-                "must be at least 1."
+                f"The held-out set has {self.num_records} pictures, of which {self.num_images} shall be measured; "
+                "both must be at least 1."
             )
 
     def __len__(self) -> int:

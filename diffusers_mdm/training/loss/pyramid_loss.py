@@ -19,8 +19,8 @@ class PyramidLoss:
     """What one batch costs.
 
     total: scalar to minimise.
-    per_level: scalar means over each level's own batch rows, innermost first, with the weights that depend on t, and without
-        level weights and row weights: what a level has learnt, whatever it counts for.
+    per_level: scalar means over each level's own batch rows, innermost first, with the weights that depend on t, and
+        without level weights and row weights: what a level has learnt, whatever it counts for.
     per_row: (B_0,), whose mean is `total`; rows that a level lacks count zero there, the others B_0 / B_i times.
     row_errors: (B_i,) of each level, detached; `per_level` are their means.
     """
@@ -50,8 +50,8 @@ def pyramid_loss(
         weighting: u_i, "v": 1. "epsilon": alpha, which turns the error of v into that of the noise it implies, because
             eps^ - eps = sqrt(alpha) (v^ - v).
         snr_gamma: bend u_i by Min-SNR-gamma; see `error_weights`.
-        row_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for the batch rows of its class. They
-            multiply, and are not divided by their sum: a row's gradient does not depend on the other rows.
+        row_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for the batch rows of its class.
+            They multiply, and are not divided by their sum: a row's gradient does not depend on the other rows.
     """
     num_rows = predictions[0].shape[0]
     if row_weights is not None and row_weights.shape != (num_rows,):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much an error counts: by its signal-to-noise ratio, and by how long its level has been learning.
 
-Glossary: g the signal power of a batch row at a level (after the level's shift), SNR = g / (1 - g), and the errors that
-one error of v stands for: of the noise g |v^ - v|^2, of the picture (1 - g) |v^ - v|^2.
+Glossary: g the signal power of a batch row at a level (after the level's shift), SNR = g / (1 - g), and the errors
+that one error of v stands for: of the noise g |v^ - v|^2, of the picture (1 - g) |v^ - v|^2.
 """
 
 import torch

@@ -225,8 +225,8 @@ def samples_caption(recipe: Recipe) -> str:
     frames = f" [`{SAMPLES_FILE}`]({SAMPLES_FILE}) has the frames side by side." if has_clips(recipe) else ""
     return (
         f"The validation {asked_for(recipe)}, drawn with the {weights} weights in {settings.num_inference_steps} "
-        f"steps at guidance {settings.guidance_scale:g}: each level in a row of its own, the smallest on top and all enlarged to "
-        f"one size.{frames} Nothing was chosen by hand."
+        f"steps at guidance {settings.guidance_scale:g}: each level in a row of its own, the smallest on top and all "
+        f"enlarged to one size.{frames} Nothing was chosen by hand."
     )
 
 

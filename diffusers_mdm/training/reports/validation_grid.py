@@ -44,9 +44,9 @@ class PromptFeatures(Protocol):
 def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Path | None:
     """Draw the validation prompts with the averaged weights, save the grid and send it to the trackers.
 
-    Where weights are sharded, every process has to call this; the main one draws. The noise is the same every time, so that
-    grids of different steps compare. A run whose captions come encoded has no text encoder; it draws the prompts if
-    `features` (by default the run's own embeddings) know them, or says why it draws none.
+    Where weights are sharded, every process has to call this; the main one draws. The noise is the same every time, so
+    that grids of different steps compare. A run whose captions come encoded has no text encoder; it draws the prompts
+    if `features` (by default the run's own embeddings) know them, or says why it draws none.
 
     Returns:
         `samples/step-<n>.png` in the output folder; None where nothing was drawn. Of clips it shows the frames side by
