@@ -8,6 +8,7 @@ order in which they are entered, the largest folders, and the classes above each
 `tests/test_reading_paths.py`.
 """
 
+import argparse
 import ast
 import contextlib
 import sys
@@ -152,6 +153,7 @@ def train_tiny(output_dir: Path) -> None:
 
 def main() -> None:
     """Measure and print."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     drawing = modules_of_a_drawing(MDMPipeline.from_pretrained(MODEL, dtype=torch.float32), "strawberry, 3d render")
     with tempfile.TemporaryDirectory() as folder:
         step = modules_of_a_step(lambda: train_tiny(Path(folder) / "run"))

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from ..recipe.clips import has_clips
 from ..recipe.writing import FILE_NAME as RECIPE_FILE
 from ..state.run import Run, RunOptions
+from .markdown import one_line
 from .model_card import (
     CARD_FILE,
     CURVES_FILE,
@@ -158,4 +159,4 @@ def _is_refusal(error: Exception) -> bool:
 
 def _spell(error: Exception) -> str:
     """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
