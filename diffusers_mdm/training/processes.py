@@ -30,6 +30,19 @@ def is_main_launched() -> bool:
     return _number(_RANK, 0) == 0
 
 
+def check_alone() -> None:
+    """Refuse to be one of several processes, for work that is not shared among them.
+
+    Raises:
+        ValueError: says how to start the command.
+    """
+    if num_launched() > 1:
+        raise ValueError(
+            f"This command does all its work in one process, and {num_launched()} were launched: start it with python "
+            "alone."
+        )
+
+
 def _number(names: tuple[str, ...], default: int) -> int:
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
 

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from diffusers_mdm.training.processes import is_main_launched, join_processes, num_launched, wait_for_everyone
+from diffusers_mdm.training.processes import (
+    check_alone,
+    is_main_launched,
+    join_processes,
+    num_launched,
+    wait_for_everyone,
+)
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "RANK", "PMI_RANK")
@@ -51,6 +57,13 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, size):
     assert num_launched() == 2
     with pytest.raises(ValueError, match=r"2 processes were launched, but accelerate sees 1.*accelerate launch"):
         join_processes()
+
+
+def test_what_one_process_does_alone_is_refused_to_several(monkeypatch):
+    check_alone()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 were launched: start it with python alone"):
+        check_alone()
 
 
 def test_the_main_process_is_the_first(monkeypatch):

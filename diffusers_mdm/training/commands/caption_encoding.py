@@ -13,6 +13,7 @@ from ..data.sources import texts_of
 from ..data.text.features_writer import CaptionEncoder, write_text_embeddings
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
+from ..processes import check_alone
 from ..recipe.recipe import Recipe
 from .flags import base_recipe, override
 from .parser import check_together
@@ -26,9 +27,10 @@ def encode_captions(given: dict[str, Any], folder: Path) -> None:
         folder: what is written, or completed.
 
     Raises:
-        ValueError: the flags contradict each other, the recipe has no text encoder that stays as it is, the data does
-            not fit, or the folder belongs to another text encoder.
+        ValueError: several processes were launched, the flags contradict each other, the recipe has no text encoder
+            that stays as it is, the data does not fit, or the folder belongs to another text encoder.
     """
+    check_alone()
     _write(recipe_of_captions(given), folder, given)
 
 
