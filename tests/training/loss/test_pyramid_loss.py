@@ -125,7 +125,7 @@ def test_thinning_keeps_the_first_rows(case):
 
 
 def test_unknown_weighting_is_refused(case):
-    with pytest.raises(ValueError, match="'epsilon' or 'v'"):
+    with pytest.raises(ValueError, match="'epsilon', 'v'"):
         loss_of(case, weighting="snr")
 
 
