@@ -175,7 +175,7 @@ def _changes(old: Recipe, new: Recipe, saved: Saved) -> Iterator[Change]:
             yield from _level_changes(old, new, saved.num_levels)
         elif field.name in ("model", "scheduler"):
             yield from _argument_changes(field.name, old, new)
-        elif dataclasses.is_dataclass(before) and dataclasses.is_dataclass(after):
+        elif dataclasses.is_dataclass(before) and type(before) is type(after):
             names = dict.fromkeys(inner.name for part in (before, after) for inner in dataclasses.fields(part))
             for name in names:  # data may have become of another kind, with other fields
                 path = f"{field.name}.{name}"

@@ -106,6 +106,11 @@ def test_what_may_change_is_said_and_counts_from_here_on():
         assert words in line
 
 
+def test_data_of_another_kind_may_take_the_place():
+    new = dataclasses.replace(TINY, data=TINY.data.with_fields(shards=("a.tar",)))
+    assert [(change.field, change.effect) for change in compare(new).changes] == [("data", Effect.MAY_CHANGE)]
+
+
 def test_what_is_over_stays_as_it_was():
     resumption = compare(dataclasses.replace(with_inner(steps=99, seed=5), zero_init=not TINY.zero_init))
     assert resumption.recipe == TINY
