@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -35,6 +36,38 @@ def test_shipped_recipes_load(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     assert len(recipe.rows) == len(recipe.levels) == recipe.stages[-1].levels
+
+
+def test_the_recipe_in_the_documentation_loads(tmp_path):
+    page = (RECIPES.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    whole = [block for block in blocks if block.startswith("name:")]
+    assert whole
+    for block in whole:
+        file = tmp_path / "printed.yaml"
+        file.write_text(block, encoding="utf-8")
+        assert load_recipe(file).stages
+
+
+def test_models_of_classes_need_no_caption(tmp_path):
+    recipe = yaml.safe_load((RECIPES / "imagenet_64.yaml").read_text(encoding="utf-8"))
+    assert "caption" not in recipe["data"]
+    assert load_recipe(written(tmp_path, recipe)).data.caption == ""
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text((RECIPES / "tiny.yaml").read_text(encoding="utf-8") + "name: again\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"twice\.yaml.*name"):
+        load_recipe(path)
+
+
+def test_anchors_that_would_grow_without_bound_are_refused(tmp_path):
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)), "name: *a59"]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bomb\.yaml"):
+        load_recipe(path)
 
 
 def test_relative_data_path_is_looked_up_beside_the_recipe():
@@ -83,13 +116,32 @@ MISTAKES = [
     ("scheduler", {"prediction_type": "epsilon"}, "scheduler.prediction_type"),
     ("scheduler", {"base_sample_size": 64}, "scheduler.base_sample_size"),
     ("mixed_precision", "fp8", "mixed_precision"),
+    ("model.sample_size", "8", "model.sample_size"),
+    ("model.sample_size", 10**9, "model.sample_size"),
+    ("model.sample_size", 9, "model.sample_size"),
+    ("model.num_attention_heads", 0, "model.num_attention_heads"),
+    ("model.norm_eps", float("nan"), "model.norm_eps"),
+    ("levels.0.norm_num_groups", 3, "`levels[0].norm_num_groups`"),
+    ("levels.0.layers_per_block", [10**9, 1], "levels[0].layers_per_block"),
+    ("levels.1.dropout", float("inf"), "levels[1].dropout"),
+    ("levels.1.block_out_channels", [8], "`levels[1].layers_per_block`"),
+    ("scheduler", {"shift_power": "2"}, "scheduler.shift_power"),
+    ("scheduler", {"num_train_timesteps": 10**9}, "scheduler.num_train_timesteps"),
+    ("scheduler", {"beta_schedule": "square"}, "beta_schedule"),
+    ("scheduler", {"num_train_timesteps": 1}, "validation.num_inference_steps"),
+    ("validation.num_inference_steps", 1001, "validation.num_inference_steps"),
+    ("validation.num_inference_steps", 0, "num_inference_steps"),
+    ("validation.num_validation_images", -1, "num_validation_images"),
+    ("stages.0.learning_rate", 0.0, "learning_rate"),
+    ("stages.1.level_weights", [0.0, 0.0], "level_weights"),
+    ("optimizer", {"adam_beta1": 1.0}, "adam_beta1"),
 ]
 
 
 @pytest.mark.parametrize(("path", "value", "named"), MISTAKES, ids=lambda part: str(part)[:40])
 def test_mistakes_name_file_and_field(tmp_path, path, value, named):
     recipe = edited("name", "edited")
-    recipe = edited(path, value) if path != "scheduler" else {**recipe, "scheduler": value}
+    recipe = edited(path, value) if path not in ("scheduler", "optimizer") else {**recipe, path: value}
     file = written(tmp_path, recipe)
     with pytest.raises(ValueError, match=r"edited\.yaml") as caught:
         load_recipe(file)
