@@ -75,6 +75,49 @@ def check_pyramid(pyramid: Sequence[torch.Tensor], *, name: str = "sample") -> N
             )
 
 
+def matching_levels(
+    tensors: torch.Tensor | Sequence[torch.Tensor], levels: Sequence[torch.Tensor], name: str
+) -> Pyramid:
+    """`tensors` as levels of the same shapes as `levels`.
+
+    Raises:
+        ValueError: another number of levels, other shapes, or other devices.
+    """
+    others, _ = as_pyramid(tensors)
+    shapes, expected = [tuple(level.shape) for level in others], [tuple(level.shape) for level in levels]
+    if shapes != expected:
+        raise ValueError(
+            f"`{name}` has levels of the shapes {shapes}, innermost first; the sample has {expected}. Both must agree."
+        )
+    places, expected_places = [str(level.device) for level in others], [str(level.device) for level in levels]
+    if places != expected_places:
+        raise ValueError(
+            f"`{name}` is on {', '.join(places)}; the sample is on {', '.join(expected_places)}. Move it."
+        )
+    return others
+
+
+def check_finite(levels: Sequence[torch.Tensor], timestep: int, name: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: names the timestep and the levels (0 = innermost).
+    """
+    # One answer for all levels: an accelerator is waited for once a step.
+    finite = torch.stack([torch.isfinite(level).all() for level in levels]).tolist()
+    if not all(finite):
+        broken = ", ".join(str(index) for index, good in enumerate(finite) if not good)
+        raise ValueError(
+            f"`{name}` holds NaN or infinity at timestep {timestep}, level {broken} (0 = innermost). Try float32 or "
+            "bfloat16 if the network runs in float16; otherwise look at its weights and inputs."
+        )
+
+
+def in_full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, in float32 if it was in half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def _is_larger(outer: Sequence[int], inner: Sequence[int]) -> bool:
     """Whether a level grows in both sides, or has more frames of sides that do not shrink."""
     more_pixels = outer[-2] > inner[-2] and outer[-1] > inner[-1]

@@ -18,16 +18,15 @@ from diffusers_mdm.loaders import MDMLoraLoaderMixin
 from diffusers_mdm.models.weight_variants import naming_variants
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing import setup
-from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
+from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, encode_prompts
 from diffusers_mdm.pipelines.drawing.folder_defaults import PUBLISHED_DEFAULTS, check_defaults, fill_in
 from diffusers_mdm.pipelines.drawing.guidance import is_guided
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import check_latent_space, clips_to_pictures
-from diffusers_mdm.pipelines.drawing.pictures import Refine, finish
+from diffusers_mdm.pipelines.drawing.loop import Refine, finish
 from diffusers_mdm.pipelines.drawing.request import Request, Sample, check_argument
 from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pipelines.drawing.shared_parts import RunningDrawings
-from diffusers_mdm.pipelines.drawing.text_encoding import encode_prompts
 from diffusers_mdm.pipelines.finder_file import write_finder
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pyramid import as_pyramid

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..pyramid import Pyramid, as_pyramid, check_pyramid, level_ratios
-from .noise_schedules import shift_signal_power
-from .sample_checks import as_timesteps, in_full_precision, matching_levels
+from ..pyramid import Pyramid, as_pyramid, check_pyramid, in_full_precision, level_ratios, matching_levels
+from .timestep_spacing import as_timesteps
 
 Sample = torch.Tensor | Sequence[torch.Tensor]
 
@@ -156,3 +155,20 @@ def amplitudes(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, t
     """
     power = power.reshape(-1, *[1] * (like.ndim - 1))
     return torch.exp(torch.log(power) / 2), (1 - power) ** 0.5
+
+
+def shift_signal_power(power: torch.Tensor, ratio: float, shift_power: float) -> torch.Tensor:
+    """Signal power at a level whose side is `ratio` times the innermost one's: log SNR_i = log SNR_0 - p log(ratio).
+
+    A larger picture hides less of its content under the same noise, hence the shift (ml-mdm,
+    Schedule: shift for scale s > 1). A ratio of 1 gives `power` back untouched.
+
+    Args:
+        power: alpha_bar of level 0, any shape, in [0, 1].
+        ratio: r_i / r_0, at least 1.
+        shift_power: p.
+    """
+    if ratio == 1:
+        return power
+    snr = power / (1 - power) / ratio**shift_power
+    return 1 / (1 + 1 / snr)

@@ -96,20 +96,3 @@ def signal_power(betas: torch.Tensor) -> torch.Tensor:
     if not bool((betas >= 0).all()):
         raise ValueError(f"The betas run from {betas.min():g} to {betas.max():g}; expected numbers from 0 to 1.")
     return torch.exp(torch.cumsum(torch.log(1 - betas), dim=0)).to(torch.float32)
-
-
-def shift_signal_power(power: torch.Tensor, ratio: float, shift_power: float) -> torch.Tensor:
-    """Signal power at a level whose side is `ratio` times the innermost one's: log SNR_i = log SNR_0 - p log(ratio).
-
-    A larger picture hides less of its content under the same noise, hence the shift (ml-mdm,
-    Schedule: shift for scale s > 1). A ratio of 1 gives `power` back untouched.
-
-    Args:
-        power: alpha_bar of level 0, any shape, in [0, 1].
-        ratio: r_i / r_0, at least 1.
-        shift_power: p.
-    """
-    if ratio == 1:
-        return power
-    snr = power / (1 - power) / ratio**shift_power
-    return 1 / (1 + 1 / snr)

@@ -8,6 +8,8 @@ t and at the timestep after the step (g_s = 1 after the last one); alpha = sqrt(
 from __future__ import annotations
 
 import math
+import numbers
+from typing import Any
 
 import torch
 
@@ -156,3 +158,10 @@ def amplitudes(power: float) -> tuple[float, float]:
 def _half_log_snr(power: float) -> float:
     """The lambda = log(alpha / sigma); minus infinity where nothing of the picture is left."""
     return 0.5 * (math.log(power) - math.log1p(-power)) if power > 0 else -math.inf
+
+
+def check_eta(eta: Any) -> None:
+    """Refuse an `eta` that is neither None nor a number from 0 to 1."""
+    is_number = isinstance(eta, numbers.Real) and not isinstance(eta, bool)
+    if eta is not None and not (is_number and 0 <= eta <= 1):
+        raise ValueError(f"`eta` is {eta!r}; expected 0 (deterministic) to 1 (ancestral), or None (ancestral).")

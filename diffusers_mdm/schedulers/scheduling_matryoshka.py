@@ -13,7 +13,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from ..pyramid import Pyramid, pyramid_noise
+from ..pyramid import Pyramid, check_finite, in_full_precision, matching_levels, pyramid_noise
 from .forward_process import PyramidForwardProcess, Sample
 from .noise_schedules import (
     betas_from_trained,
@@ -24,14 +24,14 @@ from .noise_schedules import (
 from .reverse_steps import (
     amplitudes,
     ancestral_step,
+    check_eta,
     clean_from_prediction,
     ddim_step,
     dpm_solver_step,
     dynamic_threshold,
 )
-from .sample_checks import check_eta, check_finite, in_full_precision, matching_levels, whole_timestep
 from .scheduler_config import check_config, lasting_defaults, with_origin_spelled_out
-from .timestep_spacing import checked_timesteps, spaced_timesteps
+from .timestep_spacing import checked_timesteps, spaced_timesteps, whole_timestep
 
 Generators = torch.Generator | list[torch.Generator]
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the training timesteps a sampler visits."""
+"""Timesteps: which of them a sampler visits, and whether what is handed in is one."""
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,3 +114,37 @@ def checked_timesteps(timesteps: Sequence[int] | np.ndarray | torch.Tensor, num_
             " (A `steps_offset` above 0 needs fewer steps.)"
         )
     return whole
+
+
+def whole_timestep(timestep: int | float | torch.Tensor, num_train_timesteps: int) -> int:
+    """A timestep as an int.
+
+    Raises:
+        ValueError: several timesteps, not a whole number, or outside [0, num_train_timesteps).
+    """
+    if isinstance(timestep, torch.Tensor):
+        if timestep.numel() != 1:
+            raise ValueError(
+                f"`timestep` has shape {tuple(timestep.shape)}; a reverse step takes all rows and levels from one "
+                "timestep, pass a single number."
+            )
+        timestep = timestep.item()
+    is_number = isinstance(timestep, numbers.Real) and not isinstance(timestep, bool) and math.isfinite(timestep)
+    if not is_number or timestep != int(timestep) or not 0 <= timestep < num_train_timesteps:
+        raise ValueError(f"`timestep` is {timestep!r}; expected a whole number from 0 to {num_train_timesteps - 1}.")
+    return int(timestep)
+
+
+def as_timesteps(timesteps: Any) -> torch.Tensor:
+    """Timesteps for every row, as a tensor.
+
+    Raises:
+        ValueError: they are neither a tensor nor numbers.
+    """
+    try:
+        return torch.as_tensor(timesteps)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`timesteps` are of type {type(timesteps).__name__}; expected a tensor of whole numbers, one for each "
+            "row of level 0, or a single one."
+        ) from error

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from diffusers_mdm.pipelines.drawing import input_checks as checks
-from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
+from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, pad_to_length, take_features
 from diffusers_mdm.pipelines.drawing.request import Sample, check_argument, describe
 from diffusers_mdm.pipelines.drawing.setup import Drawing
-from diffusers_mdm.pipelines.drawing.text_encoding import pad_to_length, take_features
 from diffusers_mdm.pyramid import as_pyramid
 
 _TEXTS = ("prompt", "negative_prompt")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One drawing, step by step: guided predictions, reverse steps, what is given of the pictures, callbacks."""
+"""One drawing, from noise to pictures: guided predictions, reverse steps, what is given, callbacks, what comes out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,15 @@ import torch
 from diffusers_mdm.pipelines.drawing.callbacks import call_back
 from diffusers_mdm.pipelines.drawing.consistency import project_prediction
 from diffusers_mdm.pipelines.drawing.guidance import predict
+from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
+from diffusers_mdm.pipelines.drawing.latent_space import decode_latents
 from diffusers_mdm.pipelines.drawing.request import Sample
 from diffusers_mdm.pipelines.drawing.resampling import diffuse_from
 from diffusers_mdm.pipelines.drawing.setup import Drawing, noised, step_arguments
-from diffusers_mdm.pyramid import as_pyramid, pyramid_noise
+from diffusers_mdm.pipelines.pipeline_output import Images
+from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
+
+Refine = Callable[[Pyramid], Pyramid]
 
 
 def denoise(drawing: Drawing, latents: Sample) -> Sample:
@@ -85,3 +91,107 @@ def go_back(drawing: Drawing, latents: Sample, timestep: torch.Tensor, back_to: 
     shapes = [level.shape for level in levels]
     noise = pyramid_noise(shapes, drawing.request.generator, levels[0].device, levels[0].dtype)
     return hold_known(drawing, diffuse_from(drawing.scheduler, latents, noise, timestep, back_to), back_to)
+
+
+# From the last samples to what is returned
+
+
+def finish(
+    drawing: Drawing, latents: Sample, known: KnownPixels | None = None, refine: Refine | None = None
+) -> list[Images]:
+    """Turn the last samples into pictures or clips: of every level with `output_pyramid`, else of the outermost one.
+
+    Args:
+        drawing: its request says in which form.
+        latents: the last samples.
+        known: what was given of the pictures, and comes out as it was.
+        refine: changes the pictures of all levels, about in [-1, 1], before they are clipped.
+
+    Raises:
+        ValueError: NaN or infinity came out.
+    """
+    levels, request = as_pyramid(latents)[0], drawing.request
+    check_finite(levels, f"The last samples of {type(drawing.scheduler).__name__} hold")
+    if not request.output_pyramid:
+        known = None if known is None else known.of_level(len(levels) - 1)
+        levels = levels[-1:]
+    if levels[0].ndim == 5:
+        return clips(drawing.pipeline, levels, request.output_type)
+    return pictures(drawing.pipeline, levels, request.output_type, known, refine)
+
+
+def pictures(
+    pipeline: Any,
+    levels: Pyramid,
+    output_type: str,
+    known: KnownPixels | None = None,
+    refine: Refine | None = None,
+) -> list[Images]:
+    """Pictures of the last samples, one entry a level, innermost first.
+
+    Args:
+        pipeline: its autoencoder, if it has one, decodes, and its `image_processor` converts.
+        levels: the last samples; pictures are in [-1, 1] as the model got there, and clipped here.
+        output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the samples
+            as they are, not clipped).
+        known: pixels that come out as they were given, to the last bit.
+        refine: see `finish`.
+    """
+    vae, processor = pipeline.vae, pipeline.image_processor
+    if output_type == "latent":
+        levels = levels if known is None else known.put_into_samples(levels, known.clean)
+        return list(levels if refine is None or vae is not None else refine(levels))
+    decoded = levels if vae is None else [decode_latents(vae, level) for level in levels]
+    if vae is not None:
+        check_finite(decoded, "The autoencoder decodes to")
+    refined = decoded if refine is None else refine(decoded)
+    tensors = [processor.postprocess(level.clamp(-1.0, 1.0), output_type="pt") for level in refined]
+    if known is not None:
+        tensors = known.put_into_pictures(tensors)
+    if output_type == "pt":
+        return list(tensors)
+    arrays = [processor.pt_to_numpy(level) for level in tensors]
+    return arrays if output_type == "np" else [processor.numpy_to_pil(level) for level in arrays]
+
+
+def clips(
+    pipeline: Any,
+    levels: Pyramid,
+    output_type: str,
+) -> list[Any]:
+    """Clips of the last samples `(B, C, F, H, W)`, one entry a level, innermost first.
+
+    Args:
+        pipeline: see `pictures`.
+        levels: the last samples.
+        output_type: "pil" (lists of pictures), "np" (`(B, F, H, W, C)` in [0, 1]), "pt" (`(B, F, C, H, W)` in
+            [0, 1]) or "latent" (the samples as they are).
+    """
+    if output_type == "latent":
+        return list(levels)
+    made: list[Any] = []
+    for level in levels:
+        # Frames are pictures to the code that finishes pictures.
+        frames = pictures(pipeline, [level.transpose(1, 2).flatten(0, 1)], output_type)[0]
+        num_frames = level.shape[2]
+        if isinstance(frames, list):
+            made.append([frames[start : start + num_frames] for start in range(0, len(frames), num_frames)])
+        else:
+            made.append(frames.reshape(len(level), num_frames, *frames.shape[1:]))
+    return made
+
+
+def check_finite(levels: Pyramid, what: str) -> None:
+    """Refuse NaN and infinity, which would otherwise be returned as black pictures.
+
+    Args:
+        levels: samples or pictures.
+        what: begins the error message.
+    """
+    # One answer for all levels: an accelerator is waited for once.
+    finite = torch.stack([torch.isfinite(level).all() for level in levels])
+    if not bool(finite.all()):
+        raise ValueError(
+            f"{what} NaN or infinity, so there is no picture to return. Try float32 or bfloat16 if a model runs in "
+            "float16, more steps, or MatryoshkaScheduler if another scheduler drew; otherwise look at the weights."
+        )

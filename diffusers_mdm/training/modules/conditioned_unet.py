@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.nested_unet import NestedUNetModel
-from ...pipelines.drawing.text_encoding import encode_texts
+from ...pipelines.drawing.conditioning import encode_texts
 from ...pyramid import Pyramid
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ....pipelines.drawing.text_encoding import encode_texts
+from ....pipelines.drawing.conditioning import encode_texts
 from ...precision import DTYPES
 from .captions import clean_caption
 from .features import INDEX_NAME, EmbeddingsIndex, caption_key, read_index

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from diffusers_mdm.pipelines.drawing.text_encoding import encode_texts
+from diffusers_mdm.pipelines.drawing.conditioning import encode_texts
 from diffusers_mdm.training.data.text import features_writer
 from diffusers_mdm.training.data.text.features import TextEmbeddings, read_index
 from diffusers_mdm.training.data.text.features_writer import (
