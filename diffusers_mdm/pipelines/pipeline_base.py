@@ -22,11 +22,10 @@ from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, encode_pr
 from diffusers_mdm.pipelines.drawing.folder_defaults import PUBLISHED_DEFAULTS, check_defaults, fill_in
 from diffusers_mdm.pipelines.drawing.guidance import is_guided
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
-from diffusers_mdm.pipelines.drawing.latent_space import check_latent_space, clips_to_pictures
+from diffusers_mdm.pipelines.drawing.latent_space import check_autoencoder, clips_to_pictures
 from diffusers_mdm.pipelines.drawing.loop import Refine, finish
 from diffusers_mdm.pipelines.drawing.request import Request, Sample, check_argument
-from diffusers_mdm.pipelines.drawing.setup import Drawing
-from diffusers_mdm.pipelines.drawing.shared_parts import RunningDrawings
+from diffusers_mdm.pipelines.drawing.setup import Drawing, RunningDrawings
 from diffusers_mdm.pipelines.finder_file import write_finder
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pyramid import as_pyramid
@@ -219,7 +218,10 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         for name in ("unet", "scheduler"):
             if getattr(self, name) is None:
                 raise ValueError(f"This pipeline has no `{name}`, so it cannot draw; load it with one.")
-        check_latent_space(self.vae, self.unet.config.in_channels, request.output_type)
+        if self.vae is None:
+            checks.check_shows_pictures(self.unet.config.in_channels, request.output_type)
+        else:
+            check_autoencoder(self.vae, self.unet.config.in_channels)
         folder = self.config.get("drawing_defaults")
         fill_in(request, self.scheduler, folder, self._published_defaults, self._defaults_prefix)
         checks.check_callback_names(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)

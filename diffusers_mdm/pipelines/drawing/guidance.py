@@ -13,8 +13,7 @@ import torch
 
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, RowGroup
 from diffusers_mdm.pipelines.drawing.request import Sample
-from diffusers_mdm.pipelines.drawing.setup import Drawing, MicroConditioning
-from diffusers_mdm.pipelines.drawing.shared_parts import adapters_to_itself
+from diffusers_mdm.pipelines.drawing.setup import Drawing, MicroConditioning, adapters_to_itself
 from diffusers_mdm.pyramid import as_pyramid
 
 

@@ -250,6 +250,21 @@ def check_micro_conditioning(
             )
 
 
+def check_shows_pictures(num_channels: int, output_type: str) -> None:
+    """Refuse to make PIL images of what a model draws without its autoencoder.
+
+    Args:
+        num_channels: that the model draws.
+        output_type: of the call.
+    """
+    if output_type == "pil" and num_channels not in (1, 3):
+        raise ValueError(
+            f"The model draws {num_channels} channels, which are no picture by themselves, and this pipeline has no "
+            "`vae` that decodes them: load it with its autoencoder (`vae=...`), or ask for the numbers with "
+            '`output_type="latent"`, "np" or "pt".'
+        )
+
+
 def check_callback_names(names: Sequence[str] | None, known: Sequence[str]) -> None:
     """Refuse names of tensors that a callback cannot be given."""
     unknown = [name for name in names or () if name not in known]
@@ -267,8 +282,6 @@ def check_scheduler(scheduler: Any, num_levels: int, sides: Sequence[int], reque
         request: what is asked for.
     """
     name = type(scheduler).__name__
-    if request.num_inference_steps is None and request.timesteps is None:
-        raise ValueError("Neither `num_inference_steps` nor `timesteps` was given; pass one of them.")
     # Ours takes a pyramid; every other one takes a tensor.
     if hasattr(scheduler, "level_alphas_cumprod"):
         return

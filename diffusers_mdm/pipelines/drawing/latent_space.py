@@ -33,25 +33,16 @@ AUTOENCODERS = get_args(Autoencoder)
 _RESOLUTIONS = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
 
 
-def check_latent_space(vae: Any, num_channels: int, output_type: str) -> None:
-    """Refuse an autoencoder that cannot be used, and pictures of latents that none is there to decode.
+def check_autoencoder(vae: Any, num_channels: int) -> None:
+    """Refuse an autoencoder that cannot be used here, or whose latents are not what the model draws.
 
     Args:
-        vae: of a pipeline; None for a model of pixels.
+        vae: of a pipeline.
         num_channels: that the model draws.
-        output_type: of the call.
 
     Raises:
-        ValueError: says which autoencoders can be used, or what to pass.
+        ValueError: says which autoencoders can be used, or the channels of both.
     """
-    if vae is None and output_type == "pil" and num_channels not in (1, 3):
-        raise ValueError(
-            f"The model draws {num_channels} channels, which are no picture by themselves, and this pipeline has no "
-            "`vae` that decodes them: load it with its autoencoder (`vae=...`), or ask for the numbers with "
-            '`output_type="latent"`, "np" or "pt".'
-        )
-    if vae is None:
-        return
     scale_factor(vae)
     latents = vae.config.get("vq_embed_dim") or vae.config["latent_channels"]
     if latents != num_channels:

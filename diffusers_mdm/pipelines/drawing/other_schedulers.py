@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from diffusers_mdm.pipelines.drawing.request import Request
-from diffusers_mdm.pipelines.drawing.shared_parts import copied_scheduler
+from diffusers_mdm.pipelines.drawing.setup import copied_scheduler
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 _USED_PARTS = ("init_noise_sigma", "set_timesteps", "scale_model_input", "step")

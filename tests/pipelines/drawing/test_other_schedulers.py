@@ -111,7 +111,7 @@ def test_predictions_of_flow_are_refused():
     for changes in ({"prediction_type": "flow_prediction"}, {"use_flow_sigmas": True}):
         scheduler = DPMSolverMultistepScheduler.from_config(OURS.config, **changes)
         with pytest.raises(ValueError, match=r"expects predictions of the kind .*flow"):
-            check_draws_one_level(scheduler, Request())
+            check_draws_one_level(scheduler, Request(num_inference_steps=MAX_STEPS))
 
 
 def test_the_trial_draws_no_number_of_the_users():
@@ -119,7 +119,7 @@ def test_the_trial_draws_no_number_of_the_users():
     expected = torch.rand(1)
     torch.manual_seed(3)
     for scheduler_class in (diffusers.DDPMScheduler, diffusers.EulerAncestralDiscreteScheduler):
-        check_draws_one_level(scheduler_class.from_config(OURS.config), Request())
+        check_draws_one_level(scheduler_class.from_config(OURS.config), Request(num_inference_steps=MAX_STEPS))
     assert torch.equal(torch.rand(1), expected)
 
 

@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPC
 from peft import LoraConfig
 
 from diffusers_mdm import MatryoshkaScheduler, MDMImg2ImgPipeline, MDMPipeline
-from diffusers_mdm.pipelines.drawing.shared_parts import Controls, RunningDrawings, scheduler_of_its_own
+from diffusers_mdm.pipelines.drawing.setup import Controls, RunningDrawings, scheduler_of_its_own
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, make_scheduler, seed
 from tests.pipelines.tiny_tasks import eight_bit_pictures
 
