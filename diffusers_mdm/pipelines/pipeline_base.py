@@ -227,22 +227,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         checks.check_callback_names(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self.resolve_size(request)
         counts = self.count_conditions(request)
-        for name, given in (("image", request.pictures), ("mask_image", request.masks)):
-            if given is not None:
-                counts[name] = len(given.tensor) if name == "image" else len(given)
-        request.num_images = checks.check_batch(counts, request)
-        height, width, sides = request.height, request.width, self.picture_sides
-        checks.check_size(height, width, sides, self.picture_multiples)
-        size = (request.num_images, height, width, request.num_frames)
-        shapes = setup.level_shapes(self.unet, self.vae, *size)
-        if request.num_frames is None:
-            checks.check_draws_pictures(self.unet.level_frames[: len(shapes)])
-        checks.check_scheduler(self.scheduler, len(shapes), sides, request)
-        if request.latents is not None:
-            checks.check_latents(request.latents, shapes)
-        checks.check_generator(request.generator, request.num_images)
-        known_keys = self.unet.config.micro_conditioning_keys
-        checks.check_micro_conditioning(request.micro_conditioning, known_keys, request.num_images)
+        checks.check_batch_and_size(self, request, counts)
 
     def resolve_size(self, request: Request) -> None:
         """Fill in height and width in pixels: the given ones, those of given noise, or the largest level's.

@@ -11,6 +11,7 @@ import torch
 
 from diffusers_mdm.pipelines.drawing.other_schedulers import check_draws_one_level
 from diffusers_mdm.pipelines.drawing.request import MAX_IMAGES, Prompt, Request, describe, is_number
+from diffusers_mdm.pipelines.drawing.setup import level_shapes
 
 Shape = tuple[int, ...]
 
@@ -158,6 +159,31 @@ def check_batch(counts: Mapping[str, int], request: Request) -> int:
             "that one call may draw; draw them in several calls."
         )
     return size * request.copies
+
+
+def check_batch_and_size(pipeline: Any, request: Request, counts: Mapping[str, int]) -> None:
+    """Refuse inputs that do not make one batch, and what does not fit the number or the size of its pictures.
+
+    Args:
+        pipeline: its model says which sizes there are.
+        request: takes the number of pictures.
+        counts: how many prompts and labels there are.
+    """
+    pictures, masks = request.pictures, request.masks
+    given = {} if pictures is None else {"image": len(pictures.tensor)}
+    given |= {} if masks is None else {"mask_image": len(masks)}
+    request.num_images = check_batch({**counts, **given}, request)
+    unet, sides = pipeline.unet, pipeline.picture_sides
+    check_size(request.height, request.width, sides, pipeline.picture_multiples)
+    size = (request.num_images, request.height, request.width, request.num_frames)
+    shapes = level_shapes(unet, pipeline.vae, *size)
+    if request.num_frames is None:
+        check_draws_pictures(unet.level_frames[: len(shapes)])
+    check_scheduler(pipeline.scheduler, len(shapes), sides, request)
+    if request.latents is not None:
+        check_latents(request.latents, shapes)
+    check_generator(request.generator, request.num_images)
+    check_micro_conditioning(request.micro_conditioning, unet.config.micro_conditioning_keys, request.num_images)
 
 
 def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:

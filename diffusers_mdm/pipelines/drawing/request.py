@@ -56,13 +56,13 @@ class Request:
     height: Any = None
     width: Any = None
     num_frames: Any = None
-    num_inference_steps: int | None = None
+    num_inference_steps: Any = None
     timesteps: list[int] | None = None
     strength: float = 1.0
     num_resampling_steps: int = 1
     jump_length: int = 1
     exact_consistency: bool = False
-    guidance_scale: float | None = None
+    guidance_scale: Any = None
     guidance_rescale: float = 0.0
     eta: float | None = 0.0
     generator: torch.Generator | list[torch.Generator] | None = None
@@ -105,7 +105,7 @@ def read_call(arguments: Mapping[str, Any]) -> Request:
     Raises:
         ValueError: names the argument, and says what it is and what was expected.
     """
-    given = {
+    given: dict[str, Any] = {
         name: None if value is None and name in LEFT_OPEN else check_argument(name, value)
         for name, value in arguments.items()
         if name != "self"
