@@ -77,21 +77,21 @@ class HeldOut:
     """Pictures `(N, 3, S, S)` in [0, 1] with what the pipelines are given of them.
 
     Attributes:
-        rows: their numbers in the split, which also seed their noise.
+        numbers: of their records in the split, which also seed their noise.
         captions: one a picture.
         large: the true pictures.
         small: their averages, `(N, 3, s, s)`.
     """
 
-    rows: list[int]
+    numbers: list[int]
     captions: list[str]
     large: torch.Tensor
     small: torch.Tensor
 
     def batches(self, size: int) -> list[HeldOut]:
         """The pictures in order, `size` at a time."""
-        cuts = [slice(start, start + size) for start in range(0, len(self.rows), size)]
-        return [HeldOut(self.rows[c], self.captions[c], self.large[c], self.small[c]) for c in cuts]
+        cuts = [slice(start, start + size) for start in range(0, len(self.numbers), size)]
+        return [HeldOut(self.numbers[c], self.captions[c], self.large[c], self.small[c]) for c in cuts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +104,21 @@ class Settings:
     eta: float = 1.0
 
 
-def split_rows(num_rows: int, split: str, num_pictures: int | None, seed: int = 0) -> list[int]:
-    """Rows to tune on or to report, disjoint halves of all rows, cut to `num_pictures`."""
-    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).tolist()
-    half = num_rows // 2
+def split_numbers(num_records: int, split: str, num_pictures: int | None, seed: int = 0) -> list[int]:
+    """Numbers of the records to tune on or to report: disjoint halves of all, cut to `num_pictures`."""
+    order = torch.randperm(num_records, generator=torch.Generator().manual_seed(seed)).tolist()
+    half = num_records // 2
     return (order[:half] if split == "tuning" else order[half:])[:num_pictures]
 
 
 def load_held_out(data_dir: Path, split: str, num_pictures: int | None, sides: Sequence[int]) -> HeldOut:
     """Read the validation split; `sides` are those of the given and of the true pictures."""
     data = datasets.load_dataset(str(data_dir), split="validation")
-    rows = split_rows(len(data), split, num_pictures)
-    chosen = data.select(rows)
+    numbers = split_numbers(len(data), split, num_pictures)
+    chosen = data.select(numbers)
     pixels = torch.stack([square_pixels(image, sides[-1]) for image in chosen["image"]])
     small, large = build_pyramid(to_unit_range(pixels), sides)
-    return HeldOut(rows, chosen["text"][:], (large + 1) / 2, (small + 1) / 2)
+    return HeldOut(numbers, chosen["text"][:], (large + 1) / 2, (small + 1) / 2)
 
 
 def enlarge(pictures: torch.Tensor, side: int, resampling: Image.Resampling) -> torch.Tensor:
@@ -173,16 +173,16 @@ def upscale(
         prompts,
         held_out.small,
         num_images_per_prompt=num_samples,
-        generator=generators(held_out.rows, num_samples),
+        generator=generators(held_out.numbers, num_samples),
         output_type="pt",
         **dataclasses.asdict(settings),
     ).images
     return images.float().unflatten(0, (-1, num_samples))
 
 
-def generators(rows: Sequence[int], num_samples: int) -> list[torch.Generator]:
+def generators(numbers: Sequence[int], num_samples: int) -> list[torch.Generator]:
     """One a drawing, those of the first row first."""
-    seeds = [100003 * sample + row for row in rows for sample in range(num_samples)]
+    seeds = [100003 * sample + number for number in numbers for sample in range(num_samples)]
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
@@ -194,14 +194,14 @@ def draw(
     drawn = {ONE: samples[:, 0], MEAN: samples.mean(1)}
     if text_guidance is not None:
         unguided = dataclasses.replace(settings, guidance_scale=1.0)
-        drawn[NO_CAPTION] = upscale(pipeline, held_out, unguided, 1, [""] * len(held_out.rows))[:, 0]
+        drawn[NO_CAPTION] = upscale(pipeline, held_out, unguided, 1, [""] * len(held_out.numbers))[:, 0]
         text_to_image = MDMPipeline.from_pipe(pipeline)
         text_to_image.set_progress_bar_config(disable=True)
         drawn[NO_PICTURE] = text_to_image(
             held_out.captions,
             num_inference_steps=TEXT_STEPS,
             guidance_scale=text_guidance,
-            generator=generators(held_out.rows, 1),
+            generator=generators(held_out.numbers, 1),
             output_type="pt",
         ).images.float()
     return drawn
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     sides = pipeline.unet.sample_sizes
     held_out = load_held_out(args.data_dir, args.split, args.num_pictures, (sides[0], sides[-1]))
     text_guidance = args.text_guidance_scale if args.split == "report" else None
-    print(f"{describe_machine('cpu')}; {len(held_out.rows)} pictures to {args.split}, {args.num_samples} drawings")
+    print(f"{describe_machine('cpu')}; {len(held_out.numbers)} pictures to {args.split}, {args.num_samples} drawings")
     tried = itertools.product(args.num_inference_steps, args.guidance_scale, args.num_resampling_steps, args.eta)
     for settings in itertools.starmap(Settings, tried):
         start = time.perf_counter()
@@ -312,13 +312,13 @@ def main(argv: list[str] | None = None) -> None:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         report = {
             "settings": dataclasses.asdict(settings),
-            "pictures": len(held_out.rows),
+            "pictures": len(held_out.numbers),
             "drawings": args.num_samples,
             "text_guidance_scale": text_guidance,
             "measures": {name: round_all(entry) for name, entry in summary.items()},
         }
         (args.output_dir / "upscaling.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        draw_grid(held_out, pictures, min(args.grid_columns, len(held_out.rows)), args.output_dir / "upscaling.png")
+        draw_grid(held_out, pictures, min(args.grid_columns, len(held_out.numbers)), args.output_dir / "upscaling.png")
 
 
 def round_all(entry: Any) -> Any:

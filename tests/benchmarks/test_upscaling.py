@@ -16,9 +16,9 @@ def held_out() -> upscaling.HeldOut:
 
 
 def test_halves_are_disjoint_and_the_same_every_time():
-    tuning, report = (upscaling.split_rows(11, split, None) for split in upscaling.SPLITS)
+    tuning, report = (upscaling.split_numbers(11, split, None) for split in upscaling.SPLITS)
     assert sorted(tuning + report) == list(range(11))
-    assert upscaling.split_rows(11, "report", 3) == report[:3]
+    assert upscaling.split_numbers(11, "report", 3) == report[:3]
 
 
 def test_small_pictures_are_averages_of_the_large_ones(held_out):

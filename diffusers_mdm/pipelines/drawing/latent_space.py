@@ -95,7 +95,7 @@ def encode_pictures(
         pictures: `(B, C, H, W)` in [-1, 1], or clips `(B, C, F, H, W)`, whose frames are encoded one by one.
         sample_posterior: draw from the autoencoder's posterior, as training does; by default its mode is taken, so
             that nothing is random. An autoencoder without a posterior has one encoding only.
-        generator: for drawing: one, or one for each of the B rows, which then does not depend on the others.
+        generator: for drawing: one, or one for each of the B pictures, which then do not depend on one another.
 
     Returns:
         `(B, c, H / f, W / f)` in the dtype of `pictures`, f from `scale_factor`, with frames where they have them.
