@@ -87,7 +87,7 @@ def test_an_alpha_channel_of_any_depth_becomes_white(depth, kind):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])
 def test_every_mode_with_transparency_is_put_on_the_background(mode):
-    picture = Image.new("LA" if mode == "La" else "RGBA", (SIDE, SIDE)).convert(mode)
+    picture = Image.new("LA", (SIDE, SIDE)).convert("La") if mode == "La" else Image.new(mode, (SIDE, SIDE))
     assert halves(to_rgb(picture)) == (WHITE, WHITE)
     assert halves(to_rgb(picture, "lime")) == (GREEN, GREEN)
 
