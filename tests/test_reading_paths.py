@@ -20,7 +20,7 @@ from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import make_pipeline
 from tests.training.tiny_run import tiny_recipe, write_pictures
 
-MAX_MODULES_OF_A_DRAWING = 30
+MAX_MODULES_OF_A_DRAWING = 32
 MAX_MODULES_OF_A_STEP = 38
 MAX_MODULES_IN_A_FOLDER = 16
 MAX_CLASSES_ABOVE_A_PIPELINE = 3
@@ -30,7 +30,7 @@ KNOWN_CIRCLES = [
      "models.weight_sharing"},
     {"training.recipe.clips", "training.recipe.model_checks", "training.recipe.recipe"},
 ]  # fmt: skip
-LARGER_FOLDERS = {"models": 18, "pipelines/drawing": 19}
+LARGER_FOLDERS = {"models": 18, "pipelines/drawing": 20}
 
 
 def test_one_drawing_runs_through_few_modules():
