@@ -28,7 +28,6 @@ MAX_CLASSES_ABOVE_A_PIPELINE = 3
 KNOWN_CIRCLES = [
     {"models.blocks", "models.embeddings", "models.level", "models.level_config", "models.temporal_checks",
      "models.weight_sharing"},
-    {"training.recipe.clips", "training.recipe.model_checks", "training.recipe.recipe"},
 ]  # fmt: skip
 LARGER_FOLDERS = {"models": 18, "pipelines/drawing": 20}
 

@@ -34,7 +34,7 @@ def test_the_tiny_recipe_trains_on_the_shipped_clips(tmp_path):
     assert "2 drawn; the nearest of 668 clips" in evaluated.stdout
     assert json.loads((tmp_path / "scores.json").read_text())["num_drawn"] == 2
     wrong = run(*words, "--height", 13, script="evaluate_emoji_clips.py")
-    assert "--height 13 is the side of no doll; this model has 8, 16." in wrong.stderr
+    assert "--height 13 is the side of no level; this model has 8, 16." in wrong.stderr
 
 
 @pytest.mark.slow

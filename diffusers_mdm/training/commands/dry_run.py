@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
 from ..modules.text_encoder import count_text_parameters
-from ..recipe.clips import data_of, has_clips, joint_stage, sources, stage_frames
+from ..recipe.clip_rows import data_of, has_clips, joint_stage, sources, stage_frames
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe

@@ -28,25 +28,50 @@ class CommandKind:
     fine_tuning_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# The recipe's own checks are imported when there is a recipe: reading one takes torch, which is slow to import.
+def check_draws_clips(recipe: Recipe) -> None:
+    """Refuse a recipe of pictures.
+
+    Raises:
+        ValueError: says how a recipe gets clips.
+    """
+    if not _has_clips(recipe):
+        raise ValueError(
+            f"The recipe {recipe.name!r} makes pictures: set `num_frames` and temporal layers in its `levels`, and "
+            "`data.video_column` (see training/recipes/tiny_video.yaml), or train it with "
+            "training/train_text_to_image_mdm.py."
+        )
 
 
-def _check_draws_pictures(recipe: Recipe) -> None:
-    from ..recipe.clips import check_draws_pictures
+def check_draws_pictures(recipe: Recipe) -> None:
+    """Refuse a recipe of clips.
 
+    Raises:
+        ValueError: says what trains it.
+    """
+    if _has_clips(recipe):
+        raise ValueError(
+            f"The recipe {recipe.name!r} makes clips, because its levels have `num_frames`: train it with "
+            "training/train_text_to_video_mdm.py."
+        )
+
+
+def check_has_classes(recipe: Recipe) -> None:
+    """Refuse a recipe without classes, or of clips.
+
+    Raises:
+        ValueError: says how a recipe gets them, or what trains it.
+    """
     check_draws_pictures(recipe)
+    if recipe.model.get("num_class_embeds") is None:
+        raise ValueError(
+            f"The recipe {recipe.name!r} has no classes: set `model.num_class_embeds` (the number of classes and one "
+            "for none of them) and `data.label_column`; recipes of captions alone belong to "
+            "training/train_text_to_image_mdm.py."
+        )
 
 
-def _check_draws_clips(recipe: Recipe) -> None:
-    from ..recipe.clips import check_draws_clips
-
-    check_draws_clips(recipe)
-
-
-def _check_has_classes(recipe: Recipe) -> None:
-    from ..recipe.clips import check_has_classes
-
-    check_has_classes(recipe)
+def _has_clips(recipe: Recipe) -> bool:
+    return any(row.num_frames != 1 for row in recipe.rows)
 
 
 TEXT_TO_IMAGE = CommandKind(
@@ -56,7 +81,7 @@ fine-tune a saved pipeline (--pretrained_model_name_or_path): wholly, with LoRA 
 (--instance_data_dir). Repeating the command resumes from its newest checkpoint. Flags have the names and meanings of
 diffusers' training scripts; switches can also be given as --no-<name>.
 """,
-    check=_check_draws_pictures,
+    check=check_draws_pictures,
 )
 
 CLASS_CONDITIONAL = CommandKind(
@@ -67,7 +92,7 @@ holds whole numbers; a ClassLabel column gives the classes their names, which ar
 --validation_prompts are names or numbers of classes. Repeating the command resumes from its newest checkpoint. Flags
 have the names and meanings of diffusers' training scripts; switches can also be given as --no-<name>.
 """,
-    check=_check_has_classes,
+    check=check_has_classes,
     defaults={"tracker_project_name": "class2image-mdm"},
     fine_tuning_defaults={"label_column": "label"},
 )
@@ -81,7 +106,7 @@ of pictures becomes one of clips. --video_column (without a recipe by default "v
 command resumes from its newest checkpoint. Flags have the names and meanings of diffusers' training scripts; switches
 can also be given as --no-<name>.
 """,
-    check=_check_draws_clips,
+    check=check_draws_clips,
     defaults={"tracker_project_name": "text2video-mdm"},
     fine_tuning_defaults={"video_column": "video"},
 )

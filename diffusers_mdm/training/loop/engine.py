@@ -27,7 +27,7 @@ from ..modules.saved_configs import forget_origin
 from ..modules.text_encoder import build_text_encoder, check_text_width, frozen_text_encoder
 from ..precision import DTYPES
 from ..processes import is_main_launched, join_processes, wait_for_everyone
-from ..recipe.clips import inner_rows, stage_frames, stage_rows
+from ..recipe.clip_rows import inner_rows, stage_frames, stage_rows
 from ..recipe.recipe import Recipe
 from ..recipe.writing import write_recipe
 from ..reports.hub import prepare_repository, push_output

@@ -15,7 +15,7 @@ from ..data.order import BatchOrder
 from ..data.skip_budget import SkipBudget
 from ..data.sources import TrainingImages
 from ..loss.held_out import HeldOutSamples
-from ..recipe.clips import joint_stage
+from ..recipe.clip_rows import joint_stage
 from ..recipe.stage import StageRecipe
 from ..reports.meter import Meter
 from ..reports.stage_results import stretch_settings

@@ -24,7 +24,7 @@ from ..data.text.features_writer import fingerprint
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
 from ..processes import wait_for_everyone
-from ..recipe.clips import data_of, joint_stage, sources, stage_frames, stage_rows
+from ..recipe.clip_rows import data_of, joint_stage, sources, stage_frames, stage_rows
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe

@@ -20,7 +20,7 @@ from ..loss.pyramid_loss import PyramidLoss, pyramid_loss, thin_rows
 from ..loss.tables import loss_table
 from ..loss.weights import ramped_level_weights
 from ..modules.classes import check_class_labels
-from ..recipe.clips import data_of, joint_stage
+from ..recipe.clip_rows import data_of, joint_stage
 from ..recipe.stage import StageRecipe
 from ..seeds import derive_seed
 from ..state.averages import update_averages

@@ -24,7 +24,7 @@ def load_recipe(path: str | Path) -> Recipe:
     values = read_yaml(path)
     try:
         recipe = without_unseen_captions(read_fields(Recipe, values))
-        check_can_be_made(recipe)
+        check_can_be_made(recipe.model, recipe.rows, recipe.scheduler)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     data, pictures = _data_beside(path, recipe.data), recipe.pictures

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,9 +17,6 @@ from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, FieldError, Range, check_ranges, read_arguments
-
-if TYPE_CHECKING:
-    from .recipe import Recipe
 
 _WIDTH = Range(1, 2**16)
 _LAYERS = Range(0, 256)
@@ -109,24 +106,30 @@ def check_levels(rows: Sequence[LevelConfig], sample_size: int) -> None:
         raise ValueError(spell_level_fields(str(error))) from error
 
 
-def check_can_be_made(recipe: Recipe) -> None:
-    """Make the recipe's model, without contents, and its scheduler.
+def check_can_be_made(model: Mapping[str, Any], rows: Sequence[LevelConfig], scheduler: Mapping[str, Any]) -> None:
+    """Make the model of a recipe, without contents, and its scheduler.
+
+    Args:
+        model: the arguments that no level owns.
+        rows: of the levels, innermost first.
+        scheduler: its arguments.
 
     Raises:
         ValueError: what is asked for contradicts itself; says how, and names the fields.
     """
     try:
         with torch.device("meta"):
-            unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows))
+            unet = NestedUNetModel(**model, **LevelConfig.columns_from(tuple(rows)))
     except ValueError as error:
         raise ValueError(f"`model` and `levels`: {spell_level_fields(str(error))}") from error
-    if recipe.sample_size % unet.size_multiple:
+    side = unet.sample_sizes[0]
+    if side % unet.size_multiple:
         raise FieldError(
             "model.sample_size",
-            f"is {recipe.sample_size}, but the resolutions of the levels need a multiple of {unet.size_multiple}.",
+            f"is {side}, but the resolutions of the levels need a multiple of {unet.size_multiple}.",
         )
     try:
-        MatryoshkaScheduler(**recipe.scheduler)
+        MatryoshkaScheduler(**scheduler)
     except ValueError as error:
         raise ValueError(f"`scheduler`: {error}") from error
 

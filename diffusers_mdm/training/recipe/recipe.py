@@ -8,7 +8,8 @@ from typing import Any
 
 from ...models.level_config import LevelConfig
 from ...models.level_geometry import level_sides
-from .clips import check_clips, data_of
+from .clip_checks import check_clips
+from .clip_rows import data_of
 from .data import DataRecipe
 from .fields import COUNT, NOT_NEGATIVE, FieldError, check_ranges, read_fields
 from .model_checks import check_levels, read_model_arguments, read_scheduler_arguments

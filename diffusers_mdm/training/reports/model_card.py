@@ -17,7 +17,7 @@ from ... import __version__
 from ...pipelines.drawing.latent_space import scale_factor
 from ..loss.weights import WEIGHTINGS
 from ..modules.classes import draws_classes_alone, num_class_embeds, sees_text
-from ..recipe.clips import has_clips, sources, stage_frames, stage_rows
+from ..recipe.clip_rows import has_clips, sources, stage_frames, stage_rows
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.writing import FILE_NAME as RECIPE_FILE
