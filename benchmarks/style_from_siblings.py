@@ -22,7 +22,13 @@ from collections.abc import Sequence
 import torch
 from measuring import ROOT, describe_machine
 
-from diffusers_mdm.training.commands.retrieval import Gallery, RetrievalScores, load_gallery, nearest_rows, score_rows
+from diffusers_mdm.training.commands.retrieval import (
+    Gallery,
+    RetrievalScores,
+    load_gallery,
+    nearest_records,
+    score_records,
+)
 
 DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
 
@@ -35,11 +41,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def training_rows(gallery: Gallery) -> dict[str, dict[int, int]]:
-    """For every emoji, the row of its training picture in each style."""
-    rows: dict[str, dict[int, int]] = defaultdict(dict)
-    for row in gallery.rows_of("none"):
-        rows[gallery.labels[row]][gallery.styles[row]] = row
-    return rows
+    """For every emoji, the record of its training picture in each style."""
+    records: dict[str, dict[int, int]] = defaultdict(dict)
+    for record in gallery.records_of("none"):
+        records[gallery.labels[record]][gallery.styles[record]] = record
+    return records
 
 
 def fit(inputs: torch.Tensor, targets: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,9 +61,9 @@ def fit(inputs: torch.Tensor, targets: torch.Tensor, ridge: float) -> tuple[torc
 
 def predict_held_out(gallery: Gallery, ridge: float) -> tuple[list[int], torch.Tensor]:
     """The held-out combinations that have siblings, and what the regression predicts of them, `(N, 3, 16, 16)`."""
-    by_label, fits, rows, predictions = training_rows(gallery), {}, [], []
-    for row in gallery.rows_of("combination"):
-        style, known = gallery.styles[row], by_label.get(gallery.labels[row], {})
+    by_label, fits, records, predictions = training_rows(gallery), {}, [], []
+    for record in gallery.records_of("combination"):
+        style, known = gallery.styles[record], by_label.get(gallery.labels[record], {})
         siblings = tuple(sorted(set(known) - {style}))
         if not siblings:
             continue
@@ -68,15 +74,15 @@ def predict_held_out(gallery: Gallery, ridge: float) -> tuple[list[int], torch.T
             fits[key] = fit(inputs, gallery.pixels[[found[style] for found in fitting]].flatten(1), ridge)
         weights, offset = fits[key]
         given = torch.cat([gallery.pixels[known[s]].flatten() for s in siblings]).cpu().double()
-        rows.append(row)
+        records.append(record)
         predictions.append((given @ weights + offset).float().view(gallery.pixels.shape[1:]))
-    return rows, torch.stack(predictions)
+    return records, torch.stack(predictions)
 
 
 def score(gallery: Gallery, ridge: float) -> RetrievalScores:
     """Scores of the predictions, as those of drawings are."""
-    rows, predictions = predict_held_out(gallery, ridge)
-    return score_rows(gallery, rows, nearest_rows(predictions, gallery.pixels).tolist())
+    records, predictions = predict_held_out(gallery, ridge)
+    return score_records(gallery, records, nearest_records(predictions, gallery.pixels).tolist())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -32,7 +32,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Load, draw, compare, print and save."""
     from diffusers_mdm import MDMVideoPipeline
     from diffusers_mdm.training.commands.clip_retrieval import evaluate_clips, load_clip_gallery
-    from diffusers_mdm.training.commands.retrieval import choose_rows
+    from diffusers_mdm.training.commands.retrieval import choose_records
 
     pipeline = open_pipeline(MDMVideoPipeline, args)
     if args.height is not None and args.height not in pipeline.picture_sides:
@@ -40,8 +40,8 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ValueError(f"--height {args.height} is the side of no level; this model has {sides}.")
     opened = -1 if args.height is None else pipeline.picture_sides.index(args.height)
     gallery, captions = load_clip_gallery(args.data_dir, pipeline.unet.level_frames[opened])
-    rows = choose_rows(range(len(captions)), args.num_seen, args.seed)
-    scores = evaluate_clips(pipeline, gallery, captions, rows, args.batch_size, args.seed, **drawing_settings(args))
+    records = choose_records(range(len(captions)), args.num_seen, args.seed)
+    scores = evaluate_clips(pipeline, gallery, captions, records, args.batch_size, args.seed, **drawing_settings(args))
     print(
         f"{scores.num_drawn} drawn; the nearest of {len(captions)} clips is the captioned one for {scores.clip:.1%}; "
         f"they move {scores.motion:.2f} times as the captioned ones"

@@ -15,7 +15,7 @@ def gallery_of_negatives(number: int = 40) -> Gallery:
         pixels=torch.cat([first, -first]),
         captions=[""] * (2 * number),
         styles=[0] * number + [1] * number,
-        labels=[f"emoji {row}" for row in range(number)] * 2,
+        labels=[f"emoji {record}" for record in range(number)] * 2,
         holdouts=["none"] * number + held_out,
     )
 
@@ -28,8 +28,8 @@ def test_a_linear_style_is_carried_over():
 
 def test_held_out_pictures_are_not_fitted():
     gallery = gallery_of_negatives()
-    rows, before = style_from_siblings.predict_held_out(gallery, ridge=1.0)
-    gallery.pixels[rows] = 100.0
+    records, before = style_from_siblings.predict_held_out(gallery, ridge=1.0)
+    gallery.pixels[records] = 100.0
     assert torch.equal(style_from_siblings.predict_held_out(gallery, ridge=1.0)[1], before)
 
 

@@ -16,7 +16,7 @@ from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
 from ..data.sources import open_validation_images
 from ..pixel_range import to_unit_range
 from ..recipe.data import TableData
-from .retrieval import COMPARED_SIDE, nearest_rows, pooled_drawings
+from .retrieval import COMPARED_SIDE, nearest_records, pooled_drawings
 
 
 @dataclass(frozen=True)
@@ -54,30 +54,30 @@ def evaluate_clips(
     pipeline: MDMVideoPipeline,
     gallery: torch.Tensor,
     captions: Sequence[str],
-    rows: Sequence[int],
+    records: Sequence[int],
     batch_size: int = 8,
     seed: int = 0,
     **settings: Any,
 ) -> ClipScores:
     """Draw the captions of some clips and compare the drawings with all clips.
 
-    Row r starts from noise seeded with `seed + r`, so a drawing does not depend on the others.
+    Record r starts from noise seeded with `seed + r`, so a drawing does not depend on the others.
 
     Args:
         pipeline: draws as many frames as the gallery's clips have.
         gallery: `(M, F, 3, 16, 16)` in [-1, 1].
         captions: M of them.
-        rows: whose captions are drawn.
+        records: whose captions are drawn.
         batch_size: drawings at a time.
         seed: of the noise.
         **settings: arguments of the pipeline, such as `guidance_scale`.
     """
-    wanted, seeds = [captions[row] for row in rows], [seed + row for row in rows]
+    wanted, seeds = [captions[record] for record in records], [seed + record for record in records]
     drawn = torch.cat(list(pooled_drawings(pipeline, "prompt", wanted, seeds, batch_size, **settings)))
-    found, true = gallery[nearest_rows(drawn, gallery)], gallery[list(rows)]
+    found, true = gallery[nearest_records(drawn, gallery)], gallery[list(records)]
     # Two captions can have the very same clip; each counts as the other's.
     hits = (found == true).flatten(1).all(1)
-    return ClipScores(len(rows), float(hits.cpu().double().mean()), float(motion(drawn).sum() / motion(true).sum()))
+    return ClipScores(len(records), float(hits.cpu().double().mean()), float(motion(drawn).sum() / motion(true).sum()))
 
 
 def motion(clips: torch.Tensor) -> torch.Tensor:

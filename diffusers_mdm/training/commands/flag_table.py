@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of the training command, named as in the host's scripts, and the field that each of them sets.
+"""The flags of the training command, named as in diffusers' scripts, and the field that each of them sets.
 
 A field is written "options.seed" (of `RunOptions`), "data.path" (of a part of `Recipe`), "recipe.use_ema" (of the
 recipe itself) or "stages.batch_size" (of every stage). Flags without a field are worked out in flags.py.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags of the host's training scripts that do not apply here: each is an error that says what to use instead."""
+"""Flags of diffusers' training scripts that do not apply here: each is an error that says what to use instead."""
 
 _FLOW = "the model is trained with a discrete noise schedule; use --timestep_bias_strategy to favour time steps"
 _PRODIGY = "the optimizer is AdamW; use --learning_rate and --adam_beta1, --adam_beta2"

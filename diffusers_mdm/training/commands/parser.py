@@ -140,7 +140,7 @@ def check_together(given: Mapping[str, Any]) -> None:
         raise ValueError("--validation_steps and --validation_epochs say the same; give one of them.")
     if "recipe" in given:
         if "num_frames" in given:
-            raise ValueError("--num_frames is for fine-tuning; a recipe has `num_frames` in each row of its `levels`.")
+            raise ValueError("--num_frames is for fine-tuning; a recipe has `num_frames` in each of its `levels`.")
         return
     if "pretrained_model_name_or_path" not in given:
         raise ValueError(

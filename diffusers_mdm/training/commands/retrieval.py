@@ -36,7 +36,7 @@ class RetrievalScores:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All pictures of the data set, (M, 3, 16, 16) in [-1, 1], with their rows' columns."""
+    """All pictures of the data set, (M, 3, 16, 16) in [-1, 1], with their records' columns."""
 
     pixels: torch.Tensor
     captions: list[str]
@@ -44,9 +44,9 @@ class Gallery:
     labels: list[str]
     holdouts: list[str]
 
-    def rows_of(self, holdout: str) -> list[int]:
-        """Numbers of the rows whose `holdout` column is "none", "combination" or "concept"."""
-        return [row for row, value in enumerate(self.holdouts) if value == holdout]
+    def records_of(self, holdout: str) -> list[int]:
+        """Numbers of the records whose `holdout` column is "none", "combination" or "concept"."""
+        return [record for record, value in enumerate(self.holdouts) if value == holdout]
 
 
 def load_gallery(path: str | Path) -> Gallery:
@@ -55,8 +55,10 @@ def load_gallery(path: str | Path) -> Gallery:
     Raises:
         ValueError: there is no such data set, or it lacks a column.
     """
-    rows = _all_rows(path, ("image", "text", "style", "label", "holdout"))
-    return Gallery(_pixels(rows), rows["text"][:], rows["style"][:], rows["label"][:], rows["holdout"][:])
+    records = _all_records(path, ("image", "text", "style", "label", "holdout"))
+    return Gallery(
+        _pixels(records), records["text"][:], records["style"][:], records["label"][:], records["holdout"][:]
+    )
 
 
 def load_class_gallery(path: str | Path, column: str) -> tuple[torch.Tensor, list[int]]:
@@ -68,26 +70,26 @@ def load_class_gallery(path: str | Path, column: str) -> tuple[torch.Tensor, lis
     Raises:
         ValueError: there is no such data set, or it lacks a column; the message lists those that there are.
     """
-    rows = _all_rows(path, ("image", column))
-    return _pixels(rows), rows[column][:]
+    records = _all_records(path, ("image", column))
+    return _pixels(records), records[column][:]
 
 
-def _all_rows(path: str | Path, columns: Sequence[str]) -> datasets.Dataset:
+def _all_records(path: str | Path, columns: Sequence[str]) -> datasets.Dataset:
     splits = datasets.load_dataset(str(path))
     found = [splits[name] for name in ("train", "validation") if name in splits] or list(splits.values())
-    rows = datasets.concatenate_datasets(found)
-    missing = [column for column in columns if column not in rows.column_names]
+    records = datasets.concatenate_datasets(found)
+    missing = [column for column in columns if column not in records.column_names]
     if missing:
         raise ValueError(
-            f"{path} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}. Drawings are compared by "
+            f"{path} has no column {missing[0]!r}; it has {', '.join(records.column_names)}. Drawings are compared by "
             f"{', '.join(columns)}: name a data set with these columns as --data_dir, or leave that out for the one "
             "that the shipped models learnt."
         )
-    return rows
+    return records
 
 
-def _pixels(rows: datasets.Dataset) -> torch.Tensor:
-    return to_unit_range(torch.stack([square_pixels(image, COMPARED_SIDE) for image in rows["image"]]))
+def _pixels(records: datasets.Dataset) -> torch.Tensor:
+    return to_unit_range(torch.stack([square_pixels(image, COMPARED_SIDE) for image in records["image"]]))
 
 
 def pool_to_side(images: torch.Tensor, side: int = COMPARED_SIDE) -> torch.Tensor:
@@ -97,20 +99,20 @@ def pool_to_side(images: torch.Tensor, side: int = COMPARED_SIDE) -> torch.Tenso
     return F.avg_pool2d(images, (images.shape[-2] // side, images.shape[-1] // side))
 
 
-def nearest_rows(pictures: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+def nearest_records(pictures: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
     """For each of (B, 3, s, s) the number (B,) of the gallery picture (M, 3, s, s) with the nearest pixels."""
     return torch.cdist(pictures.flatten(1), gallery.flatten(1)).argmin(1)
 
 
-def choose_rows(rows: Sequence[int], number: int, seed: int) -> list[int]:
-    """`number` of the given rows (all, if there are fewer), drawn without repetition from `seed`."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    return [rows[int(entry)] for entry in order[:number]]
+def choose_records(records: Sequence[int], number: int, seed: int) -> list[int]:
+    """`number` of the given records (all, if there are fewer), drawn without repetition from `seed`."""
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))
+    return [records[int(entry)] for entry in order[:number]]
 
 
-def score_rows(gallery: Gallery, rows: Sequence[int], nearest: Sequence[int]) -> RetrievalScores:
-    """Compare the wanted rows with the nearest ones found."""
-    pairs = list(zip(rows, nearest, strict=True))
+def score_records(gallery: Gallery, records: Sequence[int], nearest: Sequence[int]) -> RetrievalScores:
+    """Compare the wanted records with the nearest ones found."""
+    pairs = list(zip(records, nearest, strict=True))
 
     def share(column: Sequence[Any]) -> float:
         return sum(column[wanted] == column[found] for wanted, found in pairs) / len(pairs)
@@ -150,16 +152,16 @@ def pooled_drawings(
 
 
 def draw_nearest(
-    pipeline: MDMPipeline, gallery: Gallery, rows: Sequence[int], batch_size: int, seed: int, **settings: Any
+    pipeline: MDMPipeline, gallery: Gallery, records: Sequence[int], batch_size: int, seed: int, **settings: Any
 ) -> list[int]:
-    """Draw the captions of `rows` and find the nearest gallery picture of each.
+    """Draw the captions of `records` and find the nearest gallery picture of each.
 
-    Row r starts from noise seeded with `seed + r`, so a drawing does not depend on the others. `settings` are
+    Record r starts from noise seeded with `seed + r`, so a drawing does not depend on the others. `settings` are
     arguments of the pipeline, such as `num_inference_steps`, `guidance_scale` and `height`.
     """
-    captions, seeds = [gallery.captions[row] for row in rows], [seed + row for row in rows]
+    captions, seeds = [gallery.captions[record] for record in records], [seed + record for record in records]
     drawings = pooled_drawings(pipeline, "prompt", captions, seeds, batch_size, **settings)
-    return [row for pooled in drawings for row in nearest_rows(pooled, gallery.pixels).tolist()]
+    return [record for pooled in drawings for record in nearest_records(pooled, gallery.pixels).tolist()]
 
 
 def evaluate_retrieval(
@@ -172,16 +174,16 @@ def evaluate_retrieval(
     **settings: Any,
 ) -> dict[str, RetrievalScores]:
     """Scores of `groups`: `num_seen` captions of the training split, held-out combinations, held-out concepts."""
-    rows_of_group = {
-        "seen": choose_rows(gallery.rows_of("none"), num_seen, seed),
-        "combination": gallery.rows_of("combination"),
-        "concept": gallery.rows_of("concept"),
+    records_of_group = {
+        "seen": choose_records(gallery.records_of("none"), num_seen, seed),
+        "combination": gallery.records_of("combination"),
+        "concept": gallery.records_of("concept"),
     }
     scores = {}
     for name in groups:
-        rows = rows_of_group[name]
-        nearest = draw_nearest(pipeline, gallery, rows, batch_size, seed, **settings)
-        scores[name] = score_rows(gallery, rows, nearest)
+        records = records_of_group[name]
+        nearest = draw_nearest(pipeline, gallery, records, batch_size, seed, **settings)
+        scores[name] = score_records(gallery, records, nearest)
     return scores
 
 
@@ -210,8 +212,8 @@ def evaluate_classes(
     wanted = [label for label in range(pipeline.null_class) for _ in range(num_per_class)]
     seeds = range(seed, seed + len(wanted))
     drawings = pooled_drawings(pipeline, "class_labels", wanted, seeds, batch_size, **settings)
-    nearest = [row for pooled in drawings for row in nearest_rows(pooled, gallery).tolist()]
+    nearest = [record for pooled in drawings for record in nearest_records(pooled, gallery).tolist()]
     hits = dict.fromkeys(wanted, 0)
-    for label, row in zip(wanted, nearest, strict=True):
-        hits[label] += classes[row] == label
+    for label, record in zip(wanted, nearest, strict=True):
+        hits[label] += classes[record] == label
     return {label: count / num_per_class for label, count in hits.items()}

@@ -85,7 +85,7 @@ def vae_config(
 def _defaults() -> dict[str, Any]:
     with torch.device("meta"):
         config = AutoencoderKL().config
-    # What the host notes there for itself is about this one.
+    # What diffusers notes there for itself is about this one.
     return {name: value for name, value in config.items() if name[0] != "_"}
 
 

@@ -18,7 +18,7 @@ def forget_origin(*modules: torch.nn.Module) -> None:
     for module in modules:
         config = getattr(module, "config", None)
         if isinstance(config, FrozenDict):
-            # A frozen config loses no key; a new one takes its place, as in the host's `register_to_config`.
+            # A frozen config loses no key; a new one takes its place, as in diffusers' `register_to_config`.
             kept = {key: value for key, value in config.items() if key != "_name_or_path"}
             setattr(module, "_internal_dict", FrozenDict(kept))  # noqa: B010  not an attribute that torch knows
         elif isinstance(config, PretrainedConfig):

@@ -49,11 +49,11 @@ class ValidationRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `model` holds `NestedUNetModel` arguments that are not per level; `levels` its rows."""
+    """A whole run. `model` has the arguments of `NestedUNetModel` that belong to no level."""
 
     name: str
     model: dict[str, Any]
-    levels: tuple[dict[str, Any], ...]  # `LevelConfig` rows, innermost first
+    levels: tuple[dict[str, Any], ...]  # the fields of `LevelConfig`, innermost level first
     data: DataRecipe
     stages: tuple[StageRecipe, ...]
     pictures: DataRecipe | None = None  # of a model of clips: what is trained on beside them, and before there are any
@@ -185,5 +185,5 @@ class Recipe:
 
     @functools.cached_property
     def rows(self) -> tuple[LevelConfig, ...]:
-        """The level rows, innermost first."""
+        """The `LevelConfig` of every level, innermost first."""
         return tuple(read_fields(LevelConfig, row, f"levels[{position}]") for position, row in enumerate(self.levels))

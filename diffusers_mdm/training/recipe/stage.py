@@ -83,7 +83,7 @@ class StageRecipe:
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     level_weights: tuple[float, ...] | None = None  # None: 1 for every level
     new_level_ramp_steps: int = 0  # over which the weight of levels that are new in this stage rises from 0
-    batch_fractions: tuple[float, ...] | None = None  # share of the batch's rows a level sees; None: all of them
+    batch_fractions: tuple[float, ...] | None = None  # share of the batch that a level sees; None: all of them
     shift_power: float | None = None  # of the noise schedule while this stage trains; None: the scheduler's own
     noise_offset: float = 0.0
     caption_dropout: float = 0.1  # share of captions replaced by "", for guidance without a classifier
@@ -124,7 +124,7 @@ class StageRecipe:
         if fractions[0] != 1.0 or not thins:
             raise ValueError(f"`batch_fractions` must start with 1.0 and not grow outwards, got {list(fractions)}.")
         if self.rows_per_level[-1] < 1:
-            raise ValueError(f"`batch_fractions` leave level {self.levels - 1} no row of {self.batch_size} images.")
+            raise ValueError(f"`batch_fractions` leave level {self.levels - 1} no batch row of {self.batch_size}.")
 
     @property
     def weights(self) -> tuple[float, ...]:

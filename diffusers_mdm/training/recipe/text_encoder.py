@@ -35,8 +35,8 @@ class TextEncoderRecipe:
     train_text_encoder: bool = False  # optimise it together with the U-Net
     max_sequence_length: int = 128  # longer captions are cut
     learning_rate_scale: float = 1.0  # learning rate of the encoder over the stage's
-    # Learning rate of the token table over the stage's. A batch touches few of its rows, so that at the common rate a
-    # table trained from scratch hardly leaves its random start.
+    # Learning rate of the token table over the stage's. A batch touches few of its entries, so that at the common rate
+    # a table trained from scratch hardly leaves its random start.
     token_learning_rate_scale: float = 1.0
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from tests.pipelines.tiny_tasks import task
 def test_a_model_that_draws_the_captioned_clips_scores_one():
     pipeline = task("video").make()
     captions, settings = ["a red apple", "a cat", "two dogs"], {"num_inference_steps": 2, "guidance_scale": 2.0}
-    generators = [torch.Generator().manual_seed(5 + row) for row in range(len(captions))]
+    generators = [torch.Generator().manual_seed(5 + record) for record in range(len(captions))]
     drawn = pipeline(captions, generator=generators, output_type="pt", **settings).frames
     clips = pool_to_side((2 * drawn - 1).flatten(0, 1)).unflatten(0, drawn.shape[:2])
     right = evaluate_clips(pipeline, clips, captions, [2, 0], seed=5, batch_size=1, **settings)

@@ -49,7 +49,7 @@ def test_it_counts_the_parameters_that_a_run_has(text):
 def test_it_says_when_stages_end_and_what_a_step_is(text):
     assert "stage inner: levels 0-0, 8 pixels, 4 steps x 8 = 32 images" in text
     assert "a step: 16 images = 2 process(es) x 2 accumulated x 4" in text
-    assert "rows per level [4, 2], weights [1.0, 2.0], epsilon loss, lr 0.001 cosine" in text
+    assert "batch rows per level [4, 2], weights [1.0, 2.0], epsilon loss, lr 0.001 cosine" in text
 
 
 def test_an_end_by_metric_is_said():

@@ -39,9 +39,9 @@ PARTS = {
     "prior_preservation": PriorRecipe,
 }
 WITH_FIELD = [name for name, flag in FLAGS.items() if flag.field is not None]
-# The flags of the host's train_text_to_image{,_lora,_sdxl,_lora_sdxl}, train_dreambooth{,_lora,_lora_flux} and
+# The flags of diffusers' train_text_to_image{,_lora,_sdxl,_lora_sdxl}, train_dreambooth{,_lora,_lora_flux} and
 # train_unconditional.
-HOST_FLAGS = """
+DIFFUSERS_FLAGS = """
 adam_beta1 adam_beta2 adam_epsilon adam_weight_decay adam_weight_decay_text_encoder allow_tf32 cache_dir cache_latents
 caption_column center_crop checkpointing_steps checkpoints_total_limit class_data_dir class_labels_conditioning
 class_prompt dataloader_num_workers dataset_config_name dataset_name ddpm_beta_schedule ddpm_num_inference_steps
@@ -166,11 +166,11 @@ def test_flags_that_are_left_out_change_nothing(name):
     assert run_options(recipe, given) == RunOptions(output_dir=given["output_dir"])
 
 
-def test_every_flag_of_the_host_is_known_or_refused_with_a_reason():
+def test_every_flag_of_diffusers_scripts_is_known_or_refused_with_a_reason():
     known = {*FLAGS, *REASONS, *ALWAYS_SO, "prediction_type", "local_rank"}
-    assert set(HOST_FLAGS.split()) - known == set()
+    assert set(DIFFUSERS_FLAGS.split()) - known == set()
     assert FLAGS.keys() & REASONS.keys() == set()
-    assert set(REASONS) <= set(HOST_FLAGS.split())
+    assert set(REASONS) <= set(DIFFUSERS_FLAGS.split())
 
 
 @pytest.mark.parametrize("name", REASONS)

@@ -6,12 +6,12 @@ import torch
 
 from diffusers_mdm.training.commands.retrieval import (
     Gallery,
-    choose_rows,
+    choose_records,
     evaluate_classes,
     load_class_gallery,
-    nearest_rows,
+    nearest_records,
     pool_to_side,
-    score_rows,
+    score_records,
 )
 from tests.pipelines.tiny_tasks import NUM_CLASSES, task
 
@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[3]
 def gallery(number: int = 6) -> Gallery:
     return Gallery(
         pixels=torch.randn(number, 3, 16, 16),
-        captions=[f"emoji {row}" for row in range(number)],
-        styles=[row % 2 for row in range(number)],
-        labels=[f"label {row // 2}" for row in range(number)],
+        captions=[f"emoji {record}" for record in range(number)],
+        styles=[record % 2 for record in range(number)],
+        labels=[f"label {record // 2}" for record in range(number)],
         holdouts=["none", "none", "none", "combination", "concept", "concept"],
     )
 
@@ -31,27 +31,27 @@ def gallery(number: int = 6) -> Gallery:
 def test_a_noisy_copy_is_nearest_to_its_original():
     pictures = gallery()
     noisy = pictures.pixels[[4, 1, 1]] + 0.1 * torch.randn(3, 3, 16, 16)
-    assert nearest_rows(noisy, pictures.pixels).tolist() == [4, 1, 1]
+    assert nearest_records(noisy, pictures.pixels).tolist() == [4, 1, 1]
 
 
 def test_scores_count_pictures_styles_and_labels():
-    scores = score_rows(gallery(), rows=[0, 1, 2, 3], nearest=[0, 3, 3, 5])
+    scores = score_records(gallery(), records=[0, 1, 2, 3], nearest=[0, 3, 3, 5])
     assert (scores.num_drawn, scores.picture, scores.style, scores.label) == (4, 0.25, 0.75, 0.5)
 
 
 def test_the_same_picture_under_another_caption_counts():
     pictures = gallery()
     pictures.pixels[2] = pictures.pixels[0]
-    assert score_rows(pictures, rows=[2], nearest=[0]).picture == 1.0
+    assert score_records(pictures, records=[2], nearest=[0]).picture == 1.0
 
 
 def test_rows_are_chosen_by_seed_without_repetition():
-    rows = gallery().rows_of("none")
-    assert rows == [0, 1, 2]
-    assert sorted(choose_rows(rows, 10, seed=0)) == rows
+    records = gallery().records_of("none")
+    assert records == [0, 1, 2]
+    assert sorted(choose_records(records, 10, seed=0)) == records
     many = list(range(1000))
-    assert choose_rows(many, 50, seed=1) == choose_rows(many, 50, seed=1) != choose_rows(many, 50, seed=2)
-    assert len(set(choose_rows(many, 50, seed=1))) == 50
+    assert choose_records(many, 50, seed=1) == choose_records(many, 50, seed=1) != choose_records(many, 50, seed=2)
+    assert len(set(choose_records(many, 50, seed=1))) == 50
 
 
 def test_pooling_averages_down_and_refuses_odd_sides():

@@ -29,7 +29,7 @@ def vae_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latent_pipeline_dir(tmp_path_factory):
-    return save_latent_pipeline(tmp_path_factory.mktemp("saved") / "latent-dolls")
+    return save_latent_pipeline(tmp_path_factory.mktemp("saved") / "latent-pipeline")
 
 
 @pytest.fixture

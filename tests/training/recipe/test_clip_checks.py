@@ -53,7 +53,10 @@ WRONG = {
     ),
     "levels that shrink": (lambda r: dataclasses.replace(r, stages=r.stages[::-1]), r"stages\[1\].levels"),
     "pictures beside pictures": (lambda r: with_stage(r, 0, joint_pictures=1), r"stages\[0\].joint_pictures"),
-    "no pictures for a level": (lambda r: with_stage(r, 2, joint_pictures=1), r"stages\[2\].joint_pictures.*no row"),
+    "no pictures for a level": (
+        lambda r: with_stage(r, 2, joint_pictures=1),
+        r"stages\[2\].joint_pictures.*no batch row",
+    ),
     "fewer than none": (lambda r: with_stage(r, 2, joint_pictures=-1), "joint_pictures.*at least 0"),
     "no clips": (lambda r: with_data(r, video_column=None), "data.video_column"),
     "other frames": (lambda r: with_level(r, 1, num_frames=4), r"levels\[1\]\.num_frames` = 4.*expected 8"),
