@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
-import dataclasses
 import re
 
 import pytest
 import yaml
 
 from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.recipe.stage import PlateauRecipe
 from tests.training.tiny_run import RECIPES
 
 
@@ -153,24 +151,3 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     path.write_text("name: [")
     with pytest.raises(ValueError, match=r"broken\.yaml"):
         load_recipe(path)
-
-
-def test_the_first_end_to_come_counts():
-    stage = load_recipe(RECIPES / "tiny.yaml").stages[1]
-    assert (stage.steps, stage.max_steps()) == (4, 4)
-    by_images = dataclasses.replace(stage, images=20)  # 8 images a step and process
-    assert by_images.max_steps() == 3
-    assert by_images.max_steps(num_processes=2) == 2
-    with pytest.raises(ValueError, match="known last step"):
-        dataclasses.replace(stage, steps=None, until_plateau=PlateauRecipe(every_steps=2))
-    open_ended = dataclasses.replace(
-        stage, steps=None, until_plateau=PlateauRecipe(every_steps=2), lr_scheduler="constant_with_warmup"
-    )
-    assert open_ended.max_steps() is None
-
-
-def test_stage_counts_images_and_rows():
-    outer = load_recipe(RECIPES / "tiny.yaml").stages[1]
-    assert outer.images_per_step == 8
-    assert outer.rows_per_level == (4, 2)
-    assert dataclasses.replace(outer, batch_fractions=None).rows_per_level == (4, 4)
