@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -127,9 +126,9 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             pipeline: e.g. an `MDMPipeline`.
             kwargs: as in `DiffusionPipeline.from_pipe`: components to use in place of the pipeline's own, `dtype`.
         """
-        # diffusers leaves out, with a warning, components of a class that the signature does not name.
-        taken = set(inspect.signature(cls.__init__).parameters) & set(pipeline.components)
-        kwargs = {**{name: pipeline.components[name] for name in taken}, **kwargs}
+        # diffusers leaves out, with a warning, an autoencoder of a class that the signature does not name.
+        if pipeline.components.get("vae") is not None:
+            kwargs.setdefault("vae", pipeline.components["vae"])
         if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None:
             return super().from_pipe(pipeline, **kwargs)
         token = _KEEPS_PRECISION.set(True)
