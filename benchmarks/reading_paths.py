@@ -5,7 +5,7 @@
 
 Prints the modules of the package whose functions run in one call of `MDMPipeline` and in one step of training, in the
 order in which they are entered, the largest folders, and the classes above each pipeline. The limits are held by
-`tests/test_reading_paths.py`.
+`tests/test_reading_paths.py` and `tests/pipelines/test_modules_of_a_call.py`.
 """
 
 import argparse
@@ -59,11 +59,12 @@ def modules_entered(entered: list[str], inside: str | None = None) -> Iterator[N
 
 
 def modules_of_a_drawing(pipeline: MDMPipeline, prompt: str) -> list[str]:
-    """Modules that one call of a pipeline runs through, guided, with two steps."""
+    """Modules that one call of a pipeline runs through, guided, with two steps, but for what is done only once."""
     pipeline.set_progress_bar_config(disable=True)
     entered: list[str] = []
-    with modules_entered(entered):
-        pipeline(prompt, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    for counted in ([], entered):
+        with modules_entered(counted):
+            pipeline(prompt, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     return entered
 
 

@@ -3,40 +3,25 @@
 
 import dataclasses
 
-import pytest
-
 from benchmarks.reading_paths import (
     circles,
-    classes_above,
     folder_sizes,
     import_graph,
-    modules_of_a_drawing,
     modules_of_a_step,
-    pipelines,
 )
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.state.run import RunOptions
-from tests.pipelines.tiny_pipeline import make_pipeline
 from tests.training.tiny_run import tiny_recipe, write_pictures
 
-MAX_MODULES_OF_A_DRAWING = 32
 MAX_MODULES_OF_A_STEP = 38
 MAX_MODULES_IN_A_FOLDER = 16
-MAX_CLASSES_ABOVE_A_PIPELINE = 3
 # Circles that are still to be undone; nothing may be added.
 KNOWN_CIRCLES = [
     {"models.blocks", "models.embeddings", "models.level", "models.level_config", "models.temporal_checks",
      "models.weight_sharing"},
 ]  # fmt: skip
-LARGER_FOLDERS = {"models": 18, "pipelines/drawing": 20}
-
-
-def test_one_drawing_runs_through_few_modules():
-    entered = modules_of_a_drawing(make_pipeline(), "red apple")
-    assert entered[0] == "pipelines.pipeline_mdm"
-    assert {"models.nested_unet", "schedulers.scheduling_matryoshka"} <= set(entered)
-    assert len(entered) <= MAX_MODULES_OF_A_DRAWING, entered
+LARGER_FOLDERS = {"models": 18}
 
 
 def test_one_optimizer_step_runs_through_few_modules(tmp_path):
@@ -51,11 +36,6 @@ def test_one_optimizer_step_runs_through_few_modules(tmp_path):
 def test_a_folder_can_be_looked_over():
     for folder, size in folder_sizes().items():
         assert size <= LARGER_FOLDERS.get(folder, MAX_MODULES_IN_A_FOLDER), folder
-
-
-@pytest.mark.parametrize("pipeline", pipelines(), ids=lambda pipeline: pipeline.__name__)
-def test_pipelines_stand_on_few_classes(pipeline):
-    assert len(classes_above(pipeline)) <= MAX_CLASSES_ABOVE_A_PIPELINE
 
 
 def test_imports_have_no_circles():
