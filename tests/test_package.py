@@ -23,6 +23,7 @@ ALLOWED_IMPORTS = {
     "config_reading": set(),
     "pyramid": set(),
     "rgb_pictures": set(),
+    "processes": set(),
     "models": {"config_reading", "pyramid"},
     "schedulers": {"pyramid"},
     "loaders": {"pyramid", "models", "schedulers"},
@@ -31,9 +32,9 @@ ALLOWED_IMPORTS = {
     "registration": {"pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
     "public_names": {"pyramid", "models", "schedulers", "loaders", "pipelines", "registration"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
-    "evaluation": {"pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
+    "evaluation": {"processes", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
     "training": {"config_reading", "public_names", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"}
-    | {"pipelines", "evaluation"},
+    | {"pipelines", "evaluation", "processes"},
 }
 # What each room of the training package may import from the others. Modules beside the rooms are the ground for all.
 ROOMS = {"recipe": set(), "data": {"recipe"}, "modules": {"recipe"}, "loss": {"recipe"}}

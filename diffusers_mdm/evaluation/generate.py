@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from diffusers.utils.logging import tqdm
 from PIL import Image
 
+from ..processes import process_state, wait_for_everyone
 from .pictures import METADATA_FILE, FolderPictures
 
 PLAN_FILE = "generation.json"
@@ -83,24 +83,24 @@ def generate(
     """
     if not captions:
         raise ValueError("There are no captions to draw.")
-    folder, processes = Path(folder), PartialState()
+    folder, processes = Path(folder), process_state()
     digest = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:16]
     plan = Generation(model, type(pipeline).__name__, seed, len(captions), digest, dict(settings or {}), argument)
     if processes.is_main_process:
         open_folder(folder, plan)
-    processes.wait_for_everyone()
+    wait_for_everyone(processes)
     missing = [number for number in range(len(captions)) if not is_drawn(folder, number)]
     mine = missing[processes.process_index :: processes.num_processes]
     for start in tqdm(range(0, len(mine), batch_size), desc="drawing", disable=not processes.is_local_main_process):
         numbers = mine[start : start + batch_size]
         levels = draw(pipeline, [captions[number] for number in numbers], [seed + number for number in numbers], plan)
         save_levels(levels, numbers, folder)
-    processes.wait_for_everyone()
+    wait_for_everyone(processes)
     found = level_folders(folder)
     if processes.is_main_process:
         for level in found:
             write_metadata(level, captions, seed)
-    processes.wait_for_everyone()
+    wait_for_everyone(processes)
     return found
 
 

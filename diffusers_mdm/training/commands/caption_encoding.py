@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ...processes import check_alone
 from ..data.sources import texts_of
 from ..data.text.features_writer import CaptionEncoder, write_text_embeddings
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
-from ..processes import check_alone
 from ..recipe.recipe import Recipe
 from .flags import base_recipe, override
 from .parser import check_together

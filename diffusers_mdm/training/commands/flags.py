@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..processes import num_launched
+from ...processes import num_launched
 from ..recipe.clip_rows import trains_on_pictures
 from ..recipe.data import DataRecipe
 from ..recipe.loading import load_recipe

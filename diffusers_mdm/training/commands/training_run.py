@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...processes import OtherProcessEnded, is_main_launched, num_launched
 from ..loop.engine import resolve_recipe, run_recipe
 from ..loop.interruption import RunInterrupted
-from ..processes import OtherProcessEnded, is_main_launched, num_launched
 from ..state.checkpoints import WRITE_ERRORS
 from .dry_run import describe_run
 from .flags import recipe_and_options

@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from diffusers.utils.logging import tqdm
 
 from ...pipelines.pipeline_mdm import MDMPipeline
+from ...processes import wait_for_everyone
 from ..precision import frozen_dtype
-from ..processes import wait_for_everyone
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import PriorRecipe, Recipe
 from ..seeds import derive_seed

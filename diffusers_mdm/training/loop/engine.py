@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ...pipelines.drawing.latent_space import scale_factor
+from ...processes import is_main_launched, join_processes, wait_for_everyone
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..data.class_names import find_class_names
 from ..data.subjects import prepare_class_pictures
@@ -26,7 +27,6 @@ from ..modules.lora import add_lora, save_lora
 from ..modules.saved_configs import forget_origin
 from ..modules.text_encoder import build_text_encoder, check_text_width, frozen_text_encoder
 from ..precision import DTYPES
-from ..processes import is_main_launched, join_processes, wait_for_everyone
 from ..recipe.clip_rows import inner_rows, stage_frames, stage_rows
 from ..recipe.recipe import Recipe
 from ..recipe.writing import write_recipe

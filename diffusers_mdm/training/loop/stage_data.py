@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from ...processes import wait_for_everyone
 from ..data.micro_conditioning import micro_conditioning_defaults
 from ..data.numbered import CaptionedImages
 from ..data.sources import (
@@ -23,7 +24,6 @@ from ..data.text.features import TextEmbeddings
 from ..data.text.features_writer import fingerprint
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
-from ..processes import wait_for_everyone
 from ..recipe.clip_rows import data_of, joint_stage, sources, stage_frames, stage_rows
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe

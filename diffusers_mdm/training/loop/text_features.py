@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from ...processes import wait_for_everyone
 from ..data.sources import texts_of
 from ..data.text.features_writer import CaptionEncoder, write_text_embeddings
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import frozen_dtype
-from ..processes import wait_for_everyone
 from ..recipe.recipe import Recipe
 from ..state.run import RunOptions
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from accelerate import PartialState
 
 from ....evaluation.features import FeatureExtractor, InceptionFeatures, TransformersFeatures
 from ....evaluation.generate import generate, open_levels, read_plan
@@ -18,6 +17,7 @@ from ....evaluation.pictures import Pictures
 from ....evaluation.reference import load_reference, make_reference, save_reference
 from ....evaluation.report import card_section, contact_sheet, markdown_table
 from ....evaluation.score import FEATURES_OF, score
+from ....processes import process_state
 from ....public_names import DiffusionPipeline
 from ...data.numbered import CaptionedImages
 from ...data.sources import open_validation_images, validation_captions
@@ -76,12 +76,12 @@ def draw_captions(args: argparse.Namespace) -> None:
     """Draw captions into `--output_dir`."""
     captions = read_captions(args)
     pipeline = DiffusionPipeline.from_pretrained(args.model_dir, dtype=getattr(torch, args.dtype))
-    pipeline.to(PartialState().device)
+    pipeline.to(process_state().device)
     pipeline.set_progress_bar_config(disable=True)
     settings = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "height")}
     given = {name: value for name, value in settings.items() if value is not None}
     levels = generate(pipeline, captions, args.output_dir, str(args.model_dir), args.seed, args.batch_size, given)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         names = ", ".join(level.name for level in levels)
         print(f"{args.output_dir}: {len(captions)} drawings at {names} pixels")
 
@@ -106,7 +106,7 @@ def score_drawings(args: argparse.Namespace) -> None:
 
 def open_extractor(name: str, args: argparse.Namespace) -> FeatureExtractor:
     """The network of these features, on the device that was asked for."""
-    device = args.device or PartialState().device
+    device = args.device or process_state().device
     if name == "inception":
         return InceptionFeatures(device)
     path = {"dinov2": args.dinov2 or DINOV2, "clip": args.clip or CLIP}[name]

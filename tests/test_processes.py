@@ -12,20 +12,21 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from diffusers_mdm.training.processes import (
+from diffusers_mdm.processes import (
     check_alone,
     is_main_launched,
     join_processes,
     num_launched,
+    process_state,
     wait_for_everyone,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "RANK", "PMI_RANK")
 # A rank that waits for the others, each for as long as its argument says; it tells how the waiting ended.
 WAITING = """
 import sys, time
-from diffusers_mdm.training.processes import OtherProcessEnded, join_processes, wait_for_everyone
+from diffusers_mdm.processes import OtherProcessEnded, join_processes, wait_for_everyone
 accelerator = join_processes()
 wait_for_everyone(accelerator)
 print("together", accelerator.num_processes, flush=True)
@@ -55,8 +56,9 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, size):
     Accelerator(cpu=True)  # this process computes alone already
     monkeypatch.setenv(size, "2")
     assert num_launched() == 2
-    with pytest.raises(ValueError, match=r"2 processes were launched, but accelerate sees 1.*accelerate launch"):
-        join_processes()
+    for join in (join_processes, process_state):
+        with pytest.raises(ValueError, match=r"2 processes were launched, but accelerate sees 1.*accelerate launch"):
+            join()
 
 
 def test_what_one_process_does_alone_is_refused_to_several(monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 # What launchers tell each process, in the order in which accelerate asks.
 _WORLD_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
@@ -50,28 +50,50 @@ def _number(names: tuple[str, ...], default: int) -> int:
 def join_processes(**settings: Any) -> Accelerator:
     """Make this process' `Accelerator`, as one of all processes that were launched.
 
-    On a machine without GPUs accelerate looks for other processes only if it is told to compute on the CPU. Neither
-    `use_cpu: true` in its config nor torchrun tells it, so that each process would train a whole model of its own and
-    write it into the same folder.
-
     Args:
         settings: for `Accelerator`.
 
     Raises:
         ValueError: there are more processes on this machine than GPUs, or they did not find each other.
     """
-    launched = num_launched()
-    on_cpu = launched > 1 and not _has_gpus()
-    if launched > 1 and not on_cpu:
-        _check_devices(_number(("LOCAL_WORLD_SIZE",), 1))
-    accelerator = Accelerator(cpu=on_cpu or None, **settings)
-    if accelerator.num_processes != launched:
-        raise ValueError(
-            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}, so that each would "
-            "train a model of its own. Start them with `accelerate launch --config_file FILE`, with one of the files "
-            "in training/accelerate; on CPU cores set ACCELERATE_USE_CPU=true; for a single process unset WORLD_SIZE."
-        )
+    accelerator = Accelerator(cpu=_on_cpu_together() or None, **settings)
+    _check_together(accelerator.num_processes)
     return accelerator
+
+
+def process_state() -> PartialState:
+    """What this process is among all that were launched, for work without an `Accelerator`.
+
+    Raises:
+        ValueError: as `join_processes`.
+    """
+    state = PartialState(cpu=_on_cpu_together())
+    _check_together(state.num_processes)
+    return state
+
+
+def _on_cpu_together() -> bool:
+    """Whether accelerate has to be told to compute on the CPU, so that the processes find each other.
+
+    On a machine without GPUs it looks for other processes only then. Neither `use_cpu: true` in its config nor
+    torchrun tells it, so that each process would do the whole work by itself and write it into the same folder.
+    """
+    if num_launched() == 1:
+        return False
+    if not _has_gpus():
+        return True
+    _check_devices(_number(("LOCAL_WORLD_SIZE",), 1))
+    return False
+
+
+def _check_together(found: int) -> None:
+    launched = num_launched()
+    if found != launched:
+        raise ValueError(
+            f"{launched} processes were launched, but accelerate sees {found}, so that each would do the whole work "
+            "by itself. Start them with `accelerate launch --config_file FILE`, with one of the files in "
+            "training/accelerate; on CPU cores set ACCELERATE_USE_CPU=true; for a single process unset WORLD_SIZE."
+        )
 
 
 def _has_gpus() -> bool:
@@ -90,7 +112,7 @@ def _check_devices(here: int) -> None:
         )
 
 
-def wait_for_everyone(accelerator: Accelerator) -> None:
+def wait_for_everyone(state: Accelerator | PartialState) -> None:
     """Wait until every process of the run has come here, for as long as that takes.
 
     The group that gradients are exchanged through gives up after some minutes of silence, which drawing or encoding on
@@ -100,7 +122,7 @@ def wait_for_everyone(accelerator: Accelerator) -> None:
     Raises:
         OtherProcessEnded: another process has ended, and will not come.
     """
-    if accelerator.num_processes == 1:
+    if state.num_processes == 1:
         return
     try:
         dist.barrier(group=_patient_group())
