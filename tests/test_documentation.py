@@ -262,11 +262,12 @@ def test_a_walk_through_the_page_by_copy_and_paste(page, clone, tmp_path):
     if not walk:
         pytest.skip("nothing to run on this page")
     code = ""
-    for block in walk:
+    for block, following in zip(walk, [*walk[1:], None], strict=True):
         if block.language == "python":
             code += with_fewer_steps(block.text) + "\n"
-            command = [sys.executable, "-c", code]
-            run_in(workplace(page, clone), command, block)
+            # Blocks that follow each other run in one process.
+            if following is None or following.language != "python":
+                run_in(workplace(page, clone), [sys.executable, "-c", code], block)
             continue
         for line in block.text.replace("\\\n", " ").splitlines():
             words = commands_in(line)
