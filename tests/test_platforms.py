@@ -49,7 +49,7 @@ POSIX_NAMES = {
 }
 GUARD = re.compile(r"hasattr|sys\.platform|os\.name|platform\.system")
 # What pathlib has no equal for in Python 3.10.
-OS_PATH_ALLOWED = {"relpath"}
+OS_PATH_ALLOWED = {"lexists", "relpath"}
 
 
 def name_of(path: Path) -> str:

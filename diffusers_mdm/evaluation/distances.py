@@ -58,9 +58,8 @@ def frechet_distance(drawn: torch.Tensor, real: torch.Tensor) -> float:
     check_sets(drawn, real, MIN_FRECHET, "The Fréchet distance")
     with without_notices():
         metric = FrechetInceptionDistance(GivenFeatures(drawn.shape[1]))
-        metric.set_dtype(torch.float64)
-        metric.update(real.double(), real=True)
-        metric.update(drawn.double(), real=False)
+        metric.update(real.cpu().double(), real=True)
+        metric.update(drawn.cpu().double(), real=False)
         return float(metric.compute())
 
 
@@ -97,7 +96,7 @@ def clip_discrepancy(drawn: torch.Tensor, real: torch.Tensor) -> float:
         ValueError: fewer than 50 pictures on a side, or features of different lengths.
     """
     check_sets(drawn, real, MIN_CMMD, "CMMD")
-    first, second = (torch.nn.functional.normalize(side.double(), dim=1) for side in (drawn, real))
+    first, second = (torch.nn.functional.normalize(side.cpu().double(), dim=1) for side in (drawn, real))
 
     def kernel_mean(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.exp(-torch.cdist(a, b).square() / (2 * CMMD_BANDWIDTH**2)).mean()
@@ -120,15 +119,15 @@ def precision_and_recall(drawn: torch.Tensor, real: torch.Tensor) -> tuple[float
         ValueError: fewer than five pictures on a side, or features of different lengths.
     """
     check_sets(drawn, real, NEIGHBOURS + 2, "Precision and recall")
-    between = torch.cdist(drawn.double(), real.double())
-    precision = (between <= radii(real)[None]).any(1).double().mean()
-    recall = (between <= radii(drawn)[:, None]).any(0).double().mean()
+    between = torch.cdist(drawn.cpu().double(), real.cpu().double())
+    precision = (between <= radii(real)[None]).any(1).cpu().double().mean()
+    recall = (between <= radii(drawn)[:, None]).any(0).cpu().double().mean()
     return float(precision), float(recall)
 
 
 def radii(features: torch.Tensor) -> torch.Tensor:
     """The distance `(N,)` of each of `(N, D)` to its third neighbour in the same set."""
-    distances = torch.cdist(features.double(), features.double())
+    distances = torch.cdist(features.cpu().double(), features.cpu().double())
     return distances.kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the picture itself
 
 

@@ -165,7 +165,7 @@ def compare_features(
         if not isinstance(extractor, TransformersFeatures):
             raise ValueError("The CLIP score needs CLIP as `TransformersFeatures`, which knows its text encoder.")
         texts = CLIPTextFeatures(extractor)(captions)
-        cosines = torch.nn.functional.cosine_similarity(drawn.double(), texts.double())
+        cosines = torch.nn.functional.cosine_similarity(drawn.cpu().double(), texts.cpu().double())
         return {"clip_score": float(100 * cosines.clamp(min=0).mean())}
 
     measures: Mapping[str, Callable[[], dict[str, float]]] = {

@@ -73,7 +73,7 @@ def even_in_log_snr(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> n
         alphas_cumprod: `(T,)`, signal power of level 0, falling.
         num_inference_steps: N, at most T.
     """
-    power = alphas_cumprod.double().cpu().numpy()
+    power = alphas_cumprod.cpu().double().numpy()
     with np.errstate(divide="ignore"):
         log_snr = np.log(power) - np.log1p(-power)
     lowest, highest = LOG_SNR_RANGE
