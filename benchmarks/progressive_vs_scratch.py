@@ -21,7 +21,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from measuring import ROOT, count_flops, describe_machine, forward_and_backward, random_inputs
 
-from diffusers_mdm.training.loop.engine import build_unet, run_recipe
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.recipe.stage import StageRecipe

@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from measuring import ROOT, describe_machine, random_inputs, time_by_turns
 
-from diffusers_mdm.training.loop.engine import build_unet, run_recipe
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.state.history import FILE_NAME, History

@@ -4,7 +4,7 @@ import json
 import pytest
 import weight_sharing
 
-from diffusers_mdm.training.loop.engine import build_unet
+from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.recipe.loading import load_recipe
 
 

@@ -22,8 +22,8 @@ def clean_pyramid(
         run: has the model's sizes and the autoencoder.
         stage: says how many levels there are.
         pixels: uint8 `(B, 3, S, S)`, or clips `(B, 3, F, S, S)`; S is the side of the outermost level in pixels.
-        generators: one for each row, from which its latents are drawn (of what the autoencoder holds for possible, as
-            in the host's scripts); each gives one number for each of them, and none for pixels. Without generators
+        generators: one for each image or clip, from which its latents are drawn (of the autoencoder's posterior, as
+            in the scripts of diffusers); each gives one number for each latent, and none for pixels. Without them
             the most probable latents are taken, for measurements that are to be the same each time.
 
     Returns:

@@ -53,7 +53,7 @@ class Interruption:
             signal.signal(known, handler)
 
     def is_wanted(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; all of them get the same answer, and have to ask together."""
+        """Whether any process was asked to stop; call this on every process, all of which get the same answer."""
         if accelerator.num_processes == 1:
             return self.received is not None
         asked = torch.tensor(float(self.received is not None), device=accelerator.device)

@@ -2,14 +2,14 @@
 """One stage of training, from growing the model to its last step."""
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 
+from ...processes import wait_for_everyone
 from ..data.batch import Batch
 from ..data.order import BatchOrder
 from ..data.skip_budget import SkipBudget
@@ -19,48 +19,30 @@ from ..recipe.clip_rows import joint_stage
 from ..recipe.stage import StageRecipe
 from ..reports.meter import Meter
 from ..reports.stage_results import stretch_settings
-from ..reports.validation_grid import grid_path
+from ..reports.validation_grid import draw_validation_grid, grid_path
 from ..seeds import derive_seed
+from ..state.checkpoints import WRITE_ERRORS, save_checkpoint
 from ..state.optimizer import learning_rate_factor
 from ..state.progress import ALL_STEPS, Progress
 from ..state.run import Run
 from .held_out import measure_validation_loss
 from .interruption import Interruption, RunInterrupted
 from .plateau import Plateau
+from .stage_data import StageData
 from .stage_setup import begin_stage, end_stage
 from .step import optimizer_step
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class StageHooks:
-    """What the engine does in the middle of a stage.
-
-    Attributes:
-        checkpoint: save one, now; one that is not `needed` may fail with a message.
-        validate: draw the validation prompts.
-        held_out: pictures or clips of the validation loss; None without.
-        interruption: asked after every step.
-    """
-
-    checkpoint: Callable[[Run, bool], None]
-    validate: Callable[[Run], None]
-    held_out: HeldOutSamples[Batch] | None
-    interruption: Interruption
-
-
-def train_stage(
-    run: Run, stage: StageRecipe, images: TrainingImages, hooks: StageHooks, pictures: TrainingImages | None = None
-) -> None:
+def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Interruption) -> None:
     """Train `stage` from where `run.progress` says it is to its end, and say why it ended.
 
     Args:
         run: between stages.
         stage: the next one.
-        images: what it trains on.
-        hooks: what happens in the middle of it.
-        pictures: the `joint_pictures` beside its clips come from here.
+        data: what it trains on.
+        interruption: asked after every step whether to stop.
 
     Raises:
         FloatingPointError: if `max_skipped_steps` steps in a row had non-finite gradients; a checkpoint is saved.
@@ -70,21 +52,17 @@ def train_stage(
     progress, last_step = run.progress, run.progress.last_step(stage, run.accelerator.num_processes)
     progress.stage_ended = why_over(stage, progress, last_step)
     if progress.stage_step > 0:
-        draw_what_was_lost(run, hooks)
-    budgets = [opened.skipped for opened in (images, pictures) if opened is not None]
-    with (
-        batches_of(run, stage, images) as batches,
-        batches_of(run, joint_stage(run.recipe, stage), pictures) as stills,
-        new_meter(run, stage, last_step) as meter,
-    ):
+        draw_what_was_lost(run)
+    budgets = [opened.skipped for opened in (data.images, data.pictures) if opened is not None]
+    batches = step_batches(run, stage, data)
+    with contextlib.closing(batches), new_meter(run, stage, last_step) as meter:
         while progress.stage_ended is None:
             with meter.waiting_for_data():
-                micro_batches = list(itertools.islice(batches, stage.gradient_accumulation_steps))
-                micro_stills = list(itertools.islice(stills, stage.gradient_accumulation_steps))
+                micro_batches, beside = next(batches)
             try:
-                tables = optimizer_step(run, stage, micro_batches, micro_stills)
+                tables = optimizer_step(run, stage, micro_batches, beside)
             except FloatingPointError:
-                hooks.checkpoint(run, True)
+                keep_checkpoint(run, needed=True)
                 raise
             meter.record(
                 tables.rows,
@@ -96,8 +74,8 @@ def train_stage(
                 skipped_images=functools.partial(SkipBudget.count_everywhere, budgets),
             )
             with meter.paused():
-                progress.stage_ended = verdict(run, stage, last_step, hooks, meter)
-                after_step(run, hooks, meter)
+                progress.stage_ended = why_ended(run, stage, last_step, data.held_out, meter)
+                keep_what_is_due(run, interruption, meter)
     logger.info("Stage %s ended after %d steps: %s.", stage.name, progress.stage_step, progress.stage_ended)
     end_stage(run, stage)
 
@@ -117,14 +95,27 @@ def why_over(stage: StageRecipe, progress: Progress, last_step: int | None) -> s
     return progress.stage_ended if is_over else None
 
 
-def draw_what_was_lost(run: Run, hooks: StageHooks) -> None:
+def draw_what_was_lost(run: Run) -> None:
     """Draw the validation prompts at the step that the run resumes from, if it was stopped before it drew them."""
     is_due = is_validation_step(run) or run.progress.stage_ended is not None
     process = run.accelerator
     is_missing = torch.tensor(float(process.is_main_process and not grid_path(run).exists()), device=process.device)
     # All processes draw or none does, and the main one may be done before another one has looked.
     if is_due and process.reduce(is_missing, "sum") > 0:
-        hooks.validate(run)
+        draw_validation(run)
+
+
+def step_batches(
+    run: Run, stage: StageRecipe, data: StageData
+) -> Generator[tuple[list[Batch], list[Batch]], None, None]:
+    """For every step from the next one on, this process' micro-batches and the pictures beside each of them."""
+    size = stage.gradient_accumulation_steps
+    with (
+        batches_of(run, stage, data.images) as batches,
+        batches_of(run, joint_stage(run.recipe, stage), data.pictures) as pictures,
+    ):
+        while True:
+            yield list(itertools.islice(batches, size)), list(itertools.islice(pictures, size))
 
 
 @contextlib.contextmanager
@@ -172,7 +163,9 @@ def learning_rate_of(run: Run, stage: StageRecipe) -> float:
     return stage.learning_rate * factor
 
 
-def verdict(run: Run, stage: StageRecipe, last_step: int | None, hooks: StageHooks, meter: Meter) -> str | None:
+def why_ended(
+    run: Run, stage: StageRecipe, last_step: int | None, held_out: HeldOutSamples[Batch] | None, meter: Meter
+) -> str | None:
     """Why the stage ends after this step; None if it goes on. Measures the validation loss when it is due."""
     progress = run.progress
     plateau = None
@@ -180,8 +173,8 @@ def verdict(run: Run, stage: StageRecipe, last_step: int | None, hooks: StageHoo
         plateau = Plateau(stage.until_plateau, progress.plateau, stage.levels - 1)
     is_last = last_step is not None and progress.stage_step >= last_step
     is_due = plateau.is_due(progress.stage_step) if plateau else is_last or is_validation_step(run)
-    if hooks.held_out is not None and is_due:
-        losses, values = measure_validation_loss(run, stage, hooks.held_out)
+    if held_out is not None and is_due:
+        losses, values = measure_validation_loss(run, stage, held_out)
         meter.report()  # before the measurement's own line, which belongs to the same step
         if run.accelerator.is_main_process:
             meter.write(values)
@@ -199,17 +192,42 @@ def is_validation_step(run: Run) -> bool:
     return run.progress.total_steps % every == 0
 
 
-def after_step(run: Run, hooks: StageHooks, meter: Meter) -> None:
-    """Checkpoint and validate when they are due, and stop when a signal came."""
+def keep_what_is_due(run: Run, interruption: Interruption, meter: Meter) -> None:
+    """Save a checkpoint and draw the validation prompts where it is time for that; stop if a signal came.
+
+    Raises:
+        RunInterrupted: a signal came; a checkpoint is saved.
+    """
     is_last = run.progress.stage_ended is not None
-    interrupted = hooks.interruption.is_wanted(run.accelerator)
+    interrupted = interruption.is_wanted(run.accelerator)
     if run.progress.total_steps % run.options.checkpointing_steps == 0 or is_last or interrupted:
         meter.report()
-        hooks.checkpoint(run, interrupted)
+        keep_checkpoint(run, needed=interrupted)
     if interrupted:
         raise RunInterrupted(
-            f"Stopped by {hooks.interruption.received or 'a signal to another process'} after step "
+            f"Stopped by {interruption.received or 'a signal to another process'} after step "
             f"{run.progress.total_steps}; resume with {run.options.resume_command}"
         )
     if is_validation_step(run) or is_last:
-        hooks.validate(run)
+        draw_validation(run)
+
+
+def keep_checkpoint(run: Run, needed: bool) -> None:
+    """Save a checkpoint. One that cannot be written, and is not `needed`, is reported, and training goes on.
+
+    Raises:
+        OSError, SafetensorError: if it is needed and cannot be written; older ones are untouched.
+    """
+    try:
+        logger.info("Saved %s.", save_checkpoint(run))
+    except WRITE_ERRORS as error:
+        if needed:
+            raise
+        logger.error("No checkpoint at step %d, training goes on: %s", run.progress.total_steps, error)
+    wait_for_everyone(run.accelerator)
+
+
+def draw_validation(run: Run) -> None:
+    """Draw the validation prompts on the main process; the others wait."""
+    draw_validation_grid(run)
+    wait_for_everyone(run.accelerator)

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from ...pipelines.drawing.latent_space import scale_factor
 from ...processes import wait_for_everyone
+from ..data.batch import Batch
 from ..data.micro_conditioning import micro_conditioning_defaults
 from ..data.numbered import CaptionedImages
 from ..data.sources import (
@@ -22,6 +24,8 @@ from ..data.sources import (
 from ..data.subjects import open_subject_images
 from ..data.text.features import TextEmbeddings
 from ..data.text.features_writer import fingerprint
+from ..loss.held_out import HeldOutSamples
+from ..modules.classes import check_class_labels
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
 from ..recipe.clip_rows import data_of, joint_stage, sources, stage_frames, stage_rows
@@ -69,9 +73,9 @@ def check_text_encoder(run: Run, embeddings: Embeddings) -> None:
     wait_for_everyone(run.accelerator)
 
 
-def report_data(recipe: Recipe) -> None:
-    """Tell how many pictures or clips there are to train on, and what is left out of them and why."""
-    for data in sources(recipe):
+def report_data(run: Run) -> None:
+    """Tell, on the main process, how many pictures or clips there are to train on, and what is left out and why."""
+    for data in sources(run.recipe) if run.accelerator.is_main_process else ():
         for line in open_source(data).describe():
             logger.info("Data: %s.", line)
 
@@ -79,6 +83,48 @@ def report_data(recipe: Recipe) -> None:
 def all_training_captions(recipe: Recipe) -> Iterator[str]:
     """The captions of all training data of a recipe."""
     return itertools.chain.from_iterable(training_captions(data) for data in sources(recipe))
+
+
+@dataclasses.dataclass(frozen=True)
+class StageData:
+    """What a stage trains on, opened.
+
+    Attributes:
+        images: its pictures or clips.
+        pictures: those beside its clips; None without.
+        held_out: pictures or clips of the validation loss; None without.
+    """
+
+    images: TrainingImages
+    pictures: TrainingImages | None = None
+    held_out: HeldOutSamples[Batch] | None = None
+
+
+def open_stage_data(run: Run, stage: StageRecipe, embeddings: Embeddings) -> StageData:
+    """Open what a stage trains on and is measured on, and say what it is."""
+    recipe, factor = run.recipe, scale_factor(run.vae)
+    side, frames = stage_side(recipe, stage, factor), stage_frames(recipe, stage)
+    clips = f", {frames} frames" if frames > 1 else ""
+    logger.info("Stage %s: %d level(s), %d pixels%s.", stage.name, stage.levels, side, clips)
+    return StageData(
+        open_stage_images(recipe, stage, embeddings, factor),
+        open_joint_pictures(recipe, stage, embeddings, factor),
+        open_held_out(run, stage, embeddings),
+    )
+
+
+def open_held_out(run: Run, stage: StageRecipe, embeddings: Embeddings) -> HeldOutSamples[Batch] | None:
+    """The held-out pictures or clips of a stage; None if it has none."""
+    images = open_held_out_images(run.recipe, stage, embeddings, scale_factor(run.vae))
+    if images is None:
+        return None
+
+    def load(rows: list[int]) -> Batch:
+        batch = images.load(rows)
+        check_class_labels(batch.class_labels, run.unet.config["num_class_embeds"])
+        return batch
+
+    return HeldOutSamples(load, len(images), run.recipe.validation.num_loss_images, run.options.seed)
 
 
 def open_stage_images(recipe: Recipe, stage: StageRecipe, embeddings: Embeddings, factor: int = 1) -> TrainingImages:

@@ -14,7 +14,7 @@ from ..modules.growth import grow_to_rows
 from ..recipe.clip_rows import stage_rows
 from ..recipe.stage import StageRecipe
 from ..seeds import derive_seed
-from ..state.averages import averages_follow_growth, lay_out_averages, whole_averages
+from ..state.averages import grow_averages, lay_out_averages, whole_averages
 from ..state.optimizer import (
     new_optimizer,
     parameter_groups,
@@ -30,8 +30,8 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
     """Grow the model to the stage's levels, and make the optimizer with what it knew about the old parameters."""
     # A new level's weights depend on the seed alone, not on what was drawn before, so that a resumed run has the same.
     torch.manual_seed(derive_seed(run.options.seed, stage.seed, run.progress.stage_index))
-    with averages_follow_growth(run):
-        run.unet = grow_to_rows(run.unet, stage_rows(run.recipe, stage))
+    run.unet = grow_to_rows(run.unet, stage_rows(run.recipe, stage))
+    grow_averages(run)
     choose_trained(run, stage)
     place_modules(run)
     shift = run.shift_power if stage.shift_power is None else stage.shift_power
@@ -50,10 +50,10 @@ def choose_trained(run: Run, stage: StageRecipe) -> None:
         freeze_levels(run.unet, stage.frozen_levels)
     if stage.frozen_levels and run.ema:
         # What stays as it is should be the best there is: the averages.
-        for name, average in run.ema.items():
-            for parameter, shadow in zip(run.averaged_parameters(name), average.shadow_params, strict=True):
+        for module, average in run.ema.items():
+            for name, parameter in run.averaged_parameters(module).items():
                 if not parameter.requires_grad:
-                    parameter.data.copy_(shadow)
+                    parameter.data.copy_(average.shadows[name])
 
 
 def freeze_levels(unet: NestedUNetModel, frozen_levels: int) -> None:
@@ -87,7 +87,7 @@ def place_modules(run: Run) -> None:
         run.text_encoder.train(trained)
     if run.vae is not None:
         dtype = vae_dtype(run.weight_dtype, run.vae.config)
-        # The host's own `to` warns about dtypes it would keep.
+        # The `to` of diffusers warns about dtypes that it would keep.
         torch.nn.Module.to(run.vae, device=device, dtype=dtype).to(memory_format=layout)
     run.unet.train()
 
@@ -126,7 +126,7 @@ def end_stage(run: Run, stage: StageRecipe) -> None:
     if run.is_sharded:
         unshard(run)
     for name, shadows in averages.items():
-        run.ema[name].shadow_params = shadows
+        run.ema[name].shadows = shadows
     run.accelerator.free_memory()
     run.model, run.optimizer = None, None
     run.progress.finish_stage(stage, run.accelerator.num_processes)

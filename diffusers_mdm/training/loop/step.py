@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One optimizer step: noise a batch at every level, predict, measure the error, and change the weights.
 
-All that is random in a row comes from the row's own generator, seeded with the run, the stage and the row's place in
-the stream. So a step does not depend on how its rows are dealt to micro-batches and processes, nor on a restart.
+Whatever is drawn for an image or a clip comes from a generator of its own, seeded with the run, the stage and the
+place in the stream. So a step does not depend on how its batch is dealt to processes and micro-batches, nor on a
+restart.
 """
 
 import contextlib
@@ -47,13 +48,13 @@ class NoisyBatch:
 
 
 def row_generators(run: Run, stage: StageRecipe, positions: torch.Tensor) -> list[torch.Generator]:
-    """A CPU generator for every row, seeded by its place in the stage's stream."""
+    """A CPU generator for every image or clip of a batch, seeded by its place in the stage's stream."""
     place = (run.options.seed, stage.seed, run.progress.stage_index)
     return [torch.Generator().manual_seed(derive_seed(*place, position)) for position in positions.tolist()]
 
 
 def noise_batch(run: Run, stage: StageRecipe, batch: Batch) -> NoisyBatch:
-    """Draw flips, dropped captions, t and noise of every row (algorithm 1 of the paper, one t for all levels)."""
+    """Draw flips, dropped captions, t and noise for a batch (algorithm 1 of the paper, one t for all levels)."""
     device, num_train_timesteps = run.accelerator.device, len(run.scheduler)
     generators = row_generators(run, stage, batch.positions)
     chances = torch.stack([torch.rand(2, generator=generator) for generator in generators])
@@ -67,7 +68,7 @@ def noise_batch(run: Run, stage: StageRecipe, batch: Batch) -> NoisyBatch:
         flips = (chances[:, 1] < 0.5).to(device).view(-1, *[1] * (batch.pixels.ndim - 1))  # all frames of a clip alike
         batch = replace(batch, pixels=torch.where(flips, batch.pixels.flip(-1), batch.pixels))
     if device.type != "cpu":
-        # Large noise is drawn where it is needed, from generators that the rows' own ones seed.
+        # Large noise is drawn where it is needed, from generators that their own ones seed.
         seeds = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     clean = thin_rows(clean_pyramid(run, stage, batch.pixels, generators), stage.rows_per_level)
@@ -149,7 +150,7 @@ def optimizer_step(
         run: in the stage.
         stage: that is trained.
         batches: its micro-batches.
-        pictures: the `joint_pictures` of each of them. The loss is then the mean over all rows, where a clip is one.
+        pictures: the `joint_pictures` of each of them. The loss is then the mean over clips and pictures alike.
 
     Raises:
         FloatingPointError: if `max_skipped_steps` steps in a row had gradients that are not finite.

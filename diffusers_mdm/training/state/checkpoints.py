@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -28,11 +27,12 @@ from ...models.nested_unet import NestedUNetModel
 from ..modules.growth import grow_model
 from ..modules.lora import load_lora, save_lora
 from ..modules.saved_configs import forget_origin
-from .averages import averaged_names, whole_averages
+from .averages import whole_averages
 from .checkpoint_folders import PREFIX, PROGRESS_FILE, make_room
 from .checkpoint_report import CheckpointReport
 from .complete_folders import complete_folder
 from .history import FILE_NAME as HISTORY_FILE
+from .moving_average import Average
 from .optimizer import trained_parameters, whole_optimizer_state
 from .run import Run
 from .sharding import plain_copy
@@ -63,7 +63,7 @@ def save_checkpoint(run: Run) -> Path:
     with complete_folder(final) as folder:
         save_modules(run, modules, folder)
         save_file(optimizer or {}, folder / OPTIMIZER_FILE)
-        save_file(named_averages(run, averages), folder / EMA_FILE)
+        save_file(named_averages(averages), folder / EMA_FILE)
         (folder / PROGRESS_FILE).write_text(json.dumps(progress_report(run), indent=2), encoding="utf-8")
         if run.history is not None and run.history.path.exists():
             shutil.copyfile(run.history.path, folder / HISTORY_FILE)
@@ -85,13 +85,11 @@ def save_modules(run: Run, modules: dict[str, Any], folder: Path) -> None:
         run.tokenizer.save_pretrained(folder / "tokenizer")
 
 
-def named_averages(run: Run, averages: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The averages by name, each in memory of its own, as the format wants."""
-    named: dict[str, torch.Tensor] = {}
-    for module, shadows in averages.items():
-        names = averaged_names(run, module)
-        named |= {f"{module}//{name}": value.clone() for name, value in zip(names, shadows, strict=True)}
-    return named
+def named_averages(averages: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The averages by module and name, each in memory of its own, as the format wants."""
+    return {
+        f"{module}//{name}": value.clone() for module, shadows in averages.items() for name, value in shadows.items()
+    }
 
 
 def progress_report(run: Run) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def progress_report(run: Run) -> dict[str, Any]:
     scaler = run.accelerator.scaler
     return {
         "progress": dataclasses.asdict(run.progress),
-        "averages": {name: average.optimization_step for name, average in run.ema.items()},
+        "averages": {name: average.steps for name, average in run.ema.items()},
         "scaler": None if scaler is None else scaler.state_dict(),
         "num_levels": run.unet.num_levels,
         "recipe": dataclasses.asdict(run.recipe),
@@ -150,19 +148,13 @@ def load_averages(run: Run, checkpoint: Path, report: CheckpointReport) -> None:
             f"{checkpoint} has averages of {sorted(report.averages)}, but the recipe trains {sorted(expected)}."
         )
     for module, steps in report.averages.items():
-        names = [f"{module}//{name}" for name in averaged_names(run, module)]
-        shapes = [tuple(value.shape) for value in run.averaged_parameters(module)]
-        different = [
-            name
-            for name, shape in zip(names, shapes, strict=True)
-            if name not in found or tuple(found[name].shape) != shape
-        ]
-        if different:
-            raise ValueError(f"{checkpoint / EMA_FILE} does not fit the weights beside it: {different[0]} differs.")
-        average = EMAModel([], use_ema_warmup=True, power=0.75, foreach=run.options.foreach_ema)
-        average.optimization_step = steps
-        average.shadow_params = [found[name] for name in names]
-        run.ema[module] = average
+        shadows = {}
+        for name, like in run.averaged_parameters(module).items():
+            shadow = found.get(f"{module}//{name}")
+            if shadow is None or shadow.shape != like.shape:
+                raise ValueError(f"{checkpoint / EMA_FILE} does not fit the weights beside it: {name} differs.")
+            shadows[name] = shadow
+        run.ema[module] = Average(shadows, steps, foreach=run.options.foreach_ema)
 
 
 def check_optimizer_state(run: Run, checkpoint: Path) -> None:

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers import AutoencoderKL
-from diffusers.training_utils import EMAModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.nested_unet import NestedUNetModel
@@ -18,6 +17,7 @@ from ..modules.classes import TrainedPipeline, pipeline_class
 from ..precision import frozen_dtype
 from ..recipe.recipe import Precision, Recipe
 from .history import History
+from .moving_average import Average
 from .progress import Progress
 from .resuming import Start
 
@@ -61,6 +61,10 @@ class RunOptions:
 class Run:
     """Everything that changes during training, and what it is trained with.
 
+    Each part has one owner. `loop/start.py` makes the run, and the checkpoint that it goes on from replaces what it
+    holds (`load_checkpoint`); from then on modules, scheduler and optimizer change in `loop/stage_setup.py` alone,
+    averages in `averages.py`, and `progress` counts for itself.
+
     `unet` and `text_encoder` are the plain modules. Between `begin_stage` and `end_stage` their parameters are those
     that `model`, the module as accelerate prepared it, trains; under FSDP these are this process' shards.
     """
@@ -79,7 +83,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     start: Start | None = None  # the checkpoint that this process goes on from
     history: History | None = None
-    ema: dict[str, EMAModel] = field(default_factory=dict)
+    ema: dict[str, Average] = field(default_factory=dict)  # of each trained module
     model: torch.nn.Module | None = None  # prepared `ConditionedUNet`
     optimizer: Any = None  # accelerate's wrapper of a torch optimizer
     optimizer_state: dict[str, torch.Tensor] | None = None  # whole tensors by name, between stages and after loading
@@ -93,10 +97,10 @@ class Run:
         modules["unet"] = self.unet
         return modules
 
-    def averaged_parameters(self, name: str) -> list[torch.nn.Parameter]:
+    def averaged_parameters(self, module: str) -> dict[str, torch.nn.Parameter]:
         """The parameters of a trained module that have averages: all, or the adapters where only they are trained."""
-        parameters = self.trained_modules[name].named_parameters()
-        return [value for key, value in parameters if self.recipe.lora is None or ".lora_" in key]
+        parameters = self.trained_modules[module].named_parameters()
+        return {name: value for name, value in parameters if self.recipe.lora is None or ".lora_" in name}
 
     @property
     def is_sharded(self) -> bool:

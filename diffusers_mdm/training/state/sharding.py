@@ -16,7 +16,7 @@ from ...models.weight_sharing import borrowed_names
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor on the CPU, detached; every process has to ask, since shards are gathered."""
+    """The whole tensor on the CPU, detached; call this on every process, since shards are gathered."""
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
@@ -48,7 +48,7 @@ def part_here(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gathered_like(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The whole CPU tensor of which `part` is what this process has, split as `parameter` is; every process asks."""
+    """The whole CPU tensor of which `part` is what this process has, split as `parameter` is; call it everywhere."""
     if not isinstance(parameter, DTensor):
         return whole(part)
     sharded = DTensor.from_local(
@@ -145,7 +145,7 @@ def _shared_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 
 def plain_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """A sharded model as an ordinary one with the same config, adapters and whole weights; every process has to ask.
+    """A sharded model as an ordinary one with the same config, adapters and whole weights; call it on every process.
 
     FSDP gives wrapped modules a class of its own, so the one to build is found below it.
     """

@@ -9,7 +9,7 @@ import pytest
 
 from diffusers_mdm.training.commands import memory_estimate
 from diffusers_mdm.training.commands.dry_run import describe_run
-from diffusers_mdm.training.loop.engine import build_unet
+from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder, count_text_parameters
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe

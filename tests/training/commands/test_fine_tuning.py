@@ -12,7 +12,7 @@ from diffusers_mdm.training.commands.fine_tuning import (
     steps_for_passes,
 )
 from diffusers_mdm.training.commands.flags import read_command
-from diffusers_mdm.training.loop.engine import build_unet
+from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, Recipe
 from tests.pipelines.tiny_pipeline import make_pipeline

@@ -19,7 +19,8 @@ from diffusers_mdm.training.commands.flags import read_command
 from diffusers_mdm.training.commands.kinds import check_has_classes
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL
 from diffusers_mdm.training.data.class_names import find_class_names
-from diffusers_mdm.training.loop.engine import run_recipe, start_run
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, ValidationRecipe
 from diffusers_mdm.training.reports.validation_grid import draw_prompts

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from diffusers_mdm import build_pyramid
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.loop.clean_levels import clean_pyramid
-from diffusers_mdm.training.loop.engine import start_run
 from diffusers_mdm.training.loop.stage_setup import begin_stage
+from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, predict, row_generators
 from diffusers_mdm.training.state.run import Run, RunOptions
 from tests.training.tiny_latents import CHANNELS, latent_recipe, save_vae

@@ -60,11 +60,12 @@ def test_the_history_of_a_resumed_run_has_every_step_once(finished, pictures_dir
     shutil.copytree(finished / "checkpoint-4", tmp_path / "checkpoint-4")
     shutil.copy(finished / "history.jsonl", tmp_path / "history.jsonl")
     run_recipe(tiny_recipe(pictures_dir), options(tmp_path))
-    steps, losses = (
-        [row[key] for row in History(tmp_path / "history.jsonl").read()] for key in ("step", "loss/level_0")
+    rows, wanted = (
+        [row for row in History(folder / "history.jsonl").read() if "loss/level_0" in row]
+        for folder in (tmp_path, finished)
     )
-    assert steps == list(range(1, 9))
-    assert losses == [row["loss/level_0"] for row in History(finished / "history.jsonl").read()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["loss/level_0"] for row in rows] == [row["loss/level_0"] for row in wanted]
 
 
 def spoil(checkpoint) -> None:
@@ -98,7 +99,7 @@ def test_checkpoints_of_another_model_are_refused(finished, pictures_dir, tmp_pa
     shutil.copytree(finished / "checkpoint-6", tmp_path / "checkpoint-6")
     recipe = tiny_recipe(pictures_dir)
     other = dataclasses.replace(recipe, model={**recipe.model, "time_embed_dim": 64})
-    with pytest.raises(ValueError, match="`model` differ"):
+    with pytest.raises(ValueError, match=r"`model\.time_embed_dim` 32 -> 64"):
         run_recipe(other, options(tmp_path))
 
 

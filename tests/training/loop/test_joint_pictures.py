@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffusers_mdm.training.data.batch import Batch
-from diffusers_mdm.training.loop.engine import start_run
 from diffusers_mdm.training.loop.stage_setup import begin_stage
+from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, predict
 from diffusers_mdm.training.recipe.clip_rows import joint_stage
 from diffusers_mdm.training.recipe.recipe import OptimizerRecipe

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 from diffusers_mdm import DiffusionPipeline, MDMClassConditionalPipeline, MDMPipeline, MDMVideoPipeline
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, run_command
-from diffusers_mdm.training.loop.engine import run_recipe, start_run
-from diffusers_mdm.training.loop.held_out import measure_validation_loss, open_held_out
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.held_out import measure_validation_loss
+from diffusers_mdm.training.loop.stage_data import open_held_out
 from diffusers_mdm.training.loop.stage_setup import begin_stage
+from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.vae import VaeRecipe
 from diffusers_mdm.training.state.history import History

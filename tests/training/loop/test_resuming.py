@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from diffusers_mdm import MDMPipeline
-from diffusers_mdm.training.loop import engine
+from diffusers_mdm.training.loop import finish
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.loop.stage import why_over
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
@@ -196,8 +196,8 @@ def test_what_fails_after_training_costs_nothing_else(finished, pictures_dir, tm
     def fail(*_) -> None:
         raise UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed")
 
-    monkeypatch.setattr(engine, "write_model_card", fail)
-    monkeypatch.setattr(engine, "push_output", uploaded.append)
+    monkeypatch.setattr(finish, "write_model_card", fail)
+    monkeypatch.setattr(finish, "push_output", uploaded.append)
     assert run_recipe(tiny_recipe(pictures_dir), options(tmp_path)) == tmp_path
     assert len(uploaded) == 1
     assert "failed to write the model card" in caplog.text

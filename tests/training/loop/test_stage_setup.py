@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import torch
 
-from diffusers_mdm.training.loop.engine import start_run
 from diffusers_mdm.training.loop.stage_setup import begin_stage
+from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import tiny_recipe
 

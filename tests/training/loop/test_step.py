@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from diffusers_mdm.training.data.batch import Batch
-from diffusers_mdm.training.loop.engine import start_run
 from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage
+from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, update_weights
 from diffusers_mdm.training.state.averages import averaged_weights
 from diffusers_mdm.training.state.run import Run, RunOptions
@@ -110,7 +110,7 @@ def test_frozen_levels_keep_the_averages_and_do_not_learn(pictures_dir, tmp_path
     first, second = run.recipe.stages
     begin_stage(run, first)
     optimizer_step(run, first, [batch_at([0, 1, 2, 3])])
-    run.ema["unet"].shadow_params[0].fill_(0.25)
+    next(iter(run.ema["unet"].shadows.values())).fill_(0.25)
     run.progress.stage_ended = "because"
     end_stage(run, first)
     second = dataclasses.replace(second, frozen_levels=1, gradient_accumulation_steps=1)
@@ -149,7 +149,7 @@ def test_steps_that_are_not_finite_change_nothing_and_end_the_run(pictures_dir, 
         update_weights(run, stage)
     assert run.progress.skipped_steps == 3
     assert all(torch.equal(value, before[name]) for name, value in run.unet.state_dict().items())
-    assert run.ema["unet"].optimization_step == 0
+    assert run.ema["unet"].steps == 0
 
 
 def test_a_good_step_forgives_the_skipped_ones(pictures_dir, tmp_path):
@@ -166,7 +166,7 @@ def test_averages_are_lent_and_taken_back(pictures_dir, tmp_path):
     begin_stage(run, run.recipe.stages[0])
     weight = next(run.unet.parameters())
     original = weight.detach().clone()
-    run.ema["unet"].shadow_params[0].fill_(3.0)
+    next(iter(run.ema["unet"].shadows.values())).fill_(3.0)
     with averaged_weights(run):
         assert (weight == 3.0).all()
         assert not run.unet.training
@@ -183,7 +183,7 @@ def test_ways_of_saving_memory_change_no_number(pictures_dir, tmp_path, fields):
         begin_stage(run, stage)
         for _ in range(2):
             optimizer_step(run, stage, [batch_at([0, 1, 2, 3])])
-        weights.append([*run.unet.parameters(), *run.ema["unet"].shadow_params])
+        weights.append([*run.unet.parameters(), *run.ema["unet"].shadows.values()])
     assert all(torch.allclose(one, other, rtol=0, atol=1e-7) for one, other in zip(*weights, strict=True))
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers_mdm.training.commands import memory_estimate
 from diffusers_mdm.training.commands.dry_run import describe_run
 from diffusers_mdm.training.commands.memory_estimate import estimate_stage
-from diffusers_mdm.training.loop.engine import start_run
+from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.modules.autoencoder import count_vae_parameters, open_vae, scale_factor_of, vae_dtype
 from diffusers_mdm.training.recipe.fields import FieldError, read_fields
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, Recipe

@@ -3,12 +3,11 @@ import pytest
 import torch
 
 from diffusers_mdm.training.data.batch import Batch
-from diffusers_mdm.training.loop.engine import build_unet, start_run
 from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage
+from diffusers_mdm.training.loop.start import build_unet, start_run
 from diffusers_mdm.training.loop.step import optimizer_step
 from diffusers_mdm.training.modules.growth import grow_model
 from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.state.averages import averaged_names
 from diffusers_mdm.training.state.optimizer import trained_parameters, whole_optimizer_state
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_clips import video_recipe
@@ -39,19 +38,20 @@ def test_averages_and_moments_follow_their_parameters_into_clips(clips_dir, pict
     begin_stage(run, pictures)
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     optimizer_step(run, pictures, [Batch(pixels, ["red line"] * 4, torch.arange(4))])
-    for number, shadow in enumerate(run.ema["unet"].shadow_params):
-        shadow.fill_(number)
-    old_names = averaged_names(run, "unet")
+    old_names = list(run.averaged_parameters("unet"))
+    for number, name in enumerate(old_names):
+        run.ema["unet"].shadows[name].fill_(number)
     weights = {name: value.detach().clone() for name, value in run.unet.named_parameters()}
     end_stage(run, run.recipe.stages[0])
     moments = dict(run.optimizer_state)
 
     begin_stage(run, clips)
-    names = averaged_names(run, "unet")
+    names = list(run.averaged_parameters("unet"))
     assert names != old_names
     assert names[: len(old_names)] != old_names
     new = dict(run.unet.named_parameters())
-    for name, shadow in zip(names, run.ema["unet"].shadow_params, strict=True):
+    assert list(run.ema["unet"].shadows) == names
+    for name, shadow in run.ema["unet"].shadows.items():
         if name in weights:
             assert torch.equal(new[name], weights[name])
             assert (shadow == old_names.index(name)).all()

@@ -14,7 +14,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
-from diffusers_mdm.training.loop.engine import resume_run, run_recipe, start_run
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.start import resume_run, start_run
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.reports import hub as hub_module

@@ -10,7 +10,8 @@ import yaml
 from PIL import Image
 
 from diffusers_mdm.training.commands.fine_tuning import recipe_for_pipeline
-from diffusers_mdm.training.loop.engine import resume_run, run_recipe, start_run
+from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.start import resume_run, start_run
 from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,6 +14,7 @@ from diffusers_mdm.pipelines.picture_grid import GAP, MIN_CELL
 from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.reports.trackers import start_trackers
 from diffusers_mdm.training.reports.validation_grid import draw_prompts, draw_validation_grid
+from diffusers_mdm.training.state.moving_average import Average
 from diffusers_mdm.training.state.run import Run, RunOptions
 from tests.pipelines.tiny_pipeline import make_pipeline
 from tests.training.tiny_run import tiny_recipe
@@ -78,7 +78,7 @@ def test_pictures_are_those_of_the_averaged_weights_and_training_goes_on_as_befo
     with torch.no_grad():
         for parameter in average.parameters():
             parameter.mul_(0.5)
-    run.ema["unet"] = EMAModel(average.parameters())
+    run.ema["unet"] = Average(average.state_dict())
     run.unet.train()
     before, random_state = [value.clone() for value in run.unet.parameters()], torch.get_rng_state()
     path = draw_validation_grid(run)

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from diffusers_mdm.training.loop.engine import build_unet
+from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.modules.conditioned_unet import ConditionedUNet
 from diffusers_mdm.training.modules.growth import grow_model
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder

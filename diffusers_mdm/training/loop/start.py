@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run begins: its modules, new or of a saved pipeline, and the checkpoint that it goes on from."""
+
+import logging
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...models.level_config import LevelConfig
+from ...models.nested_unet import NestedUNetModel
+from ...processes import join_processes, wait_for_everyone
+from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from ..data.class_names import find_class_names
+from ..data.subjects import prepare_class_pictures
+from ..modules.autoencoder import check_clipping, open_vae
+from ..modules.classes import keep_class_names, num_class_embeds, pipeline_class
+from ..modules.growth import check_frames_can_become
+from ..modules.lora import add_lora
+from ..modules.text_encoder import build_text_encoder, check_text_width
+from ..recipe.clip_rows import inner_rows, stage_rows
+from ..recipe.recipe import Recipe
+from ..recipe.writing import write_recipe
+from ..reports.hub import prepare_repository
+from ..reports.trackers import start_trackers, tracker_names
+from ..reports.validation_grid import check_prompts
+from ..state.checkpoint_folders import set_aside_newer
+from ..state.checkpoints import load_checkpoint
+from ..state.complete_folders import finish_interrupted
+from ..state.finished_files import finish_moving
+from ..state.history import FILE_NAME, History
+from ..state.resuming import Start, find_start
+from ..state.run import Run, RunOptions
+from ..state.sharding import check_supported
+from .stage_data import all_training_captions
+from .text_features import write_own_embeddings
+
+logger = logging.getLogger(__name__)
+
+
+def start_run(recipe: Recipe, options: RunOptions) -> Run:
+    """Make or load the models as the first stage needs them, once it is known that the run can go on where it should.
+
+    Raises:
+        ValueError: something in the recipe, the data or the checkpoint does not fit; nothing is written then.
+    """
+    accelerator = join_processes(
+        mixed_precision=recipe.mixed_precision,
+        log_with=cast(Any, tracker_names(options.report_to)),
+        project_config=ProjectConfiguration(
+            str(options.output_dir), logging_dir=str(options.output_dir / options.logging_dir)
+        ),
+    )
+    check_supported(accelerator)
+    start = open_output(recipe, options, accelerator)
+    recipe = recipe if start is None else start.resumption.recipe
+    if accelerator.is_main_process:
+        options = prepare_repository(options)
+    if options.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    vae = open_vae(recipe, options.cache_dir)
+    # These draw and encode with models of their own, which have left the memory when the run's come.
+    prepare_class_pictures(recipe, accelerator, options.seed, options.cache_dir)
+    write_own_embeddings(recipe, options, accelerator)
+    set_seed(options.seed)
+    run = (
+        start_from_pipeline(recipe, options, accelerator)
+        if recipe.pretrained
+        else start_anew(recipe, options, accelerator)
+    )
+    run.vae, run.shift_power = vae, run.scheduler.config["shift_power"]
+    check_clipping(recipe, run.scheduler)
+    check_text_width(recipe, run.text_encoder)
+    check_prompts(run)
+    if recipe.lora is not None:
+        check_lora_levels(recipe, run.unet)
+        add_lora(run.unet, recipe.lora)
+    if accelerator.is_main_process:
+        run.history = History(options.output_dir / FILE_NAME)
+    run.start = start
+    return run
+
+
+def open_output(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Start | None:
+    """Put right what an earlier run left unfinished in the output folder, and find where this one goes on from.
+
+    Raises:
+        ValueError: it cannot go on with this recipe.
+    """
+    if accelerator.is_main_process:
+        finish_interrupted(options.output_dir)
+        finish_moving(options.output_dir)
+    wait_for_everyone(accelerator)
+    return find_start(recipe, options.output_dir, options.resume_from_checkpoint, options.seed)
+
+
+def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
+    """A run whose U-Net starts from random weights, and its text encoder too or from a saved one."""
+    text_encoder, tokenizer = open_text_encoder(recipe)
+    unet = build_unet(recipe, recipe.stages[0].levels, recipe.stages[0].as_pictures)
+    # Latents reach beyond [-1, 1].
+    clipping = {} if recipe.vae is None else {"clip_sample": False}
+    scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **clipping, **recipe.scheduler})
+    names = find_class_names(recipe)
+    return Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler, id2label=names)
+
+
+def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
+    """A run whose modules start as those of a saved pipeline, with the inner levels that the first stage trains.
+
+    A pipeline of pictures whose levels have frames in the recipe gets them when the first stage of clips begins.
+    """
+    assert recipe.pretrained is not None
+    source, encoder = recipe.pretrained, recipe.text_encoder
+    own_encoder = encoder is not None and encoder.from_pipeline and not uses_embeddings(recipe)
+    pipeline: Any = pipeline_class(recipe).from_pretrained(
+        source.path,
+        revision=source.revision,
+        variant=source.variant,
+        cache_dir=options.cache_dir,
+        dtype=torch.float32,
+        vae=None,
+        **({} if own_encoder else {"text_encoder": None}),
+    )
+    unet: NestedUNetModel = pipeline.unet
+    check_classes(recipe, unet)
+    if recipe.stages[0].levels < unet.num_levels:
+        unet = unet.inner_model(recipe.stages[0].levels)
+    check_growth(recipe, unet)
+    text_encoder, tokenizer = (pipeline.text_encoder, pipeline.tokenizer) if own_encoder else open_text_encoder(recipe)
+    scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **recipe.scheduler)
+    run = Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
+    run.drawing_defaults = pipeline.config.get("drawing_defaults")
+    if num_class_embeds(recipe) is not None:
+        run.id2label = keep_class_names(pipeline.id2label, find_class_names(recipe))
+    return run
+
+
+def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> NestedUNetModel:
+    """A new model with the inner `num_levels` levels of the recipe; `zero_init` silences its branches and output.
+
+    Args:
+        recipe: what the levels are like.
+        num_levels: how many of them.
+        as_pictures: build them as they are before they have frames.
+    """
+    rows = inner_rows(recipe, num_levels, as_pictures)
+    unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
+    if recipe.zero_init:
+        unet.zero_init_()
+    return unet
+
+
+def open_text_encoder(recipe: Recipe) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
+    """The text encoder and tokenizer that the recipe names or describes; None where none is needed."""
+    if uses_embeddings(recipe) or recipe.text_encoder is None:
+        return None, None
+    return build_text_encoder(recipe.text_encoder, all_training_captions(recipe))
+
+
+def uses_embeddings(recipe: Recipe) -> bool:
+    """Whether captions come encoded, so that no text encoder is kept in memory."""
+    return recipe.data.embeddings_dir is not None
+
+
+def check_classes(recipe: Recipe, unet: NestedUNetModel) -> None:
+    """Refuse a recipe with other classes than the pipeline that it starts from.
+
+    Raises:
+        ValueError: says how many class embeddings the two have.
+    """
+    expected, found = num_class_embeds(recipe), unet.config["num_class_embeds"]
+    if expected != found:
+        raise ValueError(
+            f"`model.num_class_embeds` of the recipe is {expected}, but the pipeline that it starts from has {found}; "
+            "write that number into the recipe, or start from another pipeline."
+        )
+
+
+def check_growth(recipe: Recipe, unet: NestedUNetModel) -> None:
+    """Refuse to start from a model that cannot become that of a stage, before anything is trained.
+
+    Raises:
+        ValueError: says how the two differ.
+    """
+    for stage in recipe.stages:
+        rows = stage_rows(recipe, stage)[: unet.num_levels]
+        if unet.level_frames[: len(rows)] == tuple(row.num_frames for row in rows):
+            continue
+        check_frames_can_become(unet, rows)
+        if recipe.lora is not None:
+            raise ValueError(
+                "LoRA adapts clips that have learnt, but the pipeline draws pictures: make it one of clips without "
+                "LoRA (--rank) first."
+            )
+        return  # later stages grow out of this one
+
+
+def check_lora_levels(recipe: Recipe, unet: NestedUNetModel) -> None:
+    """Refuse LoRA on levels that the pipeline does not have.
+
+    Raises:
+        ValueError: says how many levels there are.
+    """
+    levels = recipe.stages[0].levels
+    if levels > unet.num_levels:
+        raise ValueError(
+            f"LoRA adapts levels that have learnt: the stages train {levels}, but the pipeline has {unet.num_levels}; "
+            "train so many, or grow the model without LoRA first."
+        )
+
+
+def resume_run(run: Run) -> None:
+    """Load the checkpoint that the run goes on from, if there is one, and make the output folder ready for it."""
+    start, output_dir = run.start, run.options.output_dir
+    if start is not None:
+        load_checkpoint(run, start.checkpoint, start.report)
+        progress = run.progress
+        logger.info("Resuming %s at step %d of stage %d.", start.checkpoint, progress.stage_step, progress.stage_index)
+        for line in start.resumption.lines():
+            logger.info(line)
+    wait_for_everyone(run.accelerator)
+    if run.accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        set_aside_newer(output_dir, run.progress.total_steps, None if start is None else start.checkpoint)
+        write_recipe(run.recipe, output_dir)
+    if run.history is not None and start is None:
+        run.history.cut_after(0)
+    start_trackers(run.accelerator, run.options.tracker_project_name, run.recipe, run.progress.total_steps)
