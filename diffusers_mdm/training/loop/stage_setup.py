@@ -126,7 +126,7 @@ def end_stage(run: Run, stage: StageRecipe) -> None:
     if run.is_sharded:
         unshard(run)
     for name, shadows in averages.items():
-        run.ema[name].shadows = shadows
+        run.ema[name].shadows, run.ema[name].followed = shadows, {}
     run.accelerator.free_memory()
     run.model, run.optimizer = None, None
     run.progress.finish_stage(stage, run.accelerator.num_processes)

@@ -2,7 +2,7 @@
 """The moving average (EMA) of weights, by name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,12 +18,14 @@ class Average:
         steps: how often it was updated.
         decay: weight of the past in an update, at most.
         foreach: update all tensors in a few kernels, which takes memory for all of them at once.
+        followed: the weights that it follows while a stage trains them, by the same names.
     """
 
     shadows: dict[str, torch.Tensor]
     steps: int = 0
     decay: float = 0.9999
     foreach: bool = True
+    followed: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def decay_now(self) -> float:
