@@ -128,8 +128,10 @@ def _with_captions(
             try:
                 text = read_file(listing.folder / texts[stem], MAX_CAPTION_BYTES).decode("utf-8-sig")
                 values[column] = clean_caption(text.strip())
-            except (UnusableSampleError, UnicodeDecodeError) as error:
-                left_out.setdefault(f"texts that cannot be read, or are no UTF-8 ({error})", []).append(texts[stem])
+            except UnicodeDecodeError:
+                left_out.setdefault("texts that are no UTF-8", []).append(texts[stem])
+            except UnusableSampleError as error:
+                left_out.setdefault(f"texts that cannot be read: {error}", []).append(texts[stem])
     if not any(column in values for _, values, _ in samples):
         return samples  # the column is missing, which is an error of its own
     return _with_column(samples, column, NO_CAPTION, left_out)

@@ -69,17 +69,17 @@ def _refusal(path: Path, allowed: AllowedFolders, is_folder: bool) -> str | None
     """Why an entry of the folder must not be read."""
     try:
         str(path).encode("utf-8")
-        found = path.resolve(strict=True)
-        mode = found.stat().st_mode
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):  # anything else lies where it seems to
+            found = path.resolve(strict=True)
+            if not allowed.holds(found):
+                return "links that lead out of the folder; copy there what they stand for"
+            mode = found.stat().st_mode
     except UnicodeEncodeError:
         return "their names are no UTF-8"
     except (OSError, RuntimeError):
         return "links that lead nowhere"
-    if not allowed.holds(found):
-        return "links that lead out of the folder; copy there what they stand for"
-    if is_folder:
-        return None
-    return None if stat.S_ISREG(mode) else "no regular files, but pipes or devices"
+    return None if is_folder or stat.S_ISREG(mode) else "no regular files, but pipes or devices"
 
 
 def splits_by_folder(names: Iterable[str], where: str) -> dict[str, list[str]]:
