@@ -73,7 +73,7 @@ def _refusal(path: Path, allowed: AllowedFolders, is_folder: bool) -> str | None
         if stat.S_ISLNK(mode):  # anything else lies where it seems to
             found = path.resolve(strict=True)
             if not allowed.holds(found):
-                return "links that lead out of the folder; copy there what they stand for"
+                return "links that lead out of the folder (copy the files into it)"
             mode = found.stat().st_mode
     except UnicodeEncodeError:
         return "their names are no UTF-8"
