@@ -17,8 +17,10 @@ from diffusers.utils.logging import tqdm
 
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
-from ..data.images import square_pixels
+from ..data.images import open_image, square_pixels
+from ..data.tables.splits import encoded_file, load_all_splits, own_files
 from ..pixel_range import to_unit_range
+from ..recipe.data import TableData
 from .evaluation_command import GROUPS
 
 COMPARED_SIDE = 16
@@ -57,7 +59,7 @@ def load_gallery(path: str | Path) -> Gallery:
     """
     records = _all_records(path, ("image", "text", "style", "label", "holdout"))
     return Gallery(
-        _pixels(records), records["text"][:], records["style"][:], records["label"][:], records["holdout"][:]
+        _pixels(path, records), records["text"][:], records["style"][:], records["label"][:], records["holdout"][:]
     )
 
 
@@ -71,11 +73,11 @@ def load_class_gallery(path: str | Path, column: str) -> tuple[torch.Tensor, lis
         ValueError: there is no such data set, or it lacks a column; the message lists those that there are.
     """
     records = _all_records(path, ("image", column))
-    return _pixels(records), records[column][:]
+    return _pixels(path, records), records[column][:]
 
 
 def _all_records(path: str | Path, columns: Sequence[str]) -> datasets.Dataset:
-    splits = datasets.load_dataset(str(path))
+    splits = load_all_splits(TableData(path=str(path), caption=""))
     found = [splits[name] for name in ("train", "validation") if name in splits] or list(splits.values())
     records = datasets.concatenate_datasets(found)
     missing = [column for column in columns if column not in records.column_names]
@@ -88,8 +90,11 @@ def _all_records(path: str | Path, columns: Sequence[str]) -> datasets.Dataset:
     return records
 
 
-def _pixels(records: datasets.Dataset) -> torch.Tensor:
-    return to_unit_range(torch.stack([square_pixels(image, COMPARED_SIDE) for image in records["image"]]))
+def _pixels(path: str | Path, records: datasets.Dataset) -> torch.Tensor:
+    allowed = own_files(TableData(path=str(path)))
+    cells = records.cast_column("image", datasets.Image(decode=False))["image"]
+    pictures = (open_image(encoded_file(cell, allowed)) for cell in cells)
+    return to_unit_range(torch.stack([square_pixels(picture, COMPARED_SIDE) for picture in pictures]))
 
 
 def pool_to_side(images: torch.Tensor, side: int = COMPARED_SIDE) -> torch.Tensor:

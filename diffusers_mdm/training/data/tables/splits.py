@@ -43,6 +43,29 @@ def load_captioned_split(recipe: TableData, split: str) -> datasets.Dataset:
     return _with_encoded_pictures(records, recipe, recipe.image_column)
 
 
+def load_all_splits(recipe: TableData) -> dict[str, datasets.Dataset]:
+    """All splits of a data set, by name, with whatever columns they have.
+
+    Raises:
+        ValueError: if there is no such data set, or it is broken.
+    """
+    folder = open_folder(Path(recipe.path), recipe) if Path(recipe.path).is_dir() else None
+    if folder is not None:
+        return {split: folder.load(split) for split in folder.counts}
+    try:
+        return dict(load_with_datasets(recipe.path, recipe.config_name))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{recipe.path} is neither a folder with pictures nor a data set on the Hub: {error}"
+        ) from error
+
+
+def own_files(recipe: TableData) -> AllowedFolders:
+    """Where the files that a data set names may be."""
+    path = Path(recipe.path)
+    return AllowedFolders.of_folder(path) if path.is_dir() else AllowedFolders.of_hub()
+
+
 def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
     path = recipe.path
     folder = open_folder(Path(path), recipe) if Path(path).is_dir() else None
@@ -149,8 +172,7 @@ class SplitRecords:
 
     def __init__(self, records: datasets.Dataset, recipe: TableData, name: str, extra_columns: Sequence[str] = ()):
         self.recipe, self.split = recipe, name
-        path = Path(recipe.path)
-        self.allowed = AllowedFolders.of_folder(path) if path.is_dir() else AllowedFolders.of_hub()
+        self.allowed = own_files(recipe)
         self.extra_columns = [column for column in extra_columns if column in records.column_names]
         wanted = {recipe.media_column, *self.extra_columns}
         if recipe.caption is None:
