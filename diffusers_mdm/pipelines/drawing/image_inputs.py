@@ -245,7 +245,7 @@ def _as_mask(entry: Any, name: str) -> torch.Tensor:
     values = _mask_values(entry, name)
     if values.dtype == torch.bool:
         return values
-    if values.dtype.is_floating_point:
+    if values.dtype.is_floating_point or values.dtype.is_complex:
         return _as_fraction(values, name) >= 0.5
     values = values.to(torch.int64)
     low, high = int(values.min()), int(values.max())

@@ -214,6 +214,7 @@ def test_what_is_transparent_in_a_mask_is_kept():
         (NUMBERS.astype("int64") * 300, "half of white .65535."),
         (NUMBERS.astype("int64") * -1, "from -1 to 0; expected 0"),
         (NUMBERS.astype("int64") * 70_000, "from 0 to 70000; expected 0"),
+        (NUMBERS.astype("complex64"), "values of type torch.complex64; expected floats"),
         (NUMBERS * 2, "from 0 to 2; expected 0 .black. to 1"),
         (PIL.Image.fromarray(NUMBERS.astype("uint8") * 7), "from 0 to 7, none"),
     ],
