@@ -46,8 +46,8 @@ def recipe_for_pipeline(
         pretrained: the pipeline.
         data: what it learns from.
         steps: optimizer steps of the stage.
-        train_levels: train, and keep, the inner so many levels only.
-        resolution: the same by the side in pixels of the outermost level to train.
+        train_levels: train, and keep, this many of the innermost levels.
+        resolution: the same, given as the side in pixels of the outermost level to train.
         cache_dir: where downloaded files are kept.
         num_frames: make a pipeline of pictures one of clips, with temporal layers wherever there can be some.
 
@@ -126,7 +126,7 @@ def check_has_clips(rows: tuple[LevelConfig, ...], data: DataRecipe, name: str) 
     """
     if any(row.num_frames != 1 for row in rows) and data.video_column is None:
         raise ValueError(
-            f"{name} shall draw clips: train it with training/train_text_to_video_mdm.py, and name the column that "
+            f"{name} is to draw clips: train it with training/train_text_to_video_mdm.py, and name the column that "
             "has them with --video_column."
         )
 

@@ -116,14 +116,14 @@ WHAT = (
     Flag(
         "train_levels",
         None,
-        "train the inner so many levels only (default: all the pipeline has); of a recipe, the stages up to them",
+        "train the N innermost levels (default: all that the pipeline has); of a recipe, the stages up to them",
         count,
     ),
-    Flag("resolution", None, "the same by the side in pixels of the outermost level to train", count),
+    Flag("resolution", None, "the same, given as the side in pixels of the outermost level to train", count),
     Flag(
         "num_frames",
         None,
-        "make a pipeline of pictures one of clips with so many frames; without --recipe, which has them in its levels",
+        "turn a pipeline of pictures into one of clips of N frames; not with --recipe, whose levels have their frames",
         count,
     ),
     switch("dry_run", None, "print what would be trained and what memory it takes, and stop"),
@@ -141,13 +141,16 @@ DATA = (
     Flag("image_column", "data.image_column", "column with the pictures (default image)"),
     Flag("video_column", "data.video_column", "column with the clips, for models of these"),
     Flag(
-        "frame_stride", "data.frame_stride", "take every so many-th frame (default: spread over the whole clip)", count
+        "frame_stride",
+        "data.frame_stride",
+        "take every N-th frame (default: frames spread over the whole clip)",
+        count,
     ),
     Flag("caption_column", "data.caption_column", "column with the captions (default text)"),
     Flag("label_column", "data.label_column", "column with the classes, for models that have them"),
     Flag("validation_split", "data.validation_split", "split whose pictures are held out for the validation loss"),
     Flag("validation_shards", "data.validation_shards", "the same beside --shards", is_list=True),
-    Flag("max_train_samples", "data.max_train_samples", "use so many pictures only", count),
+    Flag("max_train_samples", "data.max_train_samples", "use only N pictures", count),
     switch("center_crop", "data.center_crop", "crop squares from the centre, otherwise at random"),
     switch("random_flip", "data.random_flip", "mirror half of the pictures"),
     Flag(
@@ -156,8 +159,8 @@ DATA = (
         "how pictures are resized (default area, as between the levels)",
         choices=choices_of(DataRecipe, "image_interpolation_mode"),
     ),
-    Flag("min_image_side", "data.min_image_side", "skip pictures with a side of fewer pixels", natural),
-    Flag("max_skipped_images", "data.max_skipped_images", "stop after so many unreadable or small pictures", natural),
+    Flag("min_image_side", "data.min_image_side", "skip pictures with a side of fewer than N pixels", natural),
+    Flag("max_skipped_images", "data.max_skipped_images", "stop after N unreadable or too small pictures", natural),
     Flag("embeddings_dir", "data.embeddings_dir", "text embeddings to read in place of a text encoder in memory"),
     Flag(
         "dataloader_num_workers", "options.dataloader_num_workers", "processes that read pictures (default 0)", natural
@@ -172,9 +175,7 @@ STAGES = (
         "pictures per forward pass and process (default 16, subjects 4)",
         count,
     ),
-    Flag(
-        "max_train_steps", "options.max_train_steps", "optimizer steps; with --recipe at most so many a stage", count
-    ),
+    Flag("max_train_steps", "options.max_train_steps", "optimizer steps; with --recipe at most N a stage", count),
     Flag("num_train_epochs", None, "passes over the pictures, where --max_train_steps is not given", count),
     Flag(
         "joint_pictures",
@@ -205,10 +206,10 @@ STAGES = (
         "learning rate of each level over the common one, innermost first, as 0.1,1",
         numbers,
     ),
-    Flag("frozen_levels", "stages.frozen_levels", "so many inner levels do not learn", natural),
+    Flag("frozen_levels", "stages.frozen_levels", "the N innermost levels do not learn", natural),
     switch("train_text_encoder", "text_encoder.train_text_encoder", "train the text encoder, too"),
     Flag("text_encoder_lr", None, "learning rate of the text encoder, where it differs", number),
-    Flag("max_sequence_length", "text_encoder.max_sequence_length", "captions are cut after so many tokens", count),
+    Flag("max_sequence_length", "text_encoder.max_sequence_length", "cut captions after N tokens", count),
 )
 
 LOSS = (
@@ -268,7 +269,7 @@ SUBJECT = (
     switch("with_prior_preservation", None, "train on as many pictures of the subject's class, too"),
     Flag("class_data_dir", "prior_preservation.class_data_dir", "folder with pictures of the class"),
     Flag("class_prompt", "prior_preservation.class_prompt", "what they show; missing ones are drawn from this"),
-    Flag("num_class_images", "prior_preservation.num_class_images", "how many there shall be (default 100)", count),
+    Flag("num_class_images", "prior_preservation.num_class_images", "how many there should be (default 100)", count),
     Flag("prior_loss_weight", "prior_preservation.weight", "weight of their loss (default 1)", number),
     Flag("sample_batch_size", "prior_preservation.sample_batch_size", "pictures drawn at once (default 4)", count),
     Flag(
@@ -288,14 +289,14 @@ VALIDATION = (
     Flag("validation_prompts", "validation.prompts", "texts to draw", is_list=True),
     Flag("validation_prompt", "validation.prompts", "one text to draw", lambda text: (text,)),
     Flag("num_validation_images", "validation.num_validation_images", "pictures of each text; 0 draws none", natural),
-    Flag("validation_steps", "options.validation_steps", "draw and measure every so many steps", count),
+    Flag("validation_steps", "options.validation_steps", "draw and measure every N steps", count),
     Flag("validation_epochs", None, "the same in passes over the pictures", count),
 )
 
 OUTPUT = (
     Flag("output_dir", "options.output_dir", "checkpoints, samples, logs and the final pipeline", Path),
     Flag("seed", "options.seed", "start of all random streams (default 0)", seed),
-    Flag("checkpointing_steps", "options.checkpointing_steps", "checkpoint every so many steps (default 500)", count),
+    Flag("checkpointing_steps", "options.checkpointing_steps", "save a checkpoint every N steps (default 500)", count),
     Flag("checkpoints_total_limit", "options.checkpoints_total_limit", "checkpoints to keep (default 2)", count),
     Flag(
         "resume_from_checkpoint",
@@ -305,7 +306,7 @@ OUTPUT = (
     Flag("report_to", "options.report_to", "tracker: tensorboard (default), wandb, all or none", tracker),
     Flag("tracker_project_name", "options.tracker_project_name", "the tracker's name for this kind of run"),
     Flag("logging_dir", "options.logging_dir", "of the tracker, inside --output_dir (default logs)"),
-    Flag("logging_steps", "options.logging_steps", "report losses every so many steps (default 50)", count),
+    Flag("logging_steps", "options.logging_steps", "report losses every N steps (default 50)", count),
     Flag("save_dtype", "options.save_dtype", "of the final pipeline (default fp32)", choices=SAVE_PRECISIONS),
     switch("push_to_hub", "options.push_to_hub", "upload the final pipeline"),
     Flag("hub_model_id", "options.hub_model_id", "its repository (default: the output folder's name)"),

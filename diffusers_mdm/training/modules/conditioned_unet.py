@@ -19,7 +19,7 @@ class ConditionedUNet(torch.nn.Module):
         unet: the U-Net.
         text_encoder: the encoder where it is trained; otherwise captions come encoded.
         tokenizer: of the text encoder.
-        max_sequence_length: captions are cut after so many tokens.
+        max_sequence_length: number of tokens after which captions are cut.
     """
 
     def __init__(

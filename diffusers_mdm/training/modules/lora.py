@@ -79,11 +79,6 @@ def _short_name(place: str) -> str:
     return f"{parents[-1]}.{last}" if last.isdigit() and parents else last
 
 
-def lora_parameters(unet: NestedUNetModel) -> list[torch.nn.Parameter]:
-    """The weights of the adapter, in the order of the model's parameters."""
-    return [parameter for name, parameter in unet.named_parameters() if _MARK in name]
-
-
 def save_lora(
     unet: NestedUNetModel, output_dir: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
 ) -> Path:

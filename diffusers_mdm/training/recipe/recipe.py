@@ -170,7 +170,7 @@ class Recipe:
 
     @property
     def max_sequence_length(self) -> int:
-        """Captions are cut after so many tokens; 0 for a model without text."""
+        """Number of tokens after which captions are cut; 0 for a model without text."""
         return 0 if self.text_encoder is None else self.text_encoder.max_sequence_length
 
     @property

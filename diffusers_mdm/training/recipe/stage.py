@@ -78,7 +78,7 @@ class StageRecipe:
     lr_num_cycles: int = 1  # of "cosine_with_restarts"
     lr_power: float = 1.0  # of "polynomial"
     level_learning_rate_scales: tuple[float, ...] | None = None  # over the stage's rate; None: 1 for every level
-    frozen_levels: int = 0  # so many inner levels, with what they share (text, classes), do not learn
+    frozen_levels: int = 0  # innermost levels that do not learn, nor does what levels share (text, classes)
     loss_weighting: Literal["epsilon", "v"] = "epsilon"
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     level_weights: tuple[float, ...] | None = None  # None: 1 for every level

@@ -6,11 +6,14 @@ from diffusers_mdm.training.modules.lora import (
     ATTENTION_PROJECTIONS,
     add_lora,
     load_lora,
-    lora_parameters,
     save_lora,
 )
 from diffusers_mdm.training.recipe.recipe import LoraRecipe
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, make_unet
+
+
+def lora_parameters(unet) -> list[torch.nn.Parameter]:
+    return [parameter for name, parameter in unet.named_parameters() if ".lora_" in name]
 
 
 def randomize(unet, seed: int = 0) -> None:
