@@ -23,7 +23,7 @@ class CommandKind:
     """
 
     description: str
-    check: Callable[[Recipe], None] = lambda recipe: None
+    check: Callable[[Recipe], None]
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fine_tuning_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
