@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .parser import OneLineParser
+
 GROUPS = ("seen", "combination", "concept")  # of captions: trained on, held-out combinations, held-out concepts
 
 
@@ -20,14 +22,16 @@ def evaluation_parser(
         guidance_scale: default.
         batch_size: default, drawings at a time.
     """
-    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser = OneLineParser(description=description.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model_dir", required=True, help="pipeline folder or Hub id")
     parser.add_argument("--data_dir", default=data_dir, help="what drawings are compared with (default: as shipped)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the choice of what is drawn")
-    parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=guidance_scale)
+    parser.add_argument("--num_inference_steps", type=int, default=25, help="of each drawing (default 25)")
+    parser.add_argument("--guidance_scale", type=float, default=guidance_scale, help=f"(default {guidance_scale:g})")
     parser.add_argument("--height", type=int, help="side in pixels of the level to draw (default: the outermost)")
-    parser.add_argument("--batch_size", type=int, default=batch_size)
+    parser.add_argument(
+        "--batch_size", type=int, default=batch_size, help=f"drawings at a time (default {batch_size})"
+    )
     parser.add_argument("--device", help="such as cuda, mps or cpu (default: an accelerator where there is one)")
     parser.add_argument("--output", type=Path, help="JSON file for settings and scores")
     return parser

@@ -17,9 +17,9 @@ class CommandKind:
 
     Attributes:
         description: what its `--help` begins with.
-        check: raises a ValueError where a recipe is none for this command.
-        defaults: flags that are as if given, unless they are.
-        fine_tuning_defaults: the same where there is no recipe.
+        check: raises a ValueError for a recipe that another command trains.
+        defaults: values of flags that are not given.
+        fine_tuning_defaults: further ones, where there is no --recipe.
     """
 
     description: str

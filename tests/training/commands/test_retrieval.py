@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from diffusers_mdm.training.commands.retrieval import (
+    COMPARED_SIDE,
     Gallery,
     choose_records,
     evaluate_classes,
     load_class_gallery,
+    load_gallery,
     nearest_records,
     pool_to_side,
     score_records,
@@ -76,3 +78,12 @@ def test_a_model_that_draws_the_pictures_of_a_class_scores_one():
 def test_a_column_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"no column 'kind'; it has .*subgroup"):
         load_class_gallery(ROOT / "training" / "data" / "emoji-styles-64", "kind")
+
+
+def test_a_data_set_of_one_split_serves_and_a_missing_column_is_named(pictures_dir):
+    pixels, texts = load_class_gallery(pictures_dir, "text")
+    assert (pixels.shape, len(texts)) == ((12, 3, COMPARED_SIDE, COMPARED_SIDE), 12)
+    with pytest.raises(ValueError, match="has no column 'kind'; it has image, text"):
+        load_class_gallery(pictures_dir, "kind")
+    with pytest.raises(ValueError, match="has no column 'style'"):
+        load_gallery(pictures_dir)
