@@ -51,10 +51,11 @@ def assemble_pipeline(
     # Of encoder-decoder models only the encoder is wanted.
     encoders = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
     expected = unet.config["encoder_hid_dim"] or unet.config["cross_attention_dim"]
-    if config.hidden_size != expected:
+    width = getattr(config, "hidden_size", None)
+    if width != expected:
         raise ValueError(
-            f"The text encoder {text_encoder} gives vectors of width {config.hidden_size}; this model was trained "
-            f"with width {expected} (2048 is FLAN-T5 XL). Name the encoder that belongs to the checkpoint."
+            f"The text encoder {text_encoder} gives vectors of width {width}; this model was trained with width "
+            f"{expected} (2048 is FLAN-T5 XL). Name the encoder that belongs to the checkpoint."
         )
     encoder = encoders.get(config.model_type, AutoModel).from_pretrained(text_encoder, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(text_encoder)
