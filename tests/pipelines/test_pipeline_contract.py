@@ -43,7 +43,8 @@ def test_saved_and_loaded_it_draws_the_same(task, pipe, tmp_path, way):
         loaded = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
     assert type(loaded) is task.pipeline
     loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(task.draw(loaded), task.draw(pipe))
+    # Loaded weights lie elsewhere in memory, which may change the order of sums.
+    torch.testing.assert_close(task.draw(loaded), task.draw(pipe), rtol=0, atol=1e-5)
 
 
 def test_a_picture_does_not_depend_on_its_batch(task, pipe):
