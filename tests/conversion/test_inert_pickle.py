@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine that interprets pickles as data: what its instructions build (hostile ones: test_untrusted_checkpoint)."""
+"""The machine that interprets pickles as data: what its instructions build."""
 
 import pickle
 
