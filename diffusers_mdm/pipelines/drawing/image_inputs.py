@@ -159,7 +159,12 @@ def _entries(image: Any, name: str, flat: bool = False) -> list[Any]:
         allowed = (2,) if isinstance(entry, PIL.Image.Image) else (2, 3, 4) if flat else (3, 4)
         if len(shape) not in allowed or 0 in shape:
             raise ValueError(f"`{name}` has an entry of shape {shape}; expected {_KINDS}, none of them empty.")
-    return entries
+        if isinstance(entry, torch.Tensor) and (entry.is_meta or entry.is_quantized or entry.layout != torch.strided):
+            raise ValueError(
+                f"`{name}` has a tensor on the device {entry.device} of layout {entry.layout} and type {entry.dtype}; "
+                "expected one that holds plain numbers."
+            )
+    return [entry.detach() if isinstance(entry, torch.Tensor) else entry for entry in entries]
 
 
 def _are_latents(entries: list[Any], num_latent_channels: int, num_channels: int) -> bool:

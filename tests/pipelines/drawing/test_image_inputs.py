@@ -64,6 +64,8 @@ def test_grey_pictures_for_models_of_either_kind():
         (TENSORS.int(), "type torch.int32; expected floats"),
         (PIL.Image.new("F", (8, 8)), "mode F that cannot be read: .*unknown range. Pass its values as an array"),
         (ARRAYS.astype(object), "an array of type object"),
+        (FRACTIONS.to("meta"), "a tensor on the device meta .* expected one that holds plain numbers"),
+        (FRACTIONS.to_sparse(), "of layout torch.sparse_coo"),
         (ARRAYS[:, :0], r"shape \(3, 0, 8, 3\).*none of them empty"),
     ],
 )
