@@ -42,6 +42,14 @@ ROOMS["state"] = {*ROOMS}
 ROOMS["reports"] = {*ROOMS}
 ROOMS["loop"] = {*ROOMS}
 ROOMS["commands"] = {*ROOMS}
+# Modules of pipelines by what they are, each of which may import what stands before it: what pipelines return and
+# small files beside it, what a drawing is made of, the bases, and the tasks, which do not know one another.
+PIPELINE_RANKS = (
+    {"pipeline_output", "picture_grid", "finder_file"},
+    {"drawing"},
+    {"pipeline_base"},
+    {"pipeline_class_base"},
+)
 # The package root may gather all of what users get by `import diffusers_mdm`, and nothing of the commands.
 ROOT_IMPORTS = {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"}
 ROOT_IMPORTS |= {"pipelines", "registration", "conversion", "public_names"}
@@ -179,6 +187,39 @@ def test_the_rooms_of_training_are_entered_one_way():
         if outside:
             wrong[name_of(path)] = outside
     assert not wrong
+
+
+def pipeline_rank(name: str) -> int:
+    """Place of a module or folder of pipelines in the order of imports; tasks come last."""
+    ranks = [rank for rank, names in enumerate(PIPELINE_RANKS) if name in names]
+    return ranks[0] if ranks else len(PIPELINE_RANKS)
+
+
+def test_pipelines_are_built_from_the_drawing_up():
+    wrong = {}
+    for path in MODULES:
+        inside = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+        if inside[0] != "pipelines" or inside[1] == "__init__":
+            continue
+        own = inside[1]
+        imported = {name[1] for name in imported_names(path) if name[0] == "pipelines" and name[1:2]}
+        outside = {name for name in imported - {own} if pipeline_rank(name) >= pipeline_rank(own)}
+        if outside:
+            wrong[name_of(path)] = outside
+    assert not wrong
+
+
+def test_no_modules_of_a_drawing_import_each_other_in_a_circle():
+    folder = ROOT / PACKAGE / "pipelines" / "drawing"
+    imports = {
+        path.stem: {name[2] for name in imported_names(path) if name[:2] == ("pipelines", "drawing") and name[2:]}
+        for path in folder.glob("*.py")
+    }
+    while imports:
+        free = [name for name, needed in imports.items() if not needed & imports.keys()]
+        assert free, f"these import each other: {sorted(imports)}"
+        for name in free:
+            del imports[name]
 
 
 def test_import_table_has_no_cycle():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host knows every pipeline: by name, by task, and as a sibling of the others that shares its weights."""
+"""diffusers knows every pipeline: by name, by task, and as a sibling of the others that shares its weights."""
 
 import sys
 

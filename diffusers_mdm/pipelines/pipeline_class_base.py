@@ -104,6 +104,11 @@ class ClassPipelineBase(MDMPipelineBase):
             raise ValueError(
                 "This model has no classes (`num_class_embeds` is None); pass `prompt` instead of labels."
             )
+        if config.num_class_embeds is None and config.cross_attention_dim is None:
+            raise ValueError(
+                "This model is conditioned on neither texts nor classes, and no pipeline here draws without either; "
+                "train one with `cross_attention_dim` or `num_class_embeds`."
+            )
         counts = {}
         if config.cross_attention_dim is not None:
             checks.check_texts(request, config.encoder_hid_dim or config.cross_attention_dim)

@@ -26,9 +26,9 @@ class MDMPipeline(MDMPipelineBase):
     Args:
         text_encoder: any transformers model with a `last_hidden_state` (T5 for the published models).
         tokenizer: its tokenizer.
-        unet: the dolls. `height` chooses how many of them are opened.
-        scheduler: `MatryoshkaScheduler`, or one of the host's where a single doll is opened.
-        vae: for a model of latents, the autoencoder whose pooled latents the dolls draw (use a scheduler with
+        unet: the model. `height` chooses how many of its levels are drawn.
+        scheduler: `MatryoshkaScheduler`, or one of diffusers' where a single level is drawn.
+        vae: for a model of latents, the autoencoder whose pooled latents the levels draw (use a scheduler with
             `clip_sample=False`). All sizes in pixels are then those of decoded pictures; the noise and samples of
             `latents`, callbacks and `output_type="latent"` are latents of unit variance. None for a model of pixels.
         drawing_defaults: settings that suit the model, saved with it, for calls that leave them open: any of
@@ -93,8 +93,8 @@ class MDMPipeline(MDMPipelineBase):
 
         Args:
             prompt: one text or a list of them.
-            height: pixels; with `width` it chooses how many dolls are opened: the larger one has to be a doll's side
-                (`unet.sample_sizes`). By default the outermost doll is drawn; one of the two alone means a square.
+            height: pixels; with `width` it chooses how many levels are drawn: the larger one has to be a level's side
+                (`unet.sample_sizes`). By default all levels are drawn; one of the two alone means a square.
             width: pixels.
             num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
                 (`drawing_defaults`), else 50.
@@ -105,25 +105,25 @@ class MDMPipeline(MDMPipelineBase):
             num_images_per_prompt: pictures of each prompt.
             eta: 0 for DDIM to 1 for ancestral sampling.
             generator: one, or one a picture: the same seed then gives the same picture in any batch.
-            latents: starting noise N(0, 1): a pyramid, innermost first, or a tensor where one doll is opened.
+            latents: starting noise N(0, 1): a pyramid, innermost first, or a tensor where one level is drawn.
             prompt_embeds: `(B, L, width)` from `encode_prompt`, in place of `prompt`.
             negative_prompt_embeds: the same shape, in place of `negative_prompt`.
             prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
             negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
             micro_conditioning: e.g. `{"scale": 256}`; one number, one a picture, or two a picture (those of the
-                unconditional rows first). What is missing takes the model's own value.
+                unconditional half of the batch first). What is missing takes the model's own value.
             guidance_rescale: 0 to 1, brings each level's spread back to that of the unguided prediction
                 (arXiv:2305.08891).
             output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the last
                 sample, not clipped).
-            output_pyramid: also return the pictures of the dolls inside.
+            output_pyramid: also return the pictures of the levels inside.
             return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
             cross_attention_kwargs: e.g. `{"scale": 0.5}`, the strength of a LoRA.
             callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; the tensors it
                 returns replace those of the pipeline. Set `pipeline._interrupt = True` to stop.
             callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`;
-                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with host schedulers that
-                do not tell).
+                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers
+                of diffusers that do not tell).
             max_sequence_length: longer prompts are cut, with a warning.
 
         Raises:

@@ -22,8 +22,8 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
     """Draw over given pictures: all levels start from the pictures at a noise strength (SDEdit, arXiv:2108.01073).
 
     Args:
-        unet: the dolls, conditioned on texts, classes or both.
-        scheduler: `MatryoshkaScheduler`, or one of the host's where a single doll is opened.
+        unet: the model, conditioned on texts, classes or both.
+        scheduler: `MatryoshkaScheduler`, or one of diffusers' where a single level is drawn.
         text_encoder: as in `MDMPipeline`; None for a model of classes.
         tokenizer: its tokenizer.
         vae: for a model of latents, see `MDMPipeline`.
@@ -93,7 +93,7 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
             eta: 0 for DDIM to 1 for ancestral sampling.
             generator: one, or one a picture: the same seed then gives the same picture in any batch.
             latents: noise N(0, 1) that the pictures are noised with: a pyramid, innermost first, or a tensor where
-                one doll is opened.
+                one level is drawn.
             prompt_embeds: `(B, L, width)` from `encode_prompt`, in place of `prompt`.
             negative_prompt_embeds: the same shape, in place of `negative_prompt`.
             prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
@@ -101,19 +101,19 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
             class_labels: numbers or names, for a model of classes.
             negative_class_labels: what guidance pushes away from; the null class by default.
             micro_conditioning: e.g. `{"scale": 256}`; one number, one a picture, or two a picture (those of the
-                unconditional rows first). What is missing takes the model's own value.
+                unconditional half of the batch first). What is missing takes the model's own value.
             guidance_rescale: 0 to 1, brings each level's spread back to that of the unguided prediction
                 (arXiv:2305.08891).
             output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the last
                 sample, not clipped).
-            output_pyramid: also return the pictures of the dolls inside.
+            output_pyramid: also return the pictures of the levels inside.
             return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
             cross_attention_kwargs: e.g. `{"scale": 0.5}`, the strength of a LoRA.
             callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; the tensors it
                 returns replace those of the pipeline. Set `pipeline._interrupt = True` to stop.
             callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`;
-                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with host schedulers that
-                do not tell).
+                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers
+                of diffusers that do not tell).
             max_sequence_length: longer prompts are cut, with a warning.
 
         Raises:

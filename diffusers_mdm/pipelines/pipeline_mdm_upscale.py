@@ -41,7 +41,7 @@ class MDMUpscalePipeline(ClassPipelineBase):
     are not those of the pictures.)
 
     Args:
-        unet: the dolls, two or more; conditioned on texts, classes or both.
+        unet: the model, of two levels or more, conditioned on texts, classes or both.
         scheduler: `MatryoshkaScheduler`.
         text_encoder: as in `MDMPipeline`; None for a model of classes.
         tokenizer: its tokenizer.
@@ -145,7 +145,7 @@ class MDMUpscalePipeline(ClassPipelineBase):
                 picture of another size is first resized to the largest of these. Its aspect ratio stays, except that
                 both sides are rounded to what the model can draw; nothing is cropped. One picture for all prompts,
                 one prompt for all pictures, or equally many.
-            height: pixels of the result, for another doll than the largest one.
+            height: pixels of the result, for another level than the largest one.
             width: pixels of the result; it follows from the height.
             num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
                 (`drawing_defaults`), else 50.
@@ -169,12 +169,12 @@ class MDMUpscalePipeline(ClassPipelineBase):
             class_labels: numbers or names, for a model of classes.
             negative_class_labels: what guidance pushes away from; the null class by default.
             micro_conditioning: e.g. `{"scale": 256}`; one number, one a picture, or two a picture (those of the
-                unconditional rows first). What is missing takes the model's own value.
+                unconditional half of the batch first). What is missing takes the model's own value.
             guidance_rescale: 0 to 1, brings each level's spread back to that of the unguided prediction
                 (arXiv:2305.08891).
             output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the last
                 sample, not clipped).
-            output_pyramid: also return the pictures of the dolls inside: the given ones, and those between.
+            output_pyramid: also return the pictures of the levels inside: the given ones, and those between.
             return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
             cross_attention_kwargs: e.g. `{"scale": 0.5}`, the strength of a LoRA.
             callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; the tensors it

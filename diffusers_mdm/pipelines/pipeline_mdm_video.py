@@ -21,8 +21,8 @@ class MDMVideoPipeline(ClassPipelineBase):
     """Draw clips with a model whose levels have frames, nested in time as in space.
 
     Args:
-        unet: the dolls, with `num_frames`; conditioned on texts, classes or both.
-        scheduler: `MatryoshkaScheduler`, or one of the host's where a single doll is opened.
+        unet: the model, with `num_frames`, conditioned on texts, classes or both.
+        scheduler: `MatryoshkaScheduler`, or one of diffusers' where a single level is drawn.
         text_encoder: as in `MDMPipeline`; None for a model of classes.
         tokenizer: its tokenizer.
         vae: for a model of latents, see `MDMPipeline`.
@@ -116,8 +116,8 @@ class MDMVideoPipeline(ClassPipelineBase):
 
         Args:
             prompt: one text or a list of them, for a model of texts.
-            height: pixels; with `width` and `num_frames` it chooses how many dolls are opened: the larger one has to
-                be a doll's side, with the doll's number of frames. By default the outermost doll is drawn.
+            height: pixels; with `width` and `num_frames` it chooses how many levels are drawn: the larger one has to
+                be a level's side, with the level's number of frames. By default all levels are drawn.
             width: pixels.
             num_frames: frames of the clips; 1 draws still pictures with a model whose levels have equally many frames.
             num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
@@ -130,7 +130,7 @@ class MDMVideoPipeline(ClassPipelineBase):
             eta: 0 for DDIM to 1 for ancestral sampling.
             generator: one, or one a clip: the same seed then gives the same clip in any batch.
             latents: starting noise N(0, 1): levels `(B, C, F_i, H_i, W_i)`, innermost first, or a tensor where one
-                doll is opened.
+                level is drawn.
             prompt_embeds: `(B, L, width)` from `encode_prompt`, in place of `prompt`.
             negative_prompt_embeds: the same shape, in place of `negative_prompt`.
             prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
@@ -138,20 +138,20 @@ class MDMVideoPipeline(ClassPipelineBase):
             class_labels: numbers or names, for a model of classes.
             negative_class_labels: what guidance pushes away from; the null class by default.
             micro_conditioning: e.g. `{"scale": 256}`; one number, one a clip, or two a clip (those of the
-                unconditional rows first). What is missing takes the model's own value.
+                unconditional half of the batch first). What is missing takes the model's own value.
             guidance_rescale: 0 to 1, brings each level's spread back to that of the unguided prediction
                 (arXiv:2305.08891).
             output_type: "pil" (a list of pictures for each clip), "np" (`(B, F, H, W, C)` in [0, 1]), "pt"
                 (`(B, F, C, H, W)` in [0, 1]) or "latent" (the last sample `(B, C, F, H, W)`, not clipped). The first
-                two are what the host's `export_to_video` takes, clip by clip.
-            output_pyramid: also return the clips of the dolls inside.
+                two are what diffusers' `export_to_video` takes, clip by clip.
+            output_pyramid: also return the clips of the levels inside.
             return_dict: False returns a tuple `(frames,)`, or `(frames, pyramid)` with `output_pyramid`.
             cross_attention_kwargs: e.g. `{"scale": 0.5}`, the strength of a LoRA.
             callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; the tensors it
                 returns replace those of the pipeline. Set `pipeline._interrupt = True` to stop.
             callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`;
-                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with host schedulers that
-                do not tell).
+                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers
+                of diffusers that do not tell).
             max_sequence_length: longer prompts are cut, with a warning.
 
         Raises:

@@ -19,10 +19,10 @@ class MDMPipelineOutput(BaseOutput):
     """Pictures drawn by an MDM pipeline.
 
     Attributes:
-        images: the pictures at the largest resolution that was opened, batch first: a list of PIL images, an array
+        images: the pictures of the outermost level that was drawn, batch first: a list of PIL images, an array
             `(B, H, W, C)` in [0, 1], a tensor `(B, C, H, W)` in [0, 1], or for `output_type="latent"` the last
             sample `(B, C, H, W)` as the scheduler left it, around [-1, 1].
-        pyramid: the same for every opened resolution, innermost first (`pyramid[-1]` equals `images`), when it was
+        pyramid: the same for every level that was drawn, innermost first (`pyramid[-1]` equals `images`), when it was
             asked for with `output_pyramid=True`.
     """
 
@@ -35,11 +35,11 @@ class MDMVideoPipelineOutput(BaseOutput):
     """Clips drawn by `MDMVideoPipeline`.
 
     Attributes:
-        frames: the clips of the outermost doll that was opened, batch first: lists of PIL images, an array
+        frames: the clips of the outermost level that was drawn, batch first: lists of PIL images, an array
             `(B, F, H, W, C)` in [0, 1], a tensor `(B, F, C, H, W)` in [0, 1], or for `output_type="latent"` the last
             sample `(B, C, F, H, W)` as the scheduler left it.
-        pyramid: the same for every opened doll, innermost first (`pyramid[-1]` equals `frames`), when it was asked for
-            with `output_pyramid=True`.
+        pyramid: the same for every level that was drawn, innermost first (`pyramid[-1]` equals `frames`), when it was
+            asked for with `output_pyramid=True`.
     """
 
     frames: Clips

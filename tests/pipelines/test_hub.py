@@ -25,7 +25,7 @@ from tests.pipelines.tiny_pipeline import draw
 
 out = sys.argv[1]
 images = {"mdm": draw(MDMPipeline.from_pretrained("someone/tiny"))}
-images["host"] = draw(DiffusionPipeline.from_pretrained("someone/tiny"))
+images["diffusers"] = draw(DiffusionPipeline.from_pretrained("someone/tiny"))
 images["auto"] = draw(AutoPipelineForText2Image.from_pretrained("someone/tiny"))
 images["cached"] = draw(MDMPipeline.from_pretrained("someone/tiny", local_files_only=True))
 half = MDMPipeline.from_pretrained("someone/tiny", variant="fp16", dtype=torch.float16)
@@ -68,7 +68,7 @@ def hub(tmp_path_factory):
     return load_file(out / "images.safetensors"), downloads, root / "someone"
 
 
-@pytest.mark.parametrize("way", ["mdm", "host", "auto", "cached", "pushed"])
+@pytest.mark.parametrize("way", ["mdm", "diffusers", "auto", "cached", "pushed"])
 def test_a_fetched_pipeline_draws_the_same(hub, way):
     images, _, _ = hub
     torch.testing.assert_close(images[way], draw(make_pipeline()), atol=1e-5, rtol=0)

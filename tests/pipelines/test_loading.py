@@ -118,7 +118,7 @@ def assert_same_picture(images: torch.Tensor, expected: torch.Tensor) -> None:
             path, custom_pipeline=str(path / "pipeline.py"), trust_remote_code=True
         ),
     ],
-    ids=["mdm", "host", "auto", "custom folder", "custom file"],
+    ids=["mdm", "diffusers", "auto", "custom folder", "custom file"],
 )
 def test_the_same_picture(load, folder, images):
     pipe = load(folder)
@@ -201,7 +201,7 @@ def test_dtype(folder):
 @pytest.mark.parametrize("device_map", ["cpu", "balanced"])
 def test_device_map(folder, images, device_map):
     if device_map == "balanced" and not torch.cuda.is_available():
-        pytest.skip("the host balances over accelerators only")
+        pytest.skip("diffusers balances over accelerators only")
     pipe = MDMPipeline.from_pretrained(folder, device_map=device_map)
     assert pipe.hf_device_map is not None
     torch.testing.assert_close(draw(pipe).cpu(), images, atol=1e-4, rtol=0)

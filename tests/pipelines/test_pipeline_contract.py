@@ -29,7 +29,7 @@ def pipe(task) -> Any:
     return task.make()
 
 
-@pytest.mark.parametrize("way", ["own class", "host", "file beside the weights"])
+@pytest.mark.parametrize("way", ["own class", "diffusers", "file beside the weights"])
 def test_saved_and_loaded_it_draws_the_same(task, pipe, tmp_path, way):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -37,7 +37,7 @@ def test_saved_and_loaded_it_draws_the_same(task, pipe, tmp_path, way):
     assert index["unet"] == ["diffusers_mdm", "NestedUNetModel"]
     if way == "own class":
         loaded = task.pipeline.from_pretrained(tmp_path)
-    elif way == "host":
+    elif way == "diffusers":
         loaded = DiffusionPipeline.from_pretrained(tmp_path)
     else:
         loaded = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host checks of its own pipelines, checked of this one: batches, outputs, sizes, callbacks, precision."""
+"""What diffusers checks of its own pipelines, checked of this one: batches, outputs, sizes, callbacks, precision."""
 
 import numpy as np
 import PIL.Image
@@ -97,14 +97,14 @@ def test_return_dict(pipe):
 # Sizes
 
 
-def test_height_chooses_the_dolls(pipe):
+def test_height_chooses_the_levels(pipe):
     assert draw(pipe).shape == draw(pipe, height=16).shape == draw(pipe, width=16, height=16).shape == (1, 3, 16, 16)
     assert draw(pipe, height=8).shape == draw(pipe, width=8).shape == (1, 3, 8, 8)
     assert draw(pipe, height=16, width=8).shape == (1, 3, 16, 8)
     assert draw(pipe, height=4, width=8).shape == (1, 3, 4, 8)
 
 
-def test_inner_dolls_alone_are_the_inner_model(pipe):
+def test_inner_levels_alone_are_the_inner_model(pipe):
     inner = MDMPipeline(**{**pipe.components, "unet": pipe.unet.inner_model(1)})
     assert torch.equal(draw(pipe, height=8), draw(inner))
 
@@ -159,7 +159,7 @@ def test_own_timesteps(pipe):
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-def test_host_schedulers_draw_the_innermost_doll(pipe, scheduler):
+def test_schedulers_of_diffusers_draw_the_innermost_level(pipe, scheduler):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     images = draw(pipe, height=8, num_inference_steps=3)
     assert images.shape == (1, 3, 8, 8)
@@ -168,8 +168,8 @@ def test_host_schedulers_draw_the_innermost_doll(pipe, scheduler):
         draw(pipe)
 
 
-def test_ddim_of_the_host_agrees_with_ours(pipe):
-    # The host mixes the unclipped prediction with the clipped picture unless told otherwise.
+def test_ddim_of_diffusers_agrees_with_ours(pipe):
+    # diffusers mixes the unclipped prediction with the clipped picture unless told otherwise.
     settings = {"height": 8, "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
     pipe.scheduler = make_scheduler(clip_sample=False, timestep_spacing="trailing")
     ours = draw(pipe, **settings)
@@ -238,7 +238,7 @@ def test_callback_changes_guidance_midway(pipe):
     assert not torch.equal(changed, draw(pipe))
 
 
-def test_host_callback_cuts_guidance_off(pipe):
+def test_a_callback_of_diffusers_cuts_guidance_off(pipe):
     rows = []
     pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0][0])))
     cutoff = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
@@ -323,6 +323,6 @@ def test_offload_changes_nothing(offload):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with an accelerator it works")
-def test_offload_without_an_accelerator_is_the_hosts_error(pipe):
+def test_offload_without_an_accelerator_is_the_error_of_diffusers(pipe):
     with pytest.raises(RuntimeError, match="accelerator"):
         pipe.enable_model_cpu_offload()

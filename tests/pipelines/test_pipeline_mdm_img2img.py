@@ -71,7 +71,7 @@ def test_it_starts_from_the_noised_picture_at_every_level(pipe):
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
-def test_host_schedulers_draw_over_the_innermost_doll(pipe, scheduler):
+def test_schedulers_of_diffusers_draw_over_the_innermost_level(pipe, scheduler):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     given = eight_bit_pictures(8)[:1]
     images = draw(pipe, given, strength=0.5)

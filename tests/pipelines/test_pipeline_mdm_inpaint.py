@@ -99,7 +99,7 @@ def test_masks_grow_inwards():
     assert inner.nonzero().tolist() == [[0, 0, 2, 2]]
 
 
-def test_a_host_scheduler_draws_inside_the_innermost_doll(pipe):
+def test_a_scheduler_of_diffusers_draws_inside_the_innermost_level(pipe):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     given, mask = eight_bit_pictures(8)[:1], masks(8)[:1]
     images = draw(pipe, given, mask)

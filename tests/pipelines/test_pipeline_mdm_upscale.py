@@ -14,7 +14,7 @@ from tests.pipelines.tiny_pipeline import make_pipeline, seed
 from tests.pipelines.tiny_tasks import eight_bit_pictures, task
 
 GIVEN = eight_bit_pictures(8)[:1]
-# Three dolls, of 8, 16 and 32 pixels.
+# Three levels, of 8, 16 and 32 pixels.
 THREE_LEVELS = {
     "block_out_channels": ((8, 16), (8, 8), (8, 8)),
     "layers_per_block": ((1, 1),) * 3,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to video: which dolls are opened, single frames, what the host's video writer takes."""
+"""Text to video: which levels are drawn, single frames, what diffusers' video writer takes."""
 
 import imageio.v3
 import numpy as np
@@ -30,7 +30,7 @@ def draw(pipe, **changes):
     return pipe("a red apple", **{**settings, **changes}).frames
 
 
-def test_sizes_and_frames_choose_the_dolls(pipe):
+def test_sizes_and_frames_choose_the_levels(pipe):
     assert draw(pipe).shape == (1, 4, 3, 16, 16)
     assert draw(pipe, num_frames=4).shape == (1, 4, 3, 16, 16)
     assert draw(pipe, height=16, width=8).shape == (1, 4, 3, 16, 8)
@@ -69,7 +69,7 @@ def test_pictures_do_not_go_through_levels_that_resample_frames(pipe):
 
 
 @pytest.mark.parametrize("kind", ["pil", "np"])
-def test_the_host_writes_the_frames(pipe, tmp_path, kind):
+def test_diffusers_writes_the_frames(pipe, tmp_path, kind):
     drawn = draw(pipe, output_type=kind)[0]
     path = export_to_video(drawn, str(tmp_path / "clip.mp4"), fps=4, quality=10)
     read = imageio.v3.imread(path, plugin="FFMPEG")
@@ -81,7 +81,7 @@ def test_the_host_writes_the_frames(pipe, tmp_path, kind):
     assert np.abs(read / 255 @ luma - expected @ luma).mean() < 0.03  # from frame to frame it is 0.2
 
 
-def test_frames_are_what_the_video_writer_of_the_host_takes(pipe):
+def test_frames_are_what_the_video_writer_of_diffusers_takes(pipe):
     pictures, arrays = draw(pipe, output_type="pil")[0], draw(pipe, output_type="np")[0]
     assert isinstance(pictures, list)
     assert [picture.size for picture in pictures] == [(16, 16)] * 4

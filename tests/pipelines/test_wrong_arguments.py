@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import diffusers_mdm
-from diffusers_mdm.pipelines.drawing.request import KINDS, read_call
+from diffusers_mdm.pipelines.drawing.request import KINDS
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_scheduler, seed
 from tests.pipelines.tiny_tasks import task
 
@@ -171,15 +171,3 @@ def test_every_argument_of_every_pipeline_has_a_kind_or_a_check_of_its_own(pipes
     others = {"prompt", "negative_prompt", "class_labels", "negative_class_labels"}
     for pipe in pipes.values():
         assert set(inspect.signature(pipe.__call__).parameters) <= set(KINDS) | others
-
-
-def test_numbers_of_numpy_are_numbers():
-    request = read_call(
-        {"guidance_scale": np.float32(2.5), "num_inference_steps": np.int64(3), "return_dict": np.True_}
-    )
-    assert request.guidance_scale == 2.5
-    assert type(request.num_inference_steps) is int
-    assert request.return_dict is True
-    given = read_call({"timesteps": np.array([30, 20]), "generator": (seed(0), seed(1))})
-    assert given.timesteps == [30, 20]
-    assert isinstance(given.generator, list)

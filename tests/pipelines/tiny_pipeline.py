@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny real pipeline: dolls of 8 and 16 pixels, a small T5 and a word tokenizer, all made on the spot."""
+"""A tiny real pipeline: levels of 8 and 16 pixels, a small T5 and a word tokenizer, all made on the spot."""
 
 from typing import Any
 

@@ -149,9 +149,9 @@ class RowGroup(NamedTuple):
     """Rows of a batch that go through the model together.
 
     Attributes:
-        rows: which rows, None for all.
-        columns: which text columns they see, None for all.
-        has_pads: whether any of these columns is a pad in one of these rows.
+        rows: which rows of the batch, None for all.
+        columns: which tokens of the text they see, None for all.
+        has_pads: whether any of these tokens is a pad in one of these batch rows.
     """
 
     rows: torch.Tensor | None
@@ -179,14 +179,14 @@ class Conditioning(NamedTuple):
     negative_class_labels: torch.Tensor | None = None
 
     def select(self, group: RowGroup) -> Conditioning:
-        """Keep the rows and columns of a group."""
+        """Keep the batch rows and tokens of a group."""
         rows = slice(None) if group.rows is None else group.rows
         columns = slice(None) if group.columns is None else group.columns
         kept = {name: entry[rows] for name, entry in self._asdict().items() if entry is not None}
         return self._replace(**{name: entry[:, columns] if entry.ndim > 1 else entry for name, entry in kept.items()})
 
     def model_inputs(self, *, guided: bool, has_pads: bool, dtype: torch.dtype) -> dict[str, Any]:
-        """Arguments of one model call: with guidance the unconditional rows come first.
+        """Arguments of one model call: with guidance the unconditional half of the batch comes first.
 
         Args:
             guided: whether the model also runs on the negative entries.
@@ -218,12 +218,12 @@ def group_rows_by_text(conditioning: Conditioning, *, own_columns: bool) -> list
     """Split a batch into the parts that one model call may take together.
 
     Published models do not mask pads in their cross-attention: a short prompt would see the pads that a longer
-    neighbour made necessary, and its picture would depend on the batch it is drawn in. With `own_columns` every row
-    keeps only the columns it would have in a batch of its own, so rows with different columns need their own call.
+    neighbour made necessary, and its picture would depend on the batch it is drawn in. With `own_columns` every batch
+    row keeps only the tokens that it would have alone, so that rows of different lengths need calls of their own.
 
     Args:
         conditioning: what the batch is conditioned on.
-        own_columns: False puts all rows into one group and keeps every column.
+        own_columns: False puts the whole batch into one group and keeps every token.
     """
     both = (conditioning.prompt_attention_mask, conditioning.negative_prompt_attention_mask)
     masks = [mask for mask in both if mask is not None]

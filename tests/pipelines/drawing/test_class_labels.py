@@ -32,7 +32,7 @@ def test_names_and_numbers_mean_the_same(pipe):
     assert draw(pipe, ["dog", 2, "cat"], num_images_per_label=2).shape == (6, 3, 16, 16)
 
 
-def test_labels_as_the_host_lists_them(pipe):
+def test_labels_as_diffusers_lists_them(pipe):
     assert pipe.labels == {"cat": 0, "dog": 1, "house": 3, "red apple": 2, "tabby": 0}
     assert list(pipe.labels) == sorted(pipe.labels)
     assert pipe.get_label_ids(["dog", "cat"]) == [1, 0]
@@ -69,7 +69,7 @@ def test_names_are_saved_as_text_keys(pipe, tmp_path):
 
 def test_saved_names_load_without_a_warning(pipe, tmp_path, caplog):
     pipe.save_pretrained(tmp_path)
-    host_logging.add_handler(caplog.handler)  # the host's loggers do not propagate to the root
+    host_logging.add_handler(caplog.handler)  # diffusers' loggers do not propagate to the root
     try:
         MDMClassConditionalPipeline.from_pretrained(tmp_path)
     finally:

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance: between two predictions, and beyond; what belongs together goes through the model together."""
+
+import pytest
+import torch
+
+from diffusers_mdm.pipelines.drawing.guidance import each_level, guide, is_guided, predict
+from diffusers_mdm.pipelines.drawing.request import read_call
+from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
+from tests.pipelines.tiny_pipeline import make_pipeline, seed
+
+WITHOUT, WITH = torch.randn(2, 3, 8, 8, generator=seed(0)), torch.randn(2, 3, 8, 8, generator=seed(1))
+
+
+def test_a_weight_of_1_is_the_conditional_prediction_and_0_the_other_one():
+    torch.testing.assert_close(guide(WITHOUT, WITH, 1.0), WITH)
+    torch.testing.assert_close(guide(WITHOUT, WITH, 0.0), WITHOUT)
+    torch.testing.assert_close(guide(WITHOUT, WITH, 3.0), WITHOUT + 3 * (WITH - WITHOUT))
+
+
+def test_rescaling_brings_the_spread_of_each_sample_back():
+    rescaled = guide(WITHOUT, WITH, 5.0, 1.0)
+    torch.testing.assert_close(rescaled.std(dim=(1, 2, 3)), WITH.std(dim=(1, 2, 3)))
+    half = guide(WITHOUT, WITH, 5.0, 0.5)
+    torch.testing.assert_close(half, (rescaled + guide(WITHOUT, WITH, 5.0)) / 2)
+
+
+@pytest.mark.parametrize(("weight", "guided"), [(0.0, False), (1.0, False), (1.001, True), (7.5, True)])
+def test_only_a_weight_above_1_pushes_away(weight, guided):
+    assert is_guided(weight) == guided
+
+
+def test_a_bare_tensor_stays_bare():
+    assert torch.equal(each_level(torch.neg, WITH), -WITH)
+    assert isinstance(each_level(torch.neg, [WITH]), list)
+
+
+def test_prompts_of_different_lengths_go_through_the_model_apart_and_come_back_in_their_places():
+    pipe, prompts = make_pipeline(), ["red", "a very long picture", "sad"]
+    calls = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0][0])))
+
+    def prediction(texts, numbers):
+        request = read_call(
+            {"prompt": texts, "generator": [seed(number) for number in numbers], "guidance_scale": 3.0}
+        )
+        pipe.check_inputs(request)
+        with torch.no_grad(), begin_drawing(pipe, request) as drawing:
+            pipe.encode_conditions(drawing)
+            set_timesteps(drawing)
+            noise = scaled_noise(drawing.scheduler, starting_noise(drawing))
+            return predict(drawing, noise, drawing.timesteps[0])
+
+    together = prediction(prompts, range(3))
+    assert sorted(calls) == [2, 4]  # with guidance, each twice
+    for number, prompt in enumerate(prompts):
+        for level, alone in zip(together, prediction([prompt], [number]), strict=True):
+            torch.testing.assert_close(level[number : number + 1], alone, atol=1e-5, rtol=0)
