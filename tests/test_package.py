@@ -209,19 +209,6 @@ def test_pipelines_are_built_from_the_drawing_up():
     assert not wrong
 
 
-def test_no_modules_of_a_drawing_import_each_other_in_a_circle():
-    folder = ROOT / PACKAGE / "pipelines" / "drawing"
-    imports = {
-        path.stem: {name[2] for name in imported_names(path) if name[:2] == ("pipelines", "drawing") and name[2:]}
-        for path in folder.glob("*.py")
-    }
-    while imports:
-        free = [name for name, needed in imports.items() if not needed & imports.keys()]
-        assert free, f"these import each other: {sorted(imports)}"
-        for name in free:
-            del imports[name]
-
-
 def test_import_table_has_no_cycle():
     for part, allowed in ALLOWED_IMPORTS.items():
         assert all(part not in ALLOWED_IMPORTS[other] for other in allowed)
