@@ -20,8 +20,8 @@ LARGEST = 10**12
 class Range(NamedTuple):
     """The numbers that a field allows; an open end is not among them."""
 
-    low: float = -LARGEST
-    high: float = LARGEST
+    low: float = -math.inf
+    high: float = math.inf
     open_low: bool = False
     open_high: bool = False
 
@@ -34,9 +34,9 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         low = f"{'above' if self.open_low else 'at least'} {self.low:,}"
         high = f"{'below' if self.open_high else 'at most'} {self.high:,}"
-        if self.high == LARGEST:
+        if self.high == math.inf:
             return low
-        return high if self.low == -LARGEST else f"{low} and {high}"
+        return high if self.low == -math.inf else f"{low} and {high}"
 
 
 POSITIVE = Range(0, open_low=True)

@@ -42,8 +42,9 @@ class PlateauRecipe:
 _RANGES = {
     **dict.fromkeys(("levels", "steps", "images", "gradient_accumulation_steps", "lr_num_cycles"), COUNT),
     **dict.fromkeys(("lr_warmup_steps", "frozen_levels", "new_level_ramp_steps", "joint_pictures"), NOT_NEGATIVE),
+    "learning_rate": NOT_NEGATIVE,
     **dict.fromkeys(("level_weights", "level_learning_rate_scales", "noise_offset", "shift_power"), NOT_NEGATIVE),
-    **dict.fromkeys(("learning_rate", "lr_power", "snr_gamma", "timestep_bias_multiplier"), POSITIVE),
+    **dict.fromkeys(("lr_power", "snr_gamma", "timestep_bias_multiplier"), POSITIVE),
     **dict.fromkeys(("caption_dropout", "ema_decay"), SHARE_BELOW_ONE),
     "batch_size": BATCH,
     "joint_pictures": Range(0, BATCH.high),

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from .fields import NOT_NEGATIVE, POSITIVE, Range, check_ranges
+from .fields import POSITIVE, Range, check_ranges
 
 # Of a new encoder; larger ones are loaded, not made.
 SIZE = Range(1, 2**16)
@@ -60,8 +60,8 @@ class TextEncoderRecipe:
             self,
             {
                 **dict.fromkeys(("d_model", "num_layers", "num_heads", "d_ff", "max_sequence_length"), SIZE),
-                **dict.fromkeys(("initializer_factor",), POSITIVE),
-                **dict.fromkeys(("learning_rate_scale", "token_learning_rate_scale"), NOT_NEGATIVE),
+                "initializer_factor": POSITIVE,
+                **dict.fromkeys(("learning_rate_scale", "token_learning_rate_scale"), POSITIVE),
             },
         )
         if self.d_model is not None and self.num_heads is not None and self.d_model % self.num_heads:

@@ -130,7 +130,7 @@ MISTAKES = [
     ("validation.num_inference_steps", 1001, "validation.num_inference_steps"),
     ("validation.num_inference_steps", 0, "num_inference_steps"),
     ("validation.num_validation_images", -1, "num_validation_images"),
-    ("stages.0.learning_rate", 0.0, "learning_rate"),
+    ("stages.0.learning_rate", -0.1, "learning_rate"),
     ("stages.1.level_weights", [0.0, 0.0], "level_weights"),
     ("optimizer", {"adam_beta1": 1.0}, "adam_beta1"),
 ]

@@ -32,7 +32,7 @@ def test_stage_counts_images_and_rows():
 WRONG = {
     "batch_size": (0, "at least 1"),
     "steps": (0, "at least 1"),
-    "learning_rate": (0.0, "above 0"),
+    "learning_rate": (-1e-3, "at least 0"),
     "lr_warmup_steps": (-1, "at least 0"),
     "ema_decay": (1.0, "below 1"),
     "batch_fractions": ((0.0,), "above 0"),
