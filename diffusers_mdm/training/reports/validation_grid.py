@@ -147,7 +147,7 @@ def draw_prompts(
     Args:
         pipeline: draws; its text encoder may have any dtype. One of classes takes prompts for their names or numbers.
         settings: prompts, steps and guidance.
-        max_sequence_length: prompts are cut after so many tokens.
+        max_sequence_length: prompts are cut after so many tokens; 0 for a model that sees no text.
         features: of the prompts and, for guidance, of the empty text; in place of the pipeline's text encoder.
 
     Returns:
@@ -166,7 +166,7 @@ def draw_prompts(
             guidance_scale=settings.guidance_scale,
             generator=[torch.Generator().manual_seed(start + index) for index in range(len(part))],
             output_pyramid=True,
-            max_sequence_length=max_sequence_length,
+            **({"max_sequence_length": max_sequence_length} if max_sequence_length else {}),  # 0: it sees no text
         )
         levels = drawn.pyramid
         pyramid = [before + level for before, level in zip(pyramid or [[] for _ in levels], levels, strict=True)]

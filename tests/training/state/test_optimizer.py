@@ -70,9 +70,9 @@ def test_what_does_not_learn_is_left_out(model, recipe):
 
 
 @pytest.mark.parametrize("field", ["token_learning_rate_scale", "initializer_factor", "learning_rate_scale"])
-def test_scales_are_positive(field):
+def test_scales_are_not_negative(field):
     with pytest.raises(ValueError, match=field):
-        TextEncoderRecipe(pretrained="encoder", **{field: 0.0})
+        TextEncoderRecipe(pretrained="encoder", **{field: -1.0})
 
 
 def trained(unet, steps: int) -> torch.optim.Optimizer:
