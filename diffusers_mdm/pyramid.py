@@ -210,65 +210,6 @@ def _checked_frames(images: torch.Tensor, num_levels: int, num_frames: Sequence[
     return frames
 
 
-def stack_frames(frames: Sequence[torch.Tensor], num_frames: int) -> torch.Tensor:
-    """The first `num_frames` pictures of a clip as `(C, F, H, W)`.
-
-    Args:
-        frames: pictures `(C, H, W)` in the order they are seen.
-        num_frames: F.
-
-    Raises:
-        ValueError: the clip is shorter, or its pictures change their size.
-    """
-    if num_frames < 1 or len(frames) < num_frames:
-        raise ValueError(
-            f"The clip has {len(frames)} frames; expected {num_frames} or more, and at least 1. Leave it out, or take "
-            "its frames more densely."
-        )
-    shapes = [tuple(frame.shape) for frame in frames[:num_frames]]
-    for index, shape in enumerate(shapes):
-        if len(shape) != 3 or shape != shapes[0]:
-            raise ValueError(
-                f"Frame {index} of the clip has shape {shape}, frame 0 has {shapes[0]}; expected (channels, height, "
-                "width), the same for all. Resize and crop the frames of a clip alike."
-            )
-    return torch.stack(list(frames[:num_frames]), dim=1)
-
-
-def join_pyramids(pyramids: Sequence[Sequence[torch.Tensor]]) -> Pyramid:
-    """One batch of several: the rows of the first pyramid, then those of the next.
-
-    Each may have fewer levels than the one before it, so pictures can join clips whose inner levels are single frames:
-    a picture counts as a clip of one frame.
-
-    Args:
-        pyramids: innermost level first, each; those with the most levels come first.
-
-    Raises:
-        ValueError: none, a pyramid with more levels than the one before, or levels of different sizes.
-    """
-    if not pyramids:
-        raise ValueError("There is no pyramid to join; pass at least one.")
-    counts = [len(pyramid) for pyramid in pyramids]
-    if sorted(counts, reverse=True) != counts:
-        raise ValueError(
-            f"The pyramids have {counts} levels; those with the most levels must come first, because rows may only "
-            "get fewer outwards."
-        )
-    is_video = any(level.ndim == 5 for pyramid in pyramids for level in pyramid)
-    joined = []
-    for index in range(counts[0]):
-        levels = [pyramid[index] for pyramid in pyramids if len(pyramid) > index]
-        levels = [level.unsqueeze(2) if is_video and level.ndim == 4 else level for level in levels]
-        if len({tuple(level.shape[1:]) for level in levels}) > 1:
-            raise ValueError(
-                f"Level {index} of the pyramids has the shapes {[tuple(level.shape) for level in levels]}; only the "
-                "rows may differ. Pass what does not fit to the model in a call of its own."
-            )
-        joined.append(torch.cat(levels))
-    return joined
-
-
 def pyramid_noise(
     shapes: Sequence[Sequence[int]],
     generator: torch.Generator | list[torch.Generator] | None = None,
@@ -297,7 +238,7 @@ def pyramid_noise(
     if isinstance(generator, (list, tuple)):
         if len(generator) != shapes[0][0]:
             raise ValueError(
-                f"Got a list of {len(generator)} generators for a batch of {shapes[0][0]}; pass one generator a row, "
+                f"Got a list of {len(generator)} generators for a batch of {shapes[0][0]}; pass one for each row, "
                 "or a single one."
             )
         return [

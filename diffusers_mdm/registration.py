@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the host find this package's classes, as if they were its own."""
+"""Makes diffusers find this package's classes, as if they were its own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.utils import logging
 
+from diffusers_mdm.library_internals import LOADABLE_CLASSES, SINGLE_FILE_CLASSES, Internal
 from diffusers_mdm.models import NestedUNetModel
-from diffusers_mdm.models.single_file import register_checkpoint_reader
+from diffusers_mdm.models.loading.single_file import register_checkpoint_reader
 from diffusers_mdm.pipelines import (
     MDMClassConditionalPipeline,
     MDMImg2ImgPipeline,
@@ -29,26 +29,28 @@ from diffusers_mdm.pipelines import (
 )
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 
+logger = logging.get_logger(__name__)
+
 PACKAGE = __name__.partition(".")[0]
 AUTO_PIPELINES = "diffusers.pipelines.auto_pipeline"
-# What the host's auto pipelines know the model as.
+# What diffusers' auto pipelines know the model as.
 AUTO_NAME = "mdm"
-# The host's table for each task, and the pipeline that does it.
+# diffusers' table for each task, and the pipeline that does it.
 AUTO_TASKS = {
     "AUTO_TEXT2IMAGE_PIPELINES_MAPPING": MDMPipeline,
     "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING": MDMImg2ImgPipeline,
     "AUTO_INPAINT_PIPELINES_MAPPING": MDMInpaintPipeline,
     "AUTO_TEXT2VIDEO_PIPELINES_MAPPING": MDMVideoPipeline,
 }
-# Tasks for which the host has no table.
+# Tasks for which diffusers has no table.
 OTHER_PIPELINES = (MDMClassConditionalPipeline, MDMUpscalePipeline)
 PIPELINES = (*AUTO_TASKS.values(), *OTHER_PIPELINES)
-# What the host calls to save and load a class, by the base class that it looks up in the package root.
+# What diffusers calls to save and load a class, by the base class that it looks up in the package root.
 LOADABLE_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 
 
 def register_with_diffusers() -> None:
-    """Enter the classes in the host's registries. Calling it again changes nothing.
+    """Enter the classes in the registries of diffusers. Calling it again changes nothing.
 
     After it, `DiffusionPipeline`, `AutoPipelineForText2Image`, `AutoPipelineForImage2Image`,
     `AutoPipelineForInpainting` and `AutoModel` load what this package saved,
@@ -59,17 +61,26 @@ def register_with_diffusers() -> None:
         setattr(diffusers, registered.__name__, registered)
     for pipeline in PIPELINES:
         setattr(diffusers.pipelines, pipeline.__name__, pipeline)
-    LOADABLE_CLASSES[PACKAGE] = {base: ["save_pretrained", "from_pretrained"] for base in LOADABLE_BASES}
-    SINGLE_FILE_LOADABLE_CLASSES[NestedUNetModel.__name__] = {
+    _enter(LOADABLE_CLASSES, PACKAGE, {base: ["save_pretrained", "from_pretrained"] for base in LOADABLE_BASES})
+    single_file = {
         "checkpoint_mapping_fn": _map_published_checkpoint,
         "config_mapping_fn": _map_published_config,
         "default_subfolder": "unet",
     }
+    _enter(SINGLE_FILE_CLASSES, NestedUNetModel.__name__, single_file)
     register_checkpoint_reader(NestedUNetModel.__name__, _read_published_checkpoint)
     if AUTO_PIPELINES in sys.modules:
         _register_auto_pipeline(sys.modules[AUTO_PIPELINES])
     elif not any(isinstance(finder, _AutoPipelineFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AutoPipelineFinder())
+
+
+def _enter(table: Internal, name: str, value: Any) -> None:
+    """Add an entry to a table of diffusers; where the table has moved, warn and go on without."""
+    try:
+        table.get()[name] = value
+    except ImportError as error:
+        logger.warning(str(error))
 
 
 def _read_published_checkpoint(path: Path, state_dict_key: str | None = None) -> dict[str, Any]:
@@ -92,15 +103,21 @@ def _map_published_config(original_config: Mapping[str, Any], checkpoint: Mappin
 
 def _register_auto_pipeline(module: Any) -> None:
     for table, pipeline in AUTO_TASKS.items():
-        getattr(module, table)[AUTO_NAME] = pipeline
-    # The host finds the model's name by the class of the pipeline that it is asked to convert, in any of its tables.
+        _enter(Internal(AUTO_PIPELINES, table, f"load {pipeline.__name__} by task"), AUTO_NAME, pipeline)
+    # diffusers finds the model's name by the class of the pipeline that it is asked to convert, in any of its tables.
+    if not isinstance(getattr(module, "SUPPORTED_TASKS_MAPPINGS", None), list):
+        logger.warning(
+            f"diffusers has no list `{AUTO_PIPELINES}.SUPPORTED_TASKS_MAPPINGS`; `from_pipe` of its auto "
+            "pipelines does not know the pipelines of diffusers_mdm."
+        )
+        return
     known = {pipeline for table in module.SUPPORTED_TASKS_MAPPINGS for pipeline in table.values()}
     module.SUPPORTED_TASKS_MAPPINGS += [{AUTO_NAME: other} for other in OTHER_PIPELINES if other not in known]
 
 
 class _AutoPipelineFinder(importlib.abc.MetaPathFinder):
-    """Registers the pipeline as the host's auto pipelines are imported, and not before: they import every
-    pipeline of the host, which takes longer than all of this package.
+    """Registers the pipeline as diffusers' auto pipelines are imported, and not before: they import every
+    pipeline of diffusers, which takes longer than all of this package.
     """
 
     def find_spec(

@@ -21,20 +21,22 @@ VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 # the test: give it a place.
 ALLOWED_IMPORTS = {
     "config_reading": set(),
+    "library_internals": set(),
+    "checked_values": {"config_reading"},
     "pyramid": set(),
     "rgb_pictures": set(),
     "processes": set(),
-    "models": {"config_reading", "pyramid"},
-    "schedulers": {"pyramid"},
-    "loaders": {"pyramid", "models", "schedulers"},
-    "pipelines": {"pyramid", "rgb_pictures", "models", "schedulers", "loaders"},
+    "models": {"checked_values", "config_reading", "library_internals", "pyramid"},
+    "schedulers": {"checked_values", "config_reading", "library_internals", "pyramid"},
+    "loaders": {"library_internals", "pyramid", "models", "schedulers"},
+    "pipelines": {"library_internals", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"},
     "conversion": {"config_reading", "pyramid", "models", "schedulers"},
-    "registration": {"pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
+    "registration": {"library_internals", "pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
     "public_names": {"pyramid", "models", "schedulers", "loaders", "pipelines", "registration"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
     "evaluation": {"processes", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
-    "training": {"config_reading", "public_names", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"}
-    | {"pipelines", "evaluation", "processes"},
+    "training": {"config_reading", "library_internals", "public_names", "pyramid", "rgb_pictures", "models"}
+    | {"schedulers", "loaders", "pipelines", "evaluation", "processes"},
 }
 # What each room of the training package may import from the others. Modules beside the rooms are the ground for all.
 ROOMS = {"recipe": set(), "data": {"recipe"}, "modules": {"recipe"}, "loss": {"recipe"}}
@@ -51,7 +53,8 @@ PIPELINE_RANKS = (
     {"pipeline_class_base"},
 )
 # The package root may gather all of what users get by `import diffusers_mdm`, and nothing of the commands.
-ROOT_IMPORTS = {"config_reading", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"}
+ROOT_IMPORTS = {"checked_values", "config_reading", "library_internals", "pyramid", "rgb_pictures", "models"}
+ROOT_IMPORTS |= {"schedulers", "loaders"}
 ROOT_IMPORTS |= {"pipelines", "registration", "conversion", "public_names"}
 
 
@@ -68,7 +71,8 @@ def tracked_files() -> list[Path]:
 
 FILES = tracked_files()
 # What a model folder holds beside its weights is written by `save_pretrained`, not by hand.
-SOURCES = [path for path in FILES if path.suffix == ".py" and not path.is_relative_to(ROOT / "model_cards")]
+SAVED = (ROOT / "model_cards", ROOT / "tests" / "fixtures")
+SOURCES = [path for path in FILES if path.suffix == ".py" and not any(map(path.is_relative_to, SAVED))]
 MODULES = [path for path in SOURCES if path.is_relative_to(ROOT / PACKAGE)]
 
 
@@ -212,6 +216,37 @@ def test_pipelines_are_built_from_the_drawing_up():
 def test_import_table_has_no_cycle():
     for part, allowed in ALLOWED_IMPORTS.items():
         assert all(part not in ALLOWED_IMPORTS[other] for other in allowed)
+
+
+# Inside `models/`: what a module may import are modules of earlier lines, whatever the import is for.
+MODEL_LAYERS = (
+    {"frames"},
+    {"text_conditioning", "layer_borrowing", "level_config", "loading", "compilation", "adapter_strengths"},
+    {"attention", "embeddings", "level_geometry", "config_checks"},
+    {"temporal"},
+    {"blocks"},
+    {"level"},
+    {"weight_sharing", "growth"},
+    {"nested_unet"},
+)
+
+
+def test_model_imports_run_one_way():
+    wrong, folder = {}, ROOT / PACKAGE / "models"
+    below: set[str] = set()
+    for layer in MODEL_LAYERS:
+        for name in layer - {"loading"}:
+            tree = parse(folder / f"{name}.py")
+            found = {
+                (node.module or "").split(".")[0]
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom) and node.level == 1
+            }
+            if not found <= below:
+                wrong[name] = found - below
+        below |= layer
+    assert not wrong
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == below - {"loading"}
 
 
 def test_importing_the_package_leaves_commands_alone():

@@ -8,10 +8,8 @@ import torch.nn.functional as F
 from diffusers_mdm.pyramid import (
     build_pyramid,
     check_pyramid,
-    join_pyramids,
     level_ratios,
     pyramid_noise,
-    stack_frames,
 )
 
 
@@ -87,49 +85,3 @@ def test_noise_of_a_clip_depends_on_its_own_generator_only():
     alone = pyramid_noise([(1, *shape[1:]) for shape in shapes], [torch.Generator().manual_seed(2)])
     for level, single in zip(batch, alone, strict=True):
         assert torch.equal(level[1:], single)
-
-
-def test_frames_are_stacked_in_order_and_cut():
-    frames = [torch.full((3, 4, 6), float(index)) for index in range(5)]
-    clip = stack_frames(frames, 3)
-    assert tuple(clip.shape) == (3, 3, 4, 6)
-    assert clip[0, :, 0, 0].tolist() == [0.0, 1.0, 2.0]
-
-
-@pytest.mark.parametrize(
-    ("frames", "count", "message"),
-    [
-        ([(3, 4, 4)] * 3, 4, "has 3 frames; expected 4"),
-        ([], 1, "has 0 frames"),
-        ([(3, 4, 4)], 0, "at least 1"),
-        ([(3, 4, 4), (3, 4, 4), (3, 4, 5)], 3, r"Frame 2 of the clip has shape \(3, 4, 5\), frame 0"),
-        ([(4, 4), (4, 4)], 2, "channels, height"),
-    ],
-)
-def test_clips_that_are_short_or_change_are_refused(frames, count, message):
-    with pytest.raises(ValueError, match=message):
-        stack_frames([torch.zeros(shape) for shape in frames], count)
-
-
-def test_what_changes_after_the_clip_does_not_matter():
-    assert stack_frames([torch.zeros(3, 4, 4), torch.zeros(3, 4, 4), torch.zeros(3, 9, 9)], 2).shape[1] == 2
-
-
-def test_pictures_join_clips_as_clips_of_one_frame():
-    clips = build_pyramid(torch.rand(2, 3, 4, 8, 8), (4, 8, 8), (1, 1, 4))
-    pictures = build_pyramid(torch.rand(3, 3, 8, 8), (4, 8))
-    joined = join_pyramids([clips, pictures])
-    assert [tuple(level.shape) for level in joined] == [(5, 3, 1, 4, 4), (5, 3, 1, 8, 8), (2, 3, 4, 8, 8)]
-    assert torch.equal(joined[0][:2], clips[0])
-    assert torch.equal(joined[1][2:, :, 0], pictures[1])
-    check_pyramid(joined)
-
-
-def test_batches_that_do_not_fit_are_not_joined():
-    clips, pictures = [torch.zeros(1, 3, 4, 8, 8)], [torch.zeros(1, 3, 8, 8)]
-    with pytest.raises(ValueError, match="call of its own"):
-        join_pyramids([clips, pictures])
-    with pytest.raises(ValueError, match="most levels must come first"):
-        join_pyramids([pictures, [*pictures, torch.zeros(1, 3, 16, 16)]])
-    with pytest.raises(ValueError, match="at least one"):
-        join_pyramids([])

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
+from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import USE_PEFT_BACKEND
 
+from diffusers_mdm.library_internals import FETCH_LORA, SAVE_LORA
 from diffusers_mdm.models import NestedUNetModel
 
 from .lora_names import UNET_PREFIX, name_lora_weights
@@ -49,7 +50,7 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         force_download = kwargs.pop("force_download", False)
         if kwargs:
             raise ValueError(f"Unknown arguments {sorted(kwargs)} for loading LoRA weights.")
-        state_dict, metadata = _fetch_state_dict(
+        state_dict, metadata = FETCH_LORA.get()(
             pretrained_model_name_or_path_or_dict,
             use_safetensors=use_safetensors is not False,
             allow_pickle=use_safetensors is None,
@@ -175,7 +176,7 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
             raise ValueError("There is nothing to save: pass `unet_lora_layers`.")
         if not is_main_process:
             return
-        cls._save_lora_weights(
+        SAVE_LORA.get()(
             save_directory=save_directory,
             lora_layers={cls.unet_name: unet_lora_layers},
             lora_metadata={cls.unet_name: unet_lora_adapter_metadata},

@@ -118,7 +118,7 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         self.norm_encoder = nn.LayerNorm(text_dim, eps=norm_eps) if text_dim else None
         self.add_k_proj = nn.Linear(text_dim, channels) if text_dim else None
         self.add_v_proj = nn.Linear(text_dim, channels) if text_dim else None
-        # The host's layout: LoRA targets "to_out.0".
+        # diffusers' layout: LoRA targets "to_out.0".
         self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Dropout(0.0)])
         # Position among the attention layers with text; the model sets it.
         self.text_slot = 0

@@ -15,10 +15,10 @@ from torch import nn
 
 from .attention import SpatialAttention, zero_
 from .frames import repeat_for_frames
+from .layer_borrowing import LayerBorrower
 from .level_config import LevelConfig
 from .temporal import FrameDownsample, FrameUpsample, TemporalAttention
 from .text_conditioning import TextConditioning
-from .weight_sharing import LayerBorrower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,17 @@ class BlockAttentions:
         return cls(row.attention_layers_per_block[index], temporal[index] if temporal else 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class _OnTensors:
+    """A layer that reads text, as a function of the text's tensors."""
+
+    layer: nn.Module
+    text: TextConditioning
+
+    def __call__(self, hidden_states: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
+        return self.layer(hidden_states, self.text.with_tensors(tensors))
+
+
 class ResolutionBlock(LayerBorrower):
     """Residual layers of one resolution with attention layers after each.
 
@@ -204,6 +215,11 @@ class ResolutionBlock(LayerBorrower):
     def run(self, layer: nn.Module, hidden_states: torch.Tensor, condition: object) -> torch.Tensor:
         """Call a layer, recomputing it in the backward pass when gradient checkpointing is on."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
+            if isinstance(condition, TextConditioning):
+                # Reentrant checkpointing finds gradients for tensors among the arguments only.
+                return self._gradient_checkpointing_func(
+                    _OnTensors(layer, condition), hidden_states, *condition.tensors()
+                )
             return self._gradient_checkpointing_func(layer, hidden_states, condition)
         return layer(hidden_states, condition)
 

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 
+from ..library_internals import raise_graph_limit
+
 # A graph serves any size, but torch makes others where a batch or a prompt has exactly one entry, where levels have
 # equally many rows, for each number of levels, and (on CPUs) where another convolution is faster. torch's own limit
 # of 8 ends `fullgraph=True` with an error before all of them have been met.
@@ -19,8 +21,7 @@ def with_room_for_graphs(options: dict[str, Any]) -> dict[str, Any]:
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         return {"recompile_limit": GRAPHS_OF_A_MODEL, **options}
     # Before torch had a limit for each compiled model, it was one for all of them.
-    dynamo_settings: Any = torch._dynamo.config
-    dynamo_settings.recompile_limit = max(dynamo_settings.recompile_limit, GRAPHS_OF_A_MODEL)
+    raise_graph_limit(GRAPHS_OF_A_MODEL)
     return options
 
 

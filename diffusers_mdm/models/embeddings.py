@@ -9,8 +9,8 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import nn
 
+from .layer_borrowing import LayerBorrower
 from .level_config import LevelConfig
-from .weight_sharing import LayerBorrower
 
 # A micro-condition other than "scale" lies in [0, 1] and is stretched to the range of the time (ml-mdm).
 _MICRO_CONDITIONING_STRETCH = 1000

@@ -11,11 +11,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from .gathered_weights import StateDict, common_device, gathered_state_dict
+from ..library_internals import DEFAULTED_KEYS
+from .layer_borrowing import unshared_state_dict
 from .level import Level
-from .level_config import LevelConfig
-from .temporal import TEMPORAL_HEAD_DIM, TemporalAttention
-from .weight_sharing import unshared_state_dict
+from .level_config import TEMPORAL_HEAD_DIM, LevelConfig
+from .loading.gathered_weights import StateDict, common_device, gathered_state_dict
+from .temporal import TemporalAttention
 
 T = TypeVar("T", bound="GrowthMixin")
 
@@ -170,7 +171,7 @@ class GrowthMixin:
     def _of_rows(self: T, rows: tuple[LevelConfig, ...]) -> T:
         """A new model of these rows and of this model's other settings."""
         # diffusers notes there which columns were left out here, and would leave them out again.
-        settings = {name: value for name, value in self.config.items() if name != "_use_default_values"}
+        settings = {name: value for name, value in self.config.items() if name != DEFAULTED_KEYS}
         return self.from_config({**settings, **LevelConfig.columns_from(rows)})
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One level (one doll): a U-Net whose middle is the level inside it."""
+"""One level: a U-Net whose middle is the level inside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -16,7 +16,6 @@ from .embeddings import LevelEmbedding
 from .frames import on_tiled_frames
 from .level_config import LevelConfig
 from .text_conditioning import TextConditioning
-from .weight_sharing import share_layers
 
 # Keeps a constant input from becoming NaN; noise never comes near it.
 _SMALLEST_STD = 1e-6
@@ -184,7 +183,7 @@ class LevelDecoder(nn.Module):
 
 
 class Level(nn.Module):
-    """One doll. Every call goes through `forward`, because offload, sharding and device-map hooks wrap only that.
+    """One level. Every call goes through `forward`, because offload, sharding and device-map hooks wrap only that.
 
     Args:
         row: its structure.
@@ -249,27 +248,3 @@ class Level(nn.Module):
         for module in self.modules():
             if isinstance(module, (DownBlock, UpBlock, MidBlock)):
                 module.zero_init_()
-
-
-def build_levels(config: Mapping[str, Any], rows: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
-    """The levels of a model, innermost first, each knowing the channels of the one inside it, and sharing layers with
-    it where the rows say so.
-
-    Raises:
-        ValueError: a level shall share blocks, but none of its layers can.
-    """
-    levels: list[Level] = []
-    for index, row in enumerate(rows):
-        settings = BlockSettings.of_level(
-            row,
-            time_embed_dim=time_embed_dim,
-            norm_eps=config["norm_eps"],
-            num_attention_heads=config["num_attention_heads"],
-            attention_norm_num_groups=config["attention_norm_num_groups"],
-            text_dim=config["cross_attention_dim"],
-        )
-        inner_channels = rows[index - 1].block_out_channels[0] if index else None
-        levels.append(Level(row, settings, config["in_channels"], config["out_channels"], inner_channels))
-        if index > 0:
-            share_layers(levels[index], levels[index - 1], row, index)
-    return levels

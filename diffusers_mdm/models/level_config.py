@@ -4,11 +4,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .temporal_checks import check_frames, check_temporal
-from .weight_sharing import check_sharing
+from ..checked_values import check_flag, check_number, check_whole_number
+from ..config_reading import describe
+from .frames import frame_grid_side
+
+# Far above any model that fits a machine: what lies above is a mistake, and would only be noticed when memory ends.
+MAX_LEVELS = 16
+MAX_RESOLUTIONS = 16
+MAX_LAYERS = 1024
+MAX_CHANNELS = 65536
+MAX_FRAMES = 65536
+
+# Channels of a head of the attention among frames; ml-mdm has no other.
+TEMPORAL_HEAD_DIM = 32
+# Settings that a shared layer carries in itself, beside the shapes of its parameters.
+_SETTINGS_OF_SHARED_LAYERS = ("norm_num_groups", "dropout")
 
 # Columns that a config may leave out (as older saved ones do) or leave empty (None), with what every level then has.
 _OPTIONAL_COLUMNS: dict[str, Any] = {
@@ -21,10 +35,21 @@ _OPTIONAL_COLUMNS: dict[str, Any] = {
     "share_blocks": False,
 }
 
+_FLAGS = (
+    "has_mid_block",
+    "has_attention_ffn",
+    "normalize_input",
+    "temporal_downsample",
+    "temporal_rotary",
+    "tiled_adapters",
+    "share_time_embedding",
+    "share_blocks",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class LevelConfig:
-    """The structure of one level (one doll). Every field is a column of the model's config.
+    """The structure of one level. Every field is a column of the model's config.
 
     Args:
         block_out_channels: channels at each of the level's own resolutions, finest first. With n entries the level is
@@ -100,9 +125,9 @@ class LevelConfig:
         )
         for index, row in enumerate(rows):
             row.check(index)
-            check_sharing(row, rows[index - 1] if index else None, index)
+            _check_sharing(row, rows[index - 1] if index else None, index)
             if index > 0:
-                check_frames(row, rows[index - 1], index)
+                _check_frames(row, rows[index - 1], index)
         return rows
 
     @classmethod
@@ -118,8 +143,9 @@ class LevelConfig:
     def check(self, index: int) -> None:
         """Raise a ValueError that names level `index` and what contradicts what."""
         _check_shapes(self, index)
+        _check_values(self, index)
         _check_divisibility(self, index)
-        check_temporal(self, index)
+        _check_temporal(self, index)
         if index == 0 and self.normalize_input:
             raise ValueError(
                 "normalize_input[0] is True, but the innermost level is never normalised; set it to False."
@@ -138,10 +164,11 @@ class LevelConfig:
 
 def _number_of_levels(config: Mapping[str, Any]) -> int:
     channels = config.get("block_out_channels")
-    if not isinstance(channels, (list, tuple)) or not channels:
+    if not isinstance(channels, (list, tuple)) or not 1 <= len(channels) <= MAX_LEVELS:
         raise ValueError(
             "`block_out_channels` must list the channels of every level, innermost first, each as a list with one "
-            f"entry for each resolution, e.g. [[64, 128], [32, 64]]; got {channels!r}."
+            f"entry for each resolution, e.g. [[64, 128], [32, 64]], for at most {MAX_LEVELS} levels; got "
+            f"{describe(channels)}."
         )
     return len(channels)
 
@@ -159,7 +186,7 @@ def _column(config: Mapping[str, Any], name: str, num_levels: int) -> Sequence[A
     if not isinstance(column, (list, tuple)) or len(column) != num_levels:
         raise ValueError(
             f"`{name}` must have one entry for each of the {num_levels} levels in `block_out_channels` "
-            f"(innermost first), got {column!r}."
+            f"(innermost first), got {describe(column)}."
         )
     return column
 
@@ -168,18 +195,21 @@ def _frozen(entry: Any, name: str) -> Any:
     """Lists (as JSON gives them) become tuples; mappings and nested lists are refused."""
     if isinstance(entry, (list, tuple)):
         if any(isinstance(item, (list, tuple, Mapping)) for item in entry):
-            raise ValueError(f"{name} = {entry!r} is nested too deeply; expected plain values.")
+            raise ValueError(f"{name} = {describe(entry)} is nested too deeply; expected plain values.")
         return tuple(entry)
     if isinstance(entry, Mapping):
-        raise ValueError(f"{name} = {entry!r} is a mapping; expected plain values.")
+        raise ValueError(f"{name} = {describe(entry)} is a mapping; expected plain values.")
     return entry
 
 
 def _check_shapes(row: LevelConfig, index: int) -> None:
-    num_resolutions = len(row.block_out_channels) if isinstance(row.block_out_channels, tuple) else 0
-    if num_resolutions == 0:
+    """Refuse what is no list where one belongs, and lists of other lengths."""
+    channels = row.block_out_channels
+    num_resolutions = len(channels) if isinstance(channels, tuple) else 0
+    if not 1 <= num_resolutions <= MAX_RESOLUTIONS:
         raise ValueError(
-            f"block_out_channels[{index}] must list the channels of each resolution, got {row.block_out_channels!r}."
+            f"block_out_channels[{index}] must list the channels of each resolution, at most {MAX_RESOLUTIONS} of "
+            f"them; got {describe(channels)}."
         )
     for name in ("layers_per_block", "attention_layers_per_block", "temporal_layers_per_block"):
         entry = getattr(row, name)
@@ -188,18 +218,39 @@ def _check_shapes(row: LevelConfig, index: int) -> None:
         if not isinstance(entry, tuple) or len(entry) != num_resolutions:
             raise ValueError(
                 f"{name}[{index}] must have one entry for each of the {num_resolutions} resolutions of level {index}, "
-                f"got {entry!r}."
+                f"got {describe(entry)}."
             )
-    if any(layers < 1 for layers in row.layers_per_block):
-        raise ValueError(f"layers_per_block[{index}] = {row.layers_per_block}: every resolution needs at least 1.")
-    if any(layers < 0 for layers in row.attention_layers_per_block):
-        raise ValueError(f"attention_layers_per_block[{index}] = {row.attention_layers_per_block}: use 0 for none.")
     keys, defaults = row.micro_conditioning_keys, row.micro_conditioning_defaults
     if not isinstance(keys, tuple) or not isinstance(defaults, tuple) or len(keys) != len(defaults):
         raise ValueError(
-            f"micro_conditioning_keys[{index}] = {keys!r} and micro_conditioning_defaults[{index}] = {defaults!r} "
-            "must pair up: one default for each key."
+            f"micro_conditioning_keys[{index}] = {describe(keys)} and micro_conditioning_defaults[{index}] = "
+            f"{describe(defaults)} must pair up: one default for each key."
         )
+
+
+def _check_values(row: LevelConfig, index: int) -> None:
+    """Refuse entries that are no numbers, flags or names, or out of any sensible range."""
+    for channels in row.block_out_channels:
+        check_whole_number(channels, f"block_out_channels[{index}]", 1, MAX_CHANNELS)
+    for layers in row.layers_per_block:
+        check_whole_number(layers, f"layers_per_block[{index}]", 1, MAX_LAYERS)
+    for layers in row.attention_layers_per_block:
+        check_whole_number(layers, f"attention_layers_per_block[{index}]", 0, MAX_LAYERS, "Use 0 for none.")
+    for layers in row.temporal_layers_per_block or ():
+        check_whole_number(layers, f"temporal_layers_per_block[{index}]", 0, MAX_LAYERS, "Use 0 for none.")
+    check_whole_number(row.num_frames, f"num_frames[{index}]", 1, MAX_FRAMES, "A model of pictures has 1.")
+    check_whole_number(row.norm_num_groups, f"norm_num_groups[{index}]", 1, MAX_CHANNELS)
+    for name in _FLAGS:
+        check_flag(getattr(row, name), f"{name}[{index}]")
+    check_number(row.dropout, f"dropout[{index}]", 0.0, 1.0)
+    for key, default in zip(row.micro_conditioning_keys, row.micro_conditioning_defaults, strict=True):
+        if not isinstance(key, str) or not key.isidentifier() or row.micro_conditioning_keys.count(key) > 1:
+            raise ValueError(
+                f"micro_conditioning_keys[{index}] has {describe(key)}; expected names such as 'scale', each once."
+            )
+        # A scale is divided by its default.
+        is_scale = key == "scale"
+        check_number(default, f"micro_conditioning_defaults[{index}]", 0.0 if is_scale else -math.inf, above=is_scale)
 
 
 def _check_divisibility(row: LevelConfig, index: int) -> None:
@@ -209,5 +260,80 @@ def _check_divisibility(row: LevelConfig, index: int) -> None:
             f"block_out_channels[{index}] has {bad}, not divisible by norm_num_groups[{index}] = "
             f"{row.norm_num_groups}; change one of them."
         )
-    if not 0.0 <= row.dropout < 1.0:
+    if row.dropout >= 1.0:
         raise ValueError(f"dropout[{index}] = {row.dropout}; expected a probability in [0, 1).")
+
+
+def _check_temporal(row: LevelConfig, index: int) -> None:
+    """Refuse temporal settings of level `index` that contradict each other or its other settings."""
+    layers = row.temporal_layers_per_block or ()
+    if any(layers) and row.num_frames == 1:
+        raise ValueError(
+            f"temporal_layers_per_block[{index}] = {layers}, but num_frames[{index}] is 1: attention among frames "
+            "needs several. Set num_frames, or leave the temporal layers out."
+        )
+    narrow = [
+        channels
+        for channels, count in zip(row.block_out_channels, layers, strict=False)
+        if count and channels % TEMPORAL_HEAD_DIM
+    ]
+    if narrow:
+        raise ValueError(
+            f"temporal_layers_per_block[{index}] = {layers} puts temporal attention at {narrow} channels; its heads "
+            f"have {TEMPORAL_HEAD_DIM} each, so block_out_channels[{index}] must be multiples of that there. Use 0 "
+            "layers elsewhere."
+        )
+    if row.temporal_rotary and not any(layers):
+        raise ValueError(
+            f"temporal_rotary[{index}] is True, but temporal_layers_per_block[{index}] = "
+            f"{row.temporal_layers_per_block} has no temporal attention that would use the positions."
+        )
+    if index == 0 and (row.temporal_downsample or row.tiled_adapters):
+        raise ValueError(
+            "temporal_downsample[0] and tiled_adapters[0] must be False: they are about the level inside, and level 0 "
+            "has none."
+        )
+
+
+def _check_frames(row: LevelConfig, inner: LevelConfig, index: int) -> None:
+    """Refuse a number of frames of level `index` that does not follow from the level inside it."""
+    expected = inner.num_frames * row.frame_ratio
+    if row.num_frames != expected:
+        how = (
+            f"temporal_downsample[{index}] with {len(row.block_out_channels)} resolutions makes {row.frame_ratio} "
+            "times as many"
+            if row.temporal_downsample
+            else f"without temporal_downsample[{index}] it has as many"
+        )
+        raise ValueError(
+            f"num_frames[{index}] = {row.num_frames}, but level {index - 1} has {inner.num_frames} and {how}: "
+            f"expected {expected}."
+        )
+    if row.tiled_adapters:
+        try:
+            frame_grid_side(inner.num_frames)
+        except ValueError as error:
+            raise ValueError(
+                f"tiled_adapters[{index}] is True, but level {index - 1} has {inner.num_frames} frames, which do not "
+                "fill a square of tiles; set it to False."
+            ) from error
+
+
+def _check_sharing(row: LevelConfig, inner: LevelConfig | None, index: int) -> None:
+    """Refuse sharing that level `index` cannot do with the level inside it."""
+    if inner is None:
+        if row.share_time_embedding or row.share_blocks:
+            raise ValueError(
+                "share_time_embedding[0] and share_blocks[0] must be False: they are about the level inside, and "
+                "level 0 has none."
+            )
+        return
+    if not row.share_blocks:
+        return
+    for name in _SETTINGS_OF_SHARED_LAYERS:
+        ours, theirs = getattr(row, name), getattr(inner, name)
+        if ours != theirs:
+            raise ValueError(
+                f"share_blocks[{index}] is True, but {name}[{index}] = {ours} and {name}[{index - 1}] = {theirs}; "
+                "shared layers have one setting, make them equal."
+            )

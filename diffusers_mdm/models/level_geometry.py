@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..checked_values import check_tensor
 from ..pyramid import Pyramid, check_pyramid
 from .level_config import LevelConfig
 
@@ -40,7 +41,7 @@ def check_sample(pyramid: Pyramid, all_rows: Sequence[LevelConfig], in_channels:
     """Refuse what is no pyramid of the inner levels of a model.
 
     Args:
-        pyramid: levels, innermost first; as shall run.
+        pyramid: levels, innermost first, as they are to be run.
         all_rows: of the model.
         in_channels: of the model.
 
@@ -48,6 +49,8 @@ def check_sample(pyramid: Pyramid, all_rows: Sequence[LevelConfig], in_channels:
         ValueError: number, size, frames or channels of the levels.
     """
     check_pyramid(pyramid)
+    for index, level in enumerate(pyramid):
+        check_tensor(level, f"sample[{index}]", "a noisy level", is_floating=True)
     if len(pyramid) > len(all_rows):
         raise ValueError(
             f"`sample` has {len(pyramid)} levels; the model has {len(all_rows)}, whose sides are to each other as "

@@ -16,17 +16,28 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from ..pyramid import Pyramid, as_pyramid
+from .adapter_strengths import AdapterStrengthMixin
 from .attention import MatryoshkaAttention, TextSelfAttention
+from .blocks import BlockSettings
 from .compilation import CompilationMixin
-from .config_checks import check_model_config, check_text, expand_to_batch, resolve_time_embed_dim
+from .config_checks import (
+    as_row_values,
+    check_classes,
+    check_model_config,
+    check_text,
+    check_text_fits,
+    expand_to_batch,
+    resolve_time_embed_dim,
+)
 from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
-from .level import build_levels
+from .level import Level
 from .level_config import LevelConfig
 from .level_geometry import check_sample, level_sides, side_ratios, size_multiple
-from .single_file import SingleFileMixin
+from .loading.single_file import SingleFileMixin
+from .loading.weight_variants import VariantMixin
 from .text_conditioning import TextConditioning, masked_mean
-from .weight_variants import VariantMixin
+from .weight_sharing import share_layers
 
 
 @dataclasses.dataclass
@@ -44,6 +55,7 @@ class NestedUNetModel(
     GrowthMixin,
     VariantMixin,
     CompilationMixin,
+    AdapterStrengthMixin,
     ModelMixin,
     AttentionMixin,
     ConfigMixin,
@@ -231,7 +243,7 @@ class NestedUNetModel(
 
         Args:
             sample: noisy levels `(B_i, in_channels, H_i, W_i)`, innermost first, B_0 >= B_1 >= …; with k levels only
-                the inner k dolls run. A bare tensor is level 0. Models of clips take `(B_i, in_channels, F_i, H_i,
+                the inner k levels run. A bare tensor is level 0. Models of clips take `(B_i, in_channels, F_i, H_i,
                 W_i)` with `level_frames` frames; where all k levels have equally many, also single frames (F_i = 1,
                 or pictures).
             timestep: 0 … num_train_timesteps - 1, one for all rows or `(B_0,)`.
@@ -245,11 +257,12 @@ class NestedUNetModel(
 
         Raises:
             ValueError: sizes, batches or conditions do not fit the model.
+            TypeError: an argument is of another kind than described.
         """
         pyramid, is_tensor = as_pyramid(sample)
         check_sample(pyramid, self.level_rows, self.config["in_channels"])
         batch, dtype = pyramid[0].shape[0], pyramid[0].dtype
-        timesteps = expand_to_batch(torch.as_tensor(timestep, device=pyramid[0].device), batch, "timestep")
+        timesteps = as_row_values(timestep, "timestep", batch, pyramid[0].device)
         micro = self._micro_conditioning(added_cond_kwargs, batch, timesteps.device)
         text = self._text(encoder_hidden_states, encoder_attention_mask, batch, dtype)
         pooled = self._pooled(text, class_labels, batch, dtype)
@@ -291,6 +304,11 @@ class NestedUNetModel(
     def _micro_conditioning(
         self, added_cond_kwargs: Mapping[str, torch.Tensor] | None, batch: int, device: torch.device
     ) -> dict[str, torch.Tensor]:
+        if added_cond_kwargs is not None and not isinstance(added_cond_kwargs, Mapping):
+            raise TypeError(
+                f"`added_cond_kwargs` is a {type(added_cond_kwargs).__name__}; expected a dict of micro-conditions, "
+                'e.g. {"scale": tensor}.'
+            )
         given = dict(added_cond_kwargs or {})
         known = {key for keys in self.config["micro_conditioning_keys"] for key in keys}
         if any(key not in known for key in given):  # not issuperset, which torch 2.6 cannot compile
@@ -298,9 +316,7 @@ class NestedUNetModel(
                 f"Unknown keys {sorted(set(given) - known)} in `added_cond_kwargs`; this model is conditioned on "
                 f"{sorted(known) or 'nothing'}."
             )
-        return {
-            key: expand_to_batch(torch.as_tensor(value, device=device), batch, key) for key, value in given.items()
-        }
+        return {key: as_row_values(value, key, batch, device) for key, value in given.items()}
 
     def _text(
         self,
@@ -309,13 +325,7 @@ class NestedUNetModel(
         batch: int,
         dtype: torch.dtype,
     ) -> TextConditioning | None:
-        has_text = self.config["cross_attention_dim"] is not None
-        if has_text != (encoder_hidden_states is not None):
-            raise ValueError(
-                "This model reads text: pass `encoder_hidden_states` (see MDMPipeline.encode_prompt)."
-                if has_text
-                else "This model has no text (`cross_attention_dim` is None), but `encoder_hidden_states` was passed."
-            )
+        check_text_fits(encoder_hidden_states, self.config["cross_attention_dim"] is not None)
         if encoder_hidden_states is None:
             return None
         text = encoder_hidden_states
@@ -330,15 +340,33 @@ class NestedUNetModel(
     def _pooled(
         self, text: TextConditioning | None, class_labels: torch.Tensor | None, batch: int, dtype: torch.dtype
     ) -> torch.Tensor | None:
-        has_classes = self.config["num_class_embeds"] is not None
-        if has_classes != (class_labels is not None):
-            raise ValueError(
-                "This model is conditioned on classes: pass `class_labels` of shape (batch,)."
-                if has_classes
-                else "`class_labels` was passed, but this model has no classes (`num_class_embeds` is None)."
-            )
+        check_classes(class_labels, self.config["num_class_embeds"])
         pooled = None if text is None else text.pooled
         if class_labels is None:
             return pooled
         labels = self.class_embedding(expand_to_batch(class_labels, batch, "class_labels")).to(dtype)
         return labels if pooled is None else pooled + labels
+
+
+def build_levels(config: Mapping[str, Any], rows: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
+    """The levels of a model, innermost first, each knowing the channels of the one inside it, and sharing layers with
+    it where the rows say so.
+
+    Raises:
+        ValueError: a level is to share blocks, but none of its layers can.
+    """
+    levels: list[Level] = []
+    for index, row in enumerate(rows):
+        settings = BlockSettings.of_level(
+            row,
+            time_embed_dim=time_embed_dim,
+            norm_eps=config["norm_eps"],
+            num_attention_heads=config["num_attention_heads"],
+            attention_norm_num_groups=config["attention_norm_num_groups"],
+            text_dim=config["cross_attention_dim"],
+        )
+        inner_channels = rows[index - 1].block_out_channels[0] if index else None
+        levels.append(Level(row, settings, config["in_channels"], config["out_channels"], inner_channels))
+        if index > 0:
+            share_layers(levels[index], levels[index - 1], row, index)
+    return levels

@@ -13,9 +13,8 @@ from torch import nn
 
 from .attention import FeedForward, MatryoshkaAttention, zero_
 from .frames import unfold_frames
+from .level_config import TEMPORAL_HEAD_DIM
 
-# Channels of a head; ml-mdm has no other.
-TEMPORAL_HEAD_DIM = 32
 # Attention kernels put rows into a dimension of their launch grid, of which there are at most 65535.
 MAX_ATTENTION_ROWS = 32768
 

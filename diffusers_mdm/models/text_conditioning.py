@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -25,29 +27,31 @@ class TextConditioning:
     attention_mask: torch.Tensor | None = None
     keys_values: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None
 
+    def tensors(self) -> list[torch.Tensor | None]:
+        """Every tensor, in an order from which `with_tensors` makes the same again."""
+        flat = [part for pair in self.keys_values or () for part in pair]
+        return [self.hidden_states, self.pooled, self.attention_mask, *flat]
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor | None]) -> TextConditioning:
+        """The same with other tensors in the place of `tensors()`."""
+        hidden_states, pooled, mask, *flat = tensors
+        if hidden_states is None or pooled is None:
+            raise ValueError("The states of the text and their mean are missing.")
+        pairs = cast(list[torch.Tensor], flat)
+        keys_values = None if self.keys_values is None else tuple(zip(pairs[::2], pairs[1::2], strict=True))
+        return TextConditioning(hidden_states, pooled, mask, keys_values)
+
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> TextConditioning:
         """The same on another device; accelerate calls it where a level is elsewhere than the text."""
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return TextConditioning(
-            moved(self.hidden_states),
-            moved(self.pooled),
-            None if self.attention_mask is None else moved(self.attention_mask),
-            None if self.keys_values is None else tuple((moved(k), moved(v)) for k, v in self.keys_values),
+        return self.with_tensors(
+            [None if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors()]
         )
 
     def first_rows(self, num_rows: int) -> TextConditioning:
         """The same for the first `num_rows` rows: outer levels may have a smaller batch."""
         if num_rows == self.hidden_states.shape[0]:
             return self
-        return TextConditioning(
-            self.hidden_states[:num_rows],
-            self.pooled[:num_rows],
-            None if self.attention_mask is None else self.attention_mask[:num_rows],
-            None if self.keys_values is None else tuple((k[:num_rows], v[:num_rows]) for k, v in self.keys_values),
-        )
+        return self.with_tensors([None if tensor is None else tensor[:num_rows] for tensor in self.tensors()])
 
 
 def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

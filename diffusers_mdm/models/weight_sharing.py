@@ -2,75 +2,20 @@
 """Levels that run layers of the level inside them in place of their own: fewer weights, and one set of them for
 several resolutions (an open direction of Gu et al. 2024).
 
-A shared layer belongs to the innermost level that runs it and is registered there alone. So it has one name and one
-place in files, optimizers and averages, and a model that grows by a sharing level keeps all of its parameters' names.
+A shared layer belongs to the innermost level that runs it and is registered there alone, so a model that grows by a
+sharing level keeps all of its parameters' names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator
+from typing import cast
 
-import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from .blocks import ResolutionBlock
-    from .level import Level
-    from .level_config import LevelConfig
-
-# Settings that a layer carries in itself, beside the shapes of its parameters.
-_SAME_SETTINGS = ("norm_num_groups", "dropout")
-
-
-class LayerBorrower(nn.Module):
-    """A module whose layers may be those of another one.
-
-    A borrowed layer leaves `None` in its place among the submodules. What stands in a plain dict is no submodule.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.borrowed: dict[str, nn.Module] = {}
-
-    def layer(self, kind: str, key: int | str | None = None) -> Any:
-        """The layer that runs as `kind`, or as entry `key` of the list or dict `kind`: own or borrowed."""
-        own: Any = getattr(self, kind)
-        if key is not None:
-            own = own[key]
-        return self.borrowed[_place(kind, key)] if own is None else own
-
-    def borrow(self, layer: nn.Module, kind: str, key: int | str | None = None) -> None:
-        """Drop the own layer and run `layer`."""
-        if key is None:
-            setattr(self, kind, None)
-        else:
-            getattr(self, kind)[key] = None
-        self.borrowed[_place(kind, key)] = layer
-
-
-def _place(kind: str, key: int | str | None) -> str:
-    return kind if key is None else f"{kind}.{key}"
-
-
-def check_sharing(row: LevelConfig, inner: LevelConfig | None, index: int) -> None:
-    """Refuse sharing that level `index` cannot do with the level inside it."""
-    if inner is None:
-        if row.share_time_embedding or row.share_blocks:
-            raise ValueError(
-                "share_time_embedding[0] and share_blocks[0] must be False: they are about the level inside, and "
-                "level 0 has none."
-            )
-        return
-    if not row.share_blocks:
-        return
-    for name in _SAME_SETTINGS:
-        ours, theirs = getattr(row, name), getattr(inner, name)
-        if ours != theirs:
-            raise ValueError(
-                f"share_blocks[{index}] is True, but {name}[{index}] = {ours} and {name}[{index - 1}] = {theirs}; "
-                "shared layers have one setting, make them equal."
-            )
+from .blocks import ResolutionBlock
+from .level import Level
+from .level_config import LevelConfig
 
 
 def share_layers(outer: Level, inner: Level, row: LevelConfig, index: int) -> None:
@@ -106,7 +51,7 @@ def _counterparts(outer: Level, inner: Level) -> Iterator[tuple[ResolutionBlock,
     )
     for ours, theirs in ways:
         for ours_here, theirs_here in zip(ours, theirs, strict=False):
-            block, other = cast("ResolutionBlock", ours_here), cast("ResolutionBlock", theirs_here)
+            block, other = cast(ResolutionBlock, ours_here), cast(ResolutionBlock, theirs_here)
             inside = dict(other.layers_by_place())
             for place, (kind, position) in block.layers_by_place():
                 if place in inside:
@@ -120,28 +65,3 @@ def _is_alike(one: nn.Module, other: nn.Module) -> bool:
     shapes, others = ({name: value.shape for name, value in layer.named_parameters()} for layer in (one, other))
     rotary, other_rotary = (getattr(layer, "has_rotary", None) for layer in (one, other))
     return type(one) is type(other) and shapes == others and rotary == other_rotary
-
-
-def borrowed_names(model: nn.Module) -> dict[str, str]:
-    """Name of every layer that a level borrows, as if it were its own → name of the layer it is."""
-    owners = {id(module): name for name, module in model.named_modules()}
-    return {
-        f"{name}.{place}": owners[id(layer)]
-        for name, module in model.named_modules()
-        if isinstance(module, LayerBorrower)
-        for place, layer in module.borrowed.items()
-    }
-
-
-def unshared_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """The state dict of the same model without sharing: a shared tensor stands under each of its names.
-
-    Args:
-        model: whose levels share layers.
-        state: its state dict; read off the model by default.
-    """
-    unshared = dict(model.state_dict() if state is None else state)
-    for name, owner in borrowed_names(model).items():
-        parts = [key for key in unshared if key.startswith(f"{owner}.")]
-        unshared |= {name + key.removeprefix(owner): unshared[key] for key in parts}
-    return unshared

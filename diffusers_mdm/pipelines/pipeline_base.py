@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 
 from diffusers_mdm.loaders import MDMLoraLoaderMixin
-from diffusers_mdm.models.weight_variants import naming_variants
+from diffusers_mdm.models.loading.weight_variants import naming_variants
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing import setup
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, encode_prompts
@@ -79,7 +79,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         if defaults is not None:
             self.register_to_config(drawing_defaults=defaults)
         self.running_drawings = RunningDrawings()
-        self.register_modules(**components)
+        self.register_modules(**checks.checked_components(components))
         if components.get("vae") is not None and clips_to_pictures(components.get("scheduler")):
             logger.warning(
                 "The scheduler clips predicted samples to [-1, 1], but latents of unit variance reach beyond that; "

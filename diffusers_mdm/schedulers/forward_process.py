@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from ..checked_values import check_tensor
 from ..pyramid import Pyramid, as_pyramid, check_pyramid, in_full_precision, level_ratios, matching_levels
+from .reverse_steps import amplitudes
 from .timestep_spacing import as_timesteps
 
 Sample = torch.Tensor | Sequence[torch.Tensor]
@@ -78,14 +80,21 @@ class PyramidForwardProcess:
         rows = timesteps if timesteps.numel() != 1 else timesteps.reshape(1).expand(len(levels[0]))
         if rows.shape != levels[0].shape[:1]:
             raise ValueError(
-                f"`timesteps` has shape {tuple(timesteps.shape)}; expected one timestep, or one a row of level 0: "
-                f"({len(levels[0])},)."
+                f"`timesteps` has shape {tuple(timesteps.shape)}; expected one timestep, or one for each row of "
+                f"level 0: ({len(levels[0])},)."
             )
         return [self.alpha_cumprod(rows[: len(level)], ratio) for level, ratio in zip(levels, ratios, strict=True)]
 
     def _levels(self, sample: Sample, name: str) -> tuple[Pyramid, list[float], bool]:
         """Levels of a sample, their ratios (at least 1), and whether it was a bare tensor."""
         levels, bare = as_pyramid(sample)
+        for level in levels:
+            check_tensor(level, name, "a pyramid, or one level", is_floating=True)
+        if bare and levels[0].ndim < 2:
+            raise ValueError(
+                f"`{name}` has shape {tuple(levels[0].shape)}; expected (batch, channels, height, width), or (batch, "
+                "channels, frames, height, width) for clips."
+            )
         if not bare:
             check_pyramid(levels, name=name)
             return levels, level_ratios(levels), False
@@ -135,26 +144,21 @@ def noisy_sample(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, 
         power: g, signal power of each row, `(B,)`.
         scale: what clean pictures are divided by before they are diffused.
     """
-    signal, spread = amplitudes(power, clean)
+    signal, spread = _row_amplitudes(power, clean)
     mixed = signal * (in_full_precision(clean) / scale) + spread * in_full_precision(noise)
     return mixed.to(clean.dtype)
 
 
 def velocity(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """v_t = sqrt(g) eps - sqrt(1 - g) x / scale (ml-mdm, Schedule / diffusion), arguments as in `noisy_sample`."""
-    signal, spread = amplitudes(power, clean)
+    signal, spread = _row_amplitudes(power, clean)
     mixed = signal * in_full_precision(noise) - spread * (in_full_precision(clean) / scale)
     return mixed.to(clean.dtype)
 
 
-def amplitudes(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The alpha and sigma of each row, shaped to multiply `like`.
-
-    The exponential of half a logarithm is the published rounding of alpha: near t = 0 a last digit of it shows as 6e-6
-    in a noise that is computed from a prediction.
-    """
-    power = power.reshape(-1, *[1] * (like.ndim - 1))
-    return torch.exp(torch.log(power) / 2), (1 - power) ** 0.5
+def _row_amplitudes(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The alpha and sigma of each row, shaped to multiply `like`."""
+    return amplitudes(power.reshape(-1, *[1] * (like.ndim - 1)))
 
 
 def shift_signal_power(power: torch.Tensor, ratio: float, shift_power: float) -> torch.Tensor:

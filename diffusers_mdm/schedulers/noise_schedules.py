@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
+from ..config_reading import describe
+
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear", "cosine_log_snr")
 
 # Largest beta of the capped cosine, as published (ml-mdm, Schedule: DEEPFLOYD).
@@ -22,7 +24,12 @@ _MAX_BETA = 0.999
 
 def betas_from_trained(trained_betas: Sequence[float] | np.ndarray) -> torch.Tensor:
     """Betas given one by one: `(T,)`, float64."""
-    betas = torch.as_tensor(np.asarray(trained_betas, dtype=np.float64))
+    try:
+        betas = torch.as_tensor(np.asarray(trained_betas, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`trained_betas` is {describe(trained_betas)}; expected a list of numbers, one a training step."
+        ) from error
     if betas.ndim != 1 or len(betas) == 0:
         raise ValueError(f"`trained_betas` has shape {tuple(betas.shape)}; expected one number a training step.")
     return betas

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
 
+from ..checked_values import check_flag, check_number, check_whole_number
+from ..config_reading import describe
+from ..library_internals import DEFAULTED_KEYS
 from .noise_schedules import BETA_SCHEDULES
 from .reverse_steps import PREDICTION_TYPES
 from .timestep_spacing import TIMESTEP_SPACINGS
@@ -23,7 +25,10 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "solver_order": (1, 2),
 }
 
-POSITIVE = ("num_train_timesteps", "base_sample_size", "clip_sample_range", "sample_max_value")
+# Smallest and largest value of each whole number.
+WHOLE_NUMBERS = {"num_train_timesteps": (1, 1_000_000), "base_sample_size": (1, 65536), "steps_offset": (0, 1_000_000)}
+POSITIVE = ("clip_sample_range", "sample_max_value")
+FLAGS = ("rescale_betas_zero_snr", "clip_sample", "thresholding")
 
 # Keys that have the same meaning in diffusers' schedulers. `timestep_spacing` is left out: it belongs to the sampler,
 # and what a class has as its default there is not a property of the model.
@@ -56,27 +61,31 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key, allowed in CHOICES.items():
         if key == "beta_schedule" and config["trained_betas"] is not None:
             continue
-        if config[key] not in allowed:
-            raise ValueError(f"`{key}` is {config[key]!r}; expected one of {', '.join(map(str, allowed))}.")
+        if not isinstance(config[key], (str, int)) or config[key] not in allowed:
+            raise ValueError(f"`{key}` is {describe(config[key])}; expected one of {', '.join(map(str, allowed))}.")
+    for key, (low, high) in WHOLE_NUMBERS.items():
+        check_whole_number(config[key], f"`{key}`", low, high)
     for key in POSITIVE:
-        if not config[key] > 0:
-            raise ValueError(f"`{key}` is {config[key]}; expected a number above 0.")
-    ratio, power = config["dynamic_thresholding_ratio"], config["shift_power"]
-    if not 0 < ratio <= 1:
-        raise ValueError(f"`dynamic_thresholding_ratio` is {ratio}; expected a quantile above 0, at most 1.")
-    if not 0 <= power < math.inf:
-        raise ValueError(f"`shift_power` is {power}; expected a finite number, 0 or more.")
+        check_number(config[key], f"`{key}`", 0.0, above=True)
+    for key in FLAGS:
+        check_flag(config[key], f"`{key}`")
+    for key in ("beta_start", "beta_end"):
+        check_number(config[key], f"`{key}`", 0.0)
+    for key in ("log_snr_max", "log_snr_min"):
+        check_number(config[key], f"`{key}`")
+    check_number(config["dynamic_thresholding_ratio"], "`dynamic_thresholding_ratio`", 0.0, 1.0, above=True)
+    check_number(config["shift_power"], "`shift_power`", 0.0)
 
 
 def lasting_defaults(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What the host's note of defaulted keys shall say, so that a change of class keeps what defines the process.
+    """What diffusers' note of defaulted keys has to say, so that a change of class keeps what defines the process.
 
-    The host replaces a key that was a default of one class by the default of the next one; for these keys the next
+    diffusers replaces a key that was a default of one class by the default of the next one; for these keys the next
     class would then silently sample another process.
     """
-    if "_use_default_values" not in config:
+    if DEFAULTED_KEYS not in config:
         return {}
-    return {"_use_default_values": sorted(set(config["_use_default_values"]) - SHARED_KEYS)}
+    return {DEFAULTED_KEYS: sorted(set(config[DEFAULTED_KEYS]) - SHARED_KEYS)}
 
 
 def with_origin_spelled_out(config: Mapping[str, Any], compatibles: Sequence[str]) -> dict[str, Any]:
@@ -92,6 +101,8 @@ def with_origin_spelled_out(config: Mapping[str, Any], compatibles: Sequence[str
     Raises:
         ValueError: the other scheduler does something that has no counterpart here.
     """
+    if not all(isinstance(key, str) for key in config):
+        raise ValueError(f"The config of the scheduler has keys that are no text: {describe(list(config))}.")
     if str(config.get("variance_type")).startswith("learned"):
         raise ValueError(
             f"The config has variance_type={config['variance_type']!r}: its network predicts the variance as well, "
@@ -105,7 +116,7 @@ def with_origin_spelled_out(config: Mapping[str, Any], compatibles: Sequence[str
             if key in SHARED_KEYS or key == "algorithm_type":
                 config.setdefault(key, parameter.default)
     if "algorithm_type" in config and "clip_sample" not in config:
-        # A multistep solver of the host: it does not clip.
+        # A multistep solver of diffusers, which does not clip.
         config.setdefault("algorithm", config["algorithm_type"])
         config["clip_sample"] = False
     return config

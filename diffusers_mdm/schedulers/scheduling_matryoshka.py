@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
+from ..config_reading import describe
 from ..pyramid import Pyramid, check_finite, in_full_precision, matching_levels, pyramid_noise
 from .forward_process import PyramidForwardProcess, Sample
 from .noise_schedules import (
@@ -159,7 +161,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
 
     @classmethod
     def _get_compatibles(cls) -> list[type[SchedulerMixin]]:
-        """This class, which the host looks up in its own module only, and the host's compatible ones."""
+        """This class, which diffusers looks up in its own module only, and diffusers' compatible ones."""
         return [cls, *(other for other in super()._get_compatibles() if other is not cls)]
 
     @classmethod
@@ -171,7 +173,12 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
             ValueError: the other scheduler does something that has no counterpart here (learned variance, other
                 solvers).
         """
-        if isinstance(config, dict):
+        if config is not None and not isinstance(config, (str, os.PathLike, Mapping)):
+            raise TypeError(
+                f"The config of a scheduler is {describe(config)} ({type(config).__name__}); expected the `config` of "
+                "another scheduler, or a dict."
+            )
+        if isinstance(config, Mapping):
             config = with_origin_spelled_out(config, cls._compatibles)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
@@ -187,7 +194,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: how many, placed by the configured `timestep_spacing`.
-            device: where `scheduler.timesteps` shall be.
+            device: where `scheduler.timesteps` is put.
             timesteps: the timesteps themselves instead, strictly falling.
 
         Raises:
@@ -196,12 +203,14 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Pass either `num_inference_steps` or `timesteps` to `set_timesteps`, and not both.")
         if timesteps is not None:
-            self._visited = checked_timesteps(timesteps, len(self))
+            visited = checked_timesteps(timesteps, len(self))
         elif num_inference_steps is not None:
-            self._visited = spaced_timesteps(
+            visited = spaced_timesteps(
                 self.config.timestep_spacing, num_inference_steps, self.alphas_cumprod, self.config.steps_offset
             )
-        self.timesteps = torch.tensor(self._visited, dtype=torch.int64, device=device)
+        # The device may be refused: the old timesteps stay whole until the new ones are.
+        self.timesteps = torch.tensor(visited, dtype=torch.int64, device=device)
+        self._visited = visited
         self.num_inference_steps = len(self._visited)
         self._history = None
         self._step_index = None

@@ -97,13 +97,13 @@ def checked_timesteps(timesteps: Sequence[int] | np.ndarray | torch.Tensor, num_
         timesteps = timesteps.tolist()
     try:
         values = np.asarray(timesteps)
-    except ValueError:  # lists of unequal lengths
+    except (TypeError, ValueError):  # of another kind, or lists of unequal lengths
         values = np.asarray(None)
     if values.dtype.kind not in "iuf":
         raise ValueError(f"`timesteps` are of type {type(timesteps).__name__}; expected a list of whole numbers.")
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"`timesteps` has shape {values.shape}; expected a list of at least one timestep.")
-    if not np.array_equal(values, np.round(values)):
+    if not np.isfinite(values).all() or not np.array_equal(values, np.round(values)):
         raise ValueError(f"`timesteps` must be whole numbers, got {values.tolist()}.")
     whole = [int(value) for value in values]
     if any(later >= earlier for earlier, later in pairwise(whole)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention against its formula, and in the host's hands: processors, backends, fusing."""
+"""Attention against its formula, and as diffusers uses it: processors, backends, fusing."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_host_backends_reach_every_layer(model, inputs, backend):
     backends = {processor._attention_backend.value for processor in model.attn_processors.values()}
     assert backends == {backend}
     torch.testing.assert_close(model(**inputs).sample, expected, **ROUNDING)
-    # The host also makes a backend that is set the default of the process; leave its own behind.
+    # diffusers also makes a backend that is set the default of the process; leave its own behind.
     model.set_attention_backend("native")
     torch.testing.assert_close(model(**inputs).sample, expected, **SAME)
 

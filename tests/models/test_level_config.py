@@ -33,7 +33,7 @@ def test_ratio_is_a_power_of_the_resolutions():
         ({"dropout": (0.0,)}, "dropout"),
         ({"dropout": (0.0, 1.5)}, r"dropout\[1\]"),
         ({"layers_per_block": ((1, 2), (1,))}, r"layers_per_block\[1\]"),
-        ({"layers_per_block": ((1, 0), (1, 1))}, "at least 1"),
+        ({"layers_per_block": ((1, 0), (1, 1))}, "from 1 to"),
         ({"attention_layers_per_block": ((0, -1), (0, 1))}, "0 for none"),
         ({"block_out_channels": ((32, 32), (16,))}, "one resolution|one entry"),
         ({"block_out_channels": ((32, 30), (16, 32))}, "not divisible"),

@@ -21,8 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mdm.schedulers import MatryoshkaScheduler
-from diffusers_mdm.schedulers.forward_process import amplitudes
-from diffusers_mdm.schedulers.reverse_steps import clean_from_prediction, noise_from_clean
+from diffusers_mdm.schedulers.reverse_steps import amplitudes, clean_from_prediction, noise_from_clean
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 ATOL = 1e-6
@@ -139,7 +138,7 @@ def test_conversions_of_a_model_output(golden, schedule):
     tensors = [level_tensors(golden, f"xt/{schedule}/{name}", num_levels) for name in names]
     powers = scheduler.level_alphas_cumprod(tensors[1], times)
     for output, sample, clean, noise, power in zip(*tensors, powers, strict=True):
-        alpha, sigma = amplitudes(power, sample)
+        alpha, sigma = amplitudes(power.reshape(-1, *[1] * (sample.ndim - 1)))
         predicted = clean_from_prediction(output, sample, alpha, sigma, "v_prediction")
         assert_close(predicted, clean)
         assert_close(noise_from_clean(predicted, sample, alpha, sigma), noise)

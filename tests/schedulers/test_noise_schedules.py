@@ -32,7 +32,7 @@ def test_every_family_falls_from_almost_clean_to_almost_noise(beta_schedule):
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_families_of_the_host_are_the_hosts(beta_schedule):
+def test_families_of_diffusers_are_those_of_diffusers(beta_schedule):
     theirs = DDIMScheduler(beta_schedule=beta_schedule)
     ours = MatryoshkaScheduler(beta_schedule=beta_schedule)
     torch.testing.assert_close(ours.betas, theirs.betas, atol=1e-7, rtol=1e-4)

@@ -81,7 +81,7 @@ def test_ddim_is_the_hosts_on_one_level():
     ours.set_timesteps(timesteps=timesteps)
     sample, output, noise = torch.randn(3, 2, 3, 8, 8)
     for eta in (0.0, 0.4, 1.0):
-        # The host goes T // N down.
+        # diffusers goes T // N down.
         theirs.set_timesteps(2)
         ours.set_timesteps(timesteps=[750, 250])
         actual = ours.step(output, 750, sample, eta=eta, variance_noise=noise)
@@ -224,7 +224,7 @@ def test_clipping():
     assert_pyramids_close(predicted(free, clean), clean, atol=0)
 
 
-def test_dynamic_threshold_is_the_hosts():
+def test_dynamic_threshold_is_that_of_diffusers():
     theirs = DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
     clean = torch.randn(4, 3, 8, 8) * torch.tensor([0.1, 1.0, 1.2, 5.0])[:, None, None, None]
     torch.testing.assert_close(dynamic_threshold(clean, 0.9, 1.5), theirs._threshold_sample(clean))

@@ -13,7 +13,7 @@ from diffusers_mdm.schedulers.timestep_spacing import TIMESTEP_SPACINGS
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("steps", [1, 3, 7, 50, 1000])
-def test_spacings_of_the_host_are_the_hosts(spacing, steps):
+def test_spacings_of_diffusers_are_those_of_diffusers(spacing, steps):
     ours, theirs = (
         scheduler_class(timestep_spacing=spacing, beta_schedule="linear")
         for scheduler_class in (MatryoshkaScheduler, DDIMScheduler)

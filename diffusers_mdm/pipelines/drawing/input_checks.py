@@ -9,11 +9,42 @@ from typing import Any
 
 import torch
 
+from diffusers_mdm.library_internals import inside_of
+from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.other_schedulers import check_draws_one_level
 from diffusers_mdm.pipelines.drawing.request import MAX_IMAGES, Prompt, Request, describe, is_number
 from diffusers_mdm.pipelines.drawing.setup import level_shapes
 
 Shape = tuple[int, ...]
+
+
+def checked_components(components: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The components of a pipeline, as they are; `None` stands for one that is not needed.
+
+    Args:
+        components: by name.
+
+    Raises:
+        TypeError: names the component that cannot do its part, what it is and what was expected.
+    """
+    # Compiled and distributed models keep the model inside.
+    unet = components.get("unet")
+    bare = inside_of(unet)
+    works = {
+        "unet": (isinstance(bare, NestedUNetModel), "a NestedUNetModel"),
+        "scheduler": (_has(components, "scheduler", "set_timesteps", "step"), "a scheduler, e.g. MatryoshkaScheduler"),
+        "text_encoder": (_has(components, "text_encoder", "forward", "config"), "a text encoder of transformers"),
+        "tokenizer": (callable(components.get("tokenizer")), "a tokenizer of transformers"),
+        "vae": (_has(components, "vae", "encode", "decode", "config"), "an autoencoder of diffusers"),
+    }
+    for name, (is_right, expected) in works.items():
+        if components.get(name) is not None and not is_right:
+            raise TypeError(f"`{name}` is {describe(components[name])}; expected {expected}.")
+    return components
+
+
+def _has(components: Mapping[str, Any], name: str, *parts: str) -> bool:
+    return all(hasattr(components.get(name), part) for part in parts)
 
 
 def check_prompt(name: str, prompt: Prompt, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> None:

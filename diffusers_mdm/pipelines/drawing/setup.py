@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from diffusers_mdm.library_internals import is_hooked
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, RowGroup, group_rows_by_text
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import scale_factor
@@ -153,7 +154,7 @@ def models_in_use(unet: Any) -> Iterator[None]:
 def _has_moving_weights(model: Any) -> bool:
     """Whether hooks of accelerate or of diffusers move weights to a device, or to another precision, and back."""
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    return any(hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in modules)
+    return is_hooked(modules)
 
 
 def adapters_to_itself(unet: Any) -> contextlib.AbstractContextManager[Any]:

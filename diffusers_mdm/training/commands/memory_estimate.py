@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ...library_internals import FAKE_TENSORS
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ..loop.stage_setup import freeze_levels
@@ -75,7 +75,7 @@ def estimate_stage(
     unet = fake_unet(recipe, stage.levels, stage.as_pictures)
     freeze(unet, recipe, stage)
     pictures = joint_stage(recipe, stage)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FAKE_TENSORS.get()(allow_non_fake_inputs=True):
         # Autocast knows the CPU, but not the meta device.
         unet = unet.to_empty(device="cpu")
         activations = activation_bytes(unet, recipe, stage, options)

@@ -23,7 +23,7 @@ from ..state.optimizer import (
     whole_optimizer_state,
 )
 from ..state.run import Run
-from ..state.sharding import let_shared_layers_stand_alone, plain_copy
+from ..state.sharding import plain_copy
 
 
 def begin_stage(run: Run, stage: StageRecipe) -> None:
@@ -112,7 +112,6 @@ def prepare(run: Run, stage: StageRecipe) -> None:
     optimizer = new_optimizer(groups, run.recipe.optimizer, stage.learning_rate, fused=not run.is_sharded)
     if run.options.torch_compile:
         run.unet.compile()
-    let_shared_layers_stand_alone(run.accelerator, run.unet)
     run.model, run.optimizer = run.accelerator.prepare(model, optimizer)
     if run.optimizer_state is not None:
         take_optimizer_state(run.optimizer.optimizer, trained_parameters(run), run.optimizer_state)

@@ -53,7 +53,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
             str(options.output_dir), logging_dir=str(options.output_dir / options.logging_dir)
         ),
     )
-    check_supported(accelerator)
+    check_supported(accelerator, recipe.rows)
     start = open_output(recipe, options, accelerator)
     recipe = recipe if start is None else start.resumption.recipe
     if accelerator.is_main_process:

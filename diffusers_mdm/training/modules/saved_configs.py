@@ -5,6 +5,8 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from transformers import PretrainedConfig
 
+from ...library_internals import replace_config
+
 
 def forget_origin(*modules: torch.nn.Module) -> None:
     """Take out of models where they were loaded from, so that what is saved does not name a folder of this machine.
@@ -20,7 +22,7 @@ def forget_origin(*modules: torch.nn.Module) -> None:
         if isinstance(config, FrozenDict):
             # A frozen config loses no key; a new one takes its place, as in diffusers' `register_to_config`.
             kept = {key: value for key, value in config.items() if key != "_name_or_path"}
-            setattr(module, "_internal_dict", FrozenDict(kept))  # noqa: B010  not an attribute that torch knows
+            replace_config(module, FrozenDict(kept))
         elif isinstance(config, PretrainedConfig):
             config.name_or_path = ""
             setattr(module, "name_or_path", "")  # noqa: B010

@@ -98,11 +98,6 @@ class History:
         beside.write_bytes(content)
         os.replace(beside, self.path)
 
-    def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Images seen and values of one quantity, wherever it was measured and finite."""
-        rows = [row for row in self.read() if row.get(name) is not None]
-        return [row["images"] for row in rows], [row[name] for row in rows]
-
 
 def _end_of_whole_lines(file: io.FileIO, size: int) -> int:
     """Position after the last line break of an open file of `size` bytes."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Between whole tensors and the shards that FSDP leaves on each process."""
 
-import functools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -9,10 +9,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
 from diffusers import ConfigMixin
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ...models.weight_sharing import borrowed_names
+from ...models.level_config import LevelConfig
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,11 +75,16 @@ def whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: whole(value) for name, value in module.state_dict().items()}
 
 
-def check_supported(accelerator: Accelerator) -> None:
+def check_supported(accelerator: Accelerator, rows: Sequence[LevelConfig] = ()) -> None:
     """Refuse ways of sharding for which stages, averages and checkpoints would not be exact.
 
+    Args:
+        accelerator: says how is sharded.
+        rows: levels of the model that is to be trained.
+
     Raises:
-        ValueError: for FSDP 1, for FSDP on CPU cores, which accelerate passes over in silence, and for DeepSpeed.
+        ValueError: for FSDP 1, for FSDP on CPU cores, which accelerate passes over in silence, for FSDP of levels that
+            share layers, and for DeepSpeed.
     """
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.state.distributed_type != DistributedType.FSDP:
         raise ValueError(
@@ -94,54 +98,18 @@ def check_supported(accelerator: Accelerator) -> None:
             "FSDP 1 flattens parameters, so that averages and growth cannot find them; set `fsdp_version: 2` in the "
             "accelerate config (see training/accelerate/fsdp.yaml)."
         )
+    if fsdp is not None and any(row.share_time_embedding or row.share_blocks for row in rows):
+        raise ValueError(
+            "Levels of this model share layers (`share_time_embedding`, `share_blocks`). FSDP keeps a layer whole "
+            "only while the level that it belongs to runs, and not when another level runs it; train without FSDP, "
+            "every process with the whole model, or leave the sharing out."
+        )
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         raise ValueError(
             "DeepSpeed steps inside its backward pass and keeps the optimizer's state without names, so that bad "
             "steps could not be skipped and stages not grown; shard with FSDP 2 instead: "
             "training/accelerate/fsdp_zero2.yaml (as ZeRO stage 2) or fsdp.yaml (as stage 3)."
         )
-
-
-def let_shared_layers_stand_alone(accelerator: Accelerator, unet: torch.nn.Module) -> None:
-    """See to it that accelerate shards every layer that several levels run as a unit of its own; before it prepares.
-
-    As a part of its level's unit, such a layer would be whole only while that level runs, and not when the level
-    around it runs the layer. accelerate chooses units by their class, so each of these layers gets one of its own.
-
-    Args:
-        accelerator: whose plugin says what is sharded together.
-        unet: unsharded.
-
-    Raises:
-        ValueError: units are chosen by their size.
-    """
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    owners = sorted(set(borrowed_names(unet).values()))
-    if plugin is None or not owners:
-        return
-    policy = plugin.auto_wrap_policy
-    if isinstance(policy, functools.partial):
-        policy = policy.func
-    if policy is size_based_auto_wrap_policy:
-        raise ValueError(
-            "Levels of this model share layers (`share_time_embedding`, `share_blocks`), which have to be sharded as "
-            "units of their own; choose units by class: `fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP` in the "
-            "accelerate config (see training/accelerate/fsdp.yaml)."
-        )
-    if plugin.transformer_cls_names_to_wrap is None:
-        return  # the whole model is one unit
-    names = list(plugin.transformer_cls_names_to_wrap)
-    for owner in owners:
-        layer = unet.get_submodule(owner)
-        layer.__class__ = _shared_class(cast(Any, type(layer)))
-        names.append(type(layer).__name__)
-    plugin.transformer_cls_names_to_wrap = list(dict.fromkeys(names))
-
-
-@functools.cache
-def _shared_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """The same class under a name of its own."""
-    return type(f"Shared{cls.__name__}", (cls,), {})
 
 
 def plain_copy(module: torch.nn.Module) -> torch.nn.Module:

@@ -18,26 +18,19 @@ def test_numbers_come_back_bit_for_bit(history):
     for step, value in enumerate(values):
         history.add(step, 8 * step, "inner", **{"loss/level_0": value})
     assert [row["loss/level_0"] for row in history.read()] == values
-    assert history.series("loss/level_0") == ([8 * step for step in range(len(values))], values)
 
 
 def test_a_missing_file_is_an_empty_history(history):
     assert history.read() == []
-    assert history.series("loss/level_0") == ([], [])
     history.cut_after(3)
     assert not history.path.exists()
-
-
-def test_series_skip_lines_without_the_quantity(history):
-    history.add(1, 8, "inner", learning_rate=0.1)
-    history.add(2, 16, "inner", learning_rate=0.2, **{"validation_loss/level_0": 0.5})
-    assert history.series("validation_loss/level_0") == ([16], [0.5])
 
 
 def test_numbers_that_are_not_finite_stay_readable_json(history):
     history.add(1, 8, "inner", a=math.nan, b=math.inf, c=1.0)
     assert json.loads(history.path.read_text(), parse_constant=pytest.fail)["c"] == 1.0
-    assert history.series("a") == history.series("b") == ([], [])
+    (row,) = history.read()
+    assert row.get("a") is row.get("b") is None
 
 
 def test_a_torn_last_line_is_dropped_and_makes_room(history, caplog):

@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-import functools
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from accelerate.utils import DistributedType
-from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
 
-from diffusers_mdm.models.weight_sharing import borrowed_names
+from diffusers_mdm import LevelConfig
 from diffusers_mdm.training.state.sharding import (
     check_supported,
     laid_out_like,
-    let_shared_layers_stand_alone,
-    plain_copy,
     whole,
 )
-from tests.pipelines.tiny_pipeline import make_unet
 from tests.training.tiny_run import RECIPES
 
 CONFIGS = sorted((RECIPES.parent / "accelerate").glob("*.yaml"))
@@ -71,43 +66,13 @@ def test_tensors_come_whole_and_are_laid_out_as_their_parameter():
     assert laid_out_like(torch.tensor(3.0), lying).shape == ()
 
 
-SHARED = {"share_time_embedding": (False, True), "share_blocks": (False, True)}
-
-
-def plugin_with(policy, names=("Level",)) -> SimpleNamespace:
-    return SimpleNamespace(auto_wrap_policy=policy, transformer_cls_names_to_wrap=list(names) if names else None)
-
-
-def test_shared_layers_become_units_of_their_own():
-    unet, plugin = make_unet(**SHARED), plugin_with(transformer_auto_wrap_policy)
-    owners = set(borrowed_names(unet).values())
-    assert owners
-    let_shared_layers_stand_alone(accelerator_with(fsdp_plugin=plugin), unet)
-    is_unit = fsdp2_prepare_auto_wrap_policy(plugin, unet)
-    assert {name for name, module in unet.named_modules() if is_unit(module)} == {"levels.0", "levels.1", *owners}
-    # Between stages the model is a plain one again.
-    assert "Shared" not in repr(plain_copy(unet))
-    plugin.auto_wrap_policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls=set())
-    before = list(plugin.transformer_cls_names_to_wrap)
-    again = make_unet(**SHARED)
-    let_shared_layers_stand_alone(accelerator_with(fsdp_plugin=plugin), again)
-    assert plugin.transformer_cls_names_to_wrap == before
-
-
-def test_models_without_shared_layers_and_runs_without_units_stay_as_they_are():
-    for unet, plugin in (
-        (make_unet(), plugin_with(transformer_auto_wrap_policy)),
-        (make_unet(**SHARED), plugin_with(None, names=None)),
-    ):
-        names = plugin.transformer_cls_names_to_wrap
-        let_shared_layers_stand_alone(accelerator_with(fsdp_plugin=plugin), unet)
-        let_shared_layers_stand_alone(accelerator_with(), unet)
-        assert plugin.transformer_cls_names_to_wrap == names
-        assert "Shared" not in repr(unet)
-
-
-def test_units_by_size_are_refused_for_shared_layers():
-    policy = functools.partial(size_based_auto_wrap_policy, min_num_params=100)
-    let_shared_layers_stand_alone(accelerator_with(fsdp_plugin=plugin_with(policy)), make_unet())
-    with pytest.raises(ValueError, match="TRANSFORMER_BASED_WRAP"):
-        let_shared_layers_stand_alone(accelerator_with(fsdp_plugin=plugin_with(policy)), make_unet(**SHARED))
+@pytest.mark.parametrize("field", ["share_time_embedding", "share_blocks"])
+def test_levels_that_share_layers_are_not_sharded(field):
+    """A shared layer would be whole only while the level that it belongs to runs."""
+    inner = LevelConfig((8, 16), (1, 1), (0, 0), norm_num_groups=4)
+    rows = (inner, dataclasses.replace(inner, **{field: True}))
+    fsdp = SimpleNamespace(fsdp_version=2)
+    with pytest.raises(ValueError, match=r"share layers .*FSDP keeps a layer whole only while"):
+        check_supported(accelerator_with(fsdp_plugin=fsdp), rows)
+    check_supported(accelerator_with(fsdp_plugin=fsdp), rows[:1])
+    check_supported(accelerator_with("MULTI_GPU"), rows)

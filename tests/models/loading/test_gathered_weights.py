@@ -10,7 +10,7 @@ from accelerate import cpu_offload, disk_offload, init_empty_weights
 from peft import LoraConfig
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
-from diffusers_mdm.models.gathered_weights import common_device, gathered_state_dict
+from diffusers_mdm.models.loading.gathered_weights import common_device, gathered_state_dict
 from tests.models.tiny_models import randomize, two_level_config
 
 ROW = LevelConfig((8, 16), (1, 1), (0, 0), norm_num_groups=4)

@@ -9,6 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
+from torch.utils.checkpoint import checkpoint
 
 from diffusers_mdm import NestedUNetModel
 
@@ -142,6 +143,14 @@ def test_gradient_checkpointing_gives_identical_gradients(model, inputs):
     torch.testing.assert_close(gradients(model, inputs), expected, **SAME)
 
 
+def test_reentrant_checkpointing_gives_the_same_gradients(model, inputs):
+    """It finds gradients for tensors among a layer's arguments only, and runs through each part of a graph once."""
+    model.train()
+    expected = gradients(model, inputs)
+    model.enable_gradient_checkpointing(lambda layer, *args: checkpoint(layer, *args, use_reentrant=True))
+    torch.testing.assert_close(gradients(model, inputs), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_every_parameter_learns(model, inputs):
     """The adapters of a fresh model are zero, but not here: no parameter is dead."""
     model.train()
@@ -230,6 +239,6 @@ def test_moving_average_round_trip(model, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(average.shadow_params, loaded.shadow_params, strict=True))
 
 
-def test_host_attribute_errors_are_the_hosts(model):
+def test_missing_attributes_are_reported_as_in_diffusers(model):
     with pytest.raises(AttributeError, match="does_not_exist"):
         _ = model.does_not_exist

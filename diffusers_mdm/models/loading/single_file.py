@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from diffusers.loaders import FromOriginalModelMixin
 
-from ..config_reading import read_json, read_yaml
+from ...config_reading import read_json, read_yaml
 
 # Returns what a local checkpoint holds, for the class's `checkpoint_mapping_fn`; the second argument says which of
 # several weights to take.

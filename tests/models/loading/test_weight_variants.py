@@ -4,7 +4,7 @@
 import pytest
 
 from diffusers_mdm import MDMPipeline, NestedUNetModel
-from diffusers_mdm.models.weight_variants import variant_advice, variants_among
+from diffusers_mdm.models.loading.weight_variants import variant_advice, variants_among
 from tests.pipelines.tiny_pipeline import make_pipeline
 
 

@@ -7,6 +7,8 @@ import torch
 from accelerate.utils import align_module_device
 from torch import nn
 
+from ...library_internals import group_offload_folder
+
 StateDict = dict[str, torch.Tensor]
 
 
@@ -18,7 +20,7 @@ def gathered_state_dict(model: nn.Module) -> StateDict:
     Raises:
         ValueError: the weights lie in files of diffusers' group offloading, which nothing can read back.
     """
-    if _is_group_offloaded_to_disk(model):
+    if any(group_offload_folder(part) is not None for part in model.modules()):
         raise ValueError(
             "The weights of this model lie in files of group offloading (`offload_to_disk_path`), from which no other "
             "model can be made; load it again without group offloading."
@@ -39,12 +41,3 @@ def common_device(state: StateDict) -> torch.device:
     """Where all of the tensors are; the CPU if they are in several places."""
     devices = {value.device for value in state.values()}
     return devices.pop() if len(devices) == 1 else torch.device("cpu")
-
-
-def _is_group_offloaded_to_disk(model: nn.Module) -> bool:
-    for module in model.modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        hook = None if registry is None else registry.get_hook("group_offloading")
-        if hook is not None and hook.config.offload_to_disk_path is not None:
-            return True
-    return False

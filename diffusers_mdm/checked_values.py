@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values that users pass or write into configs, checked one by one: what was wrong, what was expected.
+
+A value in a config is refused with a ValueError, whatever it is; an argument of a call that has a wrong type, with a
+TypeError.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+
+from .config_reading import describe
+
+
+def check_whole_number(value: Any, name: str, low: int, high: int, advice: str = "") -> None:
+    """Refuse what is no whole number from `low` to `high`.
+
+    Raises:
+        ValueError: names the value, what it is and the range.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or not low <= value <= high:
+        raise ValueError(f"{name} is {describe(value)}; expected a whole number from {low} to {high}.{_also(advice)}")
+
+
+def check_number(
+    value: Any, name: str, low: float = -math.inf, high: float = math.inf, above: bool = False, advice: str = ""
+) -> None:
+    """Refuse what is no finite number from `low` to `high`.
+
+    Args:
+        value: to check.
+        name: what the message calls it.
+        low: smallest number that is allowed; with `above` the first one that is not.
+        high: largest number that is allowed.
+        above: whether `low` itself is refused.
+        advice: a sentence for the end of the message.
+
+    Raises:
+        ValueError: names the value, what it is and the range.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if is_number and low <= value <= high and not (above and value == low):
+        return
+    limits = [] if low == -math.inf else [f"above {low:g}" if above else f"from {low:g}"]
+    limits += [] if high == math.inf else [f"up to {high:g}"]
+    expected = " ".join(["a finite number", *limits])
+    raise ValueError(f"{name} is {describe(value)}; expected {expected}.{_also(advice)}")
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ValueError: names the value and what it is.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {describe(value)}; expected True or False.")
+
+
+def check_tensor(value: Any, name: str, expected: str, is_floating: bool | None = None) -> None:
+    """Refuse what is no tensor, or one of another kind of numbers.
+
+    Args:
+        value: to check.
+        name: what the message calls it.
+        expected: what it should be, e.g. "a tensor (batch, tokens, channels)".
+        is_floating: True for floating-point numbers only, False for whole numbers only, None for both.
+
+    Raises:
+        TypeError: names the type and what was expected.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` is {_typed(value)}; expected {expected}.")
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    fits = is_floating is None or (value.is_floating_point() if is_floating else whole)
+    if not fits:
+        kind = "floating-point numbers" if is_floating else "whole numbers"
+        raise TypeError(f"`{name}` holds {value.dtype}; expected {expected} of {kind}.")
+
+
+def _typed(value: Any) -> str:
+    return f"{describe(value)} ({type(value).__name__})"
+
+
+def _also(advice: str) -> str:
+    return f" {advice}" if advice else ""

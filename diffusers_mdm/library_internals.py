@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this package uses of other libraries that these do not promise to keep: all of it, and nowhere else.
+
+When a new release moves one of these parts, the function that needs it says so in one sentence, and `import
+diffusers_mdm` goes on. `tests/test_library_internals.py` looks for each of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Internal:
+    """A part of a library that may move without notice.
+
+    Args:
+        module: where it is.
+        name: its name there, dotted where it is part of a class.
+        purpose: what does not work without it.
+    """
+
+    module: str
+    name: str
+    purpose: str
+
+    def get(self) -> Any:
+        """The part itself.
+
+        Raises:
+            ImportError: this release of the library has it no more.
+        """
+        library = self.module.partition(".")[0]
+        try:
+            found: Any = importlib.import_module(self.module)
+            for step in self.name.split("."):
+                found = getattr(found, step)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"{library} {importlib.metadata.version(library)} has no `{self.module}.{self.name}`, without which "
+                f"diffusers_mdm cannot {self.purpose}. Install a release of {library} that it was tested with (those "
+                "of its constraints.txt), or a newer diffusers_mdm."
+            ) from error
+        return found
+
+
+FETCH_LORA = Internal("diffusers.loaders.lora_base", "_fetch_state_dict", "read LoRA files")
+SAVE_LORA = Internal("diffusers.loaders.lora_base", "LoraBaseMixin._save_lora_weights", "save LoRA files")
+LOADABLE_CLASSES = Internal(
+    "diffusers.pipelines.pipeline_loading_utils", "LOADABLE_CLASSES", "load its pipelines by `DiffusionPipeline`"
+)
+SINGLE_FILE_CLASSES = Internal(
+    "diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLASSES", "read published checkpoints as single files"
+)
+COMPATIBLE_SCHEDULERS = Internal(
+    "diffusers.schedulers.scheduling_utils", "SchedulerMixin._get_compatibles", "name compatible schedulers"
+)
+GRAPH_LIMIT = Internal("torch._dynamo.config", "recompile_limit", "compile a model for several batches and sizes")
+FAKE_TENSORS = Internal("torch._subclasses.fake_tensor", "FakeTensorMode", "estimate the memory that training takes")
+INTERNALS = (
+    FETCH_LORA,
+    SAVE_LORA,
+    LOADABLE_CLASSES,
+    SINGLE_FILE_CLASSES,
+    COMPATIBLE_SCHEDULERS,
+    GRAPH_LIMIT,
+    FAKE_TENSORS,
+)
+
+# Where diffusers notes in a config which of its keys were not given but are defaults.
+DEFAULTED_KEYS = "_use_default_values"
+# Where diffusers keeps the config of a model, pipeline or scheduler.
+_CONFIG = "_internal_dict"
+# What hooks of accelerate and of diffusers are called on the modules that they move.
+_HOOKS = ("_hf_hook", "_diffusers_hook")
+# The model inside of a compiled one.
+_COMPILED_MODEL = "_orig_mod"
+
+
+def raise_graph_limit(limit: int) -> None:
+    """Let torch make so many graphs of one function, if its limit is lower: of use where `compile` takes no limit."""
+    current = GRAPH_LIMIT.get()
+    settings = importlib.import_module(GRAPH_LIMIT.module)
+    setattr(settings, GRAPH_LIMIT.name, max(current, limit))
+
+
+def replace_config(module: Any, config: Mapping[str, Any]) -> None:
+    """Give a diffusers model another (frozen) config; `register_to_config` can add keys, but take none away."""
+    setattr(module, _CONFIG, config)
+
+
+def is_hooked(modules: Iterable[Any]) -> bool:
+    """Whether any of the modules is moved about by hooks (offloading, device maps, layerwise casting)."""
+    return any(hasattr(module, name) for module in modules for name in _HOOKS)
+
+
+def group_offload_folder(module: Any) -> str | None:
+    """Where diffusers' group offloading keeps the weights of a module on disk; None if it does not."""
+    registry = getattr(module, _HOOKS[1], None)
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    return None if hook is None else hook.config.offload_to_disk_path
+
+
+def inside_of(model: Any) -> Any:
+    """The model inside of a compiled or distributed one; the model itself if it is neither."""
+    return getattr(model, _COMPILED_MODEL, getattr(model, "module", model))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each part of another library that may move without notice is where it is expected, or its absence is explained."""
+
+import importlib
+import logging
+import sys
+
+import diffusers
+import pytest
+import torch
+from diffusers.configuration_utils import FrozenDict
+
+from diffusers_mdm import MatryoshkaScheduler, registration
+from diffusers_mdm.library_internals import (
+    DEFAULTED_KEYS,
+    FETCH_LORA,
+    INTERNALS,
+    LOADABLE_CLASSES,
+    SINGLE_FILE_CLASSES,
+    Internal,
+    group_offload_folder,
+    inside_of,
+    is_hooked,
+    raise_graph_limit,
+    replace_config,
+)
+from tests.pipelines.tiny_pipeline import make_unet
+
+
+@pytest.mark.parametrize("internal", INTERNALS, ids=lambda internal: internal.name)
+def test_each_is_there(internal):
+    assert internal.get() is not None
+
+
+@pytest.mark.parametrize("module", ["diffusers.loaders.lora_base", "diffusers.moved"])
+def test_what_has_moved_is_named_in_a_sentence(module):
+    with pytest.raises(ImportError, match=rf"diffusers .* has no `{module}\._moved`, .* cannot read LoRA files\."):
+        Internal(module, "_moved", "read LoRA files").get()
+
+
+def test_defaults_are_noted_where_they_are_looked_for():
+    assert "shift_power" in MatryoshkaScheduler().config[DEFAULTED_KEYS]
+
+
+def test_configs_are_where_they_are_replaced():
+    unet = make_unet()
+    kept = {key: value for key, value in unet.config.items() if key != "sample_size"}
+    replace_config(unet, FrozenDict(kept))
+    assert dict(unet.config) == kept
+
+
+def test_hooks_are_found(tmp_path):
+    unet = make_unet()
+    assert not is_hooked(unet.modules())
+    unet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level", offload_to_disk_path=str(tmp_path))
+    assert is_hooked(unet.modules())
+    assert {group_offload_folder(module) for module in unet.modules()} == {None, str(tmp_path)}
+
+
+def test_models_are_found_inside_of_what_wraps_them():
+    unet = make_unet()
+    for wrapped in (unet, torch.compile(unet, backend="eager"), torch.nn.DataParallel(unet)):
+        assert inside_of(wrapped) is unet
+
+
+def test_the_limit_of_graphs_is_only_raised(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    raise_graph_limit(64)
+    raise_graph_limit(16)
+    assert torch._dynamo.config.recompile_limit == 64
+
+
+@pytest.mark.parametrize("internal", [LOADABLE_CLASSES, SINGLE_FILE_CLASSES], ids=lambda internal: internal.name)
+def test_registration_goes_on_without_a_table(monkeypatch, caplog, internal):
+    monkeypatch.delattr(importlib.import_module(internal.module), internal.name)
+    with caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(registration.logger, "propagate", True)
+        registration.register_with_diffusers()
+    assert f"has no `{internal.module}.{internal.name}`" in caplog.text
+    assert diffusers.NestedUNetModel is registration.NestedUNetModel
+
+
+def test_auto_pipelines_without_our_tables_are_imported_all_the_same(monkeypatch, caplog):
+    import diffusers.pipelines.auto_pipeline as auto
+
+    monkeypatch.delattr(auto, "AUTO_TEXT2IMAGE_PIPELINES_MAPPING")
+    with caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(registration.logger, "propagate", True)
+        registration.register_with_diffusers()
+    assert "AUTO_TEXT2IMAGE_PIPELINES_MAPPING" in caplog.text
+    assert auto.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING["mdm"] is registration.MDMImg2ImgPipeline
+    assert sys.modules["diffusers.pipelines.auto_pipeline"] is auto
+
+
+def test_lora_says_what_is_missing(monkeypatch):
+    monkeypatch.delattr(importlib.import_module(FETCH_LORA.module), FETCH_LORA.name)
+    with pytest.raises(ImportError, match="cannot read LoRA files"):
+        diffusers.MDMPipeline.lora_state_dict("somewhere")
