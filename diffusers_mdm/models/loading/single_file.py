@@ -71,7 +71,7 @@ class SingleFileMixin(FromOriginalModelMixin):
             kwargs["config"] = os.fspath(kwargs["config"])
         original_config = kwargs.get("original_config")
         if isinstance(original_config, (str, os.PathLike)) and not str(original_config).startswith("http"):
-            kwargs["original_config"] = read_yaml(original_config)
+            kwargs["original_config"] = read_yaml(Path(original_config))
         if kwargs.get("config") is None and original_config is None:
             kwargs |= cls._config_arguments(source, path)
         return super().from_single_file(source, **kwargs)
