@@ -104,7 +104,7 @@ def test_hosts_snr_is_that_of_level_0():
         ({"shift_power": -1.0}, "shift_power"),
         ({"base_sample_size": 0}, "base_sample_size"),
         ({"num_train_timesteps": 0}, "num_train_timesteps"),
-        ({"dynamic_thresholding_ratio": 1.5}, "quantile"),
+        ({"dynamic_thresholding_ratio": 1.5}, "dynamic_thresholding_ratio"),
         ({"trained_betas": []}, "trained_betas"),
         ({"trained_betas": [0.1, -0.1]}, "from 0 to 1"),
         ({"beta_schedule": "cosine_log_snr", "log_snr_max": -9.0}, "log_snr_min"),
