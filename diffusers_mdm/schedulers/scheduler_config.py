@@ -26,8 +26,8 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 }
 
 # Smallest and largest value of each whole number.
-WHOLE_NUMBERS = {"num_train_timesteps": (1, 1_000_000), "base_sample_size": (1, 65536), "steps_offset": (0, 1_000_000)}
-POSITIVE = ("clip_sample_range", "sample_max_value")
+WHOLE_NUMBERS = {"num_train_timesteps": (1, 1_000_000), "steps_offset": (0, 1_000_000)}
+POSITIVE = ("base_sample_size", "clip_sample_range", "sample_max_value")
 FLAGS = ("rescale_betas_zero_snr", "clip_sample", "thresholding")
 
 # Keys that have the same meaning in diffusers' schedulers. `timestep_spacing` is left out: it belongs to the sampler,
