@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from diffusers_mdm import NestedUNetModel
 from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint, read_single_file
-from diffusers_mdm.models import single_file
+from diffusers_mdm.models.loading import single_file
 
-GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "unet"
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "unet"
 
 
 class OwnModel(NestedUNetModel):
