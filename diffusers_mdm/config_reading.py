@@ -126,7 +126,7 @@ class _BoundedLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         if is_alias and node not in self._sizes:
             raise yaml.composer.ComposerError(None, None, "a value contains itself through its alias", start)
-        self._num_values += self._sizes[node] if is_alias else 1
+        self._num_values += self._sizes[node] if is_alias and node is not None else 1
         if self._num_values > MAX_VALUES:
             problem = f"aliases included, it has more than {MAX_VALUES} values, which no config needs"
             raise yaml.composer.ComposerError(None, None, problem, start)
@@ -135,7 +135,8 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    # The stubs of PyYAML describe another argument than the one that PyYAML passes.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[Hashable] = set()
         for key_node, _ in node.value:

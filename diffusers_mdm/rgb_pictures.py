@@ -162,7 +162,8 @@ def _transparent_key(image: Image.Image) -> Key | None:
     """
     key, mode = image.info.get("transparency"), image.mode
     # A picture that is not loaded yet knows the layout of the file's pixels, "L;2" or "RGB;16B" for example.
-    layout = str(image.tile[0][3]) if getattr(image, "tile", None) else mode
+    tiles: Any = getattr(image, "tile", None)
+    layout = str(tiles[0][3]) if tiles else mode
     if mode == "RGB":
         if not (isinstance(key, (tuple, list)) and len(key) == 3):
             return None

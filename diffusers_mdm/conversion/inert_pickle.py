@@ -142,12 +142,12 @@ INSTRUCTIONS: dict[str, Callable[[_InertMachine, Any], Any]] = {
 }
 
 
-def run_inert(program: bytes, load_storage: Callable[[Any], torch.Tensor]) -> Any:
+def run_inert(program: bytes, load_storage: Callable[[Any], Any]) -> Any:
     """Interpret a pickle as a description of data.
 
     Args:
         program: the pickle.
-        load_storage: returns the flat tensor of a persistent id.
+        load_storage: returns the flat tensor of a persistent id, or a record of one that cannot be read.
 
     Raises:
         ValueError: anything that torch.save would not write.

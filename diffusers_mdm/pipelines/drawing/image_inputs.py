@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import PIL.Image
@@ -40,7 +40,7 @@ class Pictures(NamedTuple):
     @property
     def tensor(self) -> torch.Tensor:
         """What was handed in, pixels or latents."""
-        return self.pixels if self.latents is None else self.latents
+        return cast(torch.Tensor, self.pixels if self.latents is None else self.latents)
 
 
 def read_images(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 from diffusers import (
@@ -27,7 +27,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from diffusers_mdm.pyramid import Pyramid, build_pyramid
 
-Autoencoder = AutoencoderKL | AutoencoderTiny | AutoencoderDC | VQModel | AsymmetricAutoencoderKL
+Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC | VQModel | AsymmetricAutoencoderKL
 AUTOENCODERS = get_args(Autoencoder)
 # The entries of their configs that list the channels of each resolution.
 _RESOLUTIONS = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
