@@ -77,7 +77,7 @@ def test_the_message_says_what_was_expected(change, message):
         {"timesteps": ["a", "b"]},
         {"timesteps": [[3], [2, 1]]},
         {"timesteps": 7},
-        {"timesteps": object()},
+        {"timesteps": 3 + 0j},
         {"timesteps": [3, 3]},
         {"timesteps": []},
         {},
