@@ -10,6 +10,9 @@ MODEL ?= model_cards/mdm-emoji-64
 OUTPUT ?= demo.png
 SEED ?= 0
 
+# Processes that share the tests out, file by file.
+WORKERS ?= 2
+
 # Tests and the demo read local files only.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
@@ -20,7 +23,7 @@ demo: $(STAMP)
 		$(if $(PROMPTS),--prompts "$(PROMPTS)")
 
 test: $(STAMP)
-	$(OFFLINE) $(BIN)/python -m pytest -m "not slow and not gpu"
+	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m pytest -m "slow or gpu"

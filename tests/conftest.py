@@ -17,8 +17,8 @@ import pytest
 import torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
-# Tiny tensors gain nothing from many threads and lose a lot when machines are shared.
-MAX_THREADS = 2
+# Tiny tensors gain nothing from many threads and lose a lot when machines are shared, with other workers for example.
+MAX_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
 
 def available_devices() -> list:
