@@ -98,6 +98,9 @@ def clone(tmp_path_factory) -> Path:
         link_card(path, folder / "model_cards" / path.name)
     for model, left in LEFT.items():
         (folder / "runs" / left).symlink_to(folder / "model_cards" / model)
+    # A Python block writes this recipe for the command below it; each of the two is tested by itself.
+    tiny = (ROOT / "training" / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    (folder / "runs" / "tiny-latents.yaml").write_text(tiny, encoding="utf-8")
     for name in ("pictures", "my-frog"):
         write_pictures(folder / name)
     write_clips(folder / "clips")

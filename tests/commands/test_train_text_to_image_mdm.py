@@ -45,6 +45,7 @@ def test_tiny_recipe_from_dry_run_to_scores(tmp_path):
     assert json.loads(scores.read_text())["scores"]["seen"]["num_drawn"] == 2
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_recipe_is_one_line_that_names_it(tmp_path):
     recipe = tmp_path / "mine.yaml"
     text = (ROOT / "training" / "recipes" / "tiny.yaml").read_text()

@@ -128,6 +128,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(video_model, video_inpu
     torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiles_as_one_graph(video_model, video_inputs):
     expected = video_model(**video_inputs).sample

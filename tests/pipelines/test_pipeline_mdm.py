@@ -291,6 +291,7 @@ def test_from_pipe_shares_components(pipe):
     assert torch.equal(draw(other), images)
 
 
+@pytest.mark.slow
 def test_compiled_model(pipe):
     images = draw(pipe)
     pipe.unet = torch.compile(pipe.unet, backend="eager")

@@ -59,7 +59,7 @@ def test_an_end_by_metric_is_said():
     )
     data = dataclasses.replace(TINY.data, validation_split="test")
     described = describe_run(dataclasses.replace(TINY, stages=(stage,), data=data))
-    assert "8 pixels, until 3 measurements, one every 50 steps, bring no gain, rows" in described
+    assert "8 pixels, until 3 measurements, one every 50 steps, bring no gain, batch rows" in described
 
 
 def test_memory_is_a_sum_and_follows_the_options():

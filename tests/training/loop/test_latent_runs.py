@@ -127,6 +127,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(finished
     assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
 
 
+@pytest.mark.slow
 def test_clips_are_trained_over_the_latents_of_their_frames(clips_dir, pictures_dir, vae_dir, tmp_path):
     """Pictures first, then clips with pictures beside them, of two levels in the end."""
     clips = of_latents(video_recipe(clips_dir, pictures_dir), vae_dir)
@@ -241,6 +242,7 @@ def test_lora_draws_with_the_autoencoder_it_was_trained_with(latent_pipeline_dir
     assert drawn["image"].size == (32, 32)
 
 
+@pytest.mark.slow
 def test_classes_are_learnt_over_latents(pictures_dir, vae_dir, tmp_path):
     recipe = of_latents(class_recipe(write_labelled(pictures_dir, tmp_path / "data")), vae_dir)
     folder = run_recipe(recipe, options(tmp_path / "scratch"))

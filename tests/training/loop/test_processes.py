@@ -177,6 +177,7 @@ def test_two_processes_resume_where_they_stopped(pictures_dir, tmp_path):
     assert_close(first / "checkpoint-8", tmp_path / "second" / "checkpoint-8", 1e-4)
 
 
+@pytest.mark.slow
 def test_sharded_steps_equal_those_of_one_process(whole, pictures_dir, tmp_path):
     """Really sharded, with FSDP 2: the first stage's first two steps, and then some of a grown model.
 

@@ -35,7 +35,7 @@ def test_paths_of_this_machine_are_relative_to_the_recipe(pictures_dir, tmp_path
 def test_shards_and_names_of_the_hub_are_kept_apart(pictures_dir, tmp_path):
     recipe = tiny_recipe(pictures_dir)
     shards = (str(tmp_path / "{000..012}.tar"), "https://example.com/{000..012}.tar")
-    data = dataclasses.replace(recipe.data, path=None, shards=shards)
+    data = recipe.data.with_fields(path=None, shards=shards)
     recipe = dataclasses.replace(recipe, data=data, pretrained=PretrainedRecipe("someone/model"))
     written = json.loads(write_recipe(recipe, tmp_path / "run").read_text())
     assert written["data"]["shards"] == ["../{000..012}.tar", shards[1]]
