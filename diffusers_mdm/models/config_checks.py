@@ -99,8 +99,10 @@ def check_classes(labels: torch.Tensor | None, num_classes: int | None) -> None:
     if labels is None or num_classes is None:
         return
     check_tensor(labels, "class_labels", "a tensor (batch,)", is_floating=False)
-    # Looking at values on an accelerator would make every step wait for it, and a graph cannot.
-    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+    # Looking at values on an accelerator would make every step wait for it, and a graph cannot. Tensors of a class of
+    # their own may have no values, such as those by which the memory of a training step is estimated.
+    has_values = type(labels) is torch.Tensor and labels.device.type == "cpu" and labels.numel() > 0
+    if has_values and not torch.compiler.is_compiling():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_classes:
             raise ValueError(f"`class_labels` run from {low} to {high}; expected 0 to {num_classes - 1}.")

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_mdm import NestedUNetModel
+from diffusers_mdm.models.config_checks import check_classes
 from tests.models.tiny_models import two_level_config, video_config
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_unet
 
@@ -144,3 +146,9 @@ def test_a_good_call_passes(unet):
 def test_a_bad_call_is_refused_in_a_sentence(unet, change, message):
     with pytest.raises((ValueError, TypeError), match=message):
         unet(**{**good_call(), **change})
+
+
+def test_labels_without_values_are_taken():
+    with FakeTensorMode():
+        check_classes(torch.zeros(2, dtype=torch.int64), 4)  # as when memory is estimated
+    check_classes(torch.zeros(2, dtype=torch.int64, device="meta"), 4)
