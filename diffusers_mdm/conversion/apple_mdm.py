@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from ..models.layer_borrowing import borrowed_names
 from ..models.level_config import TEMPORAL_HEAD_DIM
 from ..models.nested_unet import NestedUNetModel
+from ..models.weight_sharing import borrowed_names
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .apple_mdm_config import check_published_frames, map_apple_config, read_apple_config
 from .checkpoint_layouts import find_state_dict

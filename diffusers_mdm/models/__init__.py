@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network."""
 
+from .forward_inputs import TextConditioning
 from .level_config import LevelConfig
 from .nested_unet import NestedUNetModel, NestedUNetOutput
-from .text_conditioning import TextConditioning
 
 __all__ = ["LevelConfig", "NestedUNetModel", "NestedUNetOutput", "TextConditioning"]

@@ -10,7 +10,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import nn
 
-from .text_conditioning import TextConditioning
+from .forward_inputs import TextConditioning
 
 
 def zero_(layer: nn.Module | None) -> None:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of one resolution: residual layers, attention after each, resampling at the end."""
+"""Blocks of one resolution: residual layers, attention after each, resampling at the end; each layer may be another
+block's, borrowed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.downsampling import Downsample2D
@@ -14,11 +16,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from .attention import SpatialAttention, zero_
-from .frames import repeat_for_frames
-from .layer_borrowing import LayerBorrower
+from .forward_inputs import TextConditioning
 from .level_config import LevelConfig
 from .temporal import FrameDownsample, FrameUpsample, TemporalAttention
-from .text_conditioning import TextConditioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +144,38 @@ class _OnTensors:
         return self.layer(hidden_states, self.text.with_tensors(tensors))
 
 
+class LayerBorrower(nn.Module):
+    """A module that may run layers of another one in place of its own.
+
+    A borrowed layer belongs to the module that lends it and is registered there alone, so it has one name and one
+    place in files, optimizers and averages. Here it leaves `None` in its place and stands in a plain dict, whose
+    entries are no submodules.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.borrowed: dict[str, nn.Module] = {}
+
+    def layer(self, kind: str, key: int | str | None = None) -> Any:
+        """The layer that runs as `kind`, or as entry `key` of the list or dict `kind`: own or borrowed."""
+        own: Any = getattr(self, kind)
+        if key is not None:
+            own = own[key]
+        return self.borrowed[_place(kind, key)] if own is None else own
+
+    def borrow(self, layer: nn.Module, kind: str, key: int | str | None = None) -> None:
+        """Drop the own layer and run `layer`."""
+        if key is None:
+            setattr(self, kind, None)
+        else:
+            getattr(self, kind)[key] = None
+        self.borrowed[_place(kind, key)] = layer
+
+
+def _place(kind: str, key: int | str | None) -> str:
+    return kind if key is None else f"{kind}.{key}"
+
+
 class ResolutionBlock(LayerBorrower):
     """Residual layers of one resolution with attention layers after each.
 
@@ -231,6 +263,11 @@ class ResolutionBlock(LayerBorrower):
         for attention in (*self.attentions, *self.temporal_attentions):
             if attention is not None:
                 cast("SpatialAttention | TemporalAttention", attention).zero_init_()
+
+
+def repeat_for_frames(values: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """`(B, D)` → `(B F, D)`: what holds for a sample holds for each of its frames."""
+    return values if num_frames == 1 else values.repeat_interleave(num_frames, dim=0)
 
 
 class DownBlock(ResolutionBlock):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layouts of a clip: its own, `(B, C, F, H, W)`; frames as rows, in which blocks run; frames tiled in one picture.
+"""Layouts of a clip: its own, `(B, C, F, H, W)`; frames as batch rows, for the blocks; frames tiled in one picture.
 
-Rows of a batch of frames are `b * F + f`. Tiles are laid row by row in a square, as the published video models are
+Frame f of clip b is row b * F + f. Tiles are laid row by row in a square, as the published video models are
 trained on (ml-mdm, Video); this file is the only place that knows how.
 """
 
@@ -14,20 +14,13 @@ import torch
 
 
 def fold_frames(level: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """`(B, C, F, H, W)` → `(B F, C, H, W)` and F; a picture `(B, C, H, W)` stays as it is, with F = 1."""
-    if level.ndim == 4:
-        return level, 1
+    """`(B, C, F, H, W)` → `(B F, C, H, W)` and F."""
     return level.transpose(1, 2).flatten(0, 1), level.shape[2]
 
 
 def unfold_frames(rows: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """`(B F, C, H, W)` → `(B, C, F, H, W)`: the inverse of `fold_frames` for clips."""
+    """`(B F, C, H, W)` → `(B, C, F, H, W)`: the inverse of `fold_frames`."""
     return rows.unflatten(0, (-1, num_frames)).transpose(1, 2)
-
-
-def repeat_for_frames(values: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """`(B, D)` → `(B F, D)`: what holds for a sample holds for each of its frames."""
-    return values if num_frames == 1 else values.repeat_interleave(num_frames, dim=0)
 
 
 def tile_frames(clip: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ..library_internals import DEFAULTED_KEYS
-from .layer_borrowing import unshared_state_dict
 from .level import Level
 from .level_config import TEMPORAL_HEAD_DIM, LevelConfig
 from .loading.gathered_weights import StateDict, common_device, gathered_state_dict
 from .temporal import TemporalAttention
+from .weight_sharing import unshared_state_dict
 
 T = TypeVar("T", bound="GrowthMixin")
 

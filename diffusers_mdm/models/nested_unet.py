@@ -20,23 +20,25 @@ from .adapter_strengths import AdapterStrengthMixin
 from .attention import MatryoshkaAttention, TextSelfAttention
 from .blocks import BlockSettings
 from .compilation import CompilationMixin
-from .config_checks import (
+from .config_checks import check_model_config, resolve_time_embed_dim
+from .forward_inputs import (
+    TextConditioning,
     as_row_values,
     check_classes,
-    check_model_config,
+    check_sample,
     check_text,
     check_text_fits,
     expand_to_batch,
-    resolve_time_embed_dim,
+    masked_mean,
+    micro_conditions,
 )
 from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
 from .level import Level
 from .level_config import LevelConfig
-from .level_geometry import check_sample, level_sides, side_ratios, size_multiple
+from .level_geometry import LevelGeometry
 from .loading.single_file import SingleFileMixin
 from .loading.weight_variants import VariantMixin
-from .text_conditioning import TextConditioning, masked_mean
 from .weight_sharing import share_layers
 
 
@@ -130,6 +132,8 @@ class NestedUNetModel(
         check_model_config(self.config, rows)
         time_embed_dim = resolve_time_embed_dim(self.config, rows)
         self.level_rows = rows
+        self.geometry = LevelGeometry.of(rows)
+        self.micro_conditioning_names = sorted({key for row in rows for key in row.micro_conditioning_keys})
 
         # What no level owns comes before the levels, so that growing only appends parameters (EMA, optimizer state).
         self._add_conditions(time_embed_dim)
@@ -165,22 +169,22 @@ class NestedUNetModel(
     @property
     def level_ratios(self) -> tuple[int, ...]:
         """Side of every level over that of level 0, e.g. (1, 4, 16)."""
-        return side_ratios(self.level_rows)
+        return self.geometry.ratios
 
     @property
     def level_frames(self) -> tuple[int, ...]:
         """Frames of every level, e.g. (1, 4, 16); all 1 in a model of pictures."""
-        return tuple(row.num_frames for row in self.level_rows)
+        return self.geometry.frames
 
     @property
     def sample_sizes(self) -> tuple[int, ...]:
         """Side of every level in pixels, e.g. (64, 256, 1024)."""
-        return level_sides(self.config["sample_size"], self.level_rows)
+        return tuple(self.config["sample_size"] * ratio for ratio in self.geometry.ratios)
 
     @property
     def size_multiple(self) -> int:
         """Sides of level 0 must be multiples of this."""
-        return size_multiple(self.level_rows)
+        return self.geometry.multiples[-1]
 
     # --- text ---
 
@@ -260,10 +264,11 @@ class NestedUNetModel(
             TypeError: an argument is of another kind than described.
         """
         pyramid, is_tensor = as_pyramid(sample)
-        check_sample(pyramid, self.level_rows, self.config["in_channels"])
+        check_sample(pyramid, self.geometry, self.config["in_channels"])
+        is_clip = pyramid[0].ndim == 5
         batch, dtype = pyramid[0].shape[0], pyramid[0].dtype
         timesteps = as_row_values(timestep, "timestep", batch, pyramid[0].device)
-        micro = self._micro_conditioning(added_cond_kwargs, batch, timesteps.device)
+        micro = micro_conditions(added_cond_kwargs, self.micro_conditioning_names, batch, timesteps.device)
         text = self._text(encoder_hidden_states, encoder_attention_mask, batch, dtype)
         pooled = self._pooled(text, class_labels, batch, dtype)
         texts = [None if text is None else text.first_rows(level.shape[0]) for level in pyramid]
@@ -273,7 +278,7 @@ class NestedUNetModel(
         encoded: list[Any] = []
         for index in reversed(range(len(pyramid))):
             rows = pyramid[index].shape[0]
-            level, num_frames = fold_frames(pyramid[index])
+            level, num_frames = fold_frames(pyramid[index]) if is_clip else (pyramid[index], 1)
             hidden_states, skips, features, embedding = self.levels[index](
                 "encode",
                 level,
@@ -291,7 +296,6 @@ class NestedUNetModel(
             prediction, features = self.levels[index](
                 "decode", hidden_states, skips, features, embedding, texts[index], num_frames
             )
-            is_clip = pyramid[index].ndim == 5
             predictions.append(self._bound(unfold_frames(prediction, num_frames) if is_clip else prediction))
 
         output = predictions[0] if is_tensor else predictions
@@ -300,23 +304,6 @@ class NestedUNetModel(
     def _bound(self, prediction: torch.Tensor) -> torch.Tensor:
         bound = self.config["output_bound"]
         return prediction if bound is None else torch.tanh(prediction / bound) * bound
-
-    def _micro_conditioning(
-        self, added_cond_kwargs: Mapping[str, torch.Tensor] | None, batch: int, device: torch.device
-    ) -> dict[str, torch.Tensor]:
-        if added_cond_kwargs is not None and not isinstance(added_cond_kwargs, Mapping):
-            raise TypeError(
-                f"`added_cond_kwargs` is a {type(added_cond_kwargs).__name__}; expected a dict of micro-conditions, "
-                'e.g. {"scale": tensor}.'
-            )
-        given = dict(added_cond_kwargs or {})
-        known = {key for keys in self.config["micro_conditioning_keys"] for key in keys}
-        if any(key not in known for key in given):  # not issuperset, which torch 2.6 cannot compile
-            raise ValueError(
-                f"Unknown keys {sorted(set(given) - known)} in `added_cond_kwargs`; this model is conditioned on "
-                f"{sorted(known) or 'nothing'}."
-            )
-        return {key: as_row_values(value, key, batch, device) for key, value in given.items()}
 
     def _text(
         self,

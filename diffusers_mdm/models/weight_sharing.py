@@ -8,12 +8,13 @@ sharing level keeps all of its parameters' names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
+import torch
 from torch import nn
 
-from .blocks import ResolutionBlock
+from .blocks import LayerBorrower, ResolutionBlock
 from .level import Level
 from .level_config import LevelConfig
 
@@ -65,3 +66,28 @@ def _is_alike(one: nn.Module, other: nn.Module) -> bool:
     shapes, others = ({name: value.shape for name, value in layer.named_parameters()} for layer in (one, other))
     rotary, other_rotary = (getattr(layer, "has_rotary", None) for layer in (one, other))
     return type(one) is type(other) and shapes == others and rotary == other_rotary
+
+
+def borrowed_names(model: nn.Module) -> dict[str, str]:
+    """Name of every layer that a level borrows, as if it were its own → name of the layer it is."""
+    owners = {id(module): name for name, module in model.named_modules()}
+    return {
+        f"{name}.{place}": owners[id(layer)]
+        for name, module in model.named_modules()
+        if isinstance(module, LayerBorrower)
+        for place, layer in module.borrowed.items()
+    }
+
+
+def unshared_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """The state dict of the same model without sharing: a shared tensor stands under each of its names.
+
+    Args:
+        model: whose levels share layers.
+        state: its state dict; read off the model by default.
+    """
+    unshared = dict(model.state_dict() if state is None else state)
+    for name, owner in borrowed_names(model).items():
+        parts = [key for key in unshared if key.startswith(f"{owner}.")]
+        unshared |= {name + key.removeprefix(owner): unshared[key] for key in parts}
+    return unshared

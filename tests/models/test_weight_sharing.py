@@ -11,7 +11,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
-from diffusers_mdm.models.layer_borrowing import borrowed_names
+from diffusers_mdm.models.weight_sharing import borrowed_names
 from tests.models.tiny_models import randomize, video_config
 
 SAME = {"rtol": 0, "atol": 0}

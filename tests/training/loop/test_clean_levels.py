@@ -99,7 +99,7 @@ def test_training_draws_each_row_from_its_posterior_with_its_own_generator(run):
 
 def test_frames_of_clips_are_encoded_one_by_one(run):
     clips = torch.stack([batch_at([0, 1, 2]).pixels, batch_at([3, 4, 5]).pixels]).transpose(1, 2)  # (2, 3, F, 32, 32)
-    run.unet.level_rows = tuple(dataclasses.replace(row, num_frames=3) for row in run.unet.level_rows)
+    run.unet.geometry = dataclasses.replace(run.unet.geometry, frames=(3, 3))
     levels = clean_pyramid(run, run.recipe.stages[1], clips)
     assert [tuple(level.shape) for level in levels] == [(2, CHANNELS, 3, 8, 8), (2, CHANNELS, 3, 16, 16)]
     expected = normalised(run, encoded(run, batch_at([5]).pixels).mode())
