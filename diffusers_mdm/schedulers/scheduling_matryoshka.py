@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from ..config_reading import describe
 from ..pyramid import Pyramid, check_finite, in_full_precision, matching_levels, pyramid_noise
 from .forward_process import PyramidForwardProcess, Sample
+from .level_agreement import agree, agreement_strengths
 from .noise_schedules import (
     betas_from_trained,
     betas_of_family,
@@ -258,6 +259,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         generator: Generators | None = None,
         variance_noise: Sample | None = None,
         return_dict: bool = True,
+        level_agreement: float | Sequence[float] = 0.0,
     ) -> MatryoshkaSchedulerOutput | tuple[torch.Tensor | Pyramid, torch.Tensor | Pyramid]:
         """One reverse step of all levels, to the highest of `timesteps` below `timestep`, or to the clean picture.
 
@@ -274,6 +276,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
                 and only where it is used: eta not 0 and not the step onto the clean picture.
             variance_noise: the noise itself, N(0, 1), instead of a generator.
             return_dict: give a `MatryoshkaSchedulerOutput` instead of `(prev_sample, pred_original_sample)`.
+            level_agreement: 0 to 1, one for all or one for every level but the innermost: by which share the averages
+                of a predicted clean level move towards the level inside it (see `level_agreement.agree`).
 
         Raises:
             ValueError: before `set_timesteps`, a timestep outside [0, T), shapes that differ, a model output that is
@@ -287,19 +291,21 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         outputs = matching_levels(model_output, levels, "model_output")
         check_finite(outputs, now, "model_output")
         noises = self._injected_noise(levels, eta, later, generator, variance_noise)
+        strengths = agreement_strengths(level_agreement, len(levels))
 
-        cleans, results, earlier = [], [], self._earlier_cleans(now, levels)
-        for index, (level, output, ratio) in enumerate(zip(levels, outputs, ratios, strict=True)):
+        cleans = self._predict_cleans(outputs, levels, now, ratios, strengths)
+        results, earlier = [], self._earlier_cleans(now, levels)
+        for index, (level, clean, ratio) in enumerate(zip(levels, cleans, ratios, strict=True)):
             x, power, next_power = in_full_precision(level), self._power(now, ratio), self._power(later, ratio)
-            clean = self._predict_clean(in_full_precision(output), x, power, self._image_scale(ratio))
             if eta is None:
                 result = ancestral_step(clean, x, power, next_power, noises[index])
             elif self.config.algorithm == "ddim":
                 result = ddim_step(clean, x, power, next_power, eta, noises[index])
             else:
-                before = (earlier.clean[index], self._power(earlier.timestep, ratio)) if earlier else None
+                before = None
+                if earlier is not None and index < len(earlier.clean):  # an outer level may have just been opened
+                    before = (earlier.clean[index], self._power(earlier.timestep, ratio))
                 result = dpm_solver_step(clean, x, power, next_power, before)
-            cleans.append(clean)
             results.append(result)
 
         if self.config.algorithm == "dpmsolver++" and self.config.solver_order == 2:
@@ -311,10 +317,27 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
             return previous, original
         return MatryoshkaSchedulerOutput(prev_sample=previous, pred_original_sample=original)
 
-    def _predict_clean(self, output: torch.Tensor, sample: torch.Tensor, power: float, scale: float) -> torch.Tensor:
-        """Thresholded x0 of one level, in the units of the process."""
-        clean = clean_from_prediction(output, sample, *amplitudes(power), self.config.prediction_type)
-        return self._threshold(clean * scale) / scale
+    def _predict_cleans(
+        self, outputs: Pyramid, samples: Pyramid, timestep: int, ratios: list[float], strengths: list[float]
+    ) -> Pyramid:
+        """Thresholded x0 of every level, brought together, in the units of the process."""
+        scales = [self._image_scale(ratio) for ratio in ratios]
+        cleans = []
+        for output, sample, ratio, scale in zip(outputs, samples, ratios, scales, strict=True):
+            alpha, sigma = amplitudes(self._power(timestep, ratio))
+            output, sample = in_full_precision(output), in_full_precision(sample)
+            clean = clean_from_prediction(output, sample, alpha, sigma, self.config.prediction_type)
+            cleans.append(self._threshold(clean * scale))
+        if any(strengths):
+            cleans = agree(cleans, strengths, self._bound)
+        return [clean / scale for clean, scale in zip(cleans, scales, strict=True)]
+
+    @property
+    def _bound(self) -> float | None:
+        """What predicted clean pictures stay in, in [-1, 1] for pictures; None for no bound."""
+        if self.config.thresholding:
+            return 1.0
+        return self.config.clip_sample_range if self.config.clip_sample else None
 
     def _threshold(self, clean: torch.Tensor) -> torch.Tensor:
         if self.config.thresholding:
@@ -348,7 +371,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         history = self._history
         if history is None or history.next_timestep != now:
             return None
-        same = [clean.shape for clean in history.clean] == [level.shape for level in levels]
+        same = all(clean.shape == level.shape for clean, level in zip(history.clean, levels, strict=False))
         return history if same else None
 
     def _handed_back(
