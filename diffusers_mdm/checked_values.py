@@ -11,8 +11,6 @@ import math
 import numbers
 from typing import Any
 
-import torch
-
 from .config_reading import describe
 
 
@@ -60,31 +58,6 @@ def check_flag(value: Any, name: str) -> None:
     """
     if not isinstance(value, bool):
         raise ValueError(f"{name} is {describe(value)}; expected True or False.")
-
-
-def check_tensor(value: Any, name: str, expected: str, is_floating: bool | None = None) -> None:
-    """Refuse what is no tensor, or one of another kind of numbers.
-
-    Args:
-        value: to check.
-        name: what the message calls it.
-        expected: what it should be, e.g. "a tensor (batch, tokens, channels)".
-        is_floating: True for floating-point numbers only, False for whole numbers only, None for both.
-
-    Raises:
-        TypeError: names the type and what was expected.
-    """
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"`{name}` is {_typed(value)}; expected {expected}.")
-    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-    fits = is_floating is None or (value.is_floating_point() if is_floating else whole)
-    if not fits:
-        kind = "floating-point numbers" if is_floating else "whole numbers"
-        raise TypeError(f"`{name}` holds {value.dtype}; expected {expected} of {kind}.")
-
-
-def _typed(value: Any) -> str:
-    return f"{describe(value)} ({type(value).__name__})"
 
 
 def _also(advice: str) -> str:

@@ -12,10 +12,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
+
+from .config_reading import describe
 
 Pyramid = list[torch.Tensor]
 
@@ -73,6 +76,27 @@ def check_pyramid(pyramid: Sequence[torch.Tensor], *, name: str = "sample") -> N
                 f"Level {index} of `{name}` is {tuple(outer.shape[2:])}, not larger than level {index - 1} with "
                 f"{tuple(inner.shape[2:])}; a pyramid is given innermost (smallest) first."
             )
+
+
+def check_tensor(value: Any, name: str, expected: str, is_floating: bool | None = None) -> None:
+    """Refuse what is no tensor, or one of another kind of numbers.
+
+    Args:
+        value: to check.
+        name: what the message calls it.
+        expected: what it should be, e.g. "a tensor (batch, tokens, channels)".
+        is_floating: True for floating-point numbers only, False for whole numbers only, None for both.
+
+    Raises:
+        TypeError: names the type and what was expected.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` is {describe(value)} ({type(value).__name__}); expected {expected}.")
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    fits = is_floating is None or (value.is_floating_point() if is_floating else whole)
+    if not fits:
+        kind = "floating-point numbers" if is_floating else "whole numbers"
+        raise TypeError(f"`{name}` holds {value.dtype}; expected {expected} of {kind}.")
 
 
 def matching_levels(

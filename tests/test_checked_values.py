@@ -5,12 +5,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from diffusers_mdm.checked_values import (
     check_flag,
     check_number,
-    check_tensor,
     check_whole_number,
 )
 
@@ -50,21 +48,3 @@ def test_flags_are_true_or_false(value):
     check_flag(False, "x")
     with pytest.raises(ValueError, match="expected True or False"):
         check_flag(value, "x")
-
-
-@pytest.mark.parametrize(
-    ("value", "is_floating", "message"),
-    [
-        (np.zeros(2), None, r"`x` is .*\(ndarray\); expected a tensor"),
-        ([0.0], None, r"\(list\)"),
-        (torch.zeros(2, dtype=torch.int64), True, "holds torch.int64; .* floating-point numbers"),
-        (torch.zeros(2), False, "holds torch.float32; .* whole numbers"),
-        (torch.zeros(2, dtype=torch.bool), False, "holds torch.bool"),
-        (torch.zeros(2, dtype=torch.complex64), True, "holds torch.complex64"),
-    ],
-)
-def test_tensors_of_another_kind_are_refused(value, is_floating, message):
-    check_tensor(torch.zeros(2, dtype=torch.float16), "x", "a tensor", is_floating=True)
-    check_tensor(torch.zeros(2, dtype=torch.uint8), "x", "a tensor", is_floating=False)
-    with pytest.raises(TypeError, match=message):
-        check_tensor(value, "x", "a tensor", is_floating)

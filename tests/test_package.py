@@ -21,7 +21,7 @@ ALLOWED_IMPORTS = {
     "config_reading": set(),
     "library_internals": set(),
     "checked_values": {"config_reading"},
-    "pyramid": set(),
+    "pyramid": {"config_reading"},
     "rgb_pictures": set(),
     "processes": set(),
     "models": {"checked_values", "config_reading", "library_internals", "pyramid"},

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Building pyramids and drawing their noise."""
 
+import numpy as np
 import pytest
 import torch
 
-from diffusers_mdm.pyramid import as_pyramid, build_pyramid, check_pyramid, level_ratios, pyramid_noise
+from diffusers_mdm.pyramid import as_pyramid, build_pyramid, check_pyramid, check_tensor, level_ratios, pyramid_noise
 
 
 def test_pyramid_is_innermost_first_and_ends_with_the_picture():
@@ -65,3 +66,21 @@ def test_what_is_no_pyramid_is_refused():
         check_pyramid([torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 8, 8)])
     with pytest.raises(ValueError, match="smaller outwards"):
         check_pyramid([torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 8, 8)])
+
+
+@pytest.mark.parametrize(
+    ("value", "is_floating", "message"),
+    [
+        (np.zeros(2), None, r"`x` is .*\(ndarray\); expected a tensor"),
+        ([0.0], None, r"\(list\)"),
+        (torch.zeros(2, dtype=torch.int64), True, "holds torch.int64; .* floating-point numbers"),
+        (torch.zeros(2), False, "holds torch.float32; .* whole numbers"),
+        (torch.zeros(2, dtype=torch.bool), False, "holds torch.bool"),
+        (torch.zeros(2, dtype=torch.complex64), True, "holds torch.complex64"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(value, is_floating, message):
+    check_tensor(torch.zeros(2, dtype=torch.float16), "x", "a tensor", is_floating=True)
+    check_tensor(torch.zeros(2, dtype=torch.uint8), "x", "a tensor", is_floating=False)
+    with pytest.raises(TypeError, match=message):
+        check_tensor(value, "x", "a tensor", is_floating)

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import torch
 
-from ..checked_values import check_number, check_tensor
+from ..checked_values import check_number
 from ..config_reading import describe
-from ..pyramid import Pyramid, check_pyramid
+from ..pyramid import Pyramid, check_pyramid, check_tensor
 from .level_geometry import LevelGeometry
 
 

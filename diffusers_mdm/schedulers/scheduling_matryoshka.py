@@ -16,7 +16,15 @@ from diffusers.utils import BaseOutput
 
 from ..config_reading import describe
 from ..pyramid import Pyramid, check_finite, in_full_precision, matching_levels, pyramid_noise
-from .forward_process import PyramidForwardProcess, Sample
+from .diffusion_process import (
+    PyramidForwardProcess,
+    Sample,
+    ancestral_step,
+    check_eta,
+    ddim_step,
+    dpm_solver_step,
+    dynamic_threshold,
+)
 from .level_agreement import agree, agreement_strengths
 from .noise_schedules import (
     betas_from_trained,
@@ -24,15 +32,7 @@ from .noise_schedules import (
     signal_power,
     zero_terminal_snr,
 )
-from .reverse_steps import (
-    amplitudes,
-    ancestral_step,
-    check_eta,
-    clean_from_prediction,
-    ddim_step,
-    dpm_solver_step,
-    dynamic_threshold,
-)
+from .predictions import amplitudes, clean_from_prediction
 from .scheduler_config import check_config, lasting_defaults, with_origin_spelled_out
 from .timestep_spacing import checked_timesteps, spaced_timesteps, whole_timestep
 

@@ -9,7 +9,7 @@ import torch
 
 from diffusers_mdm.pyramid import Pyramid, level_ratios
 from diffusers_mdm.schedulers.block_averages import blocks_of, picture_of, project_onto_average
-from diffusers_mdm.schedulers.reverse_steps import clean_from_prediction
+from diffusers_mdm.schedulers.predictions import clean_from_prediction
 
 
 def round_to_eight_bits(picture: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
