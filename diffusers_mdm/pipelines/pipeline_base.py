@@ -18,12 +18,18 @@ from diffusers_mdm.models.loading.weight_variants import naming_variants
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing import setup
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, encode_prompts
-from diffusers_mdm.pipelines.drawing.folder_defaults import PUBLISHED_DEFAULTS, check_defaults, fill_in
 from diffusers_mdm.pipelines.drawing.guidance import is_guided
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import check_autoencoder, clips_to_pictures
 from diffusers_mdm.pipelines.drawing.loop import Refine, finish
-from diffusers_mdm.pipelines.drawing.request import Request, Sample, check_argument
+from diffusers_mdm.pipelines.drawing.request import (
+    PUBLISHED_DEFAULTS,
+    Request,
+    Sample,
+    check_argument,
+    check_defaults,
+    fill_in,
+)
 from diffusers_mdm.pipelines.drawing.setup import Drawing, RunningDrawings
 from diffusers_mdm.pipelines.finder_file import write_finder
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
@@ -53,7 +59,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
     The steps of a call are functions of `drawing/` over a `Drawing`, which carries everything that one drawing needs.
 
     Args:
-        drawing_defaults: settings that suit the model, for calls that say nothing; see `folder_defaults`.
+        drawing_defaults: settings that suit the model, for calls that say nothing; see `drawing.request`.
         components: the components of the task, by name.
     """
 
@@ -69,7 +75,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         "negative_prompt_attention_mask",
     ]
 
-    # For calls and folders that say nothing, see `folder_defaults`.
+    # For calls and folders that say nothing, see `drawing.request`.
     _published_defaults: Mapping[str, Any] = PUBLISHED_DEFAULTS
     _defaults_prefix = ""
 

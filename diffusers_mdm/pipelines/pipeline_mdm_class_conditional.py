@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.folder_defaults import PUBLISHED_DEFAULTS
 from diffusers_mdm.pipelines.drawing.loop import denoise
-from diffusers_mdm.pipelines.drawing.request import Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.request import PUBLISHED_DEFAULTS, Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput

@@ -12,11 +12,17 @@ from diffusers.utils import logging
 
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.consistency import make_consistent
-from diffusers_mdm.pipelines.drawing.folder_defaults import UPSCALE_DEFAULTS, UPSCALE_PREFIX
 from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, picture_size, read_pictures
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
-from diffusers_mdm.pipelines.drawing.request import Request, Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.request import (
+    UPSCALE_DEFAULTS,
+    UPSCALE_PREFIX,
+    Request,
+    Sample,
+    StepCallback,
+    read_call,
+)
 from diffusers_mdm.pipelines.drawing.setup import (
     begin_drawing,
     repeat_stretches,

@@ -291,7 +291,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         outputs = matching_levels(model_output, levels, "model_output")
         check_finite(outputs, now, "model_output")
         noises = self._injected_noise(levels, eta, later, generator, variance_noise)
-        strengths = agreement_strengths(level_agreement, len(levels))
+        is_alone = isinstance(level_agreement, float) and level_agreement == 0
+        strengths = [] if is_alone else agreement_strengths(level_agreement, len(levels))
 
         cleans = self._predict_cleans(outputs, levels, now, ratios, strengths)
         results, earlier = [], self._earlier_cleans(now, levels)

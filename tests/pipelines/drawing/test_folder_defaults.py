@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from diffusers_mdm import MDMClassConditionalPipeline, MDMImg2ImgPipeline, MDMPipeline, MDMUpscalePipeline
-from diffusers_mdm.pipelines.drawing.folder_defaults import (
+from diffusers_mdm.pipelines.drawing.request import (
     PUBLISHED_DEFAULTS,
     UPSCALE_DEFAULTS,
+    Request,
     check_defaults,
     fill_in,
 )
-from diffusers_mdm.pipelines.drawing.request import Request
 from tests.pipelines.tiny_pipeline import make_pipeline, make_scheduler, seed
 
 OWN = {"num_inference_steps": 3, "guidance_scale": 2.0, "upscale_guidance_scale": 1.5}
