@@ -29,10 +29,8 @@ def folder(fixtures_dir: Path) -> Path:
 
 def test_it_loads_and_draws_what_it_drew(folder, fixtures_dir):
     pipeline = MDMPipeline.from_pretrained(folder)
-    assert all(
-        torch.equal(value, pipeline.unet.state_dict()[name])
-        for name, value in make_unet(**SMALLER).state_dict().items()
-    )
+    # The weights are random numbers, of which processors round the last digit differently.
+    torch.testing.assert_close(pipeline.unet.state_dict(), make_unet(**SMALLER).state_dict(), rtol=1e-6, atol=1e-6)
     pipeline.set_progress_bar_config(disable=True)
     expected = load_file(fixtures_dir / "saved_pipeline_picture.safetensors")["picture"]
     # Other processors sum in another order, and the random network makes more of it at each of two steps.

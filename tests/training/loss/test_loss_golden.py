@@ -17,8 +17,11 @@ from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint, to_appl
 from diffusers_mdm.training.loss.pyramid_loss import PyramidLoss, pyramid_loss, thin_rows
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
-# Observed in float32 on CPU: losses 1.9e-6, totals 2.4e-7, gradients 7.4e-7, norms of gradients 7.9e-6 of their size.
+# Observed in float32 on CPUs with vector instructions: losses 1.9e-6, totals 2.4e-7, gradients 7.4e-7.
 TOLERANCE = 1e-5
+# Gradients are sums over batch and pixels, whose order the processor chooses: without vector instructions the norm of
+# all of them differs by 3.3e-5 of its size (with them 7.9e-6).
+GRADIENT_TOLERANCE = 1e-4
 CASES = [
     case
     for case in json.loads((GOLDEN / "sampler.json").read_text())["losses"]
@@ -81,8 +84,8 @@ def total_of(case: dict, loss: PyramidLoss) -> torch.Tensor:
     return (weights * loss.per_row).sum() / weights.sum()
 
 
-def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=TOLERANCE)
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, rtol: float = TOLERANCE) -> None:
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=rtol)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
@@ -117,10 +120,10 @@ def test_gradients_of_converted_models(case):
         for name, parameter in unet.named_parameters()
     }
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    assert_near(norm, tensors["grad_norm"].squeeze())
+    assert_near(norm, tensors["grad_norm"].squeeze(), GRADIENT_TOLERANCE)
     published = to_apple_state_dict(gradients, {})
     for name in [key for key in tensors if key.startswith("grad/")]:
-        assert_near(published[name.removeprefix("grad/")], tensors[name])
+        assert_near(published[name.removeprefix("grad/")], tensors[name], GRADIENT_TOLERANCE)
 
 
 def test_vdm_weights_are_the_recorded_ones():

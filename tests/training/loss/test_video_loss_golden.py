@@ -17,6 +17,8 @@ from diffusers_mdm.training.loss.pyramid_loss import PyramidLoss, pyramid_loss
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+# Gradients are sums over batch and pixels, whose order the processor chooses.
+GRADIENT_TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +82,9 @@ def test_loss_and_gradients(recorded, unet):
     loss.total.backward()
     gradients = {name: parameter.grad for name, parameter in unet.named_parameters()}
     norm = torch.stack([gradient.norm() for gradient in gradients.values() if gradient is not None]).norm()
-    torch.testing.assert_close(norm, recorded["grad_norm"].squeeze(), **TOLERANCE)
+    torch.testing.assert_close(norm, recorded["grad_norm"].squeeze(), **GRADIENT_TOLERANCE)
     state = unet.state_dict()
     filled = {name: torch.zeros_like(state[name]) if grad is None else grad for name, grad in gradients.items()}
     published = to_apple_state_dict(filled, {})
     for name in [key for key in recorded if key.startswith("grad/")]:
-        torch.testing.assert_close(published[name.removeprefix("grad/")], recorded[name], **TOLERANCE)
+        torch.testing.assert_close(published[name.removeprefix("grad/")], recorded[name], **GRADIENT_TOLERANCE)
