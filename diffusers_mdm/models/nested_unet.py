@@ -13,6 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..pyramid import Pyramid, as_pyramid
@@ -196,11 +197,14 @@ class NestedUNetModel(
             if isinstance(module, MatryoshkaAttention) and module.add_k_proj is not None
         ]
 
+    @apply_forward_hook
+    @apply_lora_scale("cross_attention_kwargs")
     def encode_text(
         self,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
         with_keys_values: bool = False,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> TextConditioning:
         """Compute all that the model makes of a prompt without knowing the timestep.
 
@@ -212,7 +216,14 @@ class NestedUNetModel(
                 where there is padding.
             encoder_attention_mask: `(B, L)`, nonzero for tokens, zero for padding; `None` without padding.
             with_keys_values: compute every attention layer's key and value of the text, too.
+            cross_attention_kwargs: as in `forward`, which does not scale what is computed here.
         """
+        return self._encode_text(encoder_hidden_states, encoder_attention_mask, with_keys_values)
+
+    def _encode_text(
+        self, encoder_hidden_states: torch.Tensor, encoder_attention_mask: torch.Tensor | None, with_keys_values: bool
+    ) -> TextConditioning:
+        """As `encode_text`, inside of a call that has already brought weights and adapters to where they belong."""
         check_text(self.config, encoder_hidden_states, encoder_attention_mask)
         hidden_states = encoder_hidden_states
         if self.config["encoder_hid_dim"] is not None:
@@ -317,7 +328,7 @@ class NestedUNetModel(
             return None
         text = encoder_hidden_states
         if not isinstance(text, TextConditioning):
-            text = self.encode_text(text.to(dtype), encoder_attention_mask)
+            text = self._encode_text(text.to(dtype), encoder_attention_mask, with_keys_values=False)
         if text.hidden_states.shape[0] != batch:
             raise ValueError(
                 f"`encoder_hidden_states` has {text.hidden_states.shape[0]} rows, level 0 of `sample` has {batch}."

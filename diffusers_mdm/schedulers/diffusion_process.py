@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from ..pyramid import (
@@ -27,6 +28,7 @@ from .predictions import amplitudes, noise_from_clean, row_amplitudes, velocity
 from .timestep_spacing import as_timesteps
 
 Sample = torch.Tensor | Sequence[torch.Tensor]
+Powers = TypeVar("Powers", torch.Tensor, np.ndarray)
 
 
 class PyramidForwardProcess:
@@ -162,7 +164,7 @@ def noisy_sample(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, 
     return mixed.to(clean.dtype)
 
 
-def shift_signal_power(power: torch.Tensor, ratio: float, shift_power: float) -> torch.Tensor:
+def shift_signal_power(power: Powers, ratio: float, shift_power: float) -> Powers:
     """Signal power at a level whose side is `ratio` times the innermost one's: log SNR_i = log SNR_0 - p log(ratio).
 
     A larger picture hides less of its content under the same noise, hence the shift (ml-mdm,
@@ -177,6 +179,49 @@ def shift_signal_power(power: torch.Tensor, ratio: float, shift_power: float) ->
         return power
     snr = power / (1 - power) / ratio**shift_power
     return 1 / (1 + 1 / snr)
+
+
+class LevelPowers:
+    """Signal power of every timestep at any level, as plain numbers: a reverse step neither makes tensors of them nor
+    waits for an accelerator. They are rounded to float32 at each operation, as the published tables are.
+
+    Args:
+        alphas_cumprod: `(T,)`, signal power of level 0.
+        shift_power: p of the shift by the size of a level; None where levels are not shifted.
+    """
+
+    def __init__(self, alphas_cumprod: torch.Tensor, shift_power: float | None) -> None:
+        self._innermost = alphas_cumprod.to("cpu", torch.float32).numpy()
+        self._shift_power = shift_power
+        self._by_ratio: dict[float, list[float]] = {}
+
+    def at(self, timestep: int, ratio: float) -> float:
+        """Signal power (alpha_bar) at a level, in [0, 1].
+
+        Args:
+            timestep: t, in [0, T).
+            ratio: r_i / r_0 of the level; below 1 it counts as 1.
+
+        Raises:
+            ValueError: the betas up to this timestep leave no signal power.
+        """
+        if ratio not in self._by_ratio:
+            self._by_ratio[ratio] = self._of_level(ratio)
+        power = self._by_ratio[ratio][timestep]
+        if power != power:  # NaN
+            raise ValueError(
+                f"Timestep {timestep} has no signal power, because betas up to it exceed 1; lower `beta_end` or "
+                "correct `trained_betas`."
+            )
+        return power
+
+    def _of_level(self, ratio: float) -> list[float]:
+        if self._shift_power is None:
+            return [float(power) for power in self._innermost]
+        # At the ends of a schedule 0 and 1 are divided by 0, and come out as they went in.
+        with np.errstate(divide="ignore"):
+            shifted = shift_signal_power(self._innermost, max(ratio, 1.0), self._shift_power)
+        return [float(power) for power in shifted]
 
 
 def dynamic_threshold(clean: torch.Tensor, ratio: float, max_value: float) -> torch.Tensor:
@@ -216,10 +261,10 @@ def ddim_step(
     eps = noise_from_clean(clean, sample, alpha, sigma)
     if noise is None:
         return next_alpha * clean + next_sigma * eps
-    g, g_s = torch.tensor(power), torch.tensor(next_power)
+    g, g_s = _as_published(power), _as_published(next_power)
     variance = _ancestral_variance(g, g_s) * eta**2
-    kept = (1 - g_s - variance).clamp(min=0)
-    return next_alpha * clean + kept.item() ** 0.5 * eps + variance.item() ** 0.5 * noise
+    kept = np.maximum(1 - g_s - variance, 0)
+    return next_alpha * clean + float(kept[0]) ** 0.5 * eps + float(variance[0]) ** 0.5 * noise
 
 
 def ancestral_step(
@@ -229,17 +274,22 @@ def ancestral_step(
 
     The distribution of `ddim_step` with eta 1, without its cancellation where x is almost pure noise (5e-5 there).
     """
-    g, g_s = torch.tensor(power), torch.tensor(next_power)
-    clean_weight = (1 - g / g_s) * g_s.sqrt() / (1 - g)
-    sample_weight = (g / g_s).sqrt() * (1 - g_s) / (1 - g)
-    mean = clean_weight.item() * clean + sample_weight.item() * sample
+    g, g_s = _as_published(power), _as_published(next_power)
+    clean_weight = (1 - g / g_s) * np.sqrt(g_s) / (1 - g)
+    sample_weight = np.sqrt(g / g_s) * (1 - g_s) / (1 - g)
+    mean = float(clean_weight[0]) * clean + float(sample_weight[0]) * sample
     if noise is None:
         return mean
-    return mean + _ancestral_variance(g, g_s).item() ** 0.5 * noise
+    return mean + float(_ancestral_variance(g, g_s)[0]) ** 0.5 * noise
 
 
-def _ancestral_variance(g: torch.Tensor, g_s: torch.Tensor) -> torch.Tensor:
-    """Variance of q(x_s | x, x0); as all of the published coefficients, in float32 at each operation."""
+def _as_published(power: float) -> np.ndarray:
+    """A power `(1,)`, with which NumPy computes in float32 at each operation, as the published samplers do."""
+    return np.array([power], dtype=np.float32)
+
+
+def _ancestral_variance(g: np.ndarray, g_s: np.ndarray) -> np.ndarray:
+    """Variance of q(x_s | x, x0)."""
     return (1 - g / g_s) * (1 - g_s) / (1 - g)
 
 

@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from ..config_reading import describe
 from ..pyramid import Pyramid, check_finite, in_full_precision, matching_levels, pyramid_noise
 from .diffusion_process import (
+    LevelPowers,
     PyramidForwardProcess,
     Sample,
     ancestral_step,
@@ -109,6 +110,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
 
     _compatibles = ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"]
     order = 1
+    _powers: LevelPowers  # made by `set_timesteps`
 
     @register_to_config
     def __init__(
@@ -212,6 +214,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         # The device may be refused: the old timesteps stay whole until the new ones are.
         self.timesteps = torch.tensor(visited, dtype=torch.int64, device=device)
         self._visited = visited
+        shifted = self.config.level_scaling == "shift"
+        self._powers = LevelPowers(self.alphas_cumprod, self.config.shift_power if shifted else None)
         self.num_inference_steps = len(self._visited)
         self._history = None
         self._step_index = None
@@ -246,9 +250,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
 
     def _power(self, timestep: int, ratio: float) -> float:
         """Signal power of a level as a number, rounded to float32 as in the tables; 1 for the clean picture."""
-        if timestep == _CLEAN:
-            return 1.0
-        return self.alpha_cumprod(torch.tensor(timestep), ratio).item()
+        return 1.0 if timestep == _CLEAN else self._powers.at(timestep, ratio)
 
     def step(
         self,
@@ -260,6 +262,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         variance_noise: Sample | None = None,
         return_dict: bool = True,
         level_agreement: float | Sequence[float] = 0.0,
+        check_output: bool = True,
     ) -> MatryoshkaSchedulerOutput | tuple[torch.Tensor | Pyramid, torch.Tensor | Pyramid]:
         """One reverse step of all levels, to the highest of `timesteps` below `timestep`, or to the clean picture.
 
@@ -278,6 +281,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
             return_dict: give a `MatryoshkaSchedulerOutput` instead of `(prev_sample, pred_original_sample)`.
             level_agreement: 0 to 1, one for all or one for every level but the innermost: by which share the averages
                 of a predicted clean level move towards the level inside it (see `level_agreement.agree`).
+            check_output: refuse a model output that is not finite, for which an accelerator is waited for; the
+                pipelines look at all steps at once, when a drawing is done.
 
         Raises:
             ValueError: before `set_timesteps`, a timestep outside [0, T), shapes that differ, a model output that is
@@ -289,7 +294,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         next_index, later = self._after(now)
         levels, ratios, bare = self._levels(sample, "sample")
         outputs = matching_levels(model_output, levels, "model_output")
-        check_finite(outputs, now, "model_output")
+        if check_output:
+            check_finite(outputs, now, "model_output")
         noises = self._injected_noise(levels, eta, later, generator, variance_noise)
         is_alone = isinstance(level_agreement, float) and level_agreement == 0
         strengths = [] if is_alone else agreement_strengths(level_agreement, len(levels))

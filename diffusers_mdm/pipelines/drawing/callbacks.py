@@ -60,6 +60,9 @@ def call_back(drawing: Drawing, step: int, timestep: torch.Tensor, latents: Samp
         # A mask may also have been changed in place.
         if changed or any(f"{name}_attention_mask" in asked for name in _TEXTS):
             drawing.condition_on(_changed_conditions(drawing, changed))
+        # Features may have been changed in place, and adapters through the pipeline.
+        if any(name in Conditioning._fields for name in asked) or getattr(drawing.pipeline.unet, "peft_config", None):
+            drawing.model_inputs.clear()
         return _checked_samples(returned.get("latents", latents), latents)
     except ValueError as error:
         raise ValueError(f"What the callback of step {step} returned does not fit the drawing: {error}") from error

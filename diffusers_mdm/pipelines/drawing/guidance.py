@@ -6,12 +6,14 @@ A new way of guiding is a function beside `guide`, and its place in `_predict_gr
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, RowGroup
+from diffusers_mdm.library_internals import is_hooked
 from diffusers_mdm.pipelines.drawing.request import Sample
 from diffusers_mdm.pipelines.drawing.setup import Drawing, MicroConditioning, adapters_to_itself
 from diffusers_mdm.pyramid import as_pyramid
@@ -56,17 +58,16 @@ def predict(drawing: Drawing, latents: Sample, timestep: torch.Tensor) -> Sample
         latents: what the scheduler made of the samples, B a level.
         timestep: one t for the whole batch.
     """
-    conditioning, groups, micro = drawing.conditioning, drawing.groups, drawing.micro_conditioning
+    groups, micro = drawing.groups, drawing.micro_conditioning
     if groups[0].rows is None:
-        return _predict_group(drawing, latents, timestep, conditioning, groups[0], micro)
+        return _predict_group(drawing, latents, timestep, 0, micro)
     predictions = each_level(torch.empty_like, latents)
-    for group in groups:
+    for index, group in enumerate(groups):
         part = _predict_group(
             drawing,
             each_level(operator.itemgetter(group.rows), latents),
             timestep,
-            conditioning.select(group),
-            group,
+            index,
             {key: value[:, group.rows] for key, value in micro.items()},
         )
         for whole, rows in zip(as_pyramid(predictions)[0], as_pyramid(part)[0], strict=True):
@@ -78,11 +79,10 @@ def _predict_group(
     drawing: Drawing,
     latents: Sample,
     timestep: torch.Tensor,
-    conditioning: Conditioning,
-    group: RowGroup,
+    group: int,
     micro_conditioning: MicroConditioning,
 ) -> Sample:
-    """Predict for those pictures of a batch that may go through the model together."""
+    """Predict for those pictures of a batch that may go through the model together: group number `group`."""
     unet, controls = drawing.pipeline.unet, drawing.controls
     guided = is_guided(controls.guidance_scale)
     innermost = as_pyramid(latents)[0][0]
@@ -91,7 +91,7 @@ def _predict_group(
         prediction = unet(
             each_level(lambda level: (torch.cat([level, level]) if guided else level).to(dtype), latents),
             timestep.expand(2 * len(innermost) if guided else len(innermost)),
-            **conditioning.model_inputs(guided=guided, has_pads=group.has_pads, dtype=dtype),
+            **_conditions(drawing, group, guided=guided),
             added_cond_kwargs={
                 key: value.flatten() if guided else value[1] for key, value in micro_conditioning.items()
             },
@@ -104,3 +104,30 @@ def _predict_group(
         return prediction
     w, rescale = controls.guidance_scale, controls.guidance_rescale
     return each_level(lambda level: guide(level.chunk(2)[0], level.chunk(2)[1], w, rescale), prediction)
+
+
+def _conditions(drawing: Drawing, group: int, *, guided: bool) -> dict[str, Any]:
+    """What the model is given of the conditions of a group: the same at every step, so it is made once.
+
+    That holds for the keys and values of the text, too, which every attention layer would otherwise project anew.
+    """
+    unet, adapters = drawing.pipeline.unet, drawing.controls.cross_attention_kwargs
+    key = (group, guided, (adapters or {}).get("scale"))
+    if key not in drawing.model_inputs:
+        rows = drawing.groups[group]
+        conditioning = drawing.conditioning if rows.rows is None else drawing.conditioning.select(rows)
+        inputs = conditioning.model_inputs(guided=guided, has_pads=rows.has_pads, dtype=unet.dtype)
+        if "encoder_hidden_states" in inputs and encodes_text_ahead(unet):
+            text, mask = inputs["encoder_hidden_states"], inputs.pop("encoder_attention_mask")
+            encoded = unet.encode_text(text, mask, with_keys_values=True, cross_attention_kwargs=adapters)
+            inputs["encoder_hidden_states"] = encoded
+        drawing.model_inputs[key] = inputs
+    return drawing.model_inputs[key]
+
+
+def encodes_text_ahead(unet: Any) -> bool:
+    """Whether a model can make keys and values of a text before its layers run.
+
+    Hooks on its parts (offloading by layers, device maps, layerwise casting) bring weights only where the parts run.
+    """
+    return hasattr(unet, "encode_text") and not is_hooked(itertools.islice(unet.modules(), 1, None))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from diffusers_mdm.pipelines.drawing.resampling import diffuse_from
 from diffusers_mdm.pipelines.drawing.setup import Drawing, noised, step_arguments
 from diffusers_mdm.pipelines.pipeline_output import Images
 from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
+from diffusers_mdm.schedulers import MatryoshkaScheduler
 
 Refine = Callable[[Pyramid], Pyramid]
 
@@ -33,7 +34,8 @@ def denoise(drawing: Drawing, latents: Sample) -> Sample:
         The samples after the last step, or where a callback interrupted the drawing.
     """
     scheduler, timesteps, positions = drawing.scheduler, drawing.timesteps, drawing.positions
-    step_kwargs = step_arguments(drawing)
+    times, step_kwargs = step_times(drawing), step_arguments(drawing)
+    magnitudes: list[torch.Tensor] = []
     drawing.controls.num_timesteps = len(positions)
     reached = 0
     with drawing.pipeline.progress_bar(total=len(positions)) as progress_bar:
@@ -45,18 +47,29 @@ def denoise(drawing: Drawing, latents: Sample) -> Sample:
                 latents = go_back(drawing, latents, timesteps[reached], timestep)
             reached = position + 1
             prediction = predict(drawing, scheduler.scale_model_input(latents, timestep), timestep)
+            magnitudes.append(largest_magnitudes(prediction))
             if drawing.average is not None:
                 prediction = project_prediction(
                     scheduler, as_pyramid(prediction)[0], as_pyramid(latents)[0], timestep, drawing.average
                 )
-            step_output = scheduler.step(prediction, timestep, latents, **step_kwargs)
+            step_output = scheduler.step(prediction, times[position], latents, **step_kwargs)
             later = timesteps[reached] if reached < len(timesteps) else None
             latents = hold_known(drawing, step_output.prev_sample, later)
             preview = hold_known(drawing, getattr(step_output, "pred_original_sample", None), None)
             if drawing.request.callback_on_step_end is not None:
                 latents = call_back(drawing, step, timestep, latents, preview)
             progress_bar.update()
+    check_predictions(magnitudes, [int(times[position]) for position in positions])
     return latents
+
+
+def step_times(drawing: Drawing) -> Sequence[Any]:
+    """The time steps as the scheduler's `step` is given them: numbers for ours, for which no accelerator is waited for
+    at each step; tensors for those of diffusers, some of which take nothing else.
+    """
+    if isinstance(drawing.scheduler, MatryoshkaScheduler):
+        return drawing.timesteps.tolist()
+    return list(drawing.timesteps)
 
 
 def hold_known(drawing: Drawing, sample: Any, timestep: torch.Tensor | None) -> Any:
@@ -195,3 +208,25 @@ def check_finite(levels: Pyramid, what: str) -> None:
             f"{what} NaN or infinity, so there is no picture to return. Try float32 or bfloat16 if a model runs in "
             "float16, more steps, or MatryoshkaScheduler if another scheduler drew; otherwise look at the weights."
         )
+
+
+def largest_magnitudes(prediction: Sample) -> torch.Tensor:
+    """Largest magnitude in each level `(R,)`, NaN or infinity where the level holds any; nothing waits for it."""
+    return torch.stack([torch.linalg.vector_norm(level, torch.inf) for level in as_pyramid(prediction)[0]])
+
+
+def check_predictions(magnitudes: Sequence[torch.Tensor], timesteps: Sequence[int]) -> None:
+    """Refuse predictions with NaN or infinity, which thresholding may hide: all steps at once, at the end.
+
+    Args:
+        magnitudes: of each step, see `largest_magnitudes`.
+        timesteps: of each step.
+    """
+    if not magnitudes or bool(torch.cat(list(magnitudes)).isfinite().all()):
+        return
+    step = next(step for step, largest in enumerate(magnitudes) if not bool(largest.isfinite().all()))
+    levels = (~magnitudes[step].isfinite()).nonzero().flatten().tolist()
+    raise ValueError(
+        f"The model predicted NaN or infinity at timestep {timesteps[step]}, level {', '.join(map(str, levels))} (0 = "
+        "innermost). Try float32 or bfloat16 if it runs in float16; otherwise look at its weights and inputs."
+    )

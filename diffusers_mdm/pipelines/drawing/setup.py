@@ -179,6 +179,7 @@ class Drawing:
         micro_conditioning: see `MicroConditioning`.
         timesteps: descending, those that are drawn.
         positions: which of them each call of the model does; one after another, save where steps are repeated.
+        model_inputs: what the model is given of the conditions, made at the first step that needs it.
         known: what is given of the pictures, None for nothing.
         average: `(B, C, h, w)` in [-1, 1], what the predicted pictures have to average to, None for anything.
     """
@@ -195,6 +196,7 @@ class Drawing:
     micro_conditioning: MicroConditioning = field(default_factory=dict)
     timesteps: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     positions: Sequence[int] = ()
+    model_inputs: dict[Any, dict[str, Any]] = field(default_factory=dict)
     known: KnownPixels | None = None
     average: torch.Tensor | None = None
 
@@ -202,6 +204,7 @@ class Drawing:
         """Draw from these conditions from now on."""
         self.conditioning = conditioning
         self.groups = group_rows_by_text(conditioning, own_columns=self.own_columns)
+        self.model_inputs.clear()
 
 
 @contextlib.contextmanager
@@ -306,9 +309,9 @@ def repeat_stretches(drawing: Drawing) -> None:
 
 
 def step_arguments(drawing: Drawing) -> dict[str, Any]:
-    """Those of `eta` and `generator` that the scheduler's `step` takes."""
+    """Those of our arguments that the scheduler's `step` takes. What the model predicts is checked after the loop."""
     known = inspect.signature(drawing.scheduler.step).parameters
-    given = {"eta": drawing.request.eta, "generator": drawing.request.generator}
+    given = {"eta": drawing.request.eta, "generator": drawing.request.generator, "check_output": False}
     return {key: value for key, value in given.items() if key in known}
 
 
