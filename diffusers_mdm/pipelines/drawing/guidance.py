@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from diffusers_mdm.library_internals import is_hooked
 from diffusers_mdm.pipelines.drawing.request import Sample
 from diffusers_mdm.pipelines.drawing.setup import Drawing, MicroConditioning, adapters_to_itself
 from diffusers_mdm.pyramid import as_pyramid
@@ -128,6 +127,9 @@ def _conditions(drawing: Drawing, group: int, *, guided: bool) -> dict[str, Any]
 def encodes_text_ahead(unet: Any) -> bool:
     """Whether a model can make keys and values of a text before its layers run.
 
-    Hooks on its parts (offloading by layers, device maps, layerwise casting) bring weights only where the parts run.
+    Offloading by layers, device maps and layerwise casting put another `forward` into each part that they serve: its
+    weights are where they belong only while that runs.
     """
-    return hasattr(unet, "encode_text") and not is_hooked(itertools.islice(unet.modules(), 1, None))
+    return hasattr(unet, "encode_text") and not any(
+        "forward" in vars(part) for part in itertools.islice(unet.modules(), 1, None)
+    )

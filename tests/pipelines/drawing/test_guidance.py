@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guidance: between two predictions, and beyond; what belongs together goes through the model together."""
 
+from collections import Counter
+
 import pytest
 import torch
+from peft import LoraConfig
 
-from diffusers_mdm.pipelines.drawing.guidance import each_level, guide, is_guided, predict
+from diffusers_mdm.pipelines.drawing.guidance import each_level, encodes_text_ahead, guide, is_guided, predict
 from diffusers_mdm.pipelines.drawing.request import read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
-from tests.pipelines.tiny_pipeline import make_pipeline, seed
+from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
 
 WITHOUT, WITH = torch.randn(2, 3, 8, 8, generator=seed(0)), torch.randn(2, 3, 8, 8, generator=seed(1))
 
@@ -56,3 +59,60 @@ def test_prompts_of_different_lengths_go_through_the_model_apart_and_come_back_i
     for number, prompt in enumerate(prompts):
         for level, alone in zip(together, prediction([prompt], [number]), strict=True):
             torch.testing.assert_close(level[number : number + 1], alone, atol=1e-5, rtol=0)
+
+
+def projections_of_text(unet):
+    """How often each layer runs that reads nothing but the text."""
+    counts = Counter()
+    for name, module in unet.named_modules():
+        if name.rpartition(".")[2] in ("encoder_hid_proj", "norm_encoder", "add_k_proj", "add_v_proj"):
+            module.register_forward_hook(lambda *_, name=name: counts.update([name]))
+    return counts
+
+
+def test_a_text_is_projected_once_a_drawing():
+    pipe = make_pipeline()
+    counts = projections_of_text(pipe.unet)
+    draw(pipe, prompt=["red", "a sad cat"], num_inference_steps=3, guidance_scale=3.0)
+    assert len(counts) > 3
+    assert set(counts.values()) == {2}, "once for each group of prompts of one length"
+
+
+def test_a_text_that_a_callback_changes_in_place_is_projected_again():
+    pipe = make_pipeline()
+    plain = draw(pipe, num_inference_steps=3, guidance_scale=3.0)
+    counts = projections_of_text(pipe.unet)
+
+    def callback(pipeline, step, timestep, tensors):
+        if step == 0:
+            tensors["prompt_embeds"].mul_(-1)
+
+    asked = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    changed = draw(pipe, num_inference_steps=3, guidance_scale=3.0, **asked)
+    assert (changed - plain).abs().max() > 1e-3
+    assert set(counts.values()) == {3}
+
+
+def test_adapters_that_a_callback_rescales_count_from_then_on():
+    pipe = make_pipeline()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["add_k_proj", "add_v_proj"], init_lora_weights=False))
+    whole = draw(pipe, num_inference_steps=3, guidance_scale=3.0)
+    none = draw(pipe, num_inference_steps=3, guidance_scale=3.0, cross_attention_kwargs={"scale": 0.0})
+
+    def callback(pipeline, step, timestep, tensors):
+        pipeline._cross_attention_kwargs = {"scale": 0.0}
+        return tensors
+
+    partly = draw(pipe, num_inference_steps=3, guidance_scale=3.0, callback_on_step_end=callback)
+    assert (whole - none).abs().max() > 1e-3
+    assert (partly - none).abs().max() > 1e-5
+    assert (partly - whole).abs().max() > 1e-5
+
+
+def test_weights_that_are_brought_layer_by_layer_are_not_asked_for_before():
+    pipe = make_pipeline()
+    plain = draw(pipe, num_inference_steps=2, guidance_scale=3.0)
+    assert encodes_text_ahead(pipe.unet)
+    pipe.unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    assert not encodes_text_ahead(pipe.unet)
+    torch.testing.assert_close(draw(pipe, num_inference_steps=2, guidance_scale=3.0), plain, atol=1e-5, rtol=0)

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: what is known is held at every level, and the last samples become what was asked for."""
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
+from diffusers_mdm import MatryoshkaScheduler
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.loop import check_finite, clips, denoise, finish, go_back, hold_known, pictures
 from diffusers_mdm.pipelines.drawing.request import read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, set_timesteps, starting_noise
-from tests.pipelines.tiny_pipeline import make_pipeline, seed
+from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,58 @@ def test_what_is_not_finite_is_no_picture(value):
     broken[0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="The samples hold NaN or infinity, so there is no picture to return"):
         check_finite([torch.zeros(1, 3, 4, 4), broken], "The samples hold")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_prediction_is_named_at_the_end(drawing, value):
+    hook = drawing.pipeline.unet.register_forward_hook(break_second_call(value))
+    with (
+        contextlib.closing(SimpleNamespace(close=hook.remove)),
+        pytest.raises(ValueError, match=rf"at timestep {int(drawing.timesteps[1])}, level 1 \(0 = innermost\)"),
+    ):
+        denoise(drawing, starting_noise(drawing))
+
+
+def break_second_call(value):
+    calls = []
+
+    def hook(module, inputs, output):
+        calls.append(1)
+        if len(calls) == 2:
+            output[0][1][0, 0, 0, 0] = value
+
+    return hook
+
+
+WAITING = ["item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"eta": 0.5}, {"algorithm": "dpmsolver++"}, {"thresholding": True}])
+def test_no_step_waits_for_an_accelerator(settings, monkeypatch):
+    eta = settings.get("eta", 0.0)
+    pipe = make_pipeline()
+    config = {name: value for name, value in settings.items() if name != "eta"}
+    pipe.scheduler = MatryoshkaScheduler.from_config(pipe.scheduler.config, **config)
+    waits = {"counted": False, "calls": []}
+
+    def counted(name):
+        original = getattr(torch.Tensor, name)
+
+        def wait(tensor, *args, **kwargs):
+            if waits["counted"]:
+                waits["calls"].append(name)
+            return original(tensor, *args, **kwargs)
+
+        return wait
+
+    @contextlib.contextmanager
+    def progress_bar(total):
+        waits["counted"] = True
+        yield SimpleNamespace(update=lambda: None)
+        waits["counted"] = False
+
+    for name in WAITING:
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    monkeypatch.setattr(pipe, "progress_bar", progress_bar)
+    draw(pipe, num_inference_steps=3, guidance_scale=3.0, eta=eta)
+    assert waits["calls"] == []
