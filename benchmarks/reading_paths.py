@@ -46,8 +46,7 @@ def modules_entered(entered: list[str], inside: str | None = None) -> Iterator[N
         if function == inside:
             depth += {"call": 1, "return": -1}.get(event, 0)
         name = module.removeprefix(f"{PACKAGE}.")
-        # What is imported on the way does not count.
-        if event == "call" and (inside is None or depth) and name not in entered and function != "<module>":
+        if event == "call" and (inside is None or depth) and name not in entered and not is_import(frame):
             entered.append(name)
 
     before = sys.getprofile()
@@ -56,6 +55,13 @@ def modules_entered(entered: list[str], inside: str | None = None) -> Iterator[N
         yield
     finally:
         sys.setprofile(before)
+
+
+def is_import(frame: FrameType) -> bool:
+    """Whether a module is being imported, or looked for: what is imported on the way does not count."""
+    caller = frame.f_back
+    by_importlib = caller is not None and caller.f_globals.get("__name__", "").startswith("importlib.")
+    return frame.f_code.co_name == "<module>" or by_importlib
 
 
 def modules_of_a_drawing(pipeline: MDMPipeline, prompt: str) -> list[str]:

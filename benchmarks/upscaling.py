@@ -53,8 +53,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from diffusers_mdm import MDMPipeline, MDMUpscalePipeline
 from diffusers_mdm.pipelines.drawing.consistency import project_onto_average
 from diffusers_mdm.pyramid import build_pyramid
+from diffusers_mdm.training.data.batch import to_unit_range
 from diffusers_mdm.training.data.images import square_pixels
-from diffusers_mdm.training.pixel_range import to_unit_range
 
 MODEL_DIR = ROOT / "model_cards" / "mdm-emoji-64"
 DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"

@@ -14,7 +14,7 @@ from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import tiny_recipe, write_pictures
 
-MAX_MODULES_OF_A_STEP = 38
+MAX_MODULES_OF_A_STEP = 22
 MAX_MODULES_IN_A_FOLDER = 16
 
 

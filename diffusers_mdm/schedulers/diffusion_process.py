@@ -25,7 +25,6 @@ from ..pyramid import (
     matching_levels,
 )
 from .predictions import amplitudes, noise_from_clean, row_amplitudes, velocity
-from .timestep_spacing import as_timesteps
 
 Sample = torch.Tensor | Sequence[torch.Tensor]
 Powers = TypeVar("Powers", torch.Tensor, np.ndarray)
@@ -148,6 +147,21 @@ class PyramidForwardProcess:
             for level, eps, power, ratio in zip(levels, noises, powers, ratios, strict=True)
         ]
         return mixed[0] if bare else mixed
+
+
+def as_timesteps(timesteps: Any) -> torch.Tensor:
+    """Timesteps for every row, as a tensor.
+
+    Raises:
+        ValueError: they are neither a tensor nor numbers.
+    """
+    try:
+        return torch.as_tensor(timesteps)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`timesteps` are of type {type(timesteps).__name__}; expected a tensor of whole numbers, one for each "
+            "row of level 0, or a single one."
+        ) from error
 
 
 def noisy_sample(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

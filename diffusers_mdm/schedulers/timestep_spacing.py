@@ -7,7 +7,6 @@ import math
 import numbers
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -133,18 +132,3 @@ def whole_timestep(timestep: int | float | torch.Tensor, num_train_timesteps: in
     if not is_number or timestep != int(timestep) or not 0 <= timestep < num_train_timesteps:
         raise ValueError(f"`timestep` is {timestep!r}; expected a whole number from 0 to {num_train_timesteps - 1}.")
     return int(timestep)
-
-
-def as_timesteps(timesteps: Any) -> torch.Tensor:
-    """Timesteps for every row, as a tensor.
-
-    Raises:
-        ValueError: they are neither a tensor nor numbers.
-    """
-    try:
-        return torch.as_tensor(timesteps)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"`timesteps` are of type {type(timesteps).__name__}; expected a tensor of whole numbers, one for each "
-            "row of level 0, or a single one."
-        ) from error

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
+from ..data.batch import to_unit_range
 from ..data.sources import open_validation_images
-from ..pixel_range import to_unit_range
 from ..recipe.data import TableData
 from .retrieval import COMPARED_SIDE, nearest_records, pooled_drawings
 

@@ -17,9 +17,9 @@ from diffusers.utils.logging import tqdm
 
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
+from ..data.batch import to_unit_range
 from ..data.images import open_image, square_pixels
 from ..data.tables.splits import encoded_file, load_all_splits, own_files
-from ..pixel_range import to_unit_range
 from ..recipe.data import TableData
 from .evaluation_command import GROUPS
 

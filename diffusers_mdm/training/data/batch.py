@@ -62,6 +62,11 @@ class Batch:
         return Batch(**values)
 
 
+def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels 0..255 -> float32 in [-1, 1], the range the pipeline's pictures have."""
+    return pixels.float() / 127.5 - 1.0
+
+
 def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor, null_class: int | None = None) -> Batch:
     """Give some rows the empty caption, as text and, where there are any, as features; and the null class.
 

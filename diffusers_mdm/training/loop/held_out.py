@@ -3,12 +3,11 @@
 
 from ..data.batch import Batch
 from ..loss.held_out import HeldOutSamples, validation_loss_table
-from ..loss.tables import level_means, table_values
+from ..loss.pyramid_loss import level_means, table_values
 from ..recipe.stage import StageRecipe
 from ..state.averages import averaged_weights
 from ..state.run import Run
-from .clean_levels import clean_pyramid
-from .step import predict
+from .step import clean_pyramid, predict
 
 
 def measure_validation_loss(
@@ -24,8 +23,8 @@ def measure_validation_loss(
             lambda noisy, timesteps, batch: predict(run, noisy, timesteps, batch.to(process.device)),
             run.scheduler,
             held_out,
-            run.unet.sample_sizes[: stage.levels],
             clean_levels=lambda pixels: clean_pyramid(run, stage, pixels),
+            num_levels=stage.levels,
             batch_size=stage.batch_size,
             rank=process.process_index,
             world=process.num_processes,

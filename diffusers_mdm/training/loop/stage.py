@@ -15,7 +15,6 @@ from ..data.order import BatchOrder
 from ..data.skip_budget import SkipBudget
 from ..data.sources import TrainingImages
 from ..loss.held_out import HeldOutSamples
-from ..recipe.clip_rows import joint_stage
 from ..recipe.stage import StageRecipe
 from ..reports.meter import Meter
 from ..reports.stage_results import stretch_settings
@@ -30,7 +29,7 @@ from .interruption import Interruption, RunInterrupted
 from .plateau import Plateau
 from .stage_data import StageData
 from .stage_setup import begin_stage, end_stage
-from .step import optimizer_step
+from .step import StepPlan, optimizer_step, plan_steps
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +53,14 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
     if progress.stage_step > 0:
         draw_what_was_lost(run)
     budgets = [opened.skipped for opened in (data.images, data.pictures) if opened is not None]
-    batches = step_batches(run, stage, data)
+    plan = plan_steps(run, stage)
+    batches = step_batches(run, plan, data)
     with contextlib.closing(batches), new_meter(run, stage, last_step) as meter:
         while progress.stage_ended is None:
             with meter.waiting_for_data():
                 micro_batches, beside = next(batches)
             try:
-                tables = optimizer_step(run, stage, micro_batches, beside)
+                tables = optimizer_step(run, plan, micro_batches, beside)
             except FloatingPointError:
                 keep_checkpoint(run, needed=True)
                 raise
@@ -105,14 +105,13 @@ def draw_what_was_lost(run: Run) -> None:
         draw_validation(run)
 
 
-def step_batches(
-    run: Run, stage: StageRecipe, data: StageData
-) -> Generator[tuple[list[Batch], list[Batch]], None, None]:
+def step_batches(run: Run, plan: StepPlan, data: StageData) -> Generator[tuple[list[Batch], list[Batch]], None, None]:
     """For every step from the next one on, this process' micro-batches and the pictures beside each of them."""
-    size = stage.gradient_accumulation_steps
+    size = plan.stage.gradient_accumulation_steps
+    beside = None if plan.pictures is None else plan.pictures.stage
     with (
-        batches_of(run, stage, data.images) as batches,
-        batches_of(run, joint_stage(run.recipe, stage), data.pictures) as pictures,
+        batches_of(run, plan.stage, data.images) as batches,
+        batches_of(run, beside, data.pictures) as pictures,
     ):
         while True:
             yield list(itertools.islice(batches, size)), list(itertools.islice(pictures, size))

@@ -13,21 +13,52 @@ from typing import NamedTuple, cast
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...pyramid import Pyramid, pyramid_noise
-from ..data.batch import Batch, replace_rows_by_empty
+from ...pipelines.drawing.conditioning import encode_texts
+from ...pipelines.drawing.latent_space import encode_pictures
+from ...pyramid import Pyramid, build_pyramid, pyramid_noise
+from ..data.batch import Batch, replace_rows_by_empty, to_unit_range
 from ..loss.draws import offset_noise, row_timesteps
-from ..loss.pyramid_loss import PyramidLoss, pyramid_loss, thin_rows
-from ..loss.tables import loss_table
-from ..loss.weights import ramped_level_weights
+from ..loss.pyramid_loss import PyramidLoss, loss_table, pyramid_loss, ramped_level_weights, thin_rows
 from ..modules.classes import check_class_labels
 from ..recipe.clip_rows import data_of, joint_stage
 from ..recipe.stage import StageRecipe
+from ..recipe.text_encoder import TextEncoderRecipe
 from ..seeds import derive_seed
 from ..state.averages import update_averages
 from ..state.optimizer import learning_rate_factor
 from ..state.run import Run
-from .clean_levels import clean_pyramid
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What every step of a stage has to know, worked out once.
+
+    Attributes:
+        stage: whose steps they are.
+        random_flip: mirror half of the pictures, or clips.
+        num_old_levels: inner levels that were trained before this stage.
+        pictures: the same of the pictures beside the stage's clips; None without.
+    """
+
+    stage: StageRecipe
+    random_flip: bool
+    num_old_levels: int
+    pictures: "StepPlan | None" = None
+
+
+def plan_steps(run: Run, stage: StageRecipe) -> StepPlan:
+    """Work out what the steps of a stage need."""
+    index = run.progress.stage_index
+    num_old_levels = run.recipe.stages[index - 1].levels if index else 0
+    beside = joint_stage(run.recipe, stage)
+    return StepPlan(
+        stage,
+        data_of(run.recipe, stage).random_flip,
+        num_old_levels,
+        None if beside is None else StepPlan(beside, data_of(run.recipe, beside).random_flip, num_old_levels),
+    )
 
 
 @dataclass(frozen=True)
@@ -53,18 +84,19 @@ def row_generators(run: Run, stage: StageRecipe, positions: torch.Tensor) -> lis
     return [torch.Generator().manual_seed(derive_seed(*place, position)) for position in positions.tolist()]
 
 
-def noise_batch(run: Run, stage: StageRecipe, batch: Batch) -> NoisyBatch:
+def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
     """Draw flips, dropped captions, t and noise for a batch (algorithm 1 of the paper, one t for all levels)."""
-    device, num_train_timesteps = run.accelerator.device, len(run.scheduler)
+    stage, device, num_train_timesteps = plan.stage, run.accelerator.device, len(run.scheduler)
     generators = row_generators(run, stage, batch.positions)
     chances = torch.stack([torch.rand(2, generator=generator) for generator in generators])
     timesteps = row_timesteps(stage, num_train_timesteps, generators, device)
-    classes = run.unet.config["num_class_embeds"]
-    check_class_labels(batch.class_labels, classes)
-    null_class = None if classes is None else classes - 1  # as in the pipelines
+    classes, null_class = run.unet.config["num_class_embeds"], None
+    if classes is not None:
+        check_class_labels(batch.class_labels, classes)
+        null_class = classes - 1  # as in the pipelines
     dropped = chances[:, 0] < stage.caption_dropout
     batch = replace_rows_by_empty(batch.to(device, non_blocking=True), dropped, null_class)
-    if data_of(run.recipe, stage).random_flip:
+    if plan.random_flip:
         flips = (chances[:, 1] < 0.5).to(device).view(-1, *[1] * (batch.pixels.ndim - 1))  # all frames of a clip alike
         batch = replace(batch, pixels=torch.where(flips, batch.pixels.flip(-1), batch.pixels))
     if device.type != "cpu":
@@ -75,6 +107,31 @@ def noise_batch(run: Run, stage: StageRecipe, batch: Batch) -> NoisyBatch:
     noise = pyramid_noise([level.shape for level in clean], generators, device=device)
     noise = offset_noise(noise, stage.noise_offset, generators)
     return NoisyBatch(clean, noise, timesteps, batch)
+
+
+@torch.no_grad()
+def clean_pyramid(
+    run: Run, stage: StageRecipe, pixels: torch.Tensor, generators: Sequence[torch.Generator] | None = None
+) -> Pyramid:
+    """The stage's levels of pictures: their averages, or those of their latents where the run has an autoencoder.
+
+    Args:
+        run: has the model's sizes and the autoencoder.
+        stage: says how many levels there are.
+        pixels: uint8 `(B, 3, S, S)`, or clips `(B, 3, F, S, S)`; S is the side of the outermost level in pixels.
+        generators: one for each image or clip, from which its latents are drawn (of the autoencoder's posterior, as
+            in the scripts of diffusers); each gives one number for each latent, and none for pixels. Without them
+            the most probable latents are taken, for measurements that are to be the same each time.
+
+    Returns:
+        Levels (B, C, side, side), in [-1, 1] or of about unit variance, innermost first; of clips with frames.
+    """
+    levels = to_unit_range(pixels)
+    if run.vae is not None:
+        given = None if generators is None else list(generators)
+        levels = encode_pictures(run.vae, levels, sample_posterior=given is not None, generator=given)
+    frames = run.unet.level_frames[: stage.levels] if pixels.ndim == 5 else None
+    return build_pyramid(levels, run.unet.sample_sizes[: stage.levels], frames)
 
 
 def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> Pyramid:
@@ -89,14 +146,8 @@ def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> 
         captions, embeds, mask = None, None, None
     elif embeds is not None:
         captions = None
-    elif "text_encoder" not in run.trained_modules:
-        with torch.no_grad(), run.accelerator.autocast():
-            embeds, _, mask, _ = run.pipeline().encode_prompt(
-                batch.captions,
-                device=run.accelerator.device,
-                do_classifier_free_guidance=False,
-                max_sequence_length=run.recipe.max_sequence_length,
-            )
+    elif not cast(TextEncoderRecipe, run.recipe.text_encoder).train_text_encoder:
+        embeds, mask = encode_captions(run, batch.captions)
         captions = None
     predictions = run.model(
         noisy,
@@ -110,19 +161,31 @@ def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> 
     return [prediction.float() for prediction in predictions]
 
 
-def compute_loss(run: Run, stage: StageRecipe, batch: Batch) -> tuple[PyramidLoss, torch.Tensor]:
+@torch.no_grad()
+def encode_captions(run: Run, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features `(B, L, D)` of captions by the run's frozen encoder, zero at pads, and their mask `(B, L)`."""
+    with run.accelerator.autocast():
+        return encode_texts(
+            captions,
+            cast(PreTrainedTokenizerBase, run.tokenizer),
+            cast(PreTrainedModel, run.text_encoder),
+            run.accelerator.device,
+            cast(TextEncoderRecipe, run.recipe.text_encoder).max_sequence_length,
+        )
+
+
+def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, torch.Tensor]:
     """The loss of one micro-batch, and its table by level and quartile of t (see `loss_table`)."""
-    drawn = noise_batch(run, stage, batch)
-    scheduler = run.scheduler
+    stage, scheduler = plan.stage, run.scheduler
+    drawn = noise_batch(run, plan, batch)
     noisy = cast(Pyramid, scheduler.add_noise(drawn.clean, drawn.noise, drawn.timesteps))
     velocities = cast(Pyramid, scheduler.get_velocity(drawn.clean, drawn.noise, drawn.timesteps))
     predictions = predict(run, noisy, drawn.timesteps, drawn.batch)
-    num_old_levels = run.recipe.stages[run.progress.stage_index - 1].levels if run.progress.stage_index else 0
     loss = pyramid_loss(
         predictions,
         velocities,
         scheduler.level_alphas_cumprod(drawn.clean, drawn.timesteps),
-        ramped_level_weights(stage, num_old_levels, run.progress.stage_step),
+        ramped_level_weights(stage, plan.num_old_levels, run.progress.stage_step),
         stage.loss_weighting,
         stage.snr_gamma,
         drawn.batch.row_weights,
@@ -141,14 +204,12 @@ class StepTables(NamedTuple):
     pictures: torch.Tensor | None = None
 
 
-def optimizer_step(
-    run: Run, stage: StageRecipe, batches: Sequence[Batch], pictures: Sequence[Batch] = ()
-) -> StepTables:
+def optimizer_step(run: Run, plan: StepPlan, batches: Sequence[Batch], pictures: Sequence[Batch] = ()) -> StepTables:
     """Accumulate the gradients of the micro-batches, change the weights, and count.
 
     Args:
         run: in the stage.
-        stage: that is trained.
+        plan: of the stage.
         batches: its micro-batches.
         pictures: the `joint_pictures` of each of them. The loss is then the mean over clips and pictures alike.
 
@@ -156,19 +217,19 @@ def optimizer_step(
         FloatingPointError: if `max_skipped_steps` steps in a row had gradients that are not finite.
     """
     process, tables, picture_tables = run.accelerator, [], []
-    pictures_alone = joint_stage(run.recipe, stage)
+    stage = plan.stage
     share = stage.batch_size / (stage.batch_size + stage.joint_pictures)
     for number, batch in enumerate(batches, start=1):
-        if pictures_alone is not None:
+        if plan.pictures is not None:
             # First, because gradients are exchanged with a pass that has all parameters in it.
             with process.no_sync(run.model):
-                loss, table = compute_loss(run, pictures_alone, pictures[number - 1])
+                loss, table = compute_loss(run, plan.pictures, pictures[number - 1])
                 process.backward(loss.total * ((1 - share) / len(batches)))
             picture_tables.append(table)
         # Processes exchange their gradients once a step, with the last micro-batch.
         is_last = number == len(batches)
         with contextlib.nullcontext() if is_last else process.no_sync(run.model):
-            loss, table = compute_loss(run, stage, batch)
+            loss, table = compute_loss(run, plan, batch)
             process.backward(loss.total * share / len(batches))
         tables.append(table)
     update_weights(run, stage)

@@ -15,12 +15,10 @@ from typing import Generic, Protocol, TypeVar, cast
 
 import torch
 
-from ...pyramid import Pyramid, build_pyramid, pyramid_noise
+from ...pyramid import Pyramid, pyramid_noise
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
-from ..pixel_range import to_unit_range
 from ..seeds import derive_seed
-from .pyramid_loss import pyramid_loss
-from .tables import NUM_QUARTILES, loss_table
+from .pyramid_loss import NUM_QUARTILES, loss_table, pyramid_loss
 
 
 class HasPixels(Protocol):
@@ -83,10 +81,9 @@ def validation_loss_table(
     predict: Predict[BatchT],
     scheduler: MatryoshkaScheduler,
     samples: HeldOutSamples[BatchT],
-    sides: Sequence[int],
+    clean_levels: Callable[[torch.Tensor], Pyramid],
+    num_levels: int,
     *,
-    clean_levels: Callable[[torch.Tensor], Pyramid] | None = None,
-    num_levels: int | None = None,
     batch_size: int = 8,
     rank: int = 0,
     world: int = 1,
@@ -102,16 +99,15 @@ def validation_loss_table(
         predict: v of every level from the noisy pyramid, timesteps (B,) and the batch; all levels have all batch rows.
         scheduler: adds the noise; the stage's, with its shift.
         samples: what is measured.
-        sides: of the levels, innermost first; the last one is that of the loaded pixels, or of their latents.
-        num_levels: how many inner levels to measure; None: all. Pictures that are loaded at the side of the whole
-            recipe's outermost level in every stage give the inner levels equal pixels; loaded at a smaller side, they
-            are resized by another way.
+        clean_levels: the clean pyramid of loaded pixels, the same each time.
+        num_levels: how many inner levels to measure. Pictures that are loaded at the side of the whole recipe's
+            outermost level in every stage give the inner levels equal pixels; loaded at a smaller side, they are
+            resized by another way.
         batch_size: pictures of one call.
         rank: this process' number.
         world: number of processes.
         device: where to compute.
         modules: what `predict` runs, set to evaluation mode meanwhile.
-        clean_levels: the clean pyramid of loaded pixels, the same each time; None: their averages in [-1, 1].
 
     Returns:
         A table for `level_means` and `table_values`, to be summed over processes first; see `loss_table`. Predictions
@@ -120,8 +116,7 @@ def validation_loss_table(
     device = torch.device(device)
     num_train_timesteps = len(scheduler)
     all_timesteps = samples.timesteps(num_train_timesteps)
-    levels = len(sides) if num_levels is None else num_levels
-    table = torch.zeros(2, levels, NUM_QUARTILES, device=device)
+    table = torch.zeros(2, num_levels, NUM_QUARTILES, device=device)
     with evaluation_mode(modules):
         for indices, counted in process_shares(len(samples), batch_size, rank, world):
             records = [samples.record(index) for index in indices]
@@ -130,16 +125,14 @@ def validation_loss_table(
                 raise ValueError(
                     f"`load` gave {len(batch.pixels)} pictures for {len(records)} records; expected one for each."
                 )
-            pixels = batch.pixels.to(device)
-            clean = build_pyramid(to_unit_range(pixels), sides) if clean_levels is None else clean_levels(pixels)
-            clean = clean[:levels]
+            clean = clean_levels(batch.pixels.to(device))[:num_levels]
             noise = samples.noise(records, [level.shape for level in clean], device)
             timesteps = all_timesteps[indices].to(device)
             noisy = cast(Pyramid, scheduler.add_noise(clean, noise, timesteps))
             predictions = list(predict(noisy, timesteps, batch))
             velocities = cast(Pyramid, scheduler.get_velocity(clean, noise, timesteps))
             alphas = scheduler.level_alphas_cumprod(clean, timesteps)
-            errors = pyramid_loss(predictions, velocities, alphas, [1.0] * levels, "v").row_errors
+            errors = pyramid_loss(predictions, velocities, alphas, [1.0] * num_levels, "v").row_errors
             errors = tuple(level[:counted] for level in errors)
             table += loss_table(errors, timesteps[:counted], num_train_timesteps, leave_out_non_finite=False)
     return table

@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pyramid loss: one denoising error a level, each the mean over the level's own batch rows, summed with weights.
+"""The pyramid loss: one denoising error a level, each the mean over the level's own batch rows, summed with weights;
+and tables of the same errors, by level and quartile of t.
 
 Glossary: x clean level, eps its noise, alpha = the level's signal power (`alphas_cumprod` after its shift),
-z = sqrt(alpha) x + sqrt(1 - alpha) eps the noisy level, v = sqrt(alpha) eps - sqrt(1 - alpha) x the prediction.
+z = sqrt(alpha) x + sqrt(1 - alpha) eps the noisy level, v = sqrt(alpha) eps - sqrt(1 - alpha) x the prediction,
+SNR = alpha / (1 - alpha). One error of v stands for others: of the noise alpha |v^ - v|^2, of the picture
+(1 - alpha) |v^ - v|^2.
+
+A mean over all t hides which part of the noise a level has learnt: quartile 1 are the lowest t (nearly clean, the
+finish), quartile 4 the highest (nearly noise, what is drawn at all). Tables add up over micro-batches, steps and
+processes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ...pyramid import Pyramid
-from .weights import error_weights
+from ..recipe.stage import StageRecipe
+
+# The squared error that a weighting of the errors of v gives, in words: what `loss_weighting` may be.
+WEIGHTINGS = {"epsilon": "of the noise", "v": "of v"}
+NUM_QUARTILES = 4
 
 
 @dataclass(frozen=True)
@@ -82,3 +94,111 @@ def pyramid_loss(
 def thin_rows(pyramid: Pyramid, rows_per_level: Sequence[int]) -> Pyramid:
     """Keep the first `rows_per_level[i]` rows of level i (mixed-resolution batches)."""
     return [level[:rows] for level, rows in zip(pyramid, rows_per_level, strict=True)]
+
+
+def error_weights(
+    alphas: torch.Tensor, weighting: str = "epsilon", snr_gamma: float | None = None
+) -> torch.Tensor | None:
+    """What the squared errors of v of one level are multiplied by.
+
+    - "v": 1. "epsilon": alpha, which gives the squared error of the noise that v implies (ml-mdm's DDPM target).
+    - `snr_gamma` (Min-SNR-gamma, Hang et al. 2023, arXiv 2303.09556) multiplies either by min(SNR, gamma) / SNR. With
+      "epsilon" that is min(SNR, gamma) / (SNR + 1), the paper's weight of an error of v and what `--snr_gamma` of
+      diffusers' scripts does to a v-prediction model: the squared error of the picture times min(SNR, gamma). With "v"
+      nearly clean rows lose weight in the same proportion, and the noisiest keep 1 where the paper's weight vanishes.
+
+    Each level has its own SNR, r_i^p below level 0's, so the same gamma bends an outer level at a lower t.
+
+    Args:
+        alphas: (B_i,), in [0, 1].
+        weighting: one of `WEIGHTINGS`.
+        snr_gamma: gamma > 0 (the paper uses 5), or None.
+
+    Returns:
+        (B_i,) float32, or None where all are 1.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"`weighting` must be one of {', '.join(map(repr, WEIGHTINGS))}, got {weighting!r}.")
+    if snr_gamma is not None and not snr_gamma > 0:
+        raise ValueError(f"`snr_gamma` must be positive (the paper uses 5), or None; got {snr_gamma}.")
+    alphas = alphas.float()
+    weights = alphas if weighting == "epsilon" else None
+    if snr_gamma is not None:
+        snr = alphas / (1 - alphas)
+        # The comparison keeps infinite SNR and infinite gamma from meeting in a quotient.
+        clipped = torch.where(snr > snr_gamma, snr_gamma / snr, torch.ones_like(snr))
+        weights = clipped if weights is None else weights * clipped
+    return weights
+
+
+def ramped_level_weights(stage: StageRecipe, num_old_levels: int, step: int) -> tuple[float, ...]:
+    """The stage's level weights at one of its steps, innermost first.
+
+    Weights of levels that are new in this stage rise linearly to theirs: (step + 1) / `new_level_ramp_steps` of it, so
+    that the first step is above 0 and step `new_level_ramp_steps` - 1 is the first with the whole weight.
+
+    Args:
+        stage: with `level_weights` and `new_level_ramp_steps` (0: no ramp).
+        num_old_levels: inner levels that have been trained before this stage.
+        step: optimizer step of the stage, 0-based.
+    """
+    share = min(1.0, (step + 1) / stage.new_level_ramp_steps) if stage.new_level_ramp_steps else 1.0
+    return tuple(weight if level < num_old_levels else weight * share for level, weight in enumerate(stage.weights))
+
+
+def loss_table(
+    row_errors: Sequence[torch.Tensor],
+    timesteps: torch.Tensor,
+    num_train_timesteps: int,
+    leave_out_non_finite: bool = True,
+) -> torch.Tensor:
+    """Sums and numbers of the batch rows' errors, by level and quartile of 0 ... T - 1.
+
+    Tables are added with `+`, and over processes by a sum such as `accelerator.reduce(table, "sum")`. Nothing here
+    waits for an accelerator.
+
+    Args:
+        row_errors: (B_i,) of each level, innermost first, detached (`PyramidLoss.row_errors`).
+        timesteps: (B_0,), in [0, T); level i has the first B_i of them.
+        num_train_timesteps: T.
+        leave_out_non_finite: do not count errors that are not finite: training skips such steps, and one of them would
+            hide the others of the same table.
+
+    Returns:
+        (2, levels, 4) float32: sums, and how many rows are in them.
+    """
+    quartiles = timesteps.long() * NUM_QUARTILES // num_train_timesteps
+    belongs = quartiles[:, None] == torch.arange(NUM_QUARTILES, device=timesteps.device)
+    sums, counts = [], []
+    for errors in row_errors:
+        counted = belongs[: len(errors)]
+        if leave_out_non_finite:
+            counted = counted & errors.isfinite()[:, None]
+        sums.append(torch.where(counted, errors.float()[:, None], 0.0).sum(0))
+        counts.append(counted.float().sum(0))
+    return torch.stack([torch.stack(sums), torch.stack(counts)])
+
+
+def level_means(table: torch.Tensor) -> list[float]:
+    """Mean error of each level over all t, innermost first; NaN for a level without batch rows."""
+    # Summed in double precision on the CPU: not every device has it.
+    sums, counts = table.cpu().double().sum(-1).tolist()
+    return [_mean(total, count) for total, count in zip(sums, counts, strict=True)]
+
+
+def table_values(table: torch.Tensor, name: str = "loss") -> dict[str, float]:
+    """Means as they are logged: `{"loss/level_0": ..., "loss/level_0/quartile_1": ..., ...}`, without empty ones."""
+    sums, counts = table.tolist()
+    values = {}
+    for level, mean in enumerate(level_means(table)):
+        if not any(counts[level]):
+            continue
+        values[f"{name}/level_{level}"] = mean
+        for quartile, (total, count) in enumerate(zip(sums[level], counts[level], strict=True), start=1):
+            if count:
+                values[f"{name}/level_{level}/quartile_{quartile}"] = _mean(total, count)
+    return values
+
+
+def _mean(total: float, count: float) -> float:
+    return total / count if count else math.nan

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.utils.logging import tqdm
 
-from ..loss.tables import table_values
+from ..loss.pyramid_loss import table_values
 from ..state.history import History
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ... import __version__
 from ...pipelines.drawing.latent_space import scale_factor
-from ..loss.weights import WEIGHTINGS
+from ..loss.pyramid_loss import WEIGHTINGS
 from ..modules.classes import draws_classes_alone, num_class_embeds, sees_text
 from ..recipe.clip_rows import has_clips, sources, stage_frames, stage_rows
 from ..recipe.data import DataRecipe

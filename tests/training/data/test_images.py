@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 
 from diffusers_mdm.training.data import images as image_decoding
+from diffusers_mdm.training.data.batch import to_unit_range
 from diffusers_mdm.training.data.images import (
     Crop,
     UnusableSampleError,
     open_image,
     square_pixels,
 )
-from diffusers_mdm.training.pixel_range import to_unit_range
 from tests.training.picture_files import encoded, png, png_bomb
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.loop.stage_setup import begin_stage
 from diffusers_mdm.training.loop.start import start_run
-from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, predict
+from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, plan_steps, predict
 from diffusers_mdm.training.recipe.clip_rows import joint_stage
 from diffusers_mdm.training.recipe.recipe import OptimizerRecipe
 from diffusers_mdm.training.state.run import Run, RunOptions
@@ -60,12 +60,9 @@ def gradients(run: Run) -> dict[str, torch.Tensor]:
 
 def test_the_gradient_is_that_of_the_mean_over_all_rows(clips_dir, pictures_dir, tmp_path, monkeypatch):
     run = clips_run(clips_dir, pictures_dir, tmp_path)
-    stage = run.recipe.stages[0]
+    plan = plan_steps(run, run.recipe.stages[0])
     clips, pictures = clips_at(0, 1, 2, 3), pictures_at(0, 1)
-    losses = [
-        compute_loss(run, part, batch)[0]
-        for part, batch in ((stage, clips), (joint_stage(run.recipe, stage), pictures))
-    ]
+    losses = [compute_loss(run, part, batch)[0] for part, batch in ((plan, clips), (plan.pictures, pictures))]
     rows = torch.cat([loss.per_row for loss in losses])
     assert len(rows) == 6
     rows.mean().backward()
@@ -76,7 +73,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_rows(clips_dir, pictures_dir,
     monkeypatch.setattr(
         "diffusers_mdm.training.loop.step.update_weights", lambda run, stage: seen.update(gradients(run))
     )
-    tables = optimizer_step(run, stage, [clips], [pictures])
+    tables = optimizer_step(run, plan, [clips], [pictures])
     assert seen.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(seen[name], gradient, rtol=1e-4, atol=1e-6)
@@ -94,13 +91,13 @@ def test_accumulated_steps_equal_whole_ones(clips_dir, pictures_dir, tmp_path):
         four, two = 4 * step, 2 * step
         optimizer_step(
             whole,
-            whole.recipe.stages[0],
+            plan_steps(whole, whole.recipe.stages[0]),
             [clips_at(*range(four, four + 4))],
             [pictures_at(two, two + 1)],
         )
         optimizer_step(
             halves,
-            halves.recipe.stages[0],
+            plan_steps(halves, halves.recipe.stages[0]),
             [clips_at(four, four + 2), clips_at(four + 1, four + 3)],
             [pictures_at(two), pictures_at(two + 1)],
         )
@@ -110,12 +107,11 @@ def test_accumulated_steps_equal_whole_ones(clips_dir, pictures_dir, tmp_path):
 
 def test_pictures_have_random_streams_of_their_own(clips_dir, pictures_dir, tmp_path):
     run = clips_run(clips_dir, pictures_dir, tmp_path, joint_pictures=4)
-    stage = run.recipe.stages[0]
-    pictures = joint_stage(run.recipe, stage)
-    one, again = (noise_batch(run, pictures, pictures_at(*places)) for places in ((0, 1, 2, 3), (3, 2, 9, 8)))
+    plan = plan_steps(run, run.recipe.stages[0])
+    one, again = (noise_batch(run, plan.pictures, pictures_at(*places)) for places in ((0, 1, 2, 3), (3, 2, 9, 8)))
     assert torch.equal(one.noise[0][3], again.noise[0][0])
     assert torch.equal(one.timesteps[[3, 2]], again.timesteps[:2])
-    clips = noise_batch(run, stage, clips_at(0, 1, 2, 3))
+    clips = noise_batch(run, plan, clips_at(0, 1, 2, 3))
     assert not torch.equal(one.timesteps, clips.timesteps)
 
 
@@ -125,7 +121,7 @@ def test_what_is_random_in_a_clip(clips_dir, pictures_dir, tmp_path):
     run.recipe = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, random_flip=True))
     stage, places = run.recipe.stages[0], tuple(range(16))
     batch = clips_at(*places)
-    drawn = noise_batch(run, stage, batch)
+    drawn = noise_batch(run, plan_steps(run, stage), batch)
     assert drawn.clean[0].shape == drawn.noise[0].shape == (16, 3, NUM_FRAMES, SIDE, SIDE)
     assert drawn.timesteps.shape == (16,)
     flipped = (drawn.batch.pixels == batch.pixels.flip(-1)).flatten(1).all(1)
@@ -136,7 +132,7 @@ def test_what_is_random_in_a_clip(clips_dir, pictures_dir, tmp_path):
     frames = drawn.noise[0].unbind(2)
     assert not any(torch.equal(frames[0], other) for other in frames[1:])
 
-    shifted = noise_batch(run, dataclasses.replace(stage, noise_offset=0.5), batch)
+    shifted = noise_batch(run, plan_steps(run, dataclasses.replace(stage, noise_offset=0.5)), batch)
     offset = shifted.noise[0] - drawn.noise[0]
     torch.testing.assert_close(offset, offset[:, :, :1, :1, :1].expand_as(offset), rtol=0, atol=1e-5)
     assert len(offset[:, :, 0, 0, 0].unique()) == 48
@@ -145,10 +141,10 @@ def test_what_is_random_in_a_clip(clips_dir, pictures_dir, tmp_path):
 def test_pictures_are_flipped_as_their_own_data_says(clips_dir, pictures_dir, tmp_path):
     run = clips_run(clips_dir, pictures_dir, tmp_path, joint_pictures=16)
     run.recipe = dataclasses.replace(run.recipe, pictures=dataclasses.replace(run.recipe.pictures, random_flip=True))
-    stage, places = run.recipe.stages[0], tuple(range(16))
+    plan, places = plan_steps(run, run.recipe.stages[0]), tuple(range(16))
     pictures, clips = pictures_at(*places), clips_at(0, 1, 2, 3)
-    assert torch.equal(noise_batch(run, stage, clips).batch.pixels, clips.pixels)
-    flipped = noise_batch(run, joint_stage(run.recipe, stage), pictures).batch.pixels != pictures.pixels
+    assert torch.equal(noise_batch(run, plan, clips).batch.pixels, clips.pixels)
+    flipped = noise_batch(run, plan.pictures, pictures).batch.pixels != pictures.pixels
     assert 0 < flipped.flatten(1).any(1).sum() < 16
 
 
@@ -181,10 +177,11 @@ def test_pictures_go_through_the_levels_before_frames_are_resampled(clips_dir, p
     run.progress.stage_index = 1
     begin_stage(run, stage)
     clips = batch_at([0, 1, 2, 3], 4)
-    drawn = noise_batch(run, stage, clips)
+    plan = plan_steps(run, stage)
+    drawn = noise_batch(run, plan, clips)
     assert [tuple(level.shape) for level in drawn.clean] == [(4, 3, 1, 8, 8), (2, 3, 4, 8, 8)]
     assert torch.equal(drawn.clean[0][:2, :, 0], drawn.clean[1][:, :, 0])
-    tables = optimizer_step(run, stage, [clips], [pictures_at(0, 1)])
+    tables = optimizer_step(run, plan, [clips], [pictures_at(0, 1)])
     assert tables.rows.shape[1] == 2
     assert tables.pictures.shape[1] == 1
 
@@ -192,6 +189,6 @@ def test_pictures_go_through_the_levels_before_frames_are_resampled(clips_dir, p
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_clips_of_any_layout_are_predicted(clips_dir, pictures_dir, tmp_path, channels_last):
     run = clips_run(clips_dir, pictures_dir, tmp_path, {"channels_last": channels_last})
-    drawn = noise_batch(run, run.recipe.stages[0], clips_at(0, 1, 2, 3))
+    drawn = noise_batch(run, plan_steps(run, run.recipe.stages[0]), clips_at(0, 1, 2, 3))
     (prediction,) = predict(run, drawn.noise, drawn.timesteps, drawn.batch)
     assert prediction.shape == (4, 3, NUM_FRAMES, SIDE, SIDE)

@@ -7,7 +7,7 @@ import torch
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage
 from diffusers_mdm.training.loop.start import start_run
-from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, update_weights
+from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, plan_steps, update_weights
 from diffusers_mdm.training.state.averages import averaged_weights
 from diffusers_mdm.training.state.run import Run, RunOptions
 from tests.training.tiny_run import tiny_recipe
@@ -36,9 +36,9 @@ def test_what_a_row_draws_depends_on_its_place_alone(pictures_dir, tmp_path):
     stage = run.recipe.stages[0]
     begin_stage(run, stage)
     torch.manual_seed(1)
-    whole = noise_batch(run, stage, batch_at([0, 1, 2, 3]))
+    whole = noise_batch(run, plan_steps(run, stage), batch_at([0, 1, 2, 3]))
     torch.manual_seed(2)
-    again = noise_batch(run, stage, batch_at([3, 1, 9, 2]))
+    again = noise_batch(run, plan_steps(run, stage), batch_at([3, 1, 9, 2]))
     for row, place in ((0, 3), (1, 1), (3, 2)):
         assert torch.equal(whole.noise[0][place], again.noise[0][row])
         assert torch.equal(whole.clean[0][place], again.clean[0][row])
@@ -53,7 +53,7 @@ def test_captions_are_dropped_and_pictures_flipped_at_their_rates(pictures_dir, 
     stage = run.recipe.stages[0]
     begin_stage(run, stage)
     batch = batch_at(list(range(400)))
-    drawn = noise_batch(run, stage, batch)
+    drawn = noise_batch(run, plan_steps(run, stage), batch)
     # Three standard deviations of 400 draws.
     assert drawn.batch.captions.count("") / 400 == pytest.approx(0.25, abs=0.065)
     flipped = (drawn.batch.pixels == batch.pixels.flip(-1)).flatten(1).all(1)
@@ -69,7 +69,7 @@ def test_training_lowers_the_loss_of_a_batch(pictures_dir, tmp_path):
     begin_stage(run, stage)
     totals = []
     for _ in range(40):
-        table = optimizer_step(run, stage, [batch_at([0, 1, 2, 3])]).rows  # the same noise every time
+        table = optimizer_step(run, plan_steps(run, stage), [batch_at([0, 1, 2, 3])]).rows  # the same noise every time
         totals.append((table[0].sum() / table[1].sum()).item())
     assert totals[-1] < 0.7 * totals[0]
     assert run.progress.total_images == 160
@@ -79,7 +79,7 @@ def test_text_encoder_gets_gradients_only_when_trained(pictures_dir, tmp_path):
     run = new_run(pictures_dir, tmp_path, {"caption_dropout": 0.0}, {"zero_init": False})
     stage = run.recipe.stages[0]
     begin_stage(run, stage)
-    compute_loss(run, stage, batch_at([0, 1, 2, 3]))[0].total.backward()
+    compute_loss(run, plan_steps(run, stage), batch_at([0, 1, 2, 3]))[0].total.backward()
     assert all(parameter.grad is not None for parameter in run.text_encoder.parameters())
     assert any(parameter.grad.abs().sum() > 0 for parameter in run.text_encoder.parameters())
 
@@ -97,7 +97,7 @@ def test_token_table_learns_at_its_own_rate(pictures_dir, tmp_path):
     begin_stage(run, stage)
     tokens = run.text_encoder.get_input_embeddings().weight
     before = tokens.detach().clone()
-    optimizer_step(run, stage, [batch_at([0, 1, 2, 3])])
+    optimizer_step(run, plan_steps(run, stage), [batch_at([0, 1, 2, 3])])
     rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
     assert rates.pop("text_encoder.tokens") == pytest.approx(20 * stage.learning_rate)
     assert set(rates.values()) == {stage.learning_rate}
@@ -109,7 +109,7 @@ def test_frozen_levels_keep_the_averages_and_do_not_learn(pictures_dir, tmp_path
     run = new_run(pictures_dir, tmp_path, {"lr_warmup_steps": 0}, {"zero_init": False})
     first, second = run.recipe.stages
     begin_stage(run, first)
-    optimizer_step(run, first, [batch_at([0, 1, 2, 3])])
+    optimizer_step(run, plan_steps(run, first), [batch_at([0, 1, 2, 3])])
     next(iter(run.ema["unet"].shadows.values())).fill_(0.25)
     run.progress.stage_ended = "because"
     end_stage(run, first)
@@ -119,7 +119,7 @@ def test_frozen_levels_keep_the_averages_and_do_not_learn(pictures_dir, tmp_path
     assert (next(iter(run.unet.parameters())) == 0.25).all()
     text = [parameter.detach().clone() for parameter in run.text_encoder.parameters()]
     outer = run.unet.levels[1].decoder.conv_out.weight.detach().clone()
-    optimizer_step(run, second, [batch_at([0, 1, 2, 3], side=16)])
+    optimizer_step(run, plan_steps(run, second), [batch_at([0, 1, 2, 3], side=16)])
     assert all(torch.equal(value, inner[name]) for name, value in run.unet.levels[0].state_dict().items())
     assert all(torch.equal(old, new) for old, new in zip(text, run.text_encoder.parameters(), strict=True))
     assert not torch.equal(outer, run.unet.levels[1].decoder.conv_out.weight)
@@ -182,7 +182,7 @@ def test_ways_of_saving_memory_change_no_number(pictures_dir, tmp_path, fields):
         stage = run.recipe.stages[0]
         begin_stage(run, stage)
         for _ in range(2):
-            optimizer_step(run, stage, [batch_at([0, 1, 2, 3])])
+            optimizer_step(run, plan_steps(run, stage), [batch_at([0, 1, 2, 3])])
         weights.append([*run.unet.parameters(), *run.ema["unet"].shadows.values()])
     assert all(torch.allclose(one, other, rtol=0, atol=1e-7) for one, other in zip(*weights, strict=True))
 
@@ -190,7 +190,7 @@ def test_ways_of_saving_memory_change_no_number(pictures_dir, tmp_path, fields):
 def test_runs_without_averages_have_none(pictures_dir, tmp_path):
     run = new_run(pictures_dir, tmp_path, recipe_fields={"use_ema": False})
     begin_stage(run, run.recipe.stages[0])
-    optimizer_step(run, run.recipe.stages[0], [batch_at([0, 1, 2, 3])])
+    optimizer_step(run, plan_steps(run, run.recipe.stages[0]), [batch_at([0, 1, 2, 3])])
     weight = next(run.unet.parameters()).detach().clone()
     with averaged_weights(run):
         assert torch.equal(next(run.unet.parameters()), weight)

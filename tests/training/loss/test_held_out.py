@@ -8,7 +8,7 @@ import torch
 from diffusers_mdm import MatryoshkaScheduler, NestedUNetModel, build_pyramid
 from diffusers_mdm.models.level_config import LevelConfig
 from diffusers_mdm.training.loss.held_out import HeldOutSamples, process_shares, validation_loss_table
-from diffusers_mdm.training.loss.tables import level_means, table_values
+from diffusers_mdm.training.loss.pyramid_loss import level_means, table_values
 
 SIDES = (4, 8)
 PIXELS = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -38,8 +38,13 @@ def halves(noisy, timesteps, batch):
     return [0.5 * level for level in noisy]
 
 
-def measure(predict=halves, samples=None, sides=SIDES, **options) -> torch.Tensor:
-    return validation_loss_table(predict, MatryoshkaScheduler(), samples or held_out(), sides, **options)
+def clean_levels(pixels: torch.Tensor) -> list[torch.Tensor]:
+    return build_pyramid(pixels.float() / 127.5 - 1, SIDES)
+
+
+def measure(predict=halves, samples=None, num_levels=2, **options) -> torch.Tensor:
+    chosen = samples or held_out()
+    return validation_loss_table(predict, MatryoshkaScheduler(), chosen, clean_levels, num_levels, **options)
 
 
 def test_it_is_the_plain_error_of_v():
@@ -53,7 +58,7 @@ def test_it_is_the_plain_error_of_v():
     [(noisy, timesteps, batch)] = seen
     assert batch.rows == list(range(12))
     scheduler = MatryoshkaScheduler()
-    clean = build_pyramid(PIXELS.float() / 127.5 - 1, SIDES)
+    clean = clean_levels(PIXELS)
     for level, mean in enumerate(means):
         alpha = scheduler.level_alphas_cumprod(clean, timesteps)[level][:, None, None, None]
         noise = (noisy[level] - alpha.sqrt() * clean[level]) / (1 - alpha).sqrt()

@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The loss by its definition, what errors are weighted with, and their tables."""
+
+import dataclasses
 import math
 
 import pytest
 import torch
+from diffusers.training_utils import compute_snr
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_mdm import MatryoshkaScheduler, pyramid_noise
-from diffusers_mdm.training.loss.pyramid_loss import pyramid_loss, thin_rows
+from diffusers_mdm.training.loss.pyramid_loss import (
+    error_weights,
+    level_means,
+    loss_table,
+    pyramid_loss,
+    ramped_level_weights,
+    table_values,
+    thin_rows,
+)
+from diffusers_mdm.training.recipe.stage import StageRecipe
 
 SHAPES = [(6, 3, 4, 4), (4, 3, 8, 8), (2, 3, 16, 16)]
 
@@ -132,3 +146,154 @@ def test_unknown_weighting_is_refused(case):
 def test_row_weights_of_another_batch_are_refused(case):
     with pytest.raises(ValueError, match=r"\(4,\); expected one for each batch row, \(6,\)"):
         loss_of(case, row_weights=torch.ones(4))
+
+
+# Weights
+
+STAGE = StageRecipe(
+    name="outer",
+    levels=3,
+    batch_size=1,
+    learning_rate=1.0,
+    steps=100,
+    level_weights=(1.0, 2.0, 4.0),
+    new_level_ramp_steps=4,
+)
+
+
+def test_min_snr_weights_a_v_model_as_the_scripts_of_diffusers_do():
+    scheduler, timesteps = MatryoshkaScheduler(), torch.arange(1000)
+    snr = compute_snr(scheduler, timesteps)
+    weights = error_weights(scheduler.alphas_cumprod, "epsilon", 5.0)
+    torch.testing.assert_close(weights, snr.clamp(max=5.0) / (snr + 1), rtol=1e-4, atol=1e-7)
+
+
+def test_min_snr_of_the_v_loss_clips_in_the_same_proportion():
+    alphas = torch.linspace(0.01, 0.99, 50)
+    ratio = error_weights(alphas, "epsilon", 2.0) / error_weights(alphas, "epsilon")
+    torch.testing.assert_close(error_weights(alphas, "v", 2.0), ratio)
+    noisy = alphas / (1 - alphas) <= 2.0
+    assert (ratio[noisy] == 1).all()
+    assert (ratio[~noisy] < 1).all()
+
+
+@pytest.mark.parametrize("gamma", [5.0, math.inf])
+@pytest.mark.parametrize("weighting", ["epsilon", "v"])
+def test_no_noise_and_no_signal_have_finite_weights(weighting, gamma):
+    weights = error_weights(torch.tensor([0.0, 1.0]), weighting, gamma)
+    assert weights.isfinite().all()
+    assert weights[0] == (0 if weighting == "epsilon" else 1)
+    assert weights[1] == (0 if gamma == 5.0 else 1)
+
+
+def test_an_outer_level_is_bent_at_its_own_snr():
+    scheduler, timesteps = MatryoshkaScheduler(shift_power=2.0), torch.arange(1000)
+    ratio = 4.0
+    inner, outer = scheduler.alpha_cumprod(timesteps), scheduler.alpha_cumprod(timesteps, ratio)
+    bent_inner, bent_outer = (error_weights(alphas, "v", 5.0) < 1 for alphas in (inner, outer))
+    assert 0 < bent_outer.sum() < bent_inner.sum()
+    # The level's SNR is 4^2 times lower, so it is bent where level 0 would be for 16 times the gamma.
+    assert torch.equal(bent_outer, error_weights(inner, "v", 5.0 * 16) < 1)
+
+
+def test_without_min_snr_v_has_no_weights():
+    assert error_weights(torch.rand(3), "v") is None
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan])
+def test_gamma_has_to_be_positive(gamma):
+    with pytest.raises(ValueError, match="must be positive"):
+        error_weights(torch.rand(3), "v", gamma)
+
+
+def test_new_levels_rise_to_their_weights():
+    weights = [ramped_level_weights(STAGE, 1, step) for step in range(6)]
+    assert weights[0] == (1.0, 0.5, 1.0)
+    assert weights[1] == (1.0, 1.0, 2.0)
+    assert weights[2] == (1.0, 1.5, 3.0)
+    assert weights[3] == weights[4] == weights[5] == (1.0, 2.0, 4.0)
+
+
+def test_old_levels_keep_their_weights():
+    assert ramped_level_weights(STAGE, 3, 0) == STAGE.weights
+    assert ramped_level_weights(STAGE, 2, 0) == (1.0, 2.0, 1.0)
+
+
+def test_without_ramp_new_levels_start_with_their_weights():
+    stage = dataclasses.replace(STAGE, new_level_ramp_steps=0, level_weights=None)
+    assert ramped_level_weights(stage, 0, 0) == (1.0, 1.0, 1.0)
+
+
+# Tables
+
+
+def test_rows_are_counted_in_the_quartile_of_their_t():
+    timesteps = torch.tensor([0, 249, 250, 499, 500, 749, 750, 999])
+    table = loss_table([torch.arange(8.0)], timesteps, 1000)
+    assert table[0].tolist() == [[1.0, 5.0, 9.0, 13.0]]
+    assert table[1].tolist() == [[2.0, 2.0, 2.0, 2.0]]
+
+
+def test_outer_levels_count_their_first_rows():
+    table = loss_table([torch.ones(4), torch.tensor([3.0, 5.0])], torch.tensor([0, 999, 999, 999]), 1000)
+    assert table_values(table) == {
+        "loss/level_0": 1.0,
+        "loss/level_0/quartile_1": 1.0,
+        "loss/level_0/quartile_4": 1.0,
+        "loss/level_1": 4.0,
+        "loss/level_1/quartile_1": 3.0,
+        "loss/level_1/quartile_4": 5.0,
+    }
+
+
+def test_tables_of_parts_add_up_to_that_of_the_whole():
+    timesteps = torch.randint(0, 1000, (64,))
+    errors = [torch.rand(64), torch.rand(64)]
+    whole = loss_table(errors, timesteps, 1000)
+    parts = sum(loss_table([level[p::4] for level in errors], timesteps[p::4], 1000) for p in range(4))
+    torch.testing.assert_close(parts, whole)
+    for level, mean in enumerate(level_means(whole)):
+        assert mean == pytest.approx(errors[level].mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_train_timesteps", [4, 10, 999, 1000])
+def test_quartiles_are_even(num_train_timesteps):
+    everything = torch.arange(num_train_timesteps)
+    counts = loss_table([torch.ones(num_train_timesteps)], everything, num_train_timesteps)[1, 0]
+    assert counts.sum() == num_train_timesteps
+    assert counts.max() - counts.min() <= 1
+
+
+def test_errors_that_are_not_finite_are_left_out_on_request():
+    errors, timesteps = torch.tensor([1.0, torch.nan, 2.0, torch.inf]), torch.tensor([0, 0, 600, 999])
+    assert table_values(loss_table([errors], timesteps, 1000)) == {
+        "loss/level_0": 1.5,
+        "loss/level_0/quartile_1": 1.0,
+        "loss/level_0/quartile_3": 2.0,
+    }
+    kept = table_values(loss_table([errors], timesteps, 1000, leave_out_non_finite=False))
+    assert math.isnan(kept["loss/level_0/quartile_1"])
+    assert kept["loss/level_0/quartile_3"] == 2.0  # the others do not spread
+    assert kept["loss/level_0/quartile_4"] == math.inf
+
+
+def test_a_table_without_rows_says_nothing():
+    table = loss_table([torch.empty(0), torch.empty(0)], torch.empty(0, dtype=torch.int64), 1000)
+    assert all(math.isnan(mean) for mean in level_means(table))
+    assert table_values(table, "validation_loss") == {}
+
+
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPUs have no float64: here the device "meta" stands for them."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type == "meta" and result.dtype == torch.float64:
+            raise TypeError("This device has no float64.")
+        return result
+
+
+def test_means_make_no_float64_on_the_device():
+    # A meta tensor holds no numbers, so it can only get as far as the copy to the CPU.
+    with NoFloat64(), pytest.raises(NotImplementedError, match="meta"):
+        level_means(torch.zeros(2, 2, 4, device="meta"))

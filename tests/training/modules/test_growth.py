@@ -5,7 +5,7 @@ import torch
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage
 from diffusers_mdm.training.loop.start import build_unet, start_run
-from diffusers_mdm.training.loop.step import optimizer_step
+from diffusers_mdm.training.loop.step import optimizer_step, plan_steps
 from diffusers_mdm.training.modules.growth import grow_model
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.state.optimizer import trained_parameters, whole_optimizer_state
@@ -37,7 +37,7 @@ def test_averages_and_moments_follow_their_parameters_into_clips(clips_dir, pict
     pictures, clips = recipe.stages[:2]
     begin_stage(run, pictures)
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    optimizer_step(run, pictures, [Batch(pixels, ["red line"] * 4, torch.arange(4))])
+    optimizer_step(run, plan_steps(run, pictures), [Batch(pixels, ["red line"] * 4, torch.arange(4))])
     old_names = list(run.averaged_parameters("unet"))
     for number, name in enumerate(old_names):
         run.ema["unet"].shadows[name].fill_(number)

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from diffusers_mdm.training.loss.tables import loss_table
+from diffusers_mdm.training.loss.pyramid_loss import loss_table
 from diffusers_mdm.training.reports import meter as meter_module
 from diffusers_mdm.training.reports.meter import Meter
 from diffusers_mdm.training.state.history import History

@@ -9,10 +9,17 @@ import torch.nn.functional as F
 
 from diffusers_mdm import build_pyramid
 from diffusers_mdm.training.data.batch import Batch
-from diffusers_mdm.training.loop.clean_levels import clean_pyramid
 from diffusers_mdm.training.loop.stage_setup import begin_stage
 from diffusers_mdm.training.loop.start import start_run
-from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, predict, row_generators
+from diffusers_mdm.training.loop.step import (
+    clean_pyramid,
+    compute_loss,
+    noise_batch,
+    optimizer_step,
+    plan_steps,
+    predict,
+    row_generators,
+)
 from diffusers_mdm.training.state.run import Run, RunOptions
 from tests.training.tiny_latents import CHANNELS, latent_recipe, save_vae
 from tests.training.tiny_run import tiny_recipe
@@ -112,7 +119,7 @@ def test_loss_is_that_of_encoded_pictures(run):
     """Noise, v and the weighted squared error of two levels, from the latents on by hand."""
     stage = run.recipe.stages[1]
     batch = batch_at([4, 5, 6, 7])
-    loss, _ = compute_loss(run, stage, batch)
+    loss, _ = compute_loss(run, plan_steps(run, stage), batch)
 
     generators = started_generators(run, stage, batch)
     posterior = encoded(run, batch.pixels)
@@ -124,7 +131,7 @@ def test_loss_is_that_of_encoded_pictures(run):
     inner, outer = build_pyramid(latents, (8, 16))
     clean, rows = [inner, outer[:2]], (4, 2)
     noise = [draw(4, CHANNELS, 8, 8), draw(2, CHANNELS, 16, 16)]
-    drawn = noise_batch(run, stage, batch)
+    drawn = noise_batch(run, plan_steps(run, stage), batch)
     total = torch.zeros(())
     alphas = [run.scheduler.level_alphas_cumprod(clean, drawn.timesteps)[level][: rows[level]] for level in (0, 1)]
     shaped = [alpha[:, None, None, None] for alpha in alphas]
@@ -141,7 +148,7 @@ def test_pictures_are_mirrored_before_they_are_encoded(run):
     run.recipe = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, random_flip=True))
     stage = dataclasses.replace(run.recipe.stages[1], batch_size=8, batch_fractions=None)
     batch = batch_at(list(range(8)))
-    drawn = noise_batch(run, stage, batch)
+    drawn = noise_batch(run, plan_steps(run, stage), batch)
     flipped = (drawn.batch.pixels == batch.pixels.flip(-1)).flatten(1).all(1)
     assert 0 < flipped.sum() < 8
     generators = started_generators(run, stage, batch)
@@ -151,7 +158,7 @@ def test_pictures_are_mirrored_before_they_are_encoded(run):
 
 def test_the_autoencoder_does_not_learn(run):
     before = {name: value.clone() for name, value in run.vae.state_dict().items()}
-    optimizer_step(run, run.recipe.stages[1], [batch_at([0, 1, 2, 3])] * 2)
+    optimizer_step(run, plan_steps(run, run.recipe.stages[1]), [batch_at([0, 1, 2, 3])] * 2)
     assert all(torch.equal(value, before[name]) for name, value in run.vae.state_dict().items())
     trained = {id(value) for group in run.optimizer.param_groups for value in group["params"]}
     assert trained.isdisjoint({id(value) for value in run.vae.parameters()})
