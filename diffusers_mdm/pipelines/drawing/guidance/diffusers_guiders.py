@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guiders of diffusers: any of them that works on predictions with and without the prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.guiders import AutoGuidance, BaseGuidance
+
+from diffusers_mdm.pipelines.drawing.guidance.method import GuidanceMethod, LevelStep
+
+_PREDICTIONS = {"pred_cond", "pred_uncond"}
+
+
+class DiffusersGuider(GuidanceMethod):
+    """One of diffusers' guiders at one level: its own weight, interval and memory.
+
+    Args:
+        guider: e.g. `diffusers.guiders.AdaptiveProjectedGuidance(guidance_scale=5.0)`.
+
+    Raises:
+        ValueError: it changes the layers of a transformer, which a `NestedUNetModel` does not have.
+    """
+
+    def __init__(self, guider: BaseGuidance) -> None:
+        if isinstance(guider, AutoGuidance) or not set(guider._input_predictions or ()) <= _PREDICTIONS:
+            raise ValueError(
+                f"{type(guider).__name__} guides by a second run of a transformer with some of its layers changed, "
+                "and a NestedUNetModel has no such layers; use a guider of predictions with and without the prompt "
+                "(such as AdaptiveProjectedGuidance), or a weaker model (`guidance_unet`)."
+            )
+        self.guider = guider
+
+    def new(self) -> DiffusersGuider:
+        """A copy that remembers nothing."""
+        return DiffusersGuider(self.guider.new())
+
+    def needs_other(self, at: LevelStep) -> bool:
+        """Where the guider asks for two predictions."""
+        self.guider.set_state(at.step, at.num_steps, at.noise.timestep)
+        return self.guider.num_conditions > 1
+
+    def combine(self, conditional: torch.Tensor, other: torch.Tensor | None, at: LevelStep) -> torch.Tensor:
+        """What the guider makes of the predictions; `guidance_scale` of the call is not its business."""
+        self.guider.set_state(at.step, at.num_steps, at.noise.timestep)
+        states: list[Any] = self.guider.prepare_inputs({})
+        for state in states:
+            is_other = getattr(state, self.guider._identifier_key) == "pred_uncond"
+            state.noise_pred = other if is_other else conditional
+        return self.guider(states).pred

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods of guidance by name, and what a call's `guider` argument means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers.guiders import BaseGuidance
+
+from diffusers_mdm.pipelines.drawing.guidance.diffusers_guiders import DiffusersGuider
+from diffusers_mdm.pipelines.drawing.guidance.interval import IntervalGuidance
+from diffusers_mdm.pipelines.drawing.guidance.method import GuidanceMethod, PlainGuidance
+from diffusers_mdm.pipelines.drawing.guidance.projected import ProjectedGuidance
+from diffusers_mdm.pipelines.drawing.guidance.zero_star import ZeroStarGuidance
+from diffusers_mdm.pipelines.drawing.request import describe
+
+METHODS: dict[str, type[GuidanceMethod]] = {
+    "plain": PlainGuidance,
+    "interval": IntervalGuidance,
+    "projected": ProjectedGuidance,
+    "zero_star": ZeroStarGuidance,
+}
+
+
+def method_of(guider: Any) -> GuidanceMethod:
+    """The method that a `guider` argument asks for.
+
+    Args:
+        guider: None for plain guidance; a name; a dict of a name and its settings, such as
+            `{"name": "interval", "low": -4.0}`, whose `method` may be such a dict again; a method; or a
+            guider of diffusers.
+
+    Raises:
+        ValueError: something else; settings that the method does not take.
+    """
+    if guider is None:
+        return PlainGuidance()
+    if isinstance(guider, GuidanceMethod):
+        return guider
+    if isinstance(guider, BaseGuidance):
+        return DiffusersGuider(guider)
+    settings = dict(guider) if isinstance(guider, Mapping) else {"name": guider}
+    name = settings.pop("name", None)
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(
+            f"`guider` is {describe(guider)}; expected one of {', '.join(METHODS)}, a dict with one of them as `name` "
+            "and its settings, a `GuidanceMethod`, or a guider of diffusers."
+        )
+    if "method" in settings:
+        settings["method"] = method_of(settings["method"])
+    try:
+        return METHODS[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"`guider` {name!r} does not take these settings: {error}.") from error

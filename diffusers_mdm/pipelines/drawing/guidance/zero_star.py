@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CFG-Zero* (Fan et al. 2025, arXiv:2503.18886)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from diffusers_mdm.pipelines.drawing.guidance.method import GuidanceMethod, LevelStep
+
+
+@dataclass
+class ZeroStarGuidance(GuidanceMethod):
+    """Push away from the other prediction as far as it is parallel: s u + w (c - s u), s = <c, u> / <u, u>.
+
+    s is the number that brings the unconditional velocity nearest to the conditional one, for each sample alone.
+
+    Args:
+        num_zero_steps: at so many first steps the velocity is taken as 0, so that the sample stays where the noise
+            began (section 4.2 of the paper, for models that are not trained to the end).
+
+    Raises:
+        ValueError: a negative number of steps.
+    """
+
+    num_zero_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_zero_steps < 0:
+            raise ValueError(f"`ZeroStarGuidance` has `num_zero_steps` {self.num_zero_steps}; expected 0 or more.")
+
+    def needs_other(self, at: LevelStep) -> bool:
+        """Not at the steps that are taken as 0."""
+        return at.step >= self.num_zero_steps and super().needs_other(at)
+
+    def combine(self, conditional: torch.Tensor, other: torch.Tensor | None, at: LevelStep) -> torch.Tensor:
+        """See `GuidanceMethod.combine`."""
+        if at.step < self.num_zero_steps:
+            return at.prediction_of_velocity(torch.zeros_like(conditional))
+        return super().combine(conditional, other, at)
+
+    def guide(self, conditional: torch.Tensor, other: torch.Tensor, at: LevelStep) -> torch.Tensor:
+        """See `GuidanceMethod.guide`."""
+        towards, away = at.velocity(conditional), at.velocity(other)
+        axes = tuple(range(1, away.ndim))
+        squared_length = away.square().sum(dim=axes, keepdim=True).clamp(min=torch.finfo(away.dtype).tiny)
+        away = (towards * away).sum(dim=axes, keepdim=True) / squared_length * away
+        return at.prediction_of_velocity(away + at.scale * (towards - away))
