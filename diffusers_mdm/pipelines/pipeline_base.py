@@ -18,7 +18,9 @@ from diffusers_mdm.models.loading.weight_variants import naming_variants
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing import setup
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, encode_prompts
-from diffusers_mdm.pipelines.drawing.guidance import is_guided
+from diffusers_mdm.pipelines.drawing.guidance.prediction import is_guided, needs_negatives
+from diffusers_mdm.pipelines.drawing.guidance.registry import read_guider
+from diffusers_mdm.pipelines.drawing.guidance.weaker_model import check_weaker_model
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import check_autoencoder, clips_to_pictures
 from diffusers_mdm.pipelines.drawing.loop import Refine, finish
@@ -156,8 +158,8 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
     _interrupt = control("interrupt")
 
     @property
-    def guidance_scale(self) -> float:
-        """Weight w of the guidance at the current step; a callback may change `_guidance_scale`."""
+    def guidance_scale(self) -> float | list[float]:
+        """Weight w of the guidance at the current step, or of each level; a callback may change `_guidance_scale`."""
         return self._guidance_scale
 
     @property
@@ -227,12 +229,16 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             checks.check_shows_pictures(self.unet.config.in_channels, request.output_type)
         else:
             check_autoencoder(self.vae, self.unet.config.in_channels)
+        if request.guider is not None:
+            read_guider(request)
         folder = self.config.get("drawing_defaults")
         fill_in(request, self.scheduler, folder, self._published_defaults, self._defaults_prefix)
         checks.check_callback_names(request.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self.resolve_size(request)
         counts = self.count_conditions(request)
-        checks.check_batch_and_size(self, request, counts)
+        num_levels = checks.check_batch_and_size(self, request, counts)
+        if request.guidance_unet is not None:
+            check_weaker_model(self.unet, request.guidance_unet, num_levels, self._execution_device)
 
     def resolve_size(self, request: Request) -> None:
         """Fill in height and width in pixels: the given ones, those of given noise, or the largest level's.
@@ -335,7 +341,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             self.tokenizer,
             self.text_encoder,
             drawing.device,
-            guided=is_guided(request.guidance_scale),
+            guided=needs_negatives(request),
             copies=request.num_images // request.num_prompts,
         )
         # Pads among embeddings that are given are meant; those of our own making are not.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.latent_space import Autoencoder
 from diffusers_mdm.pipelines.drawing.loop import denoise
-from diffusers_mdm.pipelines.drawing.request import Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.request import Guider, Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
@@ -65,7 +65,7 @@ class MDMPipeline(MDMPipelineBase):
         width: int | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -84,6 +84,10 @@ class MDMPipeline(MDMPipelineBase):
         callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 128,
+        guider: Guider = None,
+        guidance_unet: NestedUNetModel | None = None,
+        level_agreement: float | Sequence[float] | None = None,
+        open_levels_at: float | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
         """Draw pictures for prompts.
 
@@ -99,8 +103,8 @@ class MDMPipeline(MDMPipelineBase):
             num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
                 (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
-                pipeline's folder says, else 7.5.
+            guidance_scale: w of the guidance, one for all levels or one a level, innermost first; 1 or less turns it
+                off. By default what the pipeline's folder says, else 7.5.
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_images_per_prompt: pictures of each prompt.
             eta: 0 for DDIM to 1 for ancestral sampling.
@@ -125,6 +129,15 @@ class MDMPipeline(MDMPipelineBase):
                 "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers
                 of diffusers that do not tell).
             max_sequence_length: longer prompts are cut, with a warning.
+            guider: how to guide, plain guidance by default: a name ("interval", "projected", "zero_star"), a dict of a
+                name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
+                diffusers' guiders, which has its own weight; each level is guided by itself.
+            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, away from which guidance
+                pushes in place of the prediction without the prompt (autoguidance).
+            level_agreement: 0 to 1, by how much the averages of each predicted level move to the level inside it; one
+                for all levels but the innermost, or one each. By default what the pipeline's folder says, else 0.
+            open_levels_at: log SNR from which on an outer level runs; while it has more noise the levels inside are
+                drawn alone. -5 costs nothing that can be seen. By default what the folder says, else all run.
 
         Raises:
             ValueError: see `check_inputs`.

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.loop import denoise
-from diffusers_mdm.pipelines.drawing.request import PUBLISHED_DEFAULTS, Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.request import PUBLISHED_DEFAULTS, Guider, Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
@@ -43,7 +44,7 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
         width: int | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
         negative_class_labels: ClassLabels | None = None,
         num_images_per_label: int = 1,
         eta: float = 0.0,
@@ -64,6 +65,10 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
         callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 128,
+        guider: Guider = None,
+        guidance_unet: NestedUNetModel | None = None,
+        level_agreement: float | Sequence[float] | None = None,
+        open_levels_at: float | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
         """Draw pictures of classes.
 
@@ -77,8 +82,8 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
             num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
                 (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
-                pipeline's folder says, else 4.0.
+            guidance_scale: w of the guidance, one for all levels or one a level, innermost first; 1 or less turns it
+                off. By default what the pipeline's folder says, else 4.0.
             negative_class_labels: what guidance pushes away from: one label for all, or one for each; the null class
                 by default.
             num_images_per_label: pictures of each label.
@@ -106,6 +111,15 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
                 "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers
                 of diffusers that do not tell).
             max_sequence_length: longer prompts are cut, with a warning.
+            guider: how to guide, plain guidance by default: a name ("interval", "projected", "zero_star"), a dict of a
+                name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
+                diffusers' guiders, which has its own weight; each level is guided by itself.
+            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, away from which guidance
+                pushes in place of the prediction without the prompt (autoguidance).
+            level_agreement: 0 to 1, by how much the averages of each predicted level move to the level inside it; one
+                for all levels but the innermost, or one each. By default what the pipeline's folder says, else 0.
+            open_levels_at: log SNR from which on an outer level runs; while it has more noise the levels inside are
+                drawn alone. -5 costs nothing that can be seen. By default what the folder says, else all run.
 
         Raises:
             ValueError: see `check_inputs`.

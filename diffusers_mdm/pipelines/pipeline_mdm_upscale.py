@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
+from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.consistency import make_consistent
 from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, picture_size, read_pictures
@@ -18,6 +19,7 @@ from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
 from diffusers_mdm.pipelines.drawing.request import (
     UPSCALE_DEFAULTS,
     UPSCALE_PREFIX,
+    Guider,
     Request,
     Sample,
     StepCallback,
@@ -107,7 +109,7 @@ class MDMUpscalePipeline(ClassPipelineBase):
         width: int | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         num_resampling_steps: int | None = None,
@@ -131,6 +133,10 @@ class MDMUpscalePipeline(ClassPipelineBase):
         callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 128,
+        guider: Guider = None,
+        guidance_unet: NestedUNetModel | None = None,
+        level_agreement: float | Sequence[float] | None = None,
+        open_levels_at: float | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
         """Draw larger pictures that belong to the given ones.
 
@@ -156,8 +162,8 @@ class MDMUpscalePipeline(ClassPipelineBase):
             num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
                 (`drawing_defaults`), else 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of classifier-free guidance, at every level; 1 or less turns it off. By default what the
-                pipeline's folder says, else 7.5.
+            guidance_scale: w of the guidance, one for all levels or one a level, innermost first; 1 or less turns it
+                off. By default what the pipeline's folder says, else 7.5.
             negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
             num_images_per_prompt: pictures of each prompt, or of each given picture.
             num_resampling_steps: how often each stretch of `jump_length` steps is gone through, with noise put back in
@@ -188,6 +194,15 @@ class MDMUpscalePipeline(ClassPipelineBase):
             callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`;
                 "pred_original_sample" is a preview of the finished pyramid in [-1, 1].
             max_sequence_length: longer prompts are cut, with a warning.
+            guider: how to guide, plain guidance by default: a name ("interval", "projected", "zero_star"), a dict of a
+                name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
+                diffusers' guiders, which has its own weight; each level is guided by itself.
+            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, away from which guidance
+                pushes in place of the prediction without the prompt (autoguidance).
+            level_agreement: 0 to 1, by how much the averages of each predicted level move to the level inside it; one
+                for all levels but the innermost, or one each. By default what the pipeline's folder says, else 0.
+            open_levels_at: log SNR from which on an outer level runs; while it has more noise the levels inside are
+                drawn alone. -5 costs nothing that can be seen. By default what the folder says, else all run.
 
         Raises:
             ValueError: see `check_inputs` and `resolve_size`.

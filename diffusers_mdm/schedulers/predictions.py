@@ -50,6 +50,21 @@ def clean_from_prediction(
     raise ValueError(f"`prediction_type` is {prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}.")
 
 
+def prediction_from_clean(
+    clean: torch.Tensor,
+    sample: torch.Tensor,
+    alpha: float | torch.Tensor,
+    sigma: float | torch.Tensor,
+    prediction_type: str,
+) -> torch.Tensor:
+    """The network output that stands for a clean sample: the inverse of `clean_from_prediction`."""
+    if prediction_type == "sample":
+        return clean
+    if prediction_type == "epsilon":
+        return noise_from_clean(clean, sample, alpha, sigma)
+    return (alpha * sample - clean) / sigma
+
+
 def noise_from_clean(
     clean: torch.Tensor, sample: torch.Tensor, alpha: float | torch.Tensor, sigma: float | torch.Tensor
 ) -> torch.Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from diffusers_mdm.pyramid import Pyramid, level_ratios
+from diffusers_mdm.pyramid import Pyramid, build_pyramid, level_ratios
 from diffusers_mdm.schedulers.block_averages import blocks_of, picture_of, project_onto_average
-from diffusers_mdm.schedulers.predictions import clean_from_prediction
+from diffusers_mdm.schedulers.predictions import clean_from_prediction, prediction_from_clean
 
 
 def round_to_eight_bits(picture: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
@@ -62,8 +62,8 @@ def project_prediction(
 ) -> Pyramid:
     """Change a prediction so that the clean pictures it stands for have the given averages.
 
-    Only levels larger than `average` change. (The range-null space step of DDNM, arXiv:2212.00490, equation 13, for
-    average pooling, and within [-1, 1].)
+    Levels larger than `average` change as little as that takes (the range-null space step of DDNM, arXiv:2212.00490,
+    equation 13, for average pooling, and within [-1, 1]); the others become what is given.
 
     Args:
         scheduler: a `MatryoshkaScheduler`, whose `prediction_type` says what a prediction is.
@@ -79,24 +79,13 @@ def project_prediction(
     powers = scheduler.level_alphas_cumprod(sample, timestep)
     changed = []
     for output, level, power, ratio in zip(prediction, sample, powers, level_ratios(sample), strict=True):
-        if level.shape[-2] <= average.shape[-2]:
-            changed.append(output)
-            continue
         # Some published models diffuse the pictures divided by the ratio of their level.
         scale = ratio if rescaled else 1.0
         alpha, sigma = (part.reshape(-1, *[1] * (level.ndim - 1)) for part in (power.sqrt(), (1 - power).sqrt()))
-        clean = clean_from_prediction(output, level, alpha, sigma, kind)
-        clean = project_onto_average(clean * scale, average) / scale
-        changed.append(_prediction_from_clean(clean, level, alpha, sigma, kind))
+        if level.shape[-2] > average.shape[-2]:
+            clean = clean_from_prediction(output, level, alpha, sigma, kind)
+            clean = project_onto_average(clean * scale, average) / scale
+        else:
+            clean = build_pyramid(average.to(level), sorted({level.shape[-2], average.shape[-2]}))[0] / scale
+        changed.append(prediction_from_clean(clean, level, alpha, sigma, kind))
     return changed
-
-
-def _prediction_from_clean(
-    clean: torch.Tensor, sample: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, prediction_type: str
-) -> torch.Tensor:
-    """The inverse of `clean_from_prediction`."""
-    if prediction_type == "sample":
-        return clean
-    if prediction_type == "epsilon":
-        return (sample - alpha * clean) / sigma
-    return (alpha * sample - clean) / sigma

@@ -192,13 +192,16 @@ def check_batch(counts: Mapping[str, int], request: Request) -> int:
     return size * request.copies
 
 
-def check_batch_and_size(pipeline: Any, request: Request, counts: Mapping[str, int]) -> None:
+def check_batch_and_size(pipeline: Any, request: Request, counts: Mapping[str, int]) -> int:
     """Refuse inputs that do not make one batch, and what does not fit the number or the size of its pictures.
 
     Args:
         pipeline: its model says which sizes there are.
         request: takes the number of pictures.
         counts: how many prompts and labels there are.
+
+    Returns:
+        How many levels are drawn.
     """
     pictures, masks = request.pictures, request.masks
     given = {} if pictures is None else {"image": len(pictures.tensor)}
@@ -215,6 +218,27 @@ def check_batch_and_size(pipeline: Any, request: Request, counts: Mapping[str, i
         check_latents(request.latents, shapes)
     check_generator(request.generator, request.num_images)
     check_micro_conditioning(request.micro_conditioning, unet.config.micro_conditioning_keys, request.num_images)
+    check_numbers_of_levels(request, len(shapes))
+    return len(shapes)
+
+
+def check_numbers_of_levels(request: Request, num_levels: int) -> None:
+    """Refuse lists with fewer numbers than there are levels to draw; those of levels that are not drawn are left out.
+
+    Args:
+        request: what is asked for.
+        num_levels: how many levels are drawn.
+    """
+    for name, needed, which in (
+        ("guidance_scale", num_levels, "each level that is drawn"),
+        ("level_agreement", num_levels - 1, "each level that is drawn but the innermost"),
+    ):
+        value = getattr(request, name)
+        if isinstance(value, list) and len(value) < needed:
+            raise ValueError(
+                f"`{name}` has {len(value)} numbers, but {num_levels} levels are drawn; pass one number for all, or "
+                f"{needed}, one for {which}, innermost first."
+            )
 
 
 def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:

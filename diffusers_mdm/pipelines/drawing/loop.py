@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 
 from diffusers_mdm.pipelines.drawing.callbacks import call_back
 from diffusers_mdm.pipelines.drawing.consistency import project_prediction
-from diffusers_mdm.pipelines.drawing.guidance import predict
+from diffusers_mdm.pipelines.drawing.guidance.prediction import predict
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import decode_latents
+from diffusers_mdm.pipelines.drawing.open_levels import LevelOpening
 from diffusers_mdm.pipelines.drawing.request import Sample
 from diffusers_mdm.pipelines.drawing.resampling import diffuse_from
 from diffusers_mdm.pipelines.drawing.setup import Drawing, noised, step_arguments
@@ -37,6 +39,7 @@ def denoise(drawing: Drawing, latents: Sample) -> Sample:
     times, step_kwargs = step_times(drawing), step_arguments(drawing)
     magnitudes: list[torch.Tensor] = []
     drawing.controls.num_timesteps = len(positions)
+    opening = LevelOpening.of(drawing, latents) if drawing.request.open_levels_at > -math.inf else None
     reached = 0
     with drawing.pipeline.progress_bar(total=len(positions)) as progress_bar:
         for step, position in enumerate(positions):
@@ -46,16 +49,21 @@ def denoise(drawing: Drawing, latents: Sample) -> Sample:
             if position < reached:
                 latents = go_back(drawing, latents, timesteps[reached], timestep)
             reached = position + 1
-            prediction = predict(drawing, scheduler.scale_model_input(latents, timestep), timestep)
+            if opening is not None:
+                latents = hold_known(drawing, opening.opened(latents, position), timestep)
+            running = latents if opening is None else opening.running(latents, position)
+            prediction = predict(drawing, scheduler.scale_model_input(running, timestep), timestep, step)
             magnitudes.append(largest_magnitudes(prediction))
             if drawing.average is not None:
                 prediction = project_prediction(
-                    scheduler, as_pyramid(prediction)[0], as_pyramid(latents)[0], timestep, drawing.average
+                    scheduler, as_pyramid(prediction)[0], as_pyramid(running)[0], timestep, drawing.average
                 )
-            step_output = scheduler.step(prediction, times[position], latents, **step_kwargs)
+            step_output = scheduler.step(prediction, times[position], running, **step_kwargs)
+            stepped, preview = step_output.prev_sample, getattr(step_output, "pred_original_sample", None)
+            if opening is not None:
+                stepped, preview = opening.beside_waiting(stepped, latents), opening.preview(preview, latents)
             later = timesteps[reached] if reached < len(timesteps) else None
-            latents = hold_known(drawing, step_output.prev_sample, later)
-            preview = hold_known(drawing, getattr(step_output, "pred_original_sample", None), None)
+            latents, preview = hold_known(drawing, stepped, later), hold_known(drawing, preview, None)
             if drawing.request.callback_on_step_end is not None:
                 latents = call_back(drawing, step, timestep, latents, preview)
             progress_bar.update()

@@ -25,15 +25,23 @@ from diffusers_mdm.pyramid import Pyramid
 Sample = torch.Tensor | Pyramid
 Prompt = str | list[str] | None
 StepCallback: TypeAlias = Callable[..., dict[str, Any] | None] | PipelineCallback | MultiPipelineCallbacks | None
+# A name, a dict of a name and settings, a `GuidanceMethod`, or a guider of diffusers.
+Guider: TypeAlias = Any
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # What the pipelines call the number of pictures or clips of each prompt or label.
 COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per_prompt")
 MAX_RESAMPLING_STEPS = 10_000  # more would only be a typing error that draws for days
 MAX_IMAGES = 2**16  # in one call; no device holds that many
 # Arguments that a call may leave open with None, see `fill_in`.
-LEFT_OPEN = ("num_inference_steps", "guidance_scale", "num_resampling_steps")
+LEFT_OPEN = ("num_inference_steps", "guidance_scale", "num_resampling_steps", "level_agreement", "open_levels_at")
 # Arguments of `__call__` that a folder may set, with the values for folders that say nothing, as in diffusers.
-PUBLISHED_DEFAULTS: Mapping[str, Any] = {"num_inference_steps": 50, "guidance_scale": 7.5, "num_resampling_steps": 1}
+PUBLISHED_DEFAULTS: Mapping[str, Any] = {
+    "num_inference_steps": 50,
+    "guidance_scale": 7.5,
+    "num_resampling_steps": 1,
+    "level_agreement": 0.0,
+    "open_levels_at": -math.inf,
+}
 UPSCALE_DEFAULTS: Mapping[str, Any] = {**PUBLISHED_DEFAULTS, "eta": 0.0}
 UPSCALE_PREFIX = "upscale_"
 _KNOWN = (*PUBLISHED_DEFAULTS, *(UPSCALE_PREFIX + name for name in UPSCALE_DEFAULTS))
@@ -52,6 +60,7 @@ class Request:
         num_images: B, all pictures or clips of the call.
         pictures: what `image` was read to.
         masks: what `mask_image` was read to.
+        guidance: what `guider` was read to, None for plain guidance.
     """
 
     prompt: Prompt = None
@@ -75,6 +84,10 @@ class Request:
     exact_consistency: bool = False
     guidance_scale: Any = None
     guidance_rescale: float = 0.0
+    guider: Any = None
+    guidance_unet: Any = None
+    level_agreement: Any = None
+    open_levels_at: Any = None
     eta: float | None = 0.0
     generator: torch.Generator | list[torch.Generator] | None = None
     latents: Sample | None = None
@@ -91,6 +104,7 @@ class Request:
     num_images: int = 1
     pictures: Any = None
     masks: Any = None
+    guidance: Any = None
 
     @property
     def has_text(self) -> bool:
@@ -195,6 +209,17 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
         return False
 
 
+def is_one_or_more(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether a value is a number from `low` to `high`, or a list of them that is not empty."""
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    return len(entries) > 0 and all(is_number(entry, low, high) for entry in entries)
+
+
+def one_or_more(value: Any) -> float | list[float]:
+    """A number, or a list of numbers, as floats."""
+    return [float(entry) for entry in value] if isinstance(value, (list, tuple)) else float(value)
+
+
 def are_all(value: Any, kind: type | tuple[type, ...]) -> bool:
     """Whether a value is a list or tuple of nothing but this type."""
     return isinstance(value, (list, tuple)) and all(isinstance(entry, kind) for entry in value)
@@ -268,7 +293,17 @@ KINDS: dict[str, Kind] = {
     "timesteps": _optional(
         Kind("a list of whole numbers", lambda value: whole_numbers(value) is not None, whole_numbers)
     ),
-    "guidance_scale": Kind("a finite number", is_number, float),
+    "guidance_scale": Kind("a finite number, or a list of them, one a level", is_one_or_more, one_or_more),
+    "level_agreement": Kind(
+        "a number from 0 to 1, or a list of them, one for every level but the innermost",
+        lambda value: is_one_or_more(value, 0, 1),
+        one_or_more,
+    ),
+    "open_levels_at": Kind(
+        "a log SNR, a number, or minus infinity",
+        lambda value: is_number(value) or (isinstance(value, float) and value == -math.inf),
+        float,
+    ),
     "guidance_rescale": _SHARE,
     "strength": Kind(
         "a number from 0 (the picture as it is) to 1 (nothing but its trace is left)",

@@ -44,14 +44,14 @@ class Controls:
     """What callbacks may read and change, through the pipeline, while a drawing goes on.
 
     Attributes:
-        guidance_scale: weight w of classifier-free guidance.
+        guidance_scale: weight w of the guidance, one for all levels or one a level, innermost first.
         guidance_rescale: how far the spread of the guided prediction is brought back, 0 to 1.
         cross_attention_kwargs: passed to the model at each step.
         num_timesteps: number of steps.
         interrupt: whether to skip the remaining steps.
     """
 
-    guidance_scale: float = 1.0
+    guidance_scale: float | list[float] = 1.0
     guidance_rescale: float = 0.0
     cross_attention_kwargs: dict[str, Any] | None = None
     num_timesteps: int = 0
@@ -182,6 +182,7 @@ class Drawing:
         model_inputs: what the model is given of the conditions, made at the first step that needs it.
         known: what is given of the pictures, None for nothing.
         average: `(B, C, h, w)` in [-1, 1], what the predicted pictures have to average to, None for anything.
+        guidance: how the predictions of each level are guided, None for plain guidance.
     """
 
     pipeline: Any
@@ -199,6 +200,7 @@ class Drawing:
     model_inputs: dict[Any, dict[str, Any]] = field(default_factory=dict)
     known: KnownPixels | None = None
     average: torch.Tensor | None = None
+    guidance: Any = None
 
     def condition_on(self, conditioning: Conditioning) -> None:
         """Draw from these conditions from now on."""
@@ -224,6 +226,7 @@ def begin_drawing(pipeline: Any, request: Request) -> Iterator[Drawing]:
     ):
         device, dtype = pipeline._execution_device, torch.promote_types(unet.dtype, torch.float32)
         drawing = Drawing(pipeline, request, controls, scheduler, device, dtype)
+        drawing.guidance = None if request.guidance is None else request.guidance.for_levels(unet.num_levels)
         drawing.micro_conditioning = spread_micro_conditioning(request.micro_conditioning, request.num_images, device)
         yield drawing
 
@@ -310,8 +313,9 @@ def repeat_stretches(drawing: Drawing) -> None:
 
 def step_arguments(drawing: Drawing) -> dict[str, Any]:
     """Those of our arguments that the scheduler's `step` takes. What the model predicts is checked after the loop."""
-    known = inspect.signature(drawing.scheduler.step).parameters
-    given = {"eta": drawing.request.eta, "generator": drawing.request.generator, "check_output": False}
+    known, request = inspect.signature(drawing.scheduler.step).parameters, drawing.request
+    given = {"eta": request.eta, "generator": request.generator, "check_output": False}
+    given["level_agreement"] = request.level_agreement
     return {key: value for key, value in given.items() if key in known}
 
 

@@ -23,7 +23,11 @@ class DiffusersGuider(GuidanceMethod):
         ValueError: it changes the layers of a transformer, which a `NestedUNetModel` does not have.
     """
 
+    has_own_scale = True
+
     def __init__(self, guider: BaseGuidance) -> None:
+        if not isinstance(guider, BaseGuidance):
+            raise ValueError(f"`guider` is of type {type(guider).__name__}; expected a guider of diffusers.")
         if isinstance(guider, AutoGuidance) or not set(guider._input_predictions or ()) <= _PREDICTIONS:
             raise ValueError(
                 f"{type(guider).__name__} guides by a second run of a transformer with some of its layers changed, "

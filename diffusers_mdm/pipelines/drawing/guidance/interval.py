@@ -34,8 +34,8 @@ class IntervalGuidance(GuidanceMethod):
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise ValueError(
-                f"`IntervalGuidance` has `low` {self.low} and `high` {self.high}; expected log SNRs that rise, such as "
-                "-4 and 4."
+                f"`IntervalGuidance` has `low` {self.low} and `high` {self.high}; expected log SNRs that rise, such "
+                "as -4 and 4."
             )
         if not isinstance(self.method, GuidanceMethod):
             raise TypeError(

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a way of guiding is: two predictions of one level at one step in, one prediction out.
-
-Plain classifier-free guidance is here as well, since all others are measured by it.
-"""
+"""What a way of guiding is: two predictions of one level at one step in, one prediction out."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from diffusers_mdm.pipelines.drawing.guidance.prediction import is_guided, plain, rescaled
 from diffusers_mdm.pipelines.drawing.open_levels import log_snrs
 from diffusers_mdm.pipelines.drawing.request import Sample
+from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pyramid import as_pyramid
-from diffusers_mdm.schedulers.predictions import amplitudes, clean_from_prediction
+from diffusers_mdm.schedulers.predictions import amplitudes, clean_from_prediction, prediction_from_clean
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class LevelStep:
         noise: of all levels at this step.
         step: how many steps were done before this one.
         num_steps: how many there are.
+        needs_other: what the method said of this step, see `GuidanceMethod.needs_other`.
     """
 
     level: int
@@ -66,6 +67,7 @@ class LevelStep:
     noise: NoiseLevels
     step: int
     num_steps: int
+    needs_other: bool = False
 
     @property
     def log_snr(self) -> float:
@@ -91,13 +93,8 @@ class LevelStep:
 
     def prediction(self, clean: torch.Tensor) -> torch.Tensor:
         """The prediction that stands for a clean level."""
-        alpha, sigma = self._amplitudes
         kind = self.noise.scheduler.config.get("prediction_type", "epsilon")
-        if kind == "sample":
-            return clean
-        if kind == "epsilon":
-            return (self.sample - alpha * clean) / sigma
-        return (alpha * self.sample - clean) / sigma
+        return prediction_from_clean(clean, self.sample, *self._amplitudes, kind)
 
     def prediction_of_velocity(self, velocity: torch.Tensor) -> torch.Tensor:
         """The prediction that stands for a velocity."""
@@ -110,11 +107,21 @@ class LevelStep:
 
 
 class GuidanceMethod:
-    """A way of guiding. Each level of a drawing has its own copy (`new`), which may remember earlier steps."""
+    """A way of guiding. Each level of a drawing has its own copy (`new`), which may remember earlier steps.
+
+    Attributes:
+        has_own_scale: whether the method brings its own weight in place of `guidance_scale`.
+    """
+
+    has_own_scale: ClassVar[bool] = False
 
     def new(self) -> GuidanceMethod:
         """A copy that remembers nothing."""
         return copy.deepcopy(self)
+
+    def for_levels(self, num_levels: int) -> LevelGuidance:
+        """The method as one drawing takes it."""
+        return LevelGuidance([self.new() for _ in range(num_levels)])
 
     def needs_other(self, at: LevelStep) -> bool:
         """Whether the level needs the other prediction at a step: only a weight above 1 pushes away from it.
@@ -143,30 +150,55 @@ class GuidanceMethod:
 
 @dataclass(frozen=True)
 class PlainGuidance(GuidanceMethod):
-    """Push a prediction away from the other one: u + w (c - u) (Imagen, arXiv:2205.11487, equation 2; ml-mdm applies
-    it to v at every level). A weight of 1 gives c.
-    """
+    """Classifier-free guidance as all others are measured by, see `prediction.plain`."""
 
     def guide(self, conditional: torch.Tensor, other: torch.Tensor, at: LevelStep) -> torch.Tensor:
         """See `GuidanceMethod.guide`."""
-        return other + at.scale * (conditional - other)
+        return plain(conditional, other, at.scale)
 
 
-def rescaled(guided: torch.Tensor, conditional: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
-    """A guided prediction whose spread is brought back to that of the conditional one (arXiv:2305.08891, section 3.4).
+@dataclass(frozen=True)
+class LevelGuidance:
+    """The method of a drawing, a copy a level.
 
-    Args:
-        guided: `(B, C, H, W)`, or with frames.
-        conditional: the same shape.
-        guidance_rescale: 0 to 1, how far each sample's standard deviation is brought back.
+    Attributes:
+        methods: innermost level first.
     """
-    if guidance_rescale == 0.0:
-        return guided
-    axes = tuple(range(1, guided.ndim))
-    spread_back = guided * (conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
-    return guidance_rescale * spread_back + (1.0 - guidance_rescale) * guided
 
+    methods: list[GuidanceMethod]
 
-def is_guided(guidance_scale: float | list[float]) -> bool:
-    """Whether a weight, or that of any level, is above 1."""
-    return any(weight > 1.0 for weight in guidance_scale) if isinstance(guidance_scale, list) else guidance_scale > 1.0
+    def begin_step(
+        self, drawing: Drawing, sample: Sample, timestep: torch.Tensor, step: int, scales: list[float]
+    ) -> list[LevelStep]:
+        """What the methods are told of a step, one entry a level that runs.
+
+        Args:
+            drawing: in whose scheduler the noise levels are.
+            sample: what the model is shown.
+            timestep: t.
+            step: how many steps were done before this one.
+            scales: weight of every level.
+        """
+        noise, num_steps = NoiseLevels(drawing.scheduler, sample, timestep), drawing.controls.num_timesteps
+        rescale = drawing.controls.guidance_rescale
+        steps = [LevelStep(level, scale, rescale, noise, step, num_steps) for level, scale in enumerate(scales)]
+        return [
+            dataclasses.replace(at, needs_other=method.needs_other(at))
+            for method, at in zip(self.methods, steps, strict=False)
+        ]
+
+    def combine(self, conditional: Sample, other: Sample | None, steps: list[LevelStep]) -> Sample:
+        """The guided predictions of all levels; a bare tensor stays bare.
+
+        Args:
+            conditional: of every level.
+            other: of every level, None where no level needs it.
+            steps: see `begin_step`.
+        """
+        conditionals, bare = as_pyramid(conditional)
+        others = [None] * len(conditionals) if other is None else as_pyramid(other)[0]
+        guided = [
+            method.combine(c, u if at.needs_other else None, at)
+            for method, c, u, at in zip(self.methods, conditionals, others, steps, strict=False)
+        ]
+        return guided[0] if bare else guided

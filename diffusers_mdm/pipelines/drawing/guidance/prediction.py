@@ -1,47 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model predicts at a step, guided: the model's calls, and how their predictions are put together.
+"""What the model predicts at a step, guided: the model's calls, and plain guidance.
 
-A new way of guiding is a function beside `guide`, and its place in `_predict_group`.
+Other ways of guiding are files beside this one; see `method`.
 """
 
 from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from diffusers_mdm.pipelines.drawing.request import Sample
+from diffusers_mdm.pipelines.drawing.request import Request, Sample
 from diffusers_mdm.pipelines.drawing.setup import Drawing, MicroConditioning, adapters_to_itself
 from diffusers_mdm.pyramid import as_pyramid
 
 
-def guide(
-    unconditional: torch.Tensor, conditional: torch.Tensor, guidance_scale: float, guidance_rescale: float = 0.0
-) -> torch.Tensor:
-    """Push a prediction away from the unconditional one: u + w (c - u) (Imagen, arXiv:2205.11487, equation 2; ml-mdm
-    applies it to v at every level).
+def plain(conditional: torch.Tensor, other: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    """Push a prediction away from another one: u + w (c - u) (Imagen, arXiv:2205.11487, equation 2; ml-mdm applies it
+    to v at every level).
 
     Args:
-        unconditional: prediction u without the prompt, `(B, C, H, W)`.
         conditional: prediction c with the prompt, `(B, C, H, W)`.
+        other: prediction u without the prompt, `(B, C, H, W)`.
         guidance_scale: w; 1 gives c.
-        guidance_rescale: 0 to 1, how far each sample's standard deviation is brought back to that of c
-            (arXiv:2305.08891, section 3.4).
     """
-    guided = unconditional + guidance_scale * (conditional - unconditional)
+    return other + guidance_scale * (conditional - other)
+
+
+def rescaled(guided: torch.Tensor, conditional: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
+    """A guided prediction whose spread is brought back to that of the conditional one (arXiv:2305.08891, section 3.4).
+
+    Args:
+        guided: `(B, C, H, W)`, or with frames.
+        conditional: the same shape.
+        guidance_rescale: 0 to 1, how far each sample's standard deviation is brought back.
+    """
     if guidance_rescale == 0.0:
         return guided
     axes = tuple(range(1, guided.ndim))
-    rescaled = guided * (conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
-    return guidance_rescale * rescaled + (1.0 - guidance_rescale) * guided
+    spread_back = guided * (conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+    return guidance_rescale * spread_back + (1.0 - guidance_rescale) * guided
 
 
-def is_guided(guidance_scale: float) -> bool:
-    """Whether the model also runs without the prompt: only a weight above 1 pushes away from what it predicts then."""
-    return guidance_scale > 1.0
+def is_guided(guidance_scale: float | Sequence[float]) -> bool:
+    """Whether the model also runs without the prompt: only a weight above 1, at any level, pushes away from what it
+    predicts then.
+    """
+    return guidance_scale > 1.0 if isinstance(guidance_scale, (int, float)) else any(w > 1.0 for w in guidance_scale)
+
+
+def needs_negatives(request: Request) -> bool:
+    """Whether a call has to encode what the model runs on without the prompt."""
+    if request.guidance_unet is not None:
+        return False
+    has_own_scale = request.guidance is not None and request.guidance.has_own_scale
+    return has_own_scale or is_guided(request.guidance_scale)
+
+
+def level_scales(guidance_scale: float | Sequence[float], num_levels: int) -> list[float]:
+    """The weight of every level, innermost first, of one for all or of one a level."""
+    if isinstance(guidance_scale, (int, float)):
+        return [guidance_scale] * num_levels
+    return list(guidance_scale[:num_levels])
 
 
 def each_level(function: Callable[[torch.Tensor], torch.Tensor], sample: Sample) -> Sample:
@@ -49,69 +72,102 @@ def each_level(function: Callable[[torch.Tensor], torch.Tensor], sample: Sample)
     return function(sample) if isinstance(sample, torch.Tensor) else [function(level) for level in sample]
 
 
-def predict(drawing: Drawing, latents: Sample, timestep: torch.Tensor) -> Sample:
+def predict(drawing: Drawing, latents: Sample, timestep: torch.Tensor, step: int = 0) -> Sample:
     """Predict every level at once, guided where `guidance_scale` is above 1.
 
     Args:
         drawing: says with which model, from what and how.
-        latents: what the scheduler made of the samples, B a level.
+        latents: what the scheduler made of the samples, B a level; the inner levels may be alone.
         timestep: one t for the whole batch.
+        step: how many steps were done before this one.
     """
+    scales = level_scales(drawing.controls.guidance_scale, len(as_pyramid(latents)[0]))
+    rescale = drawing.controls.guidance_rescale
+    if drawing.guidance is not None:
+        steps = drawing.guidance.begin_step(drawing, latents, timestep, step, scales)
+        conditional, other = _both(drawing, latents, timestep, guided=any(entry.needs_other for entry in steps))
+        return drawing.guidance.combine(conditional, other, steps)
+    conditional, other = _both(drawing, latents, timestep, guided=is_guided(scales))
+    if other is None:
+        return conditional
+    conditionals, bare = as_pyramid(conditional)
+    guided = [
+        rescaled(plain(c, u, w), c, rescale) if is_guided(w) else c
+        for c, u, w in zip(conditionals, as_pyramid(other)[0], scales, strict=True)
+    ]
+    return guided[0] if bare else guided
+
+
+def _both(drawing: Drawing, latents: Sample, timestep: torch.Tensor, *, guided: bool) -> tuple[Sample, Sample | None]:
+    """Predictions with the prompt and, guided, without it or of the weaker model."""
+    unet, weaker = drawing.pipeline.unet, drawing.request.guidance_unet
+    if guided and weaker is not None:
+        conditional = _run(drawing, unet, latents, timestep, guided=False)
+        return conditional, _run(drawing, weaker, latents, timestep, guided=False)
+    prediction = _run(drawing, unet, latents, timestep, guided=guided)
+    if not guided:
+        return prediction, None
+    return each_level(lambda level: level.chunk(2)[1], prediction), each_level(
+        lambda level: level.chunk(2)[0], prediction
+    )
+
+
+def _run(drawing: Drawing, unet: Any, latents: Sample, timestep: torch.Tensor, *, guided: bool) -> Sample:
+    """Predictions of all pictures of a batch; guided, the unconditional ones first, in one batch of twice as many."""
     groups, micro = drawing.groups, drawing.micro_conditioning
     if groups[0].rows is None:
-        return _predict_group(drawing, latents, timestep, 0, micro)
-    predictions = each_level(torch.empty_like, latents)
+        return _run_group(drawing, unet, latents, timestep, 0, micro, guided)
+    halves = 2 if guided else 1
+    predictions = each_level(lambda level: level.new_empty((halves * len(level), *level.shape[1:])), latents)
     for index, group in enumerate(groups):
-        part = _predict_group(
+        part = _run_group(
             drawing,
+            unet,
             each_level(operator.itemgetter(group.rows), latents),
             timestep,
             index,
             {key: value[:, group.rows] for key, value in micro.items()},
+            guided,
         )
         for whole, rows in zip(as_pyramid(predictions)[0], as_pyramid(part)[0], strict=True):
-            whole[group.rows] = rows
+            whole.unflatten(0, (halves, -1))[:, group.rows] = rows.unflatten(0, (halves, -1))
     return predictions
 
 
-def _predict_group(
+def _run_group(
     drawing: Drawing,
+    unet: Any,
     latents: Sample,
     timestep: torch.Tensor,
     group: int,
     micro_conditioning: MicroConditioning,
+    guided: bool,
 ) -> Sample:
     """Predict for those pictures of a batch that may go through the model together: group number `group`."""
-    unet, controls = drawing.pipeline.unet, drawing.controls
-    guided = is_guided(controls.guidance_scale)
     innermost = as_pyramid(latents)[0][0]
     dtype, sample_dtype = unet.dtype, innermost.dtype
     with adapters_to_itself(unet):
         prediction = unet(
             each_level(lambda level: (torch.cat([level, level]) if guided else level).to(dtype), latents),
             timestep.expand(2 * len(innermost) if guided else len(innermost)),
-            **_conditions(drawing, group, guided=guided),
+            **_conditions(drawing, unet, group, guided=guided),
             added_cond_kwargs={
                 key: value.flatten() if guided else value[1] for key, value in micro_conditioning.items()
             },
-            cross_attention_kwargs=controls.cross_attention_kwargs,
+            cross_attention_kwargs=drawing.controls.cross_attention_kwargs,
             return_dict=False,
         )[0]
     # Guidance multiplies rounding errors: it is done in the precision of the samples, not of the model.
-    prediction = each_level(lambda level: level.to(sample_dtype), prediction)
-    if not guided:
-        return prediction
-    w, rescale = controls.guidance_scale, controls.guidance_rescale
-    return each_level(lambda level: guide(level.chunk(2)[0], level.chunk(2)[1], w, rescale), prediction)
+    return each_level(lambda level: level.to(sample_dtype), prediction)
 
 
-def _conditions(drawing: Drawing, group: int, *, guided: bool) -> dict[str, Any]:
+def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dict[str, Any]:
     """What the model is given of the conditions of a group: the same at every step, so it is made once.
 
     That holds for the keys and values of the text, too, which every attention layer would otherwise project anew.
     """
-    unet, adapters = drawing.pipeline.unet, drawing.controls.cross_attention_kwargs
-    key = (group, guided, (adapters or {}).get("scale"))
+    adapters = drawing.controls.cross_attention_kwargs
+    key = (unet is drawing.pipeline.unet, group, guided, (adapters or {}).get("scale"))
     if key not in drawing.model_inputs:
         rows = drawing.groups[group]
         conditioning = drawing.conditioning if rows.rows is None else drawing.conditioning.select(rows)

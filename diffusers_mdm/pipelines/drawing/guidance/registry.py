@@ -6,14 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers.guiders import BaseGuidance
-
-from diffusers_mdm.pipelines.drawing.guidance.diffusers_guiders import DiffusersGuider
 from diffusers_mdm.pipelines.drawing.guidance.interval import IntervalGuidance
 from diffusers_mdm.pipelines.drawing.guidance.method import GuidanceMethod, PlainGuidance
 from diffusers_mdm.pipelines.drawing.guidance.projected import ProjectedGuidance
 from diffusers_mdm.pipelines.drawing.guidance.zero_star import ZeroStarGuidance
-from diffusers_mdm.pipelines.drawing.request import describe
+from diffusers_mdm.pipelines.drawing.request import Request, describe
 
 METHODS: dict[str, type[GuidanceMethod]] = {
     "plain": PlainGuidance,
@@ -38,7 +35,9 @@ def method_of(guider: Any) -> GuidanceMethod:
         return PlainGuidance()
     if isinstance(guider, GuidanceMethod):
         return guider
-    if isinstance(guider, BaseGuidance):
+    if hasattr(guider, "prepare_inputs"):
+        from diffusers_mdm.pipelines.drawing.guidance.diffusers_guiders import DiffusersGuider
+
         return DiffusersGuider(guider)
     settings = dict(guider) if isinstance(guider, Mapping) else {"name": guider}
     name = settings.pop("name", None)
@@ -53,3 +52,20 @@ def method_of(guider: Any) -> GuidanceMethod:
         return METHODS[name](**settings)
     except TypeError as error:
         raise ValueError(f"`guider` {name!r} does not take these settings: {error}.") from error
+
+
+def read_guider(request: Request) -> None:
+    """Read what the `guider` of a call asks for.
+
+    Args:
+        request: takes the method.
+
+    Raises:
+        ValueError: see `method_of`; or a guider of diffusers, which has weights of its own, was given others.
+    """
+    request.guidance = method_of(request.guider)
+    if request.guidance.has_own_scale and (request.guidance_scale is not None or request.guidance_rescale):
+        raise ValueError(
+            f"The guider {type(request.guider).__name__} has its own `guidance_scale` and `guidance_rescale`; set "
+            "them there, and leave those of the call out."
+        )

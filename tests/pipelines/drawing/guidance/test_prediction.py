@@ -7,7 +7,14 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from diffusers_mdm.pipelines.drawing.guidance import each_level, encodes_text_ahead, guide, is_guided, predict
+from diffusers_mdm.pipelines.drawing.guidance.prediction import (
+    each_level,
+    encodes_text_ahead,
+    is_guided,
+    plain,
+    predict,
+    rescaled,
+)
 from diffusers_mdm.pipelines.drawing.request import read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
@@ -16,19 +23,22 @@ WITHOUT, WITH = torch.randn(2, 3, 8, 8, generator=seed(0)), torch.randn(2, 3, 8,
 
 
 def test_a_weight_of_1_is_the_conditional_prediction_and_0_the_other_one():
-    torch.testing.assert_close(guide(WITHOUT, WITH, 1.0), WITH)
-    torch.testing.assert_close(guide(WITHOUT, WITH, 0.0), WITHOUT)
-    torch.testing.assert_close(guide(WITHOUT, WITH, 3.0), WITHOUT + 3 * (WITH - WITHOUT))
+    torch.testing.assert_close(plain(WITH, WITHOUT, 1.0), WITH)
+    torch.testing.assert_close(plain(WITH, WITHOUT, 0.0), WITHOUT)
+    torch.testing.assert_close(plain(WITH, WITHOUT, 3.0), WITHOUT + 3 * (WITH - WITHOUT))
 
 
 def test_rescaling_brings_the_spread_of_each_sample_back():
-    rescaled = guide(WITHOUT, WITH, 5.0, 1.0)
-    torch.testing.assert_close(rescaled.std(dim=(1, 2, 3)), WITH.std(dim=(1, 2, 3)))
-    half = guide(WITHOUT, WITH, 5.0, 0.5)
-    torch.testing.assert_close(half, (rescaled + guide(WITHOUT, WITH, 5.0)) / 2)
+    guided = plain(WITH, WITHOUT, 5.0)
+    full = rescaled(guided, WITH, 1.0)
+    torch.testing.assert_close(full.std(dim=(1, 2, 3)), WITH.std(dim=(1, 2, 3)))
+    half = rescaled(guided, WITH, 0.5)
+    torch.testing.assert_close(half, (full + guided) / 2)
 
 
-@pytest.mark.parametrize(("weight", "guided"), [(0.0, False), (1.0, False), (1.001, True), (7.5, True)])
+@pytest.mark.parametrize(
+    ("weight", "guided"), [(0.0, False), (1.0, False), (1.001, True), (7.5, True), ([1.0, 3.0], True)]
+)
 def test_only_a_weight_above_1_pushes_away(weight, guided):
     assert is_guided(weight) == guided
 
