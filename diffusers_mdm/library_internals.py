@@ -13,6 +13,8 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 
 @dataclasses.dataclass(frozen=True)
 class Internal:
@@ -61,6 +63,9 @@ COMPATIBLE_SCHEDULERS = Internal(
 )
 GRAPH_LIMIT = Internal("torch._dynamo.config", "recompile_limit", "compile a model for several batches and sizes")
 FAKE_TENSORS = Internal("torch._subclasses.fake_tensor", "FakeTensorMode", "estimate the memory that training takes")
+FOREACH_SUB = Internal("torch", "_foreach_sub", "average weights in few kernels")
+FOREACH_SUB_IN_PLACE = Internal("torch", "_foreach_sub_", FOREACH_SUB.purpose)
+STORAGE_ADDRESS = Internal("torch", "UntypedStorage._cdata", "estimate the memory that training takes")
 INTERNALS = (
     FETCH_LORA,
     SAVE_LORA,
@@ -69,10 +74,43 @@ INTERNALS = (
     COMPATIBLE_SCHEDULERS,
     GRAPH_LIMIT,
     FAKE_TENSORS,
+    FOREACH_SUB,
+    FOREACH_SUB_IN_PLACE,
+    STORAGE_ADDRESS,
+)
+# What classes derived from those of diffusers set or ask, as diffusers' own models, attention layers and pipelines do,
+# though the names say that it is private.
+OF_SUBCLASSES = tuple(
+    Internal(module, name, "do what its models and pipelines do in diffusers")
+    for module, cls, names in (
+        (
+            "diffusers",
+            "ModelMixin",
+            (
+                "_supports_gradient_checkpointing",
+                "_no_split_modules",
+                "_repeated_blocks",
+                "_skip_layerwise_casting_patterns",
+                "_supports_group_offloading",
+                "_set_gradient_checkpointing",
+            ),
+        ),
+        ("diffusers", "DiffusionPipeline", ("_execution_device", "_optional_components")),
+        ("diffusers", "SchedulerMixin", ("_compatibles",)),
+        (
+            "diffusers.models.attention",
+            "AttentionModuleMixin",
+            ("_default_processor_cls", "_available_processors", "fused_projections"),
+        ),
+        ("diffusers.loaders.lora_base", "LoraBaseMixin", ("_lora_loadable_modules",)),
+    )
+    for name in (f"{cls}.{name}" for name in names)
 )
 
 # Where diffusers notes in a config which of its keys were not given but are defaults.
 DEFAULTED_KEYS = "_use_default_values"
+# Where diffusers keeps in a model's config what `from_pretrained` was given.
+ORIGIN_KEY = "_name_or_path"
 # Where diffusers keeps the config of a model, pipeline or scheduler.
 _CONFIG = "_internal_dict"
 # What hooks of accelerate and of diffusers are called on the modules that they move.
@@ -86,6 +124,16 @@ def raise_graph_limit(limit: int) -> None:
     current = GRAPH_LIMIT.get()
     settings = importlib.import_module(GRAPH_LIMIT.module)
     setattr(settings, GRAPH_LIMIT.name, max(current, limit))
+
+
+def subtract_each(ours: list[torch.Tensor], theirs: list[torch.Tensor], share: float) -> None:
+    """Ours -= share * (ours - theirs) for every pair of tensors, in a few kernels for all of them."""
+    FOREACH_SUB_IN_PLACE.get()(ours, FOREACH_SUB.get()(ours, theirs), alpha=share)
+
+
+def storage_address(tensor: torch.Tensor) -> int:
+    """A number that the memory of a tensor has as long as it is held, also where it has no contents (fake tensors)."""
+    return int(getattr(tensor.untyped_storage(), STORAGE_ADDRESS.name.rpartition(".")[2]))
 
 
 def replace_config(module: Any, config: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each part of another library that may move without notice is where it is expected, or its absence is explained."""
 
+import contextlib
 import importlib
 import logging
 import sys
@@ -9,6 +10,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_mdm import MatryoshkaScheduler, registration
 from diffusers_mdm.library_internals import (
@@ -16,6 +18,8 @@ from diffusers_mdm.library_internals import (
     FETCH_LORA,
     INTERNALS,
     LOADABLE_CLASSES,
+    OF_SUBCLASSES,
+    ORIGIN_KEY,
     SINGLE_FILE_CLASSES,
     Internal,
     group_offload_folder,
@@ -23,6 +27,8 @@ from diffusers_mdm.library_internals import (
     is_hooked,
     raise_graph_limit,
     replace_config,
+    storage_address,
+    subtract_each,
 )
 from tests.pipelines.tiny_pipeline import make_unet
 
@@ -30,6 +36,12 @@ from tests.pipelines.tiny_pipeline import make_unet
 @pytest.mark.parametrize("internal", INTERNALS, ids=lambda internal: internal.name)
 def test_each_is_there(internal):
     assert internal.get() is not None
+
+
+@pytest.mark.parametrize("internal", OF_SUBCLASSES, ids=lambda internal: internal.name)
+def test_what_subclasses_set_is_asked_for_by_their_bases(internal):
+    module, _, name = internal.name.rpartition(".")
+    assert internal.get() is not None or name in vars(Internal(internal.module, module, internal.purpose).get())
 
 
 @pytest.mark.parametrize("module", ["diffusers.loaders.lora_base", "diffusers.moved"])
@@ -40,6 +52,25 @@ def test_what_has_moved_is_named_in_a_sentence(module):
 
 def test_defaults_are_noted_where_they_are_looked_for():
     assert "shift_power" in MatryoshkaScheduler().config[DEFAULTED_KEYS]
+
+
+def test_where_a_model_was_loaded_from_is_noted_where_it_is_looked_for(tmp_path):
+    make_unet().save_pretrained(tmp_path)
+    assert type(make_unet()).from_pretrained(tmp_path).config[ORIGIN_KEY] == tmp_path
+
+
+def test_tensors_are_subtracted_from_each_other_pair_by_pair():
+    ours, theirs = [torch.ones(2), torch.full((3,), 4.0)], [torch.zeros(2), torch.full((3,), 2.0)]
+    subtract_each(ours, theirs, 0.25)
+    assert [tensor.tolist() for tensor in ours] == [[0.75, 0.75], [3.5, 3.5, 3.5]]
+
+
+@pytest.mark.parametrize("is_fake", [False, True])
+def test_tensors_of_one_memory_have_one_address(is_fake):
+    with FakeTensorMode() if is_fake else contextlib.nullcontext():
+        tensor, other = torch.zeros(4, 4), torch.zeros(4, 4)
+    assert storage_address(tensor) == storage_address(tensor[1:].T)
+    assert storage_address(tensor) != storage_address(other)
 
 
 def test_configs_are_where_they_are_replaced():

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...library_internals import FAKE_TENSORS
+from ...library_internals import FAKE_TENSORS, storage_address
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ..loop.stage_setup import freeze_levels
@@ -172,15 +172,15 @@ class _Pieces:
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         # Storages are held on to: one that were freed could give its number to another.
-        self._counted = {storage._cdata: storage for storage in map(torch.Tensor.untyped_storage, parameters)}
+        self._counted = {storage_address(parameter): parameter.untyped_storage() for parameter in parameters}
         self.num_bytes = 0
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Count the memory of `tensor`, and give it back."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._counted:
-            self._counted[storage._cdata] = storage
-            self.num_bytes += storage.nbytes()
+        address = storage_address(tensor)
+        if address not in self._counted:
+            self._counted[address] = tensor.untyped_storage()
+            self.num_bytes += self._counted[address].nbytes()
         return tensor
 
     @contextlib.contextmanager

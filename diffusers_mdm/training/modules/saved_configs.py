@@ -5,7 +5,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from transformers import PretrainedConfig
 
-from ...library_internals import replace_config
+from ...library_internals import ORIGIN_KEY, replace_config
 
 
 def forget_origin(*modules: torch.nn.Module) -> None:
@@ -21,7 +21,7 @@ def forget_origin(*modules: torch.nn.Module) -> None:
         config = getattr(module, "config", None)
         if isinstance(config, FrozenDict):
             # A frozen config loses no key; a new one takes its place, as in diffusers' `register_to_config`.
-            kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+            kept = {key: value for key, value in config.items() if key != ORIGIN_KEY}
             replace_config(module, FrozenDict(kept))
         elif isinstance(config, PretrainedConfig):
             config.name_or_path = ""

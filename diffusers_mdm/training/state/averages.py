@@ -38,7 +38,7 @@ def lay_out_averages(run: Run, decay: float) -> None:
         else:
             start = {name: part_here(value).detach().clone() for name, value in parameters.items()}
             average = run.ema[module] = Average(start, foreach=run.options.foreach_ema)
-        average.decay, average.followed = decay, dict(parameters)
+        average.decay, average.followed = decay, {} if run.is_sharded else dict(parameters)
         if run.options.offload_ema:
             average.to(torch.device("cpu"))
 
@@ -46,7 +46,7 @@ def lay_out_averages(run: Run, decay: float) -> None:
 def update_averages(run: Run) -> None:
     """Move every average towards its module's weights, after an optimizer step."""
     for module, average in run.ema.items():
-        parameters = _parts(run, module) if run.is_sharded else average.followed
+        parameters = average.followed or _parts(run, module)
         if not any(parameter.requires_grad for parameter in parameters.values()):
             continue  # frozen as a whole: its average is what it is
         if run.options.offload_ema:

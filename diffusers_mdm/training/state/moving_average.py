@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...library_internals import subtract_each
+
 _POWER = 0.75  # of the warm-up
 
 
@@ -18,7 +20,8 @@ class Average:
         steps: how often it was updated.
         decay: weight of the past in an update, at most.
         foreach: update all tensors in a few kernels, which takes memory for all of them at once.
-        followed: the weights that it follows while a stage trains them, by the same names.
+        followed: the weights that it follows while a stage trains them, by the same names; none where they are
+            sharded, and each process has to be asked for its part.
     """
 
     shadows: dict[str, torch.Tensor]
@@ -46,7 +49,7 @@ class Average:
         if self.foreach:
             shadows = [shadow for shadow, value in pairs if value.requires_grad]
             values = [value for _, value in pairs if value.requires_grad]
-            torch._foreach_sub_(shadows, torch._foreach_sub(shadows, values), alpha=share)
+            subtract_each(shadows, values, share)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> None:
         """Move the shadows to a device."""
