@@ -5,7 +5,7 @@ A folder `checkpoint-<total steps>` has
 
 - `unet/`, `text_encoder/`, `tokenizer/` as `save_pretrained` writes them; with LoRA the adapter's weights instead,
 - `optimizer.safetensors`: whole tensors, "<parameter>//<entry>",
-- `ema.safetensors`: whole tensors, "<module>//<parameter>",
+- `unet_ema/`, `text_encoder_ema/`: the averaged weights, see `average_files`,
 - `progress.json`: counters, plateau, counters of the averages, fp16 scaler, the recipe,
 - `history.jsonl`: the numbers of the run up to here,
 - `manifest.json`: sizes and checksums of all of these.
@@ -18,7 +18,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -27,12 +26,12 @@ from ...models.nested_unet import NestedUNetModel
 from ..modules.growth import grow_model
 from ..modules.lora import load_lora, save_lora
 from ..modules.saved_configs import forget_origin
+from .average_files import load_averages, save_averages
 from .averages import whole_averages
 from .checkpoint_folders import PREFIX, PROGRESS_FILE, make_room
 from .checkpoint_report import CheckpointReport
 from .complete_folders import complete_folder
 from .history import FILE_NAME as HISTORY_FILE
-from .moving_average import Average
 from .optimizer import trained_parameters, whole_optimizer_state
 from .run import Run
 from .sharding import plain_copy
@@ -40,7 +39,6 @@ from .sharding import plain_copy
 logger = logging.getLogger(__name__)
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-EMA_FILE = "ema.safetensors"
 WRITE_ERRORS = (OSError, SafetensorError)
 
 
@@ -63,7 +61,7 @@ def save_checkpoint(run: Run) -> Path:
     with complete_folder(final) as folder:
         save_modules(run, modules, folder)
         save_file(optimizer or {}, folder / OPTIMIZER_FILE)
-        save_file(named_averages(averages), folder / EMA_FILE)
+        save_averages(run, modules, averages, folder)
         (folder / PROGRESS_FILE).write_text(json.dumps(progress_report(run), indent=2), encoding="utf-8")
         if run.history is not None and run.history.path.exists():
             shutil.copyfile(run.history.path, folder / HISTORY_FILE)
@@ -83,13 +81,6 @@ def save_modules(run: Run, modules: dict[str, Any], folder: Path) -> None:
         forget_origin(modules["text_encoder"])
         modules["text_encoder"].save_pretrained(folder / "text_encoder")
         run.tokenizer.save_pretrained(folder / "tokenizer")
-
-
-def named_averages(averages: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The averages by module and name, each in memory of its own, as the format wants."""
-    return {
-        f"{module}//{name}": value.clone() for module, shadows in averages.items() for name, value in shadows.items()
-    }
 
 
 def progress_report(run: Run) -> dict[str, Any]:
@@ -133,28 +124,6 @@ def load_checkpoint(run: Run, checkpoint: Path, report: CheckpointReport) -> Non
     run.progress = report.progress
     if run.history is not None:
         run.history.restore(checkpoint / HISTORY_FILE, run.progress.total_steps)
-
-
-def load_averages(run: Run, checkpoint: Path, report: CheckpointReport) -> None:
-    """Read the averages of a checkpoint, whose modules the run has already.
-
-    Raises:
-        ValueError: they are not those of the modules.
-    """
-    found = load_file(checkpoint / EMA_FILE)
-    expected = run.trained_modules if run.recipe.use_ema else {}
-    if set(report.averages) != set(expected):
-        raise ValueError(
-            f"{checkpoint} has averages of {sorted(report.averages)}, but the recipe trains {sorted(expected)}."
-        )
-    for module, steps in report.averages.items():
-        shadows = {}
-        for name, like in run.averaged_parameters(module).items():
-            shadow = found.get(f"{module}//{name}")
-            if shadow is None or shadow.shape != like.shape:
-                raise ValueError(f"{checkpoint / EMA_FILE} does not fit the weights beside it: {name} differs.")
-            shadows[name] = shadow
-        run.ema[module] = Average(shadows, steps, foreach=run.options.foreach_ema)
 
 
 def check_optimizer_state(run: Run, checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -50,6 +51,18 @@ class Average:
             shadows = [shadow for shadow, value in pairs if value.requires_grad]
             values = [value for _, value in pairs if value.requires_grad]
             subtract_each(shadows, values, share)
+
+    def settings(self) -> dict[str, Any]:
+        """What diffusers' `EMAModel` saves beside the weights: its counter, and settings that compute the same."""
+        return {
+            "decay": self.decay,
+            "min_decay": 0.0,
+            "optimization_step": self.steps,
+            "update_after_step": 0,
+            "use_ema_warmup": True,
+            "inv_gamma": 1.0,
+            "power": _POWER,
+        }
 
     def to(self, device: torch.device, non_blocking: bool = False) -> None:
         """Move the shadows to a device."""

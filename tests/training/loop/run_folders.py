@@ -23,11 +23,24 @@ def weights(folder) -> dict[str, torch.Tensor]:
     }
 
 
+def averages(checkpoint) -> dict[str, torch.Tensor]:
+    """The averages of all trained modules, "<module>//<parameter>"; of LoRA adapters they are in one file."""
+    if (checkpoint / "ema.safetensors").exists():
+        return load_file(checkpoint / "ema.safetensors")
+    files = {module: checkpoint.glob(f"{module}_ema/*.safetensors") for module in ("unet", "text_encoder")}
+    return {
+        f"{module}//{name}": value
+        for module, found in files.items()
+        for file in found
+        for name, value in load_file(file).items()
+    }
+
+
 def everything(checkpoint) -> dict[str, torch.Tensor]:
     """Weights, averages and optimizer state."""
     return {
         **weights(checkpoint),
-        **{f"ema: {name}": value for name, value in load_file(checkpoint / "ema.safetensors").items()},
+        **{f"ema: {name}": value for name, value in averages(checkpoint).items()},
         **{f"optimizer: {name}": value for name, value in load_file(checkpoint / "optimizer.safetensors").items()},
     }
 

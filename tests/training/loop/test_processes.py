@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
+from tests.training.loop.run_folders import averages
 
 HERE = Path(__file__).parents[1]
 CONFIGS = HERE.parents[1] / "training" / "accelerate"
@@ -118,12 +119,12 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
         "unet": checkpoint / "unet" / "diffusion_pytorch_model.safetensors",
         "text_encoder": checkpoint / "text_encoder" / "model.safetensors",
         "optimizer": checkpoint / "optimizer.safetensors",
-        "ema": checkpoint / "ema.safetensors",
     }
     if (checkpoint / "pytorch_lora_weights.safetensors").exists():
         del files["unet"], files["text_encoder"]
         files["adapter"] = checkpoint / "pytorch_lora_weights.safetensors"
-    return {f"{part}: {name}": value for part, file in files.items() for name, value in load_file(file).items()}
+    found = {f"{part}: {name}": value for part, file in files.items() for name, value in load_file(file).items()}
+    return {**found, **{f"ema: {name}": value for name, value in averages(checkpoint).items()}}
 
 
 def assert_close(one: Path, other: Path, tolerance: float) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from diffusers_mdm import MDMVideoPipeline
 from diffusers_mdm.training.modules.growth import grow_to_rows
 from tests.pipelines.tiny_pipeline import make_pipeline, make_unet, seed
+from tests.training.loop.run_folders import averages
 from tests.training.tiny_clips import NUM_FRAMES
 from tests.training.tiny_run import RECIPES
 
@@ -83,8 +84,7 @@ def test_a_pipeline_of_pictures_becomes_one_of_clips(train, wide_dir, clips_dir)
     added = after.keys() - before.keys()
     assert before.keys() < after.keys()
     assert all(".temporal_attentions." in name for name in added)
-    averages = load_file(output_dir / "checkpoint-2" / "ema.safetensors")
-    assert averages.keys() == {f"unet//{name}" for name in after}
+    assert averages(output_dir / "checkpoint-2").keys() == {f"unet//{name}" for name in after}
     # Small steps: what is saved, the averages, is near to what stood under the same name before.
     assert all((after[name] - value).abs().max() < 0.01 for name, value in before.items())
     assert any(not torch.equal(after[name], value) for name, value in before.items())
