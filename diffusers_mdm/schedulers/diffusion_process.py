@@ -2,7 +2,8 @@
 """From clean to noisy, z_t^i = alpha_t^i x^i + sigma_t^i eps^i on every level, which is what training needs of a
 scheduler; and back: one reverse step at one level, functions of tensors and of the level's signal power.
 
-Glossary, beside that of `predictions`: g_s = signal power at the timestep after the step (1 after the last one).
+Glossary: x = sample at timestep t; x0 = its clean sample; eps = noise in x; g = signal power (alpha_bar) at t, g_s =
+that at the timestep after the step (1 after the last one); alpha = sqrt(g), sigma = sqrt(1 - g).
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from ..pyramid import (
     level_ratios,
     matching_levels,
 )
-from .predictions import amplitudes, noise_from_clean, row_amplitudes, velocity
 
 Sample = torch.Tensor | Sequence[torch.Tensor]
+
+# A number, or a tensor of them.
+Power = TypeVar("Power", float, torch.Tensor)
 Powers = TypeVar("Powers", torch.Tensor, np.ndarray)
 
 
@@ -128,13 +131,6 @@ class PyramidForwardProcess:
             timesteps: `(B_0,)`, level i uses the first B_i of them; or one number for all rows.
         """
         return self._over_levels(noisy_sample, original_samples, noise, timesteps)
-
-    def get_velocity(self, sample: Sample, noise: Sample, timesteps: torch.Tensor) -> torch.Tensor | Pyramid:
-        """v^i = alpha_t^i eps^i - sigma_t^i x^i for every level, what a "v_prediction" network learns.
-
-        Arguments as in `add_noise`; `sample` are the clean pictures.
-        """
-        return self._over_levels(velocity, sample, noise, timesteps)
 
     def _over_levels(
         self, mix: Callable[..., torch.Tensor], clean: Sample, noise: Sample, timesteps: torch.Tensor
@@ -350,3 +346,26 @@ def check_eta(eta: Any) -> None:
     is_number = isinstance(eta, numbers.Real) and not isinstance(eta, bool)
     if eta is not None and not (is_number and 0 <= eta <= 1):
         raise ValueError(f"`eta` is {eta!r}; expected 0 (deterministic) to 1 (ancestral), or None (ancestral).")
+
+
+def noise_from_clean(
+    clean: torch.Tensor, sample: torch.Tensor, alpha: float | torch.Tensor, sigma: float | torch.Tensor
+) -> torch.Tensor:
+    """The noise (x - alpha x0) / sigma that `sample` holds if `clean` is its x0."""
+    return (sample - alpha * clean) / sigma
+
+
+def amplitudes(power: Power) -> tuple[Power, Power]:
+    """Square roots alpha and sigma of the powers of signal and noise, of the kind and shape of `power`.
+
+    For a tensor alpha is the exponential of half a logarithm: the published rounding, of which a last digit near t = 0
+    shows as 6e-6 in a noise that is computed from a prediction.
+    """
+    if isinstance(power, torch.Tensor):
+        return torch.exp(torch.log(power) / 2), (1 - power) ** 0.5
+    return power**0.5, (1 - power) ** 0.5
+
+
+def row_amplitudes(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The alpha and sigma of each row, shaped to multiply `like`."""
+    return amplitudes(power.reshape(-1, *[1] * (like.ndim - 1)))

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..config_reading import describe
-from ..pyramid import Pyramid, build_pyramid
-from .block_averages import project_onto_average
+from ..pyramid import Pyramid
+from .block_averages import average_down, enlarge, project_onto_average
 
 Strengths = float | Sequence[float]
 
@@ -79,39 +78,3 @@ def _drawn_towards(outer: torch.Tensor, inner: torch.Tensor, strength: float, bo
     in_range = moved.clamp(-bound, bound)
     in_range[:, :, ::skipped] = bound * project_onto_average(moved[:, :, ::skipped] / bound, wanted / bound)
     return in_range
-
-
-def average_down(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-    """The outer level as the level inside it shows it: averages of pixels, of clips those of every k-th frame."""
-    frames = [inner.shape[2], outer.shape[2]] if outer.ndim == 5 else None
-    return build_pyramid(outer, [inner.shape[-2], outer.shape[-2]], frames)[0]
-
-
-def enlarge(difference: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Enlarge a picture or clip so smoothly as its averages, which are kept, allow.
-
-    Bilinear enlarging alone would lose up to three quarters of what changes from pixel to pixel when it is averaged
-    down again; what it has lost is added evenly to each block. Between the frames of a clip it goes linearly; after
-    the last one it stays.
-
-    Args:
-        difference: `(B, C, h, w)`, or `(B, C, f, h, w)`.
-        like: `(B, C, H, W)`, or `(B, C, F, H, W)`: of the size to enlarge to.
-
-    Returns:
-        The shape of `like`; `average_down` gives `difference` back.
-    """
-    if like.ndim == 4:
-        smooth = F.interpolate(difference, like.shape[-2:], mode="bilinear", align_corners=False)
-        lost = difference - average_down(smooth, difference)
-        return smooth + F.interpolate(lost, like.shape[-2:], mode="nearest")
-    frames = difference.transpose(1, 2).flatten(0, 1)
-    if difference.shape[-1] < like.shape[-1]:
-        frames = enlarge(frames, like[:, :, 0].repeat_interleave(difference.shape[2], dim=0))
-    known = frames.unflatten(0, (len(difference), -1)).transpose(1, 2)
-    places = torch.arange(like.shape[2], device=like.device)
-    skipped = like.shape[2] // difference.shape[2]
-    before = places // skipped
-    after = (before + 1).clamp(max=difference.shape[2] - 1)
-    share = ((places % skipped) / skipped).to(known.dtype)[:, None, None]
-    return torch.lerp(known[:, :, before], known[:, :, after], share)

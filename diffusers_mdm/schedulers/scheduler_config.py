@@ -18,7 +18,6 @@ from .timestep_spacing import TIMESTEP_SPACINGS
 
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "beta_schedule": BETA_SCHEDULES,
-    "prediction_type": PREDICTION_TYPES,
     "level_scaling": ("shift", "rescale"),
     "timestep_spacing": TIMESTEP_SPACINGS,
     "algorithm": ("ddim", "dpmsolver++"),
@@ -63,6 +62,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             continue
         if not isinstance(config[key], (str, int)) or config[key] not in allowed:
             raise ValueError(f"`{key}` is {describe(config[key])}; expected one of {', '.join(map(str, allowed))}.")
+    check_predictions(config["prediction_type"], config["sigma_data"])
     for key, (low, high) in WHOLE_NUMBERS.items():
         check_whole_number(config[key], f"`{key}`", low, high)
     for key in POSITIVE:
@@ -75,6 +75,27 @@ def check_config(config: Mapping[str, Any]) -> None:
         check_number(config[key], f"`{key}`")
     check_number(config["dynamic_thresholding_ratio"], "`dynamic_thresholding_ratio`", 0.0, 1.0, above=True)
     check_number(config["shift_power"], "`shift_power`", 0.0)
+
+
+def check_predictions(prediction_type: Any, sigma_data: Any) -> None:
+    """Refuse predictions that no level can make.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    kinds = list(prediction_type) if isinstance(prediction_type, (list, tuple)) else [prediction_type]
+    if not kinds or not all(isinstance(kind, str) and kind in PREDICTION_TYPES for kind in kinds):
+        raise ValueError(
+            f"`prediction_type` is {describe(prediction_type)}; expected one of {', '.join(PREDICTION_TYPES)}, or a "
+            "list of them, one for each level, innermost first."
+        )
+    if kinds[0] == "residual" and not isinstance(prediction_type, str):
+        raise ValueError(
+            f"`prediction_type` is {describe(prediction_type)}, but level 0 has no level inside it whose picture a "
+            '"residual" could complete; let it predict "v_prediction" or "sample".'
+        )
+    for sigma in sigma_data if isinstance(sigma_data, (list, tuple)) else [sigma_data]:
+        check_number(sigma, "`sigma_data`", 0.0, above=True)
 
 
 def lasting_defaults(config: Mapping[str, Any]) -> dict[str, list[str]]:

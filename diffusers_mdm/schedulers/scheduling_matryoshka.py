@@ -18,22 +18,20 @@ from ..config_reading import describe
 from ..pyramid import Pyramid, check_finite, in_full_precision, matching_levels, pyramid_noise
 from .diffusion_process import (
     LevelPowers,
-    PyramidForwardProcess,
     Sample,
     ancestral_step,
     check_eta,
     ddim_step,
     dpm_solver_step,
-    dynamic_threshold,
 )
-from .level_agreement import agree, agreement_strengths
+from .level_agreement import agreement_strengths
 from .noise_schedules import (
     betas_from_trained,
     betas_of_family,
     signal_power,
     zero_terminal_snr,
 )
-from .predictions import amplitudes, clean_from_prediction
+from .predictions import PyramidPredictions
 from .scheduler_config import check_config, lasting_defaults, with_origin_spelled_out
 from .timestep_spacing import checked_timesteps, spaced_timesteps, whole_timestep
 
@@ -65,7 +63,7 @@ class _History:
     clean: Pyramid
 
 
-class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
+class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
     """Noise and reverse steps of Matryoshka Diffusion Models, for training and sampling.
 
     z_t^i = alpha_t^i D^i(x) + sigma_t^i eps^i with independent eps^i, one t for all levels, and
@@ -87,7 +85,9 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         log_snr_max: log SNR at t = 0 of the family "cosine_log_snr".
         log_snr_min: log SNR at the last t of this family.
         rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise.
-        prediction_type: what the network predicts: "v_prediction", "epsilon" or "sample".
+        prediction_type: what the network predicts: "v_prediction", "epsilon", "sample" (the picture), or one of these
+            for each level, innermost first. Outer levels may also predict the "residual", what they lack of the
+            enlarged clean picture of the level inside (see `LevelPrediction`); "residual" for all is v at level 0.
         shift_power: p (published: 1 for two levels, 2 for three).
         base_sample_size: side of level 0 in pixels, used for bare tensors only.
         level_scaling: how a level's size enters. "shift" as above; "rescale" leaves the schedule alone and diffuses
@@ -103,6 +103,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         steps_offset: added to the timesteps of "leading".
         algorithm: "ddim" (with `eta`; 1 is ancestral DDPM) or "dpmsolver++".
         solver_order: 1 or 2, of "dpmsolver++". The last step, onto the clean picture, is always of order 1.
+        sigma_data: standard deviation of the residuals, one for all or one for each outer level, innermost first; the
+            training command measures it.
 
     Raises:
         ValueError: a value that is none of the above.
@@ -123,7 +125,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         log_snr_max: float = 5.0,
         log_snr_min: float = -5.0,
         rescale_betas_zero_snr: bool = False,
-        prediction_type: str = "v_prediction",
+        prediction_type: str | list[str] = "v_prediction",
         shift_power: float = 1.0,
         base_sample_size: int = 64,
         level_scaling: str = "shift",
@@ -136,6 +138,7 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         algorithm: str = "ddim",
         solver_order: int = 2,
+        sigma_data: float | list[float] = 0.25,
     ) -> None:
         check_config(self.config)
         if trained_betas is not None:
@@ -300,10 +303,12 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         is_alone = isinstance(level_agreement, float) and level_agreement == 0
         strengths = [] if is_alone else agreement_strengths(level_agreement, len(levels))
 
-        cleans = self._predict_cleans(outputs, levels, now, ratios, strengths)
+        powers = [self._power(now, ratio) for ratio in ratios]
+        pictures = self._clean_pictures(outputs, levels, powers, ratios, strengths)
+        cleans = [picture / self._image_scale(ratio) for picture, ratio in zip(pictures, ratios, strict=True)]
         results, earlier = [], self._earlier_cleans(now, levels)
         for index, (level, clean, ratio) in enumerate(zip(levels, cleans, ratios, strict=True)):
-            x, power, next_power = in_full_precision(level), self._power(now, ratio), self._power(later, ratio)
+            x, power, next_power = in_full_precision(level), powers[index], self._power(later, ratio)
             if eta is None:
                 result = ancestral_step(clean, x, power, next_power, noises[index])
             elif self.config.algorithm == "ddim":
@@ -323,35 +328,6 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         if not return_dict:
             return previous, original
         return MatryoshkaSchedulerOutput(prev_sample=previous, pred_original_sample=original)
-
-    def _predict_cleans(
-        self, outputs: Pyramid, samples: Pyramid, timestep: int, ratios: list[float], strengths: list[float]
-    ) -> Pyramid:
-        """Thresholded x0 of every level, brought together, in the units of the process."""
-        scales = [self._image_scale(ratio) for ratio in ratios]
-        cleans = []
-        for output, sample, ratio, scale in zip(outputs, samples, ratios, scales, strict=True):
-            alpha, sigma = amplitudes(self._power(timestep, ratio))
-            output, sample = in_full_precision(output), in_full_precision(sample)
-            clean = clean_from_prediction(output, sample, alpha, sigma, self.config.prediction_type)
-            cleans.append(self._threshold(clean * scale))
-        if any(strengths):
-            cleans = agree(cleans, strengths, self._bound)
-        return [clean / scale for clean, scale in zip(cleans, scales, strict=True)]
-
-    @property
-    def _bound(self) -> float | None:
-        """What predicted clean pictures stay in, in [-1, 1] for pictures; None for no bound."""
-        if self.config.thresholding:
-            return 1.0
-        return self.config.clip_sample_range if self.config.clip_sample else None
-
-    def _threshold(self, clean: torch.Tensor) -> torch.Tensor:
-        if self.config.thresholding:
-            return dynamic_threshold(clean, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        if self.config.clip_sample:
-            return clean.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return clean
 
     def _injected_noise(
         self,

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mdm.schedulers import MatryoshkaScheduler
-from diffusers_mdm.schedulers.predictions import amplitudes, clean_from_prediction, noise_from_clean
+from diffusers_mdm.schedulers.diffusion_process import amplitudes, noise_from_clean
+from diffusers_mdm.schedulers.predictions import LevelPrediction
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 ATOL = 1e-6
@@ -139,7 +140,7 @@ def test_conversions_of_a_model_output(golden, schedule):
     powers = scheduler.level_alphas_cumprod(tensors[1], times)
     for output, sample, clean, noise, power in zip(*tensors, powers, strict=True):
         alpha, sigma = amplitudes(power.reshape(-1, *[1] * (sample.ndim - 1)))
-        predicted = clean_from_prediction(output, sample, alpha, sigma, "v_prediction")
+        predicted = LevelPrediction("v_prediction", alpha, sigma).clean(output, sample)
         assert_close(predicted, clean)
         assert_close(noise_from_clean(predicted, sample, alpha, sigma), noise)
 

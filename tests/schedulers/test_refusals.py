@@ -54,7 +54,7 @@ def test_a_config_of_another_kind_is_a_type_error(config):
         ({"trained_betas": "abc"}, "`trained_betas` is 'abc'"),
         ({"trained_betas": [[0.1], [0.1, 0.2]]}, "`trained_betas` is"),
         ({"clip_sample": "no"}, "`clip_sample` is 'no'; expected True or False"),
-        ({"prediction_type": ["epsilon"]}, r"`prediction_type` is \['epsilon'\]; expected one of"),
+        ({"prediction_type": ["flow"]}, r"`prediction_type` is \['flow'\]; expected one of"),
         ({"shift_power": float("nan")}, "`shift_power` is nan"),
         ({"beta_start": "small"}, "`beta_start` is 'small'"),
     ],

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from diffusers_mdm.pyramid import Pyramid, build_pyramid, level_ratios
+from diffusers_mdm.pyramid import Pyramid, build_pyramid
 from diffusers_mdm.schedulers.block_averages import blocks_of, picture_of, project_onto_average
-from diffusers_mdm.schedulers.predictions import clean_from_prediction, prediction_from_clean
 
 
 def round_to_eight_bits(picture: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
@@ -75,17 +74,10 @@ def project_prediction(
     Returns:
         A prediction; the scheduler's step finds the projected pictures in it.
     """
-    kind, rescaled = scheduler.config.prediction_type, scheduler.config.level_scaling == "rescale"
-    powers = scheduler.level_alphas_cumprod(sample, timestep)
-    changed = []
-    for output, level, power, ratio in zip(prediction, sample, powers, level_ratios(sample), strict=True):
-        # Some published models diffuse the pictures divided by the ratio of their level.
-        scale = ratio if rescaled else 1.0
-        alpha, sigma = (part.reshape(-1, *[1] * (level.ndim - 1)) for part in (power.sqrt(), (1 - power).sqrt()))
-        if level.shape[-2] > average.shape[-2]:
-            clean = clean_from_prediction(output, level, alpha, sigma, kind)
-            clean = project_onto_average(clean * scale, average) / scale
-        else:
-            clean = build_pyramid(average.to(level), sorted({level.shape[-2], average.shape[-2]}))[0] / scale
-        changed.append(prediction_from_clean(clean, level, alpha, sigma, kind))
-    return changed
+
+    def project(clean: torch.Tensor) -> torch.Tensor:
+        if clean.shape[-2] > average.shape[-2]:
+            return project_onto_average(clean, average)
+        return build_pyramid(average.to(clean), sorted({clean.shape[-2], average.shape[-2]}))[0]
+
+    return scheduler.with_clean_changed(prediction, sample, timestep, project)

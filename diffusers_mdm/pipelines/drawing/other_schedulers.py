@@ -68,6 +68,8 @@ def _why_of_another_kind(scheduler: Any, request: Request) -> str | None:
     if further:
         return f"its `step` needs {' and '.join(f'`{name}`' for name in further)} besides a prediction and a sample"
     kind = scheduler.config.get("prediction_type", "epsilon")
+    if not isinstance(kind, str):
+        return f"its config asks for one kind of prediction a level ({', '.join(kind)}), and it draws one level alone"
     if kind not in _PREDICTIONS or scheduler.config.get("use_flow_sigmas"):
         return f"it expects predictions of the kind {'flow' if kind in _PREDICTIONS else kind!r}"
     return None

@@ -16,7 +16,8 @@ from diffusers_mdm.pipelines.drawing.open_levels import log_snrs
 from diffusers_mdm.pipelines.drawing.request import Sample
 from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pyramid import as_pyramid
-from diffusers_mdm.schedulers.predictions import amplitudes, clean_from_prediction, prediction_from_clean
+from diffusers_mdm.schedulers.diffusion_process import amplitudes
+from diffusers_mdm.schedulers.predictions import LevelPrediction, level_predictions, level_sigmas
 
 
 @dataclass(frozen=True)
@@ -80,30 +81,36 @@ class LevelStep:
         return as_pyramid(self.noise.sample)[0][self.level]
 
     def clean(self, prediction: torch.Tensor) -> torch.Tensor:
-        """The clean level x0 that a prediction stands for."""
-        kind = self.noise.scheduler.config.get("prediction_type", "epsilon")
-        return clean_from_prediction(prediction, self.sample, *self._amplitudes, kind)
+        """The clean level x0 that a prediction stands for; of a residual, what it is with nothing inside it."""
+        return self._meaning.clean(prediction, self.sample)
 
     def velocity(self, prediction: torch.Tensor) -> torch.Tensor:
         """The velocity v = alpha eps - sigma x0 that a prediction stands for."""
-        if self.noise.scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
+        if self._meaning.kind == "v_prediction":
             return prediction
-        alpha, sigma = self._amplitudes
-        return (alpha * self.sample - self.clean(prediction)) / sigma
+        return self._as_velocity.output(self.clean(prediction), self.sample)
 
     def prediction(self, clean: torch.Tensor) -> torch.Tensor:
         """The prediction that stands for a clean level."""
-        kind = self.noise.scheduler.config.get("prediction_type", "epsilon")
-        return prediction_from_clean(clean, self.sample, *self._amplitudes, kind)
+        return self._meaning.output(clean, self.sample)
 
     def prediction_of_velocity(self, velocity: torch.Tensor) -> torch.Tensor:
         """The prediction that stands for a velocity."""
-        alpha, sigma = self._amplitudes
-        return self.prediction(alpha * self.sample - sigma * velocity)
+        return self.prediction(self._as_velocity.clean(velocity, self.sample))
+
+    @functools.cached_property
+    def _meaning(self) -> LevelPrediction:
+        config, inner = self.noise.scheduler.config, self.level + 1
+        kind = level_predictions(config.get("prediction_type", "epsilon"), inner)[-1]
+        base, sigma_data = None, 1.0
+        if kind == "residual":
+            # Guidance compares predictions over the same inner picture, which is not known yet.
+            base, sigma_data = torch.zeros_like(self.sample), level_sigmas(config["sigma_data"], inner)[-1]
+        return LevelPrediction(kind, *amplitudes(self.noise.powers[self.level]), sigma_data, base)
 
     @property
-    def _amplitudes(self) -> tuple[float, float]:
-        return amplitudes(self.noise.powers[self.level])
+    def _as_velocity(self) -> LevelPrediction:
+        return LevelPrediction("v_prediction", self._meaning.alpha, self._meaning.sigma)
 
 
 class GuidanceMethod:
