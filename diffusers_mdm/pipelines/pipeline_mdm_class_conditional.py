@@ -10,6 +10,7 @@ import torch
 
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
+from diffusers_mdm.pipelines.drawing.inner_first import denoise_inner_first
 from diffusers_mdm.pipelines.drawing.loop import denoise
 from diffusers_mdm.pipelines.drawing.request import PUBLISHED_DEFAULTS, Guider, Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
@@ -69,6 +70,7 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
         guidance_unet: NestedUNetModel | None = None,
         level_agreement: float | Sequence[float] | None = None,
         open_levels_at: float | None = None,
+        num_inner_steps: int | Sequence[int] | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
         """Draw pictures of classes.
 
@@ -120,6 +122,9 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
                 for all levels but the innermost, or one each. By default what the pipeline's folder says, else 0.
             open_levels_at: log SNR from which on an outer level runs; while it has more noise the levels inside are
                 drawn alone. -5 costs nothing that can be seen. By default what the folder says, else all run.
+            num_inner_steps: draw the innermost level first, alone, in so many steps, and the others around it in
+                `num_inference_steps`; a list draws one level after another, innermost first. Callbacks see these
+                drawings one after another. By default what the folder says, else all levels are drawn together.
 
         Raises:
             ValueError: see `check_inputs`.
@@ -129,6 +134,8 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
         self.check_inputs(request)
         with begin_drawing(self, request) as drawing:
             self.encode_conditions(drawing)
+            noise = starting_noise(drawing)
+            if request.num_inner_steps:
+                return self.finish_drawing(drawing, denoise_inner_first(drawing, noise))
             set_timesteps(drawing)
-            start = scaled_noise(drawing.scheduler, starting_noise(drawing))
-            return self.finish_drawing(drawing, denoise(drawing, start))
+            return self.finish_drawing(drawing, denoise(drawing, scaled_noise(drawing.scheduler, noise)))

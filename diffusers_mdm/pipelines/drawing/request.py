@@ -32,15 +32,15 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per_prompt")
 MAX_RESAMPLING_STEPS = 10_000  # more would only be a typing error that draws for days
 MAX_IMAGES = 2**16  # in one call; no device holds that many
-# Arguments that a call may leave open with None, see `fill_in`.
-LEFT_OPEN = ("num_inference_steps", "guidance_scale", "num_resampling_steps", "level_agreement", "open_levels_at")
-# Arguments of `__call__` that a folder may set, with the values for folders that say nothing, as in diffusers.
+# Arguments that a call may leave open with None and a folder may set, see `fill_in`, with the values for folders that
+# say nothing, as in diffusers.
 PUBLISHED_DEFAULTS: Mapping[str, Any] = {
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
     "num_resampling_steps": 1,
     "level_agreement": 0.0,
     "open_levels_at": -math.inf,
+    "num_inner_steps": None,
 }
 UPSCALE_DEFAULTS: Mapping[str, Any] = {**PUBLISHED_DEFAULTS, "eta": 0.0}
 UPSCALE_PREFIX = "upscale_"
@@ -88,6 +88,7 @@ class Request:
     guidance_unet: Any = None
     level_agreement: Any = None
     open_levels_at: Any = None
+    num_inner_steps: int | list[int] | None = None
     eta: float | None = 0.0
     generator: torch.Generator | list[torch.Generator] | None = None
     latents: Sample | None = None
@@ -131,7 +132,7 @@ def read_call(arguments: Mapping[str, Any]) -> Request:
         ValueError: names the argument, and says what it is and what was expected.
     """
     given: dict[str, Any] = {
-        name: None if value is None and name in LEFT_OPEN else check_argument(name, value)
+        name: None if value is None and name in PUBLISHED_DEFAULTS else check_argument(name, value)
         for name, value in arguments.items()
         if name != "self"
     }
@@ -209,17 +210,6 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
         return False
 
 
-def is_one_or_more(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether a value is a number from `low` to `high`, or a list of them that is not empty."""
-    entries = value if isinstance(value, (list, tuple)) else [value]
-    return len(entries) > 0 and all(is_number(entry, low, high) for entry in entries)
-
-
-def one_or_more(value: Any) -> float | list[float]:
-    """A number, or a list of numbers, as floats."""
-    return [float(entry) for entry in value] if isinstance(value, (list, tuple)) else float(value)
-
-
 def are_all(value: Any, kind: type | tuple[type, ...]) -> bool:
     """Whether a value is a list or tuple of nothing but this type."""
     return isinstance(value, (list, tuple)) and all(isinstance(entry, kind) for entry in value)
@@ -272,6 +262,19 @@ def _optional(kind: Kind) -> Kind:
     )
 
 
+def _one_or_list(kind: Kind, which: str) -> Kind:
+    """The kind, or a list of at least one of it."""
+    return Kind(
+        f"{kind.expected}, or a list of them, {which}",
+        lambda value: all(map(kind.accepts, value)) and len(value) > 0 if _is_list(value) else kind.accepts(value),
+        lambda value: list(map(kind.read, value)) if _is_list(value) else kind.read(value),
+    )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
 _PICTURES = Kind("pictures whose values are in memory", _are_pictures)
 _COUNT = Kind("a whole number of at least 1", lambda value: is_whole(value, 1), int)
 _PIXELS = _optional(Kind("a whole number of pixels", lambda value: isinstance(value, int) or is_whole(value, 0), int))
@@ -288,17 +291,14 @@ KINDS: dict[str, Kind] = {
         int,
     ),
     "num_inference_steps": _optional(_COUNT),
+    "num_inner_steps": _optional(_one_or_list(_COUNT, "innermost level first")),
     **dict.fromkeys(("height", "width"), _PIXELS),
     "num_frames": _optional(_COUNT),
     "timesteps": _optional(
         Kind("a list of whole numbers", lambda value: whole_numbers(value) is not None, whole_numbers)
     ),
-    "guidance_scale": Kind("a finite number, or a list of them, one a level", is_one_or_more, one_or_more),
-    "level_agreement": Kind(
-        "a number from 0 to 1, or a list of them, one for every level but the innermost",
-        lambda value: is_one_or_more(value, 0, 1),
-        one_or_more,
-    ),
+    "guidance_scale": _one_or_list(Kind("a finite number", is_number, float), "one a level, innermost first"),
+    "level_agreement": _one_or_list(_SHARE, "one for every level but the innermost"),
     "open_levels_at": Kind(
         "a log SNR, a number, or minus infinity",
         lambda value: is_number(value) or (isinstance(value, float) and value == -math.inf),

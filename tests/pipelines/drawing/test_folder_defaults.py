@@ -80,7 +80,10 @@ def test_a_solver_without_noise_is_not_asked_for_any(algorithm, expected):
     ("defaults", "message"),
     [
         ([1], "has to be a dict such as"),
-        ({"steps": 3}, "has 'steps'; it can have num_inference_steps, guidance_scale, num_resampling_steps, upscale_"),
+        (
+            {"steps": 3},
+            "has 'steps'; it can have num_inference_steps, guidance_scale, num_resampling_steps, ",
+        ),
         ({"num_inference_steps": 0}, "`num_inference_steps` has to be"),
         ({"upscale_guidance_scale": float("nan")}, "`guidance_scale` has to be a finite number"),
         ({"guidance_scale": None}, "has None for 'guidance_scale'"),

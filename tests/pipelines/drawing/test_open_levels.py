@@ -75,9 +75,9 @@ def test_every_pipeline_takes_them_and_each_picture_is_drawn_alone(name, setting
     pipe = kind.make()
     together = kind.draw(pipe, slice(None), **settings)
     assert together.shape[1:] == kind.shape
-    # The averages of an upscaled picture are the given ones already.
+    # The averages of an upscaled picture are the given ones already; rounding to 8 bits may still go another way.
     agrees_anyway = "level_agreement" in settings and "upscale" in name and "latent" not in name
-    assert torch.allclose(together, kind.draw(pipe, slice(None)), atol=1e-4) == agrees_anyway
+    assert torch.allclose(together, kind.draw(pipe, slice(None)), atol=1.01 / 255) == agrees_anyway
     torch.testing.assert_close(kind.draw(pipe, 1, **settings), together[1:2], atol=2e-4, rtol=0)
 
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inner levels first: they are drawn as they would be alone, and the outer ones belong to them."""
+
+import pytest
+import torch
+
+from tests.pipelines.exact_denoiser import draw_exactly, make_exact_pipeline
+from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
+from tests.pipelines.tiny_tasks import task
+
+
+def test_most_steps_go_to_the_inner_level():
+    pipe = make_exact_pipeline()
+    draw_exactly(pipe, num_inner_steps=12, num_inference_steps=3)
+    assert pipe.unet.calls == [1] * 12 + [2] * 3
+    assert pipe.num_timesteps == 3
+
+
+def test_the_inner_level_is_what_it_would_be_alone_and_the_outer_one_averages_to_it():
+    pipe = make_pipeline()
+    noise = [torch.randn(1, 3, side, side, generator=seed(side)) for side in (8, 16)]
+    alone = draw(pipe, height=8, latents=noise[0], num_inference_steps=5, output_type="latent")
+    inner, outer = pipe(
+        "a red apple",
+        latents=noise,
+        num_inner_steps=5,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        generator=seed(1),
+        output_type="latent",
+        output_pyramid=True,
+    ).pyramid
+    torch.testing.assert_close(inner, alone.clamp(-1, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(outer, 2), inner, atol=1e-4, rtol=0)
+
+
+def test_drawings_of_the_exact_denoiser_have_the_exact_moments():
+    pipe = make_exact_pipeline()
+    # Clean levels of a model of pixels are in [-1, 1]; these are almost always.
+    inner, outer = draw_exactly(pipe, 4000, num_inner_steps=20, num_inference_steps=20, eta=0.0)
+    everywhere = draw_exactly(pipe, 4000)
+    assert inner.std().item() == pytest.approx(everywhere[0].std().item(), rel=0.06)
+    assert outer.std().item() == pytest.approx(everywhere[1].std().item(), rel=0.06)
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(outer, 2), inner, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["text", "class", "latent text"])
+def test_each_picture_is_drawn_alone(name):
+    kind = task(name)
+    pipe = kind.make()
+    settings = {"num_inner_steps": 2, "guider": {"name": "projected", "momentum": -0.5}}
+    together = kind.draw(pipe, slice(None), **settings)
+    assert together.shape[1:] == kind.shape
+    torch.testing.assert_close(kind.draw(pipe, 1, **settings), together[1:2], atol=2e-4, rtol=0)
+
+
+def test_numbers_of_levels_that_are_not_drawn_are_left_out():
+    pipe = make_pipeline()
+    inner = draw(pipe, height=8)
+    assert torch.equal(draw(pipe, height=8, num_inner_steps=4), inner)
+    assert torch.equal(draw(pipe, num_inner_steps=[4, 3]), draw(pipe, num_inner_steps=4))
+
+
+def test_callbacks_see_both_drawings():
+    pipe, seen = make_pipeline(), []
+
+    def note(pipeline, step, timestep, tensors):
+        seen.append((step, len(tensors["latents"])))
+
+    draw(pipe, num_inner_steps=3, callback_on_step_end=note)
+    assert seen == [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "many", [3, 0], []])
+def test_wrong_numbers_are_refused(value):
+    with pytest.raises(ValueError, match="`num_inner_steps` has to be a whole number of at least 1, or a list"):
+        draw(make_pipeline(), num_inner_steps=value)
