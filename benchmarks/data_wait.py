@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure which share of its time training spends waiting for pictures, in each stage of a recipe.
+"""Measure the share of time that training spends waiting for data, in each stage of a recipe.
 
-The recipe is trained by the engine itself, every stage cut to a number of steps; the shares come from the history that
-every run writes. The first report of a stage is kept apart: there the reading processes start.
+The recipe is trained by the normal training loop, with every stage shortened to a number of steps; the shares are read
+from the history that every run writes. The first report of a stage is shown separately, because the reading processes
+start there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ REPORTS = 5  # of each stage
 
 @dataclasses.dataclass(frozen=True)
 class DataWait:
-    """Shares of the time of a stage that went by waiting for data, in its first report and in the later ones."""
+    """Share of a stage's time spent waiting for data, in its first report and in the later ones."""
 
     stage: str
     images_per_second: float
@@ -35,7 +36,7 @@ class DataWait:
 
 
 def train_briefly(recipe: Recipe, output_dir: Path, steps: int, num_workers: int) -> list[dict[str, Any]]:
-    """Train every stage for `steps` steps, without validation; return the reports of the run's history."""
+    """Train every stage for `steps` steps, without validation; return the reports from the run's history."""
     if steps < REPORTS:
         raise ValueError(f"{steps} steps cannot be reported in {REPORTS} parts; take at least {REPORTS} steps.")
     data = recipe.data.with_fields(validation_split=None, validation_shards=None)
@@ -53,7 +54,7 @@ def train_briefly(recipe: Recipe, output_dir: Path, steps: int, num_workers: int
 
 
 def shares_of_stages(rows: list[dict[str, Any]]) -> list[DataWait]:
-    """Summarise the reports, stage by stage; later ones weigh as the time they took."""
+    """Summarise the reports by stage; the later ones are weighted by the time they took."""
     waits = []
     images_before = 0
     for stage in dict.fromkeys(row["stage"] for row in rows):
@@ -70,7 +71,7 @@ def shares_of_stages(rows: list[dict[str, Any]]) -> list[DataWait]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, and print a line for each stage."""
+    """Train, and print one line per stage."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", type=Path, default=EMOJI_RECIPE)
     parser.add_argument("--steps", type=int, default=50, help="of each stage")

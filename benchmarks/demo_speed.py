@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time the two-level demo model: 8 pictures of 16 and 64 pixels in 25 steps."""
+"""Time the two-level demo model: 8 images of 16 and 64 pixels in 25 steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusers_mdm.demo import DEFAULT_PROMPTS, draw_pyramid, load_pipeline
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Load the model once, draw several times and print the median."""
+    """Load the model once, generate several times and print the median time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="model_cards/mdm-emoji-64")
     parser.add_argument("--device", default="cpu")
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         seconds.append(time.perf_counter() - start)
     sizes = " and ".join(str(level[0].width) for level in pyramid)
     print(
-        f"{len(DEFAULT_PROMPTS)} pictures of {sizes} pixels, {args.num_inference_steps} steps, {args.device} "
+        f"{len(DEFAULT_PROMPTS)} images of {sizes} pixels, {args.num_inference_steps} steps, {args.device} "
         f"({platform.machine()}, {torch.get_num_threads()} threads): {statistics.median(seconds):.1f} s "
         f"(median of {args.rounds}; loading {loaded:.1f} s)"
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time the forward of the full-size models against the same models with attention written in plain einsum.
+"""Time the forward pass of the full-size models, compared with the same models using plain einsum attention.
 
-The two variants take turns within one run, so that a busy machine slows both alike; the result is the
+The two variants alternate within one run, so that other load on the machine affects both alike; the result is the
 ratio of their medians.
 """
 
@@ -34,7 +34,9 @@ class EinsumAttnProcessor(MatryoshkaAttnProcessor):
     def dispatch(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """softmax(q k^T / sqrt(d)) v on `(B, N, heads, d)`; `mask` `(B, 1, 1, L)` is True where it may look."""
+        """softmax(q k^T / sqrt(d)) v on `(B, N, heads, d)`; `mask` `(B, 1, 1, L)` is True for keys that are attended
+        to.
+        """
         scale = query.shape[-1] ** -0.25
         scores = torch.einsum("bqhd,bkhd->bhqk", query * scale, key * scale)
         if mask is not None:
@@ -44,7 +46,7 @@ class EinsumAttnProcessor(MatryoshkaAttnProcessor):
 
 
 def build_model(size: int) -> NestedUNetModel:
-    """Build the released model that draws pictures of `size` pixels, with random weights."""
+    """Build the published model for images of `size` pixels, with random weights."""
     model = NestedUNetModel(encoder_hid_dim=TEXT_WIDTH, cross_attention_dim=TEXT_WIDTH)
     if size == 256:
         model = model.add_level(OUTER_LEVEL)
@@ -82,7 +84,7 @@ def compare(model: NestedUNetModel, args: argparse.Namespace) -> None:
     variants = {"native": MatryoshkaAttnProcessor, "einsum": EinsumAttnProcessor}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     predictions = {}
-    for round_index in range(-1, args.rounds):  # the round before the first one warms up
+    for round_index in range(-1, args.rounds):  # round -1 is a warm-up
         for name, processor in variants.items():
             model.set_attn_processor(processor())
             elapsed, predictions[name] = time_forward(model, inputs)
@@ -101,7 +103,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], choices=[64, 256])
-    parser.add_argument("--batch_size", type=int, default=2, help="2 rows are one picture with guidance")
+    parser.add_argument("--batch_size", type=int, default=2, help="2 is one image with guidance")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
@@ -109,7 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compare at every size."""
+    """Compare the variants at every size."""
     args = parse_args(argv)
     print(describe_machine(args.device))
     for size in args.sizes:

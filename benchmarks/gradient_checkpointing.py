@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what gradient checkpointing saves and costs, for each level alone and for all of them.
+"""Measure memory saved and time added by gradient checkpointing, for each level alone and for all levels.
 
-Memory is what the forward pass keeps for the backward pass: on CPU the bytes of all saved tensors, each storage once
-and without parameters; on CUDA the peak of allocated memory above what was there before, which also holds gradients
-and the one layer at a time that is computed again. Times are forward and backward, taken by turns.
+Memory is what the forward pass keeps for the backward pass: on CPU the bytes of all saved tensors, each storage
+counted once and without parameters; on CUDA the peak of allocated memory above that before the pass, which also
+includes gradients and the one layer at a time that is recomputed. Times are for forward and backward, measured
+alternately.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BATCH_SIZES = {"emoji": 32, "middle": 2}
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointingCost:
-    """What checkpointing of some levels makes of memory (bytes, and share of that without) and time (share)."""
+    """Memory (bytes, and relative to no checkpointing) and relative time when some levels are checkpointed."""
 
     levels: tuple[int, ...]
     memory: int
@@ -41,7 +42,7 @@ class CheckpointingCost:
 
 
 def checkpoint_levels(model: NestedUNetModel, levels: Iterable[int]) -> None:
-    """Switch gradient checkpointing on in these levels, and off in all others."""
+    """Turn gradient checkpointing on in these levels, and off in all others."""
     model.enable_gradient_checkpointing()
     wanted = {id(module) for index in levels for module in model.levels[index].modules()}
     for module in model.modules():
@@ -57,7 +58,7 @@ def saved_bytes(model: NestedUNetModel, inputs: Mapping[str, Any]) -> int:
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage  # held, so that its address is not given to another one
+            kept[storage.data_ptr()] = storage  # kept alive, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -68,7 +69,7 @@ def saved_bytes(model: NestedUNetModel, inputs: Mapping[str, Any]) -> int:
 
 
 def peak_bytes(model: NestedUNetModel, inputs: Mapping[str, Any]) -> int:
-    """Most memory that CUDA had allocated during forward and backward, above what it had before."""
+    """Return the peak of CUDA memory allocated during forward and backward, above that before."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -79,7 +80,7 @@ def peak_bytes(model: NestedUNetModel, inputs: Mapping[str, Any]) -> int:
 def measure_costs(
     model: NestedUNetModel, batch_size: int, rounds: int, device: str = "cpu"
 ) -> list[CheckpointingCost]:
-    """Measure without checkpointing, with each level's alone, and with that of all."""
+    """Measure without checkpointing, with each level checkpointed alone, and with all levels checkpointed."""
     every = tuple(range(model.num_levels))
     choices = list(dict.fromkeys([(), *((index,) for index in every), every]))
     inputs = random_inputs(model, [batch_size] * model.num_levels, device)
@@ -106,10 +107,10 @@ def measure_costs(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure each model and print its table."""
+    """Measure each model and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--batch_size", type=int, help=f"rows at every level (default: {BATCH_SIZES})")
+    parser.add_argument("--batch_size", type=int, help=f"batch size (default: {BATCH_SIZES})")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.models:
         model = build_model(name).to(args.device).train()
         batch_size = args.batch_size or BATCH_SIZES[name]
-        print(f"{name}, {model.sample_sizes} pixels, {batch_size} rows, medians of {args.rounds}")
+        print(f"{name}, {model.sample_sizes} pixels, batch of {batch_size}, medians of {args.rounds}")
         print(f"| checkpointed levels | {what} | memory factor | time factor |\n|---|--:|--:|--:|")
         for cost in measure_costs(model, batch_size, args.rounds, args.device):
             levels = ", ".join(map(str, cost.levels)) or "none"

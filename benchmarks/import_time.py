@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time what `import diffusers_mdm` adds to a program that has imported diffusers' own pipeline classes.
+"""Time how much `import diffusers_mdm` adds to a program that has imported diffusers' own pipeline classes.
 
-Both imports are timed in turn in one fresh interpreter, several times over: other programs on the machine slow the
-import of diffusers by seconds from one run to the next, so the difference between two programs would measure them.
+Both imports are timed one after the other in the same fresh interpreter, several times. Other load on the machine
+changes the import time of diffusers by seconds from run to run, so a difference between separate runs would mostly
+measure that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ print(others - start, perf_counter() - others, process_time() - others_cpu)
 
 
 def seconds_of_imports() -> tuple[float, float, float]:
-    """Import in a fresh interpreter; return seconds of diffusers, of the plugin after it, and its processor time."""
+    """Import in a fresh interpreter; return the seconds for diffusers, for this package after it, and the processor
+    time of the latter.
+    """
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, encoding="utf-8", check=True)
     others, added, added_cpu = (float(word) for word in done.stdout.split()[-3:])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks measure with: calls timed by turns, counted operations, models and inputs of known size."""
+"""Shared parts of the benchmarks: alternating timings, counts of operations, and models and inputs of known sizes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[1]
 EMOJI_RECIPE = ROOT / "training" / "recipes" / "emoji_64.yaml"
 MODELS = ("emoji", "middle")
 TEXT_LENGTH = 16
-LAYOUT = {"memory_format": torch.channels_last}  # as training has it
+LAYOUT = {"memory_format": torch.channels_last}  # as in training
 
 
 def describe_machine(device: str) -> str:
-    """Versions and processor, for the line above a table of results."""
+    """Describe versions and processor, for the line above a table of results."""
     where = (
         torch.cuda.get_device_name()
         if torch.device(device).type == "cuda"
@@ -36,9 +36,9 @@ def describe_machine(device: str) -> str:
 
 
 def time_by_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, `rounds` of them, taken in turn after one round that warms up.
+    """Time each call `rounds` times, in alternation, after one warm-up round; return the seconds of each.
 
-    Whatever slows the machine down slows all calls alike, so that ratios of medians mean something.
+    Other load on the machine then affects all calls alike, so that ratios of medians are meaningful.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-1, rounds):
@@ -53,14 +53,14 @@ def time_by_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[s
 
 
 def ratio_of_medians(over: Sequence[float], under: Sequence[float]) -> float:
-    """Median of `over` divided by that of `under`."""
+    """Return the median of `over` divided by that of `under`."""
     return statistics.median(over) / statistics.median(under)
 
 
 def count_flops(call: Callable[[], Any]) -> int:
-    """Floating-point operations of all matrix products and convolutions in `call`, with their backward passes.
+    """Count the floating-point operations of matrix products and convolutions in `call`, including backward passes.
 
-    Attention is taken apart into matrix products, because the counter does not know the fused kernel of CPUs.
+    Attention is run as separate matrix products, because the counter does not know the fused CPU kernel.
     """
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
@@ -69,10 +69,10 @@ def count_flops(call: Callable[[], Any]) -> int:
 
 
 def build_model(name: str) -> NestedUNetModel:
-    """A two-level model with random weights.
+    """Build a two-level model with random weights.
 
-    "emoji" is that of the emoji_64 recipe, 16 and 64 pixels; "middle" has 32 and 128 pixels and the proportions of the
-    published 256-pixel model at a third of its width.
+    "emoji" is the model of the emoji_64 recipe, with 16 and 64 pixels; "middle" has 32 and 128 pixels and the
+    proportions of the published 256-pixel model at a third of its width.
     """
     if name == "emoji":
         recipe = load_recipe(EMOJI_RECIPE)
@@ -91,7 +91,9 @@ def build_model(name: str) -> NestedUNetModel:
 def random_inputs(
     model: NestedUNetModel, rows_per_level: Sequence[int], device: str = "cpu", seed: int = 0
 ) -> dict[str, Any]:
-    """Arguments for `model`: noise at every level, `rows_per_level[i]` rows at level i, and text of 16 tokens."""
+    """Make arguments for `model`: noise with a batch of `rows_per_level[i]` at level i, and text features of 16
+    tokens.
+    """
     draw = torch.Generator().manual_seed(seed)
     sides = model.sample_sizes[: len(rows_per_level)]
     width = model.config.encoder_hid_dim or model.config.cross_attention_dim
@@ -107,9 +109,9 @@ def random_inputs(
 
 
 def forward_and_backward(model: NestedUNetModel, inputs: Mapping[str, Any]) -> None:
-    """The work of a training step that depends on its rows: predictions, mean square of each level, gradients.
+    """Run the part of a training step that depends on the batch: predictions, mean square of each level, gradients.
 
-    The optimizer is left out: its cost is that of the parameters, whatever the batch.
+    The optimizer is left out: its cost depends only on the number of parameters.
     """
     predictions = model(**inputs).sample
     torch.stack([level.square().mean() for level in predictions]).sum().backward()

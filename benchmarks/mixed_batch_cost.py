@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what a mixed-resolution batch costs: time saved against operations saved.
+"""Measure the cost of a mixed-resolution batch: time saved compared with operations saved.
 
-In a batch of fractions 1 and 1/2 the outer level runs on half of the rows. Forward and backward of that batch and of
-the full one are timed by turns; the ratio of the medians is compared with the ratio of the counted operations.
+With batch fractions 1 and 1/2 the outer level runs on half of the batch. Forward and backward of such a batch and of a
+full one are timed alternately; the ratio of the medians is compared with the ratio of the counted operations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH_SIZES = {"emoji": 32, "middle": 4}
 
 @dataclasses.dataclass(frozen=True)
 class MixedBatchCost:
-    """Cost of a mixed batch, each as a share of the full batch's: by the clock, and by counted operations."""
+    """Cost of a mixed batch relative to a full one: measured time, and counted operations."""
 
     rows_per_level: list[int]
     measured: float
@@ -38,12 +38,14 @@ class MixedBatchCost:
 def measure_cost(
     model: NestedUNetModel, batch_size: int, fractions: list[float], rounds: int, device: str = "cpu"
 ) -> MixedBatchCost:
-    """Compare a batch of which level i sees `fractions[i]` with the batch of which every level sees all rows."""
+    """Compare a batch of which level i receives the fraction `fractions[i]` with one that every level receives
+    whole.
+    """
     mixed = [int(fraction * batch_size) for fraction in fractions]
     if len(mixed) != model.num_levels or mixed[0] != batch_size or mixed[-1] < 1:
         raise ValueError(
-            f"Fractions {fractions} of {batch_size} rows are {mixed} rows; expected {model.num_levels} numbers, the "
-            "first of them 1, that leave each level a row."
+            f"Fractions {fractions} of a batch of {batch_size} are {mixed} samples; expected {model.num_levels} "
+            f"numbers, the first of them 1, that leave each level at least one sample."
         )
     batches = {"mixed": mixed, "full": [batch_size] * model.num_levels}
     inputs = {name: random_inputs(model, rows, device) for name, rows in batches.items()}
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0, 0.5], help="of the batch, innermost first")
-    parser.add_argument("--batch_size", type=int, help=f"rows of the full batch (default: {BATCH_SIZES})")
+    parser.add_argument("--batch_size", type=int, help=f"size of the full batch (default: {BATCH_SIZES})")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)

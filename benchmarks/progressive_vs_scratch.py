@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare training from the inside out with training all levels from the start, at equal compute.
 
-The recipe's stages are trained as they are. Then its last stage alone is trained from scratch, for as many steps as
-cost the same number of operations (forward and backward of the U-Net, without text encoder and optimizer). Both runs
-measure the same held-out pictures with the same noise and averaged weights. Runs that were interrupted go on where
-they were.
+First the recipe's stages are trained as they are. Then its last stage alone is trained from scratch, for the number of
+steps that costs the same number of operations (forward and backward of the U-Net, without text encoder and optimizer).
+Both runs are measured on the same held-out images, with the same noise and averaged weights. Interrupted runs are
+resumed.
 
 python benchmarks/progressive_vs_scratch.py --output_dir runs/growth
 """
@@ -35,7 +35,7 @@ PROGRESSIVE, SCRATCH = "from the inside out", "all levels from the start"
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Held-out error of v of the levels that are trained, after so many operations."""
+    """Held-out error of v of the trained levels, after a number of operations."""
 
     stage: str
     step: int
@@ -44,17 +44,17 @@ class Measurement:
 
 
 def flops_per_step(recipe: Recipe, stage: StageRecipe) -> float:
-    """Operations of one optimizer step on one process."""
+    """Count the operations of one optimizer step on one process."""
     unet = build_unet(recipe, stage.levels).train()
     inputs = random_inputs(unet, stage.rows_per_level)
     return float(stage.gradient_accumulation_steps * count_flops(lambda: forward_and_backward(unet, inputs)))
 
 
 def curve(rows: list[dict[str, Any]], costs: dict[str, float]) -> list[Measurement]:
-    """The measurements in a history; `costs` has the operations of one step of each stage."""
+    """Return the measurements in a history; `costs` has the operations per step of each stage."""
     measurements, step, flops = [], 0, 0.0
     for row in rows:
-        # A stage reports its last step, so that all steps since the row before were of this row's stage.
+        # A stage always reports its last step, so all steps since the previous report belong to the stage of this one.
         flops += (row["step"] - step) * costs[row["stage"]]
         step = row["step"]
         losses = [row[key] for key in sorted(row) if key.startswith("validation_loss/level_") and key.count("/") == 1]
@@ -64,14 +64,14 @@ def curve(rows: list[dict[str, Any]], costs: dict[str, float]) -> list[Measureme
 
 
 def train(recipe: Recipe, output_dir: Path, options: dict[str, Any]) -> list[Measurement]:
-    """Train a recipe and return what its history says."""
+    """Train a recipe and return its history."""
     run_recipe(recipe, RunOptions(output_dir, report_to=None, checkpoints_total_limit=1, **options))
     costs = {stage.name: flops_per_step(recipe, stage) for stage in recipe.stages}
     return curve(History(output_dir / FILE_NAME).read(), costs)
 
 
 def scratch_recipe(recipe: Recipe, flops: float) -> Recipe:
-    """The recipe's last stage alone, for `flops` operations."""
+    """Return the recipe's last stage alone, for `flops` operations."""
     last = recipe.stages[-1]
     steps = round(flops / flops_per_step(recipe, last))
     stage = dataclasses.replace(last, name="scratch", steps=steps, until_plateau=None, images=None)
@@ -79,7 +79,7 @@ def scratch_recipe(recipe: Recipe, flops: float) -> Recipe:
 
 
 def plot(curves: dict[str, list[Measurement]], sides: tuple[int, ...], path: Path) -> None:
-    """Draw the held-out error of every level over the operations spent, both ways of training in one panel a level."""
+    """Plot the held-out error against operations for both ways of training, one panel per level."""
     figure = Figure(figsize=(5.0 * len(sides), 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(sides), squeeze=False)[0]
     for level, (side, panel) in enumerate(zip(sides, panels, strict=True)):
@@ -97,7 +97,7 @@ def plot(curves: dict[str, list[Measurement]], sides: tuple[int, ...], path: Pat
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train both ways, draw the curves, write the numbers and print the last of them."""
+    """Train both ways, plot the curves, write the numbers and print the final ones."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--output_dir", type=Path, required=True)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the reader of the code has to go: modules that one drawing and one optimizer step run through, and more.
+"""Measure how much code a reader has to follow: the modules behind one pipeline call, one optimizer step, and more.
 
     python benchmarks/reading_paths.py
 
-Prints the modules of the package whose functions run in one call of `MDMPipeline` and in one step of training, in the
-order in which they are entered, the largest folders, and the classes above each pipeline. The limits are held by
+Prints the modules of the package whose functions run in one call of `MDMPipeline` and in one training step, in the
+order in which they are entered; the largest folders; and the base classes of each pipeline. The limits are enforced by
 `tests/test_reading_paths.py` and `tests/pipelines/test_modules_of_a_call.py`.
 """
 
@@ -33,7 +33,7 @@ def modules_entered(entered: list[str], inside: str | None = None) -> Iterator[N
     """Collect the package's modules whose functions are called in the block, in the order of the first call.
 
     Args:
-        entered: gets their names, without the package's.
+        entered: list to which their names are added, without the name of the package.
         inside: count only while the function of this name runs.
     """
     depth = 0
@@ -65,7 +65,9 @@ def is_import(frame: FrameType) -> bool:
 
 
 def modules_of_a_drawing(pipeline: MDMPipeline, prompt: str) -> list[str]:
-    """Modules that one call of a pipeline runs through, guided, with two steps, but for what is done only once."""
+    """Return the modules that a guided pipeline call of two steps runs through, apart from work that is done only
+    once.
+    """
     pipeline.set_progress_bar_config(disable=True)
     entered: list[str] = []
     for counted in ([], entered):
@@ -75,7 +77,9 @@ def modules_of_a_drawing(pipeline: MDMPipeline, prompt: str) -> list[str]:
 
 
 def modules_of_a_step(train: Callable[[], object]) -> list[str]:
-    """Modules that `optimizer_step`, from batches to new weights and averages, runs through while something trains."""
+    """Return the modules that `optimizer_step` runs through, from batches to new weights and averages, while `train`
+    runs.
+    """
     entered: list[str] = []
     with modules_entered(entered, inside="optimizer_step"):
         train()
@@ -83,7 +87,7 @@ def modules_of_a_step(train: Callable[[], object]) -> list[str]:
 
 
 def folder_sizes() -> dict[str, int]:
-    """Modules in each folder of the package, without `__init__.py`."""
+    """Count the modules in each folder of the package, without `__init__.py`."""
     found: dict[str, int] = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         if path.name != "__init__.py":
@@ -93,12 +97,12 @@ def folder_sizes() -> dict[str, int]:
 
 
 def classes_above(cls: type) -> list[str]:
-    """The package's own classes that a class inherits from."""
+    """Return the package's own classes that a class inherits from."""
     return [base.__name__ for base in cls.__mro__[1:] if base.__module__.split(".")[0] == PACKAGE]
 
 
 def pipelines() -> list[type]:
-    """The pipelines that users get."""
+    """Return the public pipelines."""
     return [
         getattr(diffusers_mdm, name)
         for name in diffusers_mdm.__all__
@@ -107,13 +111,13 @@ def pipelines() -> list[type]:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """Which module of the package imports which, anywhere in its file: at the top, for type checks, in functions."""
+    """Map each module of the package to those it imports anywhere: at the top, for type checking, in functions."""
     files = {module_name(path): path for path in (ROOT / PACKAGE).rglob("*.py")}
     return {name: set(_imported(name, path, files)) - {name} for name, path in files.items()}
 
 
 def module_name(path: Path) -> str:
-    """Name of a module in the package."""
+    """Return the name of a module in the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -133,7 +137,7 @@ def _imported(name: str, path: Path, files: dict[str, Path]) -> Iterator[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules each of which imports, directly or by way of others, all others of its group."""
+    """Return the import cycles: groups of modules that all import each other, directly or indirectly."""
     reach: dict[str, set[str]] = {}
     for start in graph:
         seen: set[str] = set()
@@ -149,7 +153,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def train_tiny(output_dir: Path) -> None:
-    """Two steps of each stage of the shipped tiny recipe."""
+    """Train two steps of each stage of the shipped tiny recipe."""
     from diffusers_mdm.training.loop.engine import run_recipe
     from diffusers_mdm.training.recipe.loading import load_recipe
     from diffusers_mdm.training.state.run import RunOptions

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well can a held-out emoji be known from the same emoji in its other styles? A yardstick for the demo model.
+"""Predict held-out emoji from the same emoji in other styles by linear regression, as a baseline for the demo model.
 
-The demo model is asked for emoji in a style in which it never saw them, and its drawing counts as right if the
-nearest picture of the data set (see `diffusers_mdm.training.commands.retrieval`) has the asked style. What it can
-know of such a picture are the same emoji in the other styles, its siblings, and how the styles of other emoji
-differ. Here a ridge regression is given exactly that: from the pixels of the siblings it predicts the held-out
-picture, fitted on all emoji that the training split has in the wanted style and in those of the siblings. It is
-scored as the drawings are.
+The demo model is evaluated on emoji in a style in which it never saw them: an image counts as right if the nearest
+image in the data set (see `diffusers_mdm.training.commands.retrieval`) has the requested style. All that the model can
+know about such an image comes from the same emoji in other styles (its siblings), and from how the styles of other
+emoji differ. A ridge regression is given exactly this information: it predicts the held-out image from the pixels of
+the siblings, and is fitted on all emoji that the training split has both in the requested style and in those of the
+siblings. It is scored like the generated images.
 
-It is linear, so this is a yardstick and not a bound.
+Since it is linear, it is a baseline and not an upper bound.
 
 python benchmarks/style_from_siblings.py --ridge 1 10 100 1000
 """
@@ -41,7 +41,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def training_rows(gallery: Gallery) -> dict[str, dict[int, int]]:
-    """For every emoji, the record of its training picture in each style."""
+    """Map every emoji to the records of its training images, by style."""
     records: dict[str, dict[int, int]] = defaultdict(dict)
     for record in gallery.records_of("none"):
         records[gallery.labels[record]][gallery.styles[record]] = record
@@ -49,18 +49,18 @@ def training_rows(gallery: Gallery) -> dict[str, dict[int, int]]:
 
 
 def fit(inputs: torch.Tensor, targets: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights `(P, Q)` and offset `(Q,)` of the ridge regression from `(N, P)` to `(N, Q)`, in float64."""
+    """Fit a ridge regression from `(N, P)` to `(N, Q)`; return weights `(P, Q)` and offset `(Q,)`, in float64."""
     inputs, targets = inputs.cpu().double(), targets.cpu().double()
     mean_input, mean_target = inputs.mean(0), targets.mean(0)
     centred = inputs - mean_input
-    # There are fewer pictures than pixels: solved in the space of pictures.
+    # There are fewer images than pixels, so the dual problem (of size N) is solved.
     kernel = centred @ centred.T + ridge * torch.eye(len(centred), dtype=torch.float64)
     weights = centred.T @ torch.linalg.solve(kernel, targets - mean_target)
     return weights, mean_target - mean_input @ weights
 
 
 def predict_held_out(gallery: Gallery, ridge: float) -> tuple[list[int], torch.Tensor]:
-    """The held-out combinations that have siblings, and what the regression predicts of them, `(N, 3, 16, 16)`."""
+    """Return the held-out combinations that have siblings, and the predictions for them, `(N, 3, 16, 16)`."""
     by_label, fits, records, predictions = training_rows(gallery), {}, [], []
     for record in gallery.records_of("combination"):
         style, known = gallery.styles[record], by_label.get(gallery.labels[record], {})
@@ -80,7 +80,7 @@ def predict_held_out(gallery: Gallery, ridge: float) -> tuple[list[int], torch.T
 
 
 def score(gallery: Gallery, ridge: float) -> RetrievalScores:
-    """Scores of the predictions, as those of drawings are."""
+    """Score the predictions like generated images."""
     records, predictions = predict_held_out(gallery, ridge)
     return score_records(gallery, records, nearest_records(predictions, gallery.pixels).tolist())
 
@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for ridge in args.ridge:
         scores = score(gallery, ridge)
         print(
-            f"ridge {ridge:g}: {scores.num_drawn} held-out pictures predicted; the nearest one is the right picture "
-            f"{scores.picture:.1%}, has the wanted style {scores.style:.1%}, shows the emoji {scores.label:.1%}"
+            f"ridge {ridge:g}: {scores.num_drawn} held-out images predicted; the nearest one is the right image "
+            f"{scores.picture:.1%}, has the requested style {scores.style:.1%}, shows the emoji {scores.label:.1%}"
         )
 
 

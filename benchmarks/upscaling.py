@@ -1,29 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure upscaling with the model against enlargement by a filter and against drawing from the caption alone.
+"""Compare upscaling by the model with enlargement by filters and with text-to-image generation.
 
-Held-out pictures of the emoji data set are averaged down to the side of the inner level. From that, the caption and a
-seed `MDMUpscalePipeline` draws the outer level again, several times. Compared with it, picture by picture:
+Held-out images of the emoji data set are averaged down to the size of the inner level. From the small image, the
+caption and a seed, `MDMUpscalePipeline` generates the outer level again, several times. It is compared, image by
+image, with
 
-- enlargement by nearest pixel, bicubic and Lanczos filter (Pillow's);
-- bicubic moved to the nearest picture with the given averages, so that it too knows how the small picture was made;
+- enlargement by Pillow's nearest, bicubic and Lanczos filters;
+- bicubic enlargement moved to the nearest image with the given averages, so that it also uses how the small image was
+    made;
 - the same upscaling without the caption;
-- text to image from the same captions and seeds, which does not see the small picture.
+- text to image from the same captions and seeds, without the small image.
 
-One drawing is a sample of what the large picture may have been. The estimate of least squared error is not a sample
-but the mean of all that may have been, so the mean of the drawings is measured too. It is blurred where they differ.
+One result is a sample of what the large image may have been. The estimate with the least squared error is not a sample
+but the mean over all possible images, so the mean of several samples is measured too. It is blurred where they differ.
 
-What is measured, of pictures in [0, 1], each picture by itself:
+Measures, computed for each image, with values in [0, 1]:
 
 - mse: squared error, mean over pixels and colours; psnr = -10 log10 mse, in dB.
 - ssim: structural similarity (Wang et al. 2004; Gaussian window of 11 pixels, sigma 1.5), from torchmetrics.
-- spectrum: log-spectral distance in dB, sqrt(mean over rings of (10 log10(P / P_true))^2), P the power of the grey
-  picture in rings of the Fourier plane one cycle wide, 1 up to half the side, mean in the ring. Blocks, blur and grain
-  move it away from 0, a shift of details by some pixels does not.
-- detail: 10 log10(P / P_true) of all frequencies that the small picture cannot hold, in dB. Below 0 the picture is
-  blurred, above 0 it is grainier than the true one. Its distance from 0 is compared.
-- given: root of the squared error after averaging down, in 8-bit steps: how well the given picture is kept.
+- spectrum: log-spectral distance in dB, sqrt(mean over rings of (10 log10(P / P_true))^2), where P is the mean power
+  of the grey image in rings of the Fourier plane, one cycle wide, from 1 to half the side. Blocks, blur and grain
+  increase it; shifting details by a few pixels does not.
+- detail: 10 log10(P / P_true) in dB over all frequencies that the small image cannot represent. Below 0 the image is
+  blurred, above 0 it is grainier than the original. Its distance from 0 is compared.
+- given: root mean squared error after averaging down, in 8-bit steps: how far the result deviates from the input.
 
-Half of the held-out pictures, drawn once by a fixed seed, are there to choose settings on, the others for the report:
+Half of the held-out images, chosen by a fixed seed, are for choosing settings, the others for the report:
 
 python benchmarks/upscaling.py --split tuning --guidance_scale 1 2 --num_pictures 32
 python benchmarks/upscaling.py --output_dir runs/upscaling
@@ -67,20 +69,20 @@ FILTERS = {
 PROJECTED = "bicubic, given averages"
 ONE, MEAN = "upscaled, one drawing", "upscaled, mean of drawings"
 NO_CAPTION, NO_PICTURE = "upscaled without caption", "text to image"
-TEXT_STEPS = 25  # of text to image, without noise on the way: as the model card draws
-# What is compared as a distance from 0.
+TEXT_STEPS = 25  # for text to image: the settings of the model card, with eta = 0
+# Measures whose distance from 0 is compared.
 SIGNED = ("detail",)
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Pictures `(N, 3, S, S)` in [0, 1] with what the pipelines are given of them.
+    """Held-out images `(N, 3, S, S)` in [0, 1], with the inputs of the pipelines.
 
     Attributes:
-        numbers: of their records in the split, which also seed their noise.
-        captions: one a picture.
-        large: the true pictures.
-        small: their averages, `(N, 3, s, s)`.
+        numbers: the numbers of their records in the split, which also seed their noise.
+        captions: one per image.
+        large: the original images.
+        small: the images averaged down, `(N, 3, s, s)`.
     """
 
     numbers: list[int]
@@ -89,14 +91,14 @@ class HeldOut:
     small: torch.Tensor
 
     def batches(self, size: int) -> list[HeldOut]:
-        """The pictures in order, `size` at a time."""
+        """Yield the images in order, `size` at a time."""
         cuts = [slice(start, start + size) for start in range(0, len(self.numbers), size)]
         return [HeldOut(self.numbers[c], self.captions[c], self.large[c], self.small[c]) for c in cuts]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How `MDMUpscalePipeline` draws, names as there; the defaults were best on the pictures to tune on."""
+    """Arguments of `MDMUpscalePipeline`; the defaults were the best on the tuning images."""
 
     num_inference_steps: int = 10
     guidance_scale: float = 1.0
@@ -105,14 +107,14 @@ class Settings:
 
 
 def split_numbers(num_records: int, split: str, num_pictures: int | None, seed: int = 0) -> list[int]:
-    """Numbers of the records to tune on or to report: disjoint halves of all, cut to `num_pictures`."""
+    """Return the numbers of the records for tuning or for the report: disjoint halves, cut to `num_pictures`."""
     order = torch.randperm(num_records, generator=torch.Generator().manual_seed(seed)).tolist()
     half = num_records // 2
     return (order[:half] if split == "tuning" else order[half:])[:num_pictures]
 
 
 def load_held_out(data_dir: Path, split: str, num_pictures: int | None, sides: Sequence[int]) -> HeldOut:
-    """Read the validation split; `sides` are those of the given and of the true pictures."""
+    """Read the validation split; `sides` are the sides of the small and of the original images."""
     data = datasets.load_dataset(str(data_dir), split="validation")
     numbers = split_numbers(len(data), split, num_pictures)
     chosen = data.select(numbers)
@@ -122,14 +124,16 @@ def load_held_out(data_dir: Path, split: str, num_pictures: int | None, sides: S
 
 
 def enlarge(pictures: torch.Tensor, side: int, resampling: Image.Resampling) -> torch.Tensor:
-    """Enlarge `(B, C, h, w)` to a square with one of Pillow's filters, in floats, cut to [0, 1]."""
+    """Enlarge `(B, C, h, w)` to a square with one of Pillow's filters, in floating point, clipped to [0, 1]."""
     planes = [Image.fromarray(plane.numpy()).resize((side, side), resampling) for plane in pictures.flatten(0, 1)]
     flat = torch.stack([torch.frombuffer(bytearray(plane.tobytes()), dtype=torch.float32) for plane in planes])
     return flat.view(*pictures.shape[:2], side, side).clamp(0, 1)
 
 
 def ring_powers(pictures: torch.Tensor) -> torch.Tensor:
-    """Mean power in rings of the Fourier plane, `(B, S / 2)`: 1, 2, … S / 2 cycles a side, of the grey picture."""
+    """Return the mean power of the grey image in rings of the Fourier plane, `(B, S / 2)`: 1, 2, … S / 2 cycles per
+    side.
+    """
     side = pictures.shape[-1]
     spectrum = torch.fft.fft2(pictures.mean(1), norm="ortho").abs().square().flatten(1)
     frequency = torch.fft.fftfreq(side, 1 / side)
@@ -139,9 +143,11 @@ def ring_powers(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def measure(pictures: torch.Tensor, truth: torch.Tensor, small: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the file's head lists, `(B,)` each, of `(B, 3, S, S)` in [0, 1]; `small` are the given averages."""
+    """Compute the measures listed at the top of this file, each `(B,)`, for `(B, 3, S, S)` in [0, 1]; `small` is the
+    input.
+    """
     mse = (pictures - truth).square().mean(dim=(1, 2, 3))
-    # A hundredth of an 8-bit step: an empty ring is not infinitely far from an almost empty one.
+    # A hundredth of an 8-bit step, so that an empty ring is not infinitely far from an almost empty one.
     floor = (0.01 / 255) ** 2
     powers, true_powers = ring_powers(pictures) + floor, ring_powers(truth) + floor
     decibels = 10 * (powers / true_powers).log10()
@@ -158,7 +164,7 @@ def measure(pictures: torch.Tensor, truth: torch.Tensor, small: torch.Tensor) ->
 
 
 def filtered(held_out: HeldOut) -> dict[str, torch.Tensor]:
-    """What the filters make of the small pictures."""
+    """Return the small images enlarged by each filter."""
     side = held_out.large.shape[-1]
     pictures = {name: enlarge(held_out.small, side, resampling) for name, resampling in FILTERS.items()}
     projected = project_onto_average(2 * pictures["bicubic"] - 1, 2 * held_out.small - 1)
@@ -168,7 +174,7 @@ def filtered(held_out: HeldOut) -> dict[str, torch.Tensor]:
 def upscale(
     pipeline: MDMUpscalePipeline, held_out: HeldOut, settings: Settings, num_samples: int, prompts: list[str]
 ) -> torch.Tensor:
-    """Draw `(N, num_samples, 3, S, S)`; drawing k of row r has the seed 100003 k + r."""
+    """Generate `(N, num_samples, 3, S, S)`; sample k of record r has the seed 100003 k + r."""
     images = pipeline(
         prompts,
         held_out.small,
@@ -181,7 +187,7 @@ def upscale(
 
 
 def generators(numbers: Sequence[int], num_samples: int) -> list[torch.Generator]:
-    """One a drawing, those of the first row first."""
+    """Return one generator per sample, those of the first image first."""
     seeds = [100003 * sample + number for number in numbers for sample in range(num_samples)]
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -189,7 +195,9 @@ def generators(numbers: Sequence[int], num_samples: int) -> list[torch.Generator
 def draw(
     pipeline: MDMUpscalePipeline, held_out: HeldOut, settings: Settings, num_samples: int, text_guidance: float | None
 ) -> dict[str, torch.Tensor]:
-    """The pictures of every way that is compared; with `text_guidance` also those without caption or picture."""
+    """Return the images of every method; with `text_guidance` also those made without the caption or without the small
+    image.
+    """
     samples = upscale(pipeline, held_out, settings, num_samples, held_out.captions)
     drawn = {ONE: samples[:, 0], MEAN: samples.mean(1)}
     if text_guidance is not None:
@@ -208,12 +216,14 @@ def draw(
 
 
 def mean_and_error(values: torch.Tensor) -> list[float]:
-    """Mean and its standard error."""
+    """Return the mean and its standard error."""
     return [float(values.mean()), float(values.std() / math.sqrt(len(values)))]
 
 
 def summarise(values: dict[str, dict[str, torch.Tensor]], reference: str) -> dict[str, dict[str, Any]]:
-    """Mean of each measure over the pictures, and its paired difference to `reference`, with standard errors."""
+    """Return the mean of each measure over the images, and its paired difference from `reference`, with standard
+    errors.
+    """
     summary: dict[str, dict[str, Any]] = {}
     for name, measures in values.items():
         summary[name] = {}
@@ -232,7 +242,7 @@ def compare(
     text_guidance: float | None,
     batch_size: int,
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Measures of every way by picture, and the pictures."""
+    """Return the measures of every method for each image, and the images."""
     parts = []
     for batch in held_out.batches(batch_size):
         parts.append(filtered(batch) | draw(pipeline, batch, settings, num_samples, text_guidance))
@@ -242,7 +252,7 @@ def compare(
 
 
 def print_summary(summary: dict[str, dict[str, Any]], reference: str) -> None:
-    """One line a way: means, and below them the differences with their standard errors."""
+    """Print two lines per method: the means, and below them the differences with their standard errors."""
     for name, measures in summary.items():
         print(f"{name:28}" + "".join(f"  {key} {entry['mean'][0]:.4g}" for key, entry in measures.items()))
         if name != reference:
@@ -251,7 +261,7 @@ def print_summary(summary: dict[str, dict[str, Any]], reference: str) -> None:
 
 
 def draw_grid(held_out: HeldOut, pictures: dict[str, torch.Tensor], columns: int, path: Path) -> None:
-    """One column a picture: given, bicubic, one drawing, the mean of all, truth."""
+    """Draw one column per image: input, bicubic, one sample, the mean of all samples, original."""
     lines = {"given": held_out.small, **{name: pictures[name] for name in ("bicubic", ONE, MEAN)}}
     lines["truth"] = held_out.large
     figure = Figure(figsize=(0.9 * columns + 0.2, 0.9 * len(lines)), dpi=100, layout="constrained")
@@ -269,29 +279,29 @@ def draw_grid(held_out: HeldOut, pictures: dict[str, torch.Tensor], columns: int
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command's flags; several values of a setting are all tried."""
+    """Parse the flags; if a setting has several values, all are tried."""
     defaults = Settings()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model_dir", default=str(MODEL_DIR), help="pipeline folder or Hub id")
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR)
-    parser.add_argument("--split", choices=SPLITS, default="report", help="half of the held-out pictures")
-    parser.add_argument("--num_pictures", type=int, help="of that half (default: all)")
-    parser.add_argument("--num_samples", type=int, default=4, help="drawings of each picture")
-    parser.add_argument("--batch_size", type=int, default=12, help="pictures at a time")
+    parser.add_argument("--split", choices=SPLITS, default="report", help="which half of the held-out images to use")
+    parser.add_argument("--num_pictures", type=int, help="number of images of that half (default: all)")
+    parser.add_argument("--num_samples", type=int, default=4, help="samples per image")
+    parser.add_argument("--batch_size", type=int, default=12, help="images per pipeline call")
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[defaults.num_inference_steps])
     parser.add_argument("--guidance_scale", type=float, nargs="+", default=[defaults.guidance_scale])
     parser.add_argument("--num_resampling_steps", type=int, nargs="+", default=[defaults.num_resampling_steps])
     parser.add_argument("--eta", type=float, nargs="+", default=[defaults.eta])
-    parser.add_argument("--text_guidance_scale", type=float, default=3.0, help="of text to image")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the model")
+    parser.add_argument("--text_guidance_scale", type=float, default=3.0, help="guidance scale of text to image")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the model")
     parser.add_argument("--attention_backend", help="of diffusers")
     parser.add_argument("--grid_columns", type=int, default=10)
-    parser.add_argument("--output_dir", type=Path, help="where numbers and the grid of pictures are written")
+    parser.add_argument("--output_dir", type=Path, help="folder for the numbers and the grid of images")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure every combination of settings, print it, and write the last one."""
+    """Measure and print every combination of settings, and write the results of the last one."""
     args = parse_args(argv)
     pipeline = MDMUpscalePipeline.from_pretrained(args.model_dir, dtype=getattr(torch, args.dtype))
     pipeline.set_progress_bar_config(disable=True)
@@ -300,7 +310,7 @@ def main(argv: list[str] | None = None) -> None:
     sides = pipeline.unet.sample_sizes
     held_out = load_held_out(args.data_dir, args.split, args.num_pictures, (sides[0], sides[-1]))
     text_guidance = args.text_guidance_scale if args.split == "report" else None
-    print(f"{describe_machine('cpu')}; {len(held_out.numbers)} pictures to {args.split}, {args.num_samples} drawings")
+    print(f"{describe_machine('cpu')}; {len(held_out.numbers)} images ({args.split}), {args.num_samples} samples each")
     tried = itertools.product(args.num_inference_steps, args.guidance_scale, args.num_resampling_steps, args.eta)
     for settings in itertools.starmap(Settings, tried):
         start = time.perf_counter()
@@ -322,7 +332,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def round_all(entry: Any) -> Any:
-    """Four digits are more than the standard errors allow."""
+    """Round to four digits, which is more precise than the standard errors."""
     if isinstance(entry, dict):
         return {key: round_all(value) for key, value in entry.items()}
     return [float(f"{value:.4g}") for value in entry]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure what levels lose and save that run layers of the level inside them in place of their own.
+"""Measure what is saved and lost when a level reuses layers of the level inside it.
 
-The recipe's two innermost levels are trained together from the start, the outer one with the inner one's widths, so
-that its residual and resampling layers all have a counterpart: once with layers of its own, once with the inner
-level's time embedding (`share_time_embedding`), once with its blocks (`share_blocks`). All runs have the same seed,
-steps and pictures, and measure the same held-out pictures with the same noise and averaged weights. Runs that were
-interrupted go on where they were. Then steps of all models are timed by turns.
+The recipe's two innermost levels are trained together from the start. The outer level has the inner level's numbers of
+channels, so that each of its residual and resampling layers has a counterpart: once with its own layers, once with the
+inner level's time embedding (`share_time_embedding`), once with its blocks (`share_blocks`). All runs have the same
+seed, steps and images, and are measured on the same held-out images with the same noise and averaged weights.
+Interrupted runs are resumed. Then steps of all models are timed alternately.
 
 python benchmarks/weight_sharing.py --output_dir runs/sharing
 """
@@ -42,14 +42,14 @@ WAYS: dict[str, dict[str, bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class SharingResult:
-    """One way of sharing.
+    """Result of one way of sharing.
 
     Attributes:
-        parameters: of both levels, shared ones once, without the text encoder.
-        outer_parameters: those of them that the outer level adds to the inner one's.
+        parameters: number of parameters of both levels, shared ones counted once, without the text encoder.
+        outer_parameters: those that the outer level adds to the inner level.
         losses: held-out error of v by step, innermost level first.
-        seconds: of a step, median.
-        step_ratio: that over the median without sharing.
+        seconds: median time of a step.
+        step_ratio: `seconds` relative to the median without sharing.
     """
 
     parameters: int
@@ -60,9 +60,9 @@ class SharingResult:
 
 
 def sharing_recipe(recipe: Recipe, settings: dict[str, bool], steps: int) -> Recipe:
-    """Both levels at once for `steps` steps; the outer level has the inner one's widths, and no attention.
+    """Return a recipe that trains both levels together; the outer one has the inner one's channels and no attention.
 
-    The outer level sees half of the rows, as its steps cost the most.
+    The outer level is trained on half of each batch, as its share of the cost is the largest.
     """
     inner, stage = recipe.levels[0], recipe.stages[-1]
     outer = {
@@ -79,13 +79,13 @@ def sharing_recipe(recipe: Recipe, settings: dict[str, bool], steps: int) -> Rec
 
 
 def train(recipe: Recipe, options: RunOptions) -> dict[int, list[float]]:
-    """Train a recipe; returns the held-out error of v of every level, by step."""
+    """Train a recipe; return the held-out error of v of every level, by step."""
     run_recipe(recipe, options)
     return held_out_losses(History(options.output_dir / FILE_NAME).read())
 
 
 def held_out_losses(rows: list[dict]) -> dict[int, list[float]]:
-    """The measurements in a history, by step."""
+    """Return the measurements in a history, by step."""
     losses = {}
     for row in rows:
         keys = sorted(key for key in row if key.startswith("validation_loss/level_") and key.count("/") == 1)
@@ -95,7 +95,9 @@ def held_out_losses(rows: list[dict]) -> dict[int, list[float]]:
 
 
 def training_step(recipe: Recipe, precision: str | None, backend: str | None) -> Callable[[], None]:
-    """One step of the recipe's U-Net on random inputs: forward, backward, AdamW; without data and text encoder."""
+    """Return a training step of the recipe's U-Net on random inputs: forward, backward, AdamW; no data, no text
+    encoder.
+    """
     unet = build_unet(recipe, 2).train()
     if backend is not None:
         unet.set_attention_backend(backend)
@@ -114,18 +116,18 @@ def training_step(recipe: Recipe, precision: str | None, backend: str | None) ->
 
 
 def count_parameters(recipe: Recipe, levels: int) -> int:
-    """Parameters of the recipe's inner `levels` levels, shared ones once."""
+    """Count the parameters of the recipe's inner `levels` levels, shared ones once."""
     return sum(parameter.numel() for parameter in build_unet(recipe, levels).parameters())
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train all ways, time their steps by turns, write the numbers and print them."""
+    """Train all variants, time their steps alternately, write the numbers and print them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=350)
     parser.add_argument("--measure_every", type=int, default=50, help="steps between two measurements")
-    parser.add_argument("--rounds", type=int, default=9, help="steps of each model that are timed")
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps per model")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"])
     parser.add_argument("--attention_backend", help="of diffusers")
     args = parser.parse_args(argv)

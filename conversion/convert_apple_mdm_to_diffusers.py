@@ -4,7 +4,7 @@
     python conversion/convert_apple_mdm_to_diffusers.py --checkpoint_path vis_model.pth \
         --config_path cc12m_64x64.yaml --output_dir mdm-64 --text_encoder google/flan-t5-xl
 
-Nothing in the checkpoint is executed. The folder appears when all of it was written, loaded again and compared.
+Nothing in the checkpoint is executed. The folder appears only after it was written, loaded again and compared.
 """
 
 PARSES_FIRST = True  # see diffusers_mdm/__init__.py
@@ -23,11 +23,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint_path", required=True, help="vis_model.pth, as the published trainer writes it")
     parser.add_argument(
-        "--config_path", help="the model's YAML; may be left out if the checkpoint holds the trainer's arguments"
+        "--config_path",
+        help="the model's YAML config; can be omitted if the checkpoint contains the trainer's arguments",
     )
     parser.add_argument(
         "--state_dict_key",
-        help="which weights to take of a checkpoint that has several, e.g. ema (the error lists them)",
+        help="which weights to take from a checkpoint that has several, e.g. ema (the error message lists them)",
     )
     add_folder_arguments(parser)
     return parser.parse_args(argv)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert weights of the MDM community pipeline of the diffusers examples to a folder of this package.
+"""Convert weights of the MDM community pipeline in diffusers' examples to a pipeline folder of this package.
 
     python conversion/convert_community_mdm_to_diffusers.py --model_path community-folder --output_dir mdm-64
 
@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--shift_power",
         type=float,
-        help="exponent of the noise shift, which that format does not save (default: 2 for three levels, else 1)",
+        help="exponent of the noise shift, which that format does not store (default: 2 for three levels, else 1)",
     )
     return parser.parse_args(argv)
 

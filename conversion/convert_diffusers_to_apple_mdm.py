@@ -3,8 +3,9 @@
 
     python conversion/convert_diffusers_to_apple_mdm.py --model_path mdm-64 --output_path vis_model.pth
 
-Tensor for tensor the inverse of `convert_apple_mdm_to_diffusers.py`. The file holds tensors and a counter only, so
-that `torch.load(weights_only=True)` reads it; its config is the YAML the model came with.
+The exact inverse of `convert_apple_mdm_to_diffusers.py`, tensor by tensor. The file contains only tensors and a
+counter, so that `torch.load(weights_only=True)` can read it; the config to go with it is the YAML that the model came
+with.
 """
 
 PARSES_FIRST = True  # see diffusers_mdm/__init__.py
@@ -21,14 +22,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model_path", required=True, help="local model folder, or pipeline folder with unet/")
-    parser.add_argument("--output_path", required=True, help=".pth file to make; must not exist")
+    parser.add_argument("--output_path", required=True, help=".pth file to write; must not exist yet")
     parser.add_argument("--variant", help="which variant of the weights to read, e.g. fp16")
-    parser.add_argument("--batch_num", type=int, default=0, help="training step that the file names (default: 0)")
+    parser.add_argument("--batch_num", type=int, default=0, help="training step stored in the file (default: 0)")
     return parser.parse_args(argv)
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Convert as the command line says."""
+    """Convert a model according to the command line."""
     from diffusers_mdm.conversion.apple_mdm import read_converted, to_apple_state_dict
     from diffusers_mdm.conversion.write_pipeline import check_output_is_new, write_checkpoint
 

@@ -28,8 +28,8 @@ __all__ = [
     "pyramid_noise",
 ]
 
-# A program that sets `PARSES_FIRST` reads its command line before anything slow is imported; all of the package then
-# comes when one of its names is used, or when the program asks for it.
+# A program that sets `PARSES_FIRST` parses its command line before anything slow is imported; the package is then
+# loaded when one of its names is first used.
 if getattr(sys.modules.get("__main__"), "PARSES_FIRST", False):
 
     def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that users pass or write into configs, checked one by one: what was wrong, what was expected.
+"""Checks of single values that users pass as arguments or write into configs.
 
-A value in a config is refused with a ValueError, whatever it is; an argument of a call that has a wrong type, with a
-TypeError.
+Messages say what the value is and what was expected. A wrong value in a config is always a ValueError; an argument of
+a call that has the wrong type is a TypeError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .config_reading import describe
 
 
 def check_whole_number(value: Any, name: str, low: int, high: int, advice: str = "") -> None:
-    """Refuse what is no whole number from `low` to `high`.
+    """Check that a value is an integer from `low` to `high`.
 
     Raises:
         ValueError: names the value, what it is and the range.
@@ -28,15 +28,15 @@ def check_whole_number(value: Any, name: str, low: int, high: int, advice: str =
 def check_number(
     value: Any, name: str, low: float = -math.inf, high: float = math.inf, above: bool = False, advice: str = ""
 ) -> None:
-    """Refuse what is no finite number from `low` to `high`.
+    """Check that a value is a finite number from `low` to `high`.
 
     Args:
         value: to check.
         name: what the message calls it.
-        low: smallest number that is allowed; with `above` the first one that is not.
-        high: largest number that is allowed.
-        above: whether `low` itself is refused.
-        advice: a sentence for the end of the message.
+        low: smallest allowed number; with `above`, numbers must be greater than this.
+        high: largest allowed number.
+        above: whether `low` itself is excluded.
+        advice: a sentence added to the end of the message.
 
     Raises:
         ValueError: names the value, what it is and the range.
@@ -51,7 +51,7 @@ def check_number(
 
 
 def check_flag(value: Any, name: str) -> None:
-    """Refuse what is neither True nor False.
+    """Check that a value is True or False.
 
     Raises:
         ValueError: names the value and what it is.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config files that nobody vouches for, read as plain values whose size is bounded before any work is done.
+"""Reading untrusted config files (YAML, JSON) as plain values of bounded size.
 
 A few hundred bytes of YAML can stand for 2^60 values (anchors inside anchors) or for a value that contains itself, and
-a single key given twice silently drops a setting. `read_yaml` and `read_json` refuse all of that with a ValueError
-that names the file and the line, so that what follows may walk, compare and print what it gets.
+a key given twice silently drops a setting. `read_yaml` and `read_json` refuse all of that with a ValueError that names
+the file and the line, so that the result can safely be traversed, compared and printed.
 """
 
 import json
@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 MAX_YAML_BYTES = 1 << 20
-MAX_JSON_BYTES = 1 << 26  # the index of a large sharded model takes a few MiB
+MAX_JSON_BYTES = 1 << 26  # the weight index of a large sharded model takes a few MiB
 MAX_DEPTH = 64
 MAX_VALUES = 200_000
 MAX_NUMBER_LENGTH = 64
 MAX_MESSAGE = 600
-# What an unquoted word can mean. YAML 1.1 would also make dates of words such as 2026-01-31; no config here has dates,
+# The types that an unquoted word can have. YAML 1.1 would also turn 2026-01-31 into a date; no config here has dates,
 # but revisions, columns and classes may have such names.
 _TAGS = ("null", "bool", "int", "float", "merge")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in (*_TAGS, "str", "seq", "map")}
@@ -33,13 +33,14 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not YAML of plain values, gives a key twice, or is larger or deeper than a config can be.
+        ValueError: the file is not YAML of plain values, gives a key twice, or is larger or more deeply nested than a
+            config.
     """
     text = _read_text(Path(path), MAX_YAML_BYTES)
     try:
         return yaml.load(text, _BoundedLoader)  # a SafeLoader with fewer tags
     except (yaml.YAMLError, RecursionError) as error:
-        # Its own messages quote aliases and tags whole, however long they are.
+        # PyYAML's messages quote aliases and tags in full, however long they are.
         raise ValueError(f"{path} is not a YAML file that can be read here: {str(error)[:MAX_MESSAGE]}") from error
 
 
@@ -48,7 +49,7 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, gives a key twice, or is larger or deeper than a config can be.
+        ValueError: the file is not JSON, gives a key twice, or is larger or more deeply nested than a config.
     """
     text = _read_text(Path(path), MAX_JSON_BYTES)
     try:
@@ -60,10 +61,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def describe(value: Any) -> str:
-    """Return what `repr` shows of a value, cut to a length and depth that fit in a message.
+    """Return the `repr` of a value, cut to a length and depth that fit in a message.
 
-    Unlike `repr` it takes no longer for values that contain themselves, or that share their parts so often that their
-    whole text would not fit in memory.
+    Unlike `repr`, it is also fast and short for values that contain themselves, or that share parts so often that
+    their full text would not fit in memory.
     """
     return _SHORT.repr(value)
 
@@ -108,13 +109,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """A SafeLoader of plain values that counts every value as often as aliases repeat it."""
+    """A SafeLoader for plain values that counts every value as often as aliases repeat it."""
 
     def __init__(self, text: str):
         super().__init__(text)
         self._depth = 0
         self._num_values = 0
-        self._sizes: dict[yaml.Node, int] = {}  # how many values the finished nodes stand for
+        self._sizes: dict[yaml.Node, int] = {}  # how many values each finished node stands for, aliases included
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         start = self.peek_event().start_mark
@@ -135,7 +136,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    # The stubs of PyYAML describe another argument than the one that PyYAML passes.
+    # PyYAML's type stubs declare a different argument from the one that PyYAML passes.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[Hashable] = set()
@@ -161,7 +162,7 @@ class _BoundedLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         try:
             return super().construct_object(node, deep=deep)
-        except (ValueError, KeyError, OverflowError) as error:  # a tag such as !!int before something else
+        except (ValueError, KeyError, OverflowError) as error:  # a tag such as !!int on a value that is not an integer
             problem = f"{describe(node.value)} is not of the type {node.tag!r} that it claims"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 

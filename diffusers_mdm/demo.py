@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw a labelled grid of pictures, one column a prompt and one row a level of the pyramid.
+"""Generate a labelled grid of images: one column per prompt, one row per level of the pyramid.
 
 `python -m diffusers_mdm.demo --model FOLDER --prompts "red apple;sad cat" --output demo.png`
 """
@@ -18,7 +18,7 @@ from PIL import Image
 from .pipelines.picture_grid import make_grid, size_name
 from .pipelines.pipeline_mdm import MDMPipeline
 
-# Two of each of the four drawing styles; things that the demo model draws well.
+# Two prompts for each of the four drawing styles, chosen because the demo model draws them well.
 DEFAULT_PROMPTS = (
     "strawberry, 3d render",
     "red heart, flat icon",
@@ -32,17 +32,17 @@ DEFAULT_PROMPTS = (
 
 
 def best_device() -> str:
-    """The accelerator that PyTorch finds on this machine, else "cpu"."""
+    """Return the accelerator that PyTorch finds on this machine, else "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def split_prompts(text: str) -> list[str]:
-    """Split a list of prompts written with semicolons, since prompts themselves have commas.
+    """Split prompts at semicolons, since prompts themselves contain commas.
 
     Raises:
-        ValueError: if nothing is left after dropping blank parts.
+        ValueError: if only blank parts are left.
     """
     prompts = [part.strip() for part in text.split(";") if part.strip()]
     if not prompts:
@@ -63,7 +63,7 @@ def load_pipeline(folder: str | Path, device: torch.device | str = "cpu") -> MDM
             f"The model folder '{folder}' {state}. Pass --model with a folder that `save_pretrained`, the training "
             "command or a conversion command wrote."
         )
-    # float32 is asked for because transformers would otherwise keep the dtype of the file beside a float32 U-Net.
+    # Without dtype=float32 transformers would load the text encoder in the dtype of the file, beside a float32 U-Net.
     pipeline = MDMPipeline.from_pretrained(folder, dtype=torch.float32)
     return pipeline.to(device)
 
@@ -75,17 +75,17 @@ def draw_pyramid(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
 ) -> list[list[Image.Image]]:
-    """Draw one picture for each prompt and return every level of it.
+    """Generate one image per prompt and return every level.
 
     Args:
         pipeline: the loaded pipeline.
-        prompts: one text for each picture.
-        seed: picture i starts from the noise of `seed + i`, so that it does not depend on the other prompts.
-        num_inference_steps: steps of the sampler; None takes what the model's folder says.
-        guidance_scale: strength of the guidance; None takes what the model's folder says.
+        prompts: one text per image.
+        seed: image i starts from noise with seed `seed + i`, so that it does not depend on the other prompts.
+        num_inference_steps: number of sampling steps; None uses the default of the model's folder.
+        guidance_scale: strength of the guidance; None uses the default of the model's folder.
 
     Returns:
-        For each level, innermost first, the pictures in the order of the prompts.
+        For each level, innermost first, the images in the order of the prompts.
     """
     generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
     drawn = pipeline(
@@ -102,17 +102,21 @@ def draw_pyramid(
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m diffusers_mdm.demo", description="Draw a grid of pictures.")
+    parser = argparse.ArgumentParser(prog="python -m diffusers_mdm.demo", description="Generate a grid of images.")
     parser.add_argument(
         "--model", metavar="FOLDER", default="model_cards/mdm-emoji-64", help="folder of a saved pipeline"
     )
     parser.add_argument(
         "--prompts", metavar="TEXTS", default=";".join(DEFAULT_PROMPTS), help="prompts, separated by semicolons"
     )
-    parser.add_argument("--output", metavar="FILE", default="demo.png", help="the picture to write")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="picture i starts from the noise of seed + i")
-    own = "what the model's folder says"
-    parser.add_argument("--num_inference_steps", metavar="N", type=int, help=f"steps of the sampler (default: {own})")
+    parser.add_argument("--output", metavar="FILE", default="demo.png", help="image file to write")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="image i starts from noise with seed SEED + i"
+    )
+    own = "the default of the model's folder"
+    parser.add_argument(
+        "--num_inference_steps", metavar="N", type=int, help=f"number of sampling steps (default: {own})"
+    )
     parser.add_argument("--guidance_scale", metavar="W", type=float, help=f"strength of the guidance (default: {own})")
     parser.add_argument(
         "--device", metavar="DEVICE", default=best_device(), help="cpu, cuda, mps (default: %(default)s)"
@@ -121,7 +125,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Load the model, draw the grid, write it and say where it is."""
+    """Load the model, generate the grid, write it and print its path."""
     options = parse_args(args)
     start = time.perf_counter()
     try:
@@ -139,7 +143,7 @@ def main(args: Sequence[str] | None = None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     make_grid(pyramid, prompts).save(output)
     sizes = ", ".join(size_name(level[0]) for level in pyramid)
-    print(f"{len(prompts)} pictures at {sizes}: loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s")
+    print(f"{len(prompts)} images at {sizes}: loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s")
     print(f"Wrote {output}")
 
 

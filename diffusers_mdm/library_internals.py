@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package uses of other libraries that these do not promise to keep: all of it, and nowhere else.
+"""Every use that this package makes of private or undocumented parts of other libraries.
 
-When a new release moves one of these parts, the function that needs it says so in one sentence, and `import
-diffusers_mdm` goes on. `tests/test_library_internals.py` looks for each of them.
+When a new release moves one of these parts, only the function that needs it fails, with one clear sentence; `import
+diffusers_mdm` still works. `tests/test_library_internals.py` checks that each part exists.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 
 @dataclasses.dataclass(frozen=True)
 class Internal:
-    """A part of a library that may move without notice.
+    """A private part of a library, which may move without notice.
 
     Args:
         module: where it is.
-        name: its name there, dotted where it is part of a class.
-        purpose: what does not work without it.
+        name: its name in the module, with dots for parts of a class.
+        purpose: what does not work without it, as in "cannot <purpose>".
     """
 
     module: str
@@ -31,10 +31,10 @@ class Internal:
     purpose: str
 
     def get(self) -> Any:
-        """The part itself.
+        """Return the part itself.
 
         Raises:
-            ImportError: this release of the library has it no more.
+            ImportError: the installed release of the library no longer has it.
         """
         library = self.module.partition(".")[0]
         try:
@@ -44,8 +44,8 @@ class Internal:
         except (ImportError, AttributeError) as error:
             raise ImportError(
                 f"{library} {importlib.metadata.version(library)} has no `{self.module}.{self.name}`, without which "
-                f"diffusers_mdm cannot {self.purpose}. Install a release of {library} that it was tested with (those "
-                "of its constraints.txt), or a newer diffusers_mdm."
+                f"diffusers_mdm cannot {self.purpose}. Install a release of {library} that was tested with it (see "
+                f"constraints.txt), or a newer diffusers_mdm."
             ) from error
         return found
 
@@ -78,8 +78,8 @@ INTERNALS = (
     FOREACH_SUB_IN_PLACE,
     STORAGE_ADDRESS,
 )
-# What classes derived from those of diffusers set or ask, as diffusers' own models, attention layers and pipelines do,
-# though the names say that it is private.
+# Attributes that subclasses of diffusers' classes set or read, as diffusers' own models, attention layers and pipelines
+# do, although their names are private.
 OF_SUBCLASSES = tuple(
     Internal(module, name, "do what its models and pipelines do in diffusers")
     for module, cls, names in (
@@ -107,52 +107,52 @@ OF_SUBCLASSES = tuple(
     for name in (f"{cls}.{name}" for name in names)
 )
 
-# Where diffusers notes in a config which of its keys were not given but are defaults.
+# The config key in which diffusers lists which values were not passed but are defaults.
 DEFAULTED_KEYS = "_use_default_values"
-# Where diffusers keeps in a model's config what `from_pretrained` was given.
+# The config key in which diffusers keeps the argument of `from_pretrained`.
 ORIGIN_KEY = "_name_or_path"
-# Where diffusers keeps the config of a model, pipeline or scheduler.
+# The attribute in which diffusers keeps the config of a model, pipeline or scheduler.
 _CONFIG = "_internal_dict"
-# What hooks of accelerate and of diffusers are called on the modules that they move.
+# The attributes under which accelerate and diffusers attach hooks to the modules that they move.
 _HOOKS = ("_hf_hook", "_diffusers_hook")
-# The model inside of a compiled one.
+# The attribute that holds the original model inside a compiled one.
 _COMPILED_MODEL = "_orig_mod"
 
 
 def raise_graph_limit(limit: int) -> None:
-    """Let torch make so many graphs of one function, if its limit is lower: of use where `compile` takes no limit."""
+    """Raise torch's limit on graphs per function to `limit`, for functions of torch that have no such argument."""
     current = GRAPH_LIMIT.get()
     settings = importlib.import_module(GRAPH_LIMIT.module)
     setattr(settings, GRAPH_LIMIT.name, max(current, limit))
 
 
 def subtract_each(ours: list[torch.Tensor], theirs: list[torch.Tensor], share: float) -> None:
-    """Ours -= share * (ours - theirs) for every pair of tensors, in a few kernels for all of them."""
+    """Compute ours -= share * (ours - theirs) for every pair of tensors, with a few kernels for all of them."""
     FOREACH_SUB_IN_PLACE.get()(ours, FOREACH_SUB.get()(ours, theirs), alpha=share)
 
 
 def storage_address(tensor: torch.Tensor) -> int:
-    """A number that the memory of a tensor has as long as it is held, also where it has no contents (fake tensors)."""
+    """Return a number that identifies a tensor's storage while it is alive, also for fake tensors."""
     return int(getattr(tensor.untyped_storage(), STORAGE_ADDRESS.name.rpartition(".")[2]))
 
 
 def replace_config(module: Any, config: Mapping[str, Any]) -> None:
-    """Give a diffusers model another (frozen) config; `register_to_config` can add keys, but take none away."""
+    """Replace the (frozen) config of a diffusers model; `register_to_config` can add keys, but not remove any."""
     setattr(module, _CONFIG, config)
 
 
 def is_hooked(modules: Iterable[Any]) -> bool:
-    """Whether any of the modules is moved about by hooks (offloading, device maps, layerwise casting)."""
+    """Return whether hooks move or cast any of the modules (offloading, device maps, layerwise casting)."""
     return any(hasattr(module, name) for module in modules for name in _HOOKS)
 
 
 def group_offload_folder(module: Any) -> str | None:
-    """Where diffusers' group offloading keeps the weights of a module on disk; None if it does not."""
+    """Return the folder where diffusers' group offloading keeps a module's weights on disk, None if it does not."""
     registry = getattr(module, _HOOKS[1], None)
     hook = None if registry is None else registry.get_hook("group_offloading")
     return None if hook is None else hook.config.offload_to_disk_path
 
 
 def inside_of(model: Any) -> Any:
-    """The model inside of a compiled or distributed one; the model itself if it is neither."""
+    """Return the model inside a compiled or distributed wrapper, or the model itself if it has none."""
     return getattr(model, _COMPILED_MODEL, getattr(model, "module", model))

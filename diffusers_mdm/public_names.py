@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that `import diffusers_mdm` offers, known to diffusers."""
+"""The public names of `diffusers_mdm`, registered with diffusers."""
 
-# diffusers looks the base classes up in the module that `model_index.json` records, which is this one.
+# diffusers looks up these base classes in the module that `model_index.json` records, which is the package root.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from .models import LevelConfig, NestedUNetModel, TextConditioning
@@ -19,7 +19,7 @@ from .pyramid import Pyramid, build_pyramid, pyramid_noise
 from .registration import PIPELINES, register_with_diffusers
 from .schedulers import MatryoshkaScheduler
 
-# Saved pipelines name their classes by module: the package root stays valid when code moves.
+# Saved pipelines record the module of each class. With the package root as module they still load when code moves.
 for _saved in (NestedUNetModel, MatryoshkaScheduler, *PIPELINES):
     _saved.__module__ = __package__
 register_with_diffusers()

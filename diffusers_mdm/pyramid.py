@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pyramid: one picture, or one clip, at several resolutions, innermost (smallest) first.
+"""Image pyramids: the same batch of images or clips at several resolutions, innermost (smallest) first.
 
-A pyramid is a `list[Tensor]`; element i has shape `(B_i, C, H_i, W_i)` and holds D^i(x), the picture averaged down to
-level i, in [-1, 1] when clean. For video it is `(B_i, C, F_i, H_i, W_i)`, where a level may have more frames than the
-one inside it, more pixels, or both. Batches may thin outwards (B_0 >= B_1 >= ...): the rows of level i are the first
-B_i rows of level i - 1.
+A pyramid is a `list[Tensor]`; element i has shape `(B_i, C, H_i, W_i)` and holds D^i(x), the images averaged down to
+level i, in [-1, 1] when clean. For video the shape is `(B_i, C, F_i, H_i, W_i)`, and a level has more frames than the
+level inside it, more pixels, or both. Outer levels may have smaller batches (B_0 >= B_1 >= ...): the samples of level
+i are the first B_i samples of level i - 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Pyramid = list[torch.Tensor]
 
 
 def as_pyramid(sample: torch.Tensor | Sequence[torch.Tensor]) -> tuple[Pyramid, bool]:
-    """Give `sample` as a list of levels, and whether it came as one bare tensor (a pyramid of one level).
+    """Return `sample` as a list of levels, and whether it was a bare tensor (a pyramid of one level).
 
     Raises:
         ValueError: `sample` is neither a tensor nor a sequence of tensors.
@@ -39,12 +39,14 @@ def as_pyramid(sample: torch.Tensor | Sequence[torch.Tensor]) -> tuple[Pyramid, 
 
 
 def check_pyramid(pyramid: Sequence[torch.Tensor], *, name: str = "sample") -> None:
-    """Refuse what cannot be a pyramid: no level, wrong dimensions, unequal channels, batches that grow outwards,
-    levels that shrink outwards.
+    """Check that a pyramid is valid.
+
+    It needs at least one level, the right number of dimensions, equal channels at all levels, and no level with a
+    larger batch or a smaller image than the level inside it.
 
     Args:
-        pyramid: levels `(B_i, C, H_i, W_i)`, or `(B_i, C, F_i, H_i, W_i)` all of them, innermost first.
-        name: what the error message calls it.
+        pyramid: levels, all `(B_i, C, H_i, W_i)` or all `(B_i, C, F_i, H_i, W_i)`, innermost first.
+        name: name of the pyramid in error messages.
     """
     if len(pyramid) == 0:
         raise ValueError(f"`{name}` is an empty pyramid; pass at least the innermost level.")
@@ -64,12 +66,13 @@ def check_pyramid(pyramid: Sequence[torch.Tensor], *, name: str = "sample") -> N
         if inner.shape[1] != outer.shape[1]:
             raise ValueError(
                 f"Levels {index - 1} and {index} of `{name}` have {inner.shape[1]} and {outer.shape[1]} channels; "
-                "every level of a pyramid has the same channels."
+                "all levels of a pyramid need the same number of channels."
             )
         if outer.shape[0] > inner.shape[0]:
             raise ValueError(
-                f"Level {index} of `{name}` has {outer.shape[0]} rows but level {index - 1} has {inner.shape[0]}; "
-                "batches may only get smaller outwards. Is the pyramid given innermost (smallest) first?"
+                f"Level {index} of `{name}` has a batch of {outer.shape[0]} but level {index - 1} one of "
+                f"{inner.shape[0]}; outer levels cannot have larger batches. Is the pyramid given innermost "
+                f"(smallest) first?"
             )
         if not _is_larger(outer.shape[2:], inner.shape[2:]):
             raise ValueError(
@@ -102,10 +105,10 @@ def check_tensor(value: Any, name: str, expected: str, is_floating: bool | None 
 def matching_levels(
     tensors: torch.Tensor | Sequence[torch.Tensor], levels: Sequence[torch.Tensor], name: str
 ) -> Pyramid:
-    """`tensors` as levels of the same shapes as `levels`.
+    """Return `tensors` as a list, checked to have the same shapes and devices as `levels`.
 
     Raises:
-        ValueError: another number of levels, other shapes, or other devices.
+        ValueError: the number of levels, a shape or a device differs.
     """
     others, _ = as_pyramid(tensors)
     shapes, expected = [tuple(level.shape) for level in others], [tuple(level.shape) for level in levels]
@@ -116,18 +119,18 @@ def matching_levels(
     places, expected_places = [str(level.device) for level in others], [str(level.device) for level in levels]
     if places != expected_places:
         raise ValueError(
-            f"`{name}` is on {', '.join(places)}; the sample is on {', '.join(expected_places)}. Move it."
+            f"`{name}` is on {', '.join(places)}; the sample is on {', '.join(expected_places)}. Move it there."
         )
     return others
 
 
 def check_finite(levels: Sequence[torch.Tensor], timestep: int, name: str) -> None:
-    """Refuse NaN and infinity.
+    """Check that all levels are free of NaN and infinity.
 
     Raises:
         ValueError: names the timestep and the levels (0 = innermost).
     """
-    # One answer for all levels: an accelerator is waited for once a step.
+    # One result for all levels, so that each step waits for the accelerator only once.
     finite = torch.stack([torch.isfinite(level).all() for level in levels]).tolist()
     if not all(finite):
         broken = ", ".join(str(index) for index, good in enumerate(finite) if not good)
@@ -138,12 +141,12 @@ def check_finite(levels: Sequence[torch.Tensor], timestep: int, name: str) -> No
 
 
 def in_full_precision(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, in float32 if it was in half precision."""
+    """Return the tensor, converted to float32 if it is in half precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _is_larger(outer: Sequence[int], inner: Sequence[int]) -> bool:
-    """Whether a level grows in both sides, or has more frames of sides that do not shrink."""
+    """Return whether a level has larger sides, or more frames and no smaller sides, than the level inside it."""
     more_pixels = outer[-2] > inner[-2] and outer[-1] > inner[-1]
     if len(outer) == 2:
         return more_pixels
@@ -152,10 +155,10 @@ def _is_larger(outer: Sequence[int], inner: Sequence[int]) -> bool:
 
 
 def level_ratios(pyramid: Sequence[torch.Tensor]) -> list[float]:
-    """Ratio r_i / r_0 of every level to the innermost one, e.g. `[1.0, 4.0, 16.0]`.
+    """Return the ratio r_i / r_0 of every level to the innermost one, e.g. `[1.0, 4.0, 16.0]`.
 
-    For pictures it is the ratio of their sides. For clips it is also multiplied by the square root of the ratio of
-    their frames: the published video models tile the frames in a square, and r is the side of that (ml-mdm, Video).
+    For images it is the ratio of the sides. For clips it is multiplied by the square root of the ratio of the numbers
+    of frames: the published video models tile the frames into a square, and r is its side (ml-mdm, Video).
     """
     if pyramid[0].ndim == 5:
         inner = pyramid[0].shape
@@ -164,23 +167,23 @@ def level_ratios(pyramid: Sequence[torch.Tensor]) -> list[float]:
 
 
 def build_pyramid(images: torch.Tensor, sides: Sequence[int], num_frames: Sequence[int] | None = None) -> Pyramid:
-    """Take `images` down to every level (D^i of the paper, section 3.1), one level after the other.
+    """Downsample `images` to every level (D^i of the paper, section 3.1), from the outermost level inwards.
 
-    Pixels are averaged. Of frames every k-th is kept, beginning with the first (ml-mdm, Schedule / diffusion).
+    Pixels are averaged. Of the frames every k-th is kept, beginning with the first (ml-mdm, Schedule / diffusion).
 
     Args:
         images: `(B, C, H, W)`, or `(B, C, F, H, W)` for clips, clean, in [-1, 1].
-        sides: heights of the levels, innermost first; the last one is H, and each divides the next.
-        num_frames: for clips, frames of the levels, innermost first; the last one is F, and each divides the next.
-            `None` for F frames on every level.
+        sides: heights of the levels, innermost first; the last one must be H, and each must divide the next.
+        num_frames: for clips, numbers of frames of the levels, innermost first; the last one must be F, and each must
+            divide the next. None means F frames at every level.
 
     Returns:
-        Levels `(B, C, sides[i], W * sides[i] / H)`, for clips `(B, C, num_frames[i], …)`, innermost first; the last
-        one is `images` itself.
+        Levels `(B, C, sides[i], W * sides[i] / H)`, for clips `(B, C, num_frames[i], …)`, innermost
+        first. The last one is `images` itself.
 
     Raises:
-        ValueError: the sides do not end at H, or do not divide one another and W; so for the frames; neighbouring
-            levels are equal.
+        ValueError: the last side is not H, or the sides do not divide each other and W; the same for the frames; or
+            two neighbouring levels have equal sizes.
     """
     if images.ndim not in (4, 5):
         raise ValueError(
@@ -189,8 +192,8 @@ def build_pyramid(images: torch.Tensor, sides: Sequence[int], num_frames: Sequen
         )
     if not sides or sides[-1] != images.shape[-2]:
         raise ValueError(
-            f"The outermost side must be the height of the images, {images.shape[-2]}; got sides {list(sides)} "
-            "(innermost first). Resize the images first."
+            f"The last side must be the height of the images, {images.shape[-2]}; got sides {list(sides)} "
+            f"(innermost first). Resize the images first."
         )
     frames = _checked_frames(images, len(sides), num_frames)
     levels = [images]
@@ -208,7 +211,7 @@ def build_pyramid(images: torch.Tensor, sides: Sequence[int], num_frames: Sequen
 
 
 def _step_inwards(level: torch.Tensor, factor: int, skipped: int) -> torch.Tensor:
-    """Every `skipped`-th frame, averaged over squares of side `factor`."""
+    """Return every `skipped`-th frame, averaged over squares of side `factor`."""
     if level.ndim == 4:
         return F.avg_pool2d(level, factor)
     level = level[:, :, ::skipped]
@@ -216,7 +219,7 @@ def _step_inwards(level: torch.Tensor, factor: int, skipped: int) -> torch.Tenso
 
 
 def _checked_frames(images: torch.Tensor, num_levels: int, num_frames: Sequence[int] | None) -> list[int]:
-    """Frames of every level; 1 for pictures."""
+    """Return the number of frames of every level; 1 for images."""
     if images.ndim == 4:
         if num_frames is not None and any(count != 1 for count in num_frames):
             raise ValueError(
@@ -229,7 +232,8 @@ def _checked_frames(images: torch.Tensor, num_levels: int, num_frames: Sequence[
     if len(frames) != num_levels or frames[-1] != images.shape[2] or not divisible:
         raise ValueError(
             f"Clips of {images.shape[2]} frames do not fit `num_frames` = {frames}: expected {num_levels} numbers, "
-            f"innermost first, each dividing the next, the last one {images.shape[2]}. Cut the clips to length first."
+            f"innermost first, each dividing the next, ending with {images.shape[2]}. Cut the clips to this length "
+            f"first."
         )
     return frames
 
@@ -240,17 +244,17 @@ def pyramid_noise(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Pyramid:
-    """Draw independent N(0, 1) noise for every level, the innermost first.
+    """Sample independent N(0, 1) noise for every level, innermost first.
 
     Args:
-        shapes: `(B_i, C, H_i, W_i)`, or `(B_i, C, F_i, H_i, W_i)`, of every level, innermost first.
-        generator: one generator, or one for each row of level 0. With a list, a row's noise depends on its own
-            generator alone, so a picture does not change with the batch it is drawn in.
-        device: where the noise goes; it is drawn where the generator is.
-        dtype: of the noise.
+        shapes: of every level, `(B_i, C, H_i, W_i)` or `(B_i, C, F_i, H_i, W_i)`, innermost first.
+        generator: one generator, or a list with one per sample of level 0. With a list, the noise of a sample depends
+            on its own generator only, so an image does not depend on the batch it is generated in.
+        device: device of the result; the noise is sampled on the generator's device.
+        dtype: dtype of the result.
 
     Raises:
-        ValueError: the list of generators does not have one entry for each row of level 0.
+        ValueError: the list of generators does not have one entry per sample of level 0.
     """
     device = torch.device(device) if device is not None else None
     given = generator if isinstance(generator, (list, tuple)) else [generator]
@@ -262,8 +266,8 @@ def pyramid_noise(
     if isinstance(generator, (list, tuple)):
         if len(generator) != shapes[0][0]:
             raise ValueError(
-                f"Got a list of {len(generator)} generators for a batch of {shapes[0][0]}; pass one for each row, "
-                "or a single one."
+                f"Got a list of {len(generator)} generators for a batch of {shapes[0][0]}; pass one for each "
+                f"sample, or a single one."
             )
         return [
             randn_tensor(tuple(shape), generator=list(generator[: shape[0]]), device=device, dtype=dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes diffusers find this package's classes, as if they were its own."""
+"""Registration of this package's classes with diffusers, so that it finds them as its own."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ logger = logging.get_logger(__name__)
 
 PACKAGE = __name__.partition(".")[0]
 AUTO_PIPELINES = "diffusers.pipelines.auto_pipeline"
-# What diffusers' auto pipelines know the model as.
+# The name of the model in diffusers' auto pipelines.
 AUTO_NAME = "mdm"
-# diffusers' table for each task, and the pipeline that does it.
+# diffusers' table for each task, and our pipeline for the task.
 AUTO_TASKS = {
     "AUTO_TEXT2IMAGE_PIPELINES_MAPPING": MDMPipeline,
     "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING": MDMImg2ImgPipeline,
@@ -45,17 +45,16 @@ AUTO_TASKS = {
 # Tasks for which diffusers has no table.
 OTHER_PIPELINES = (MDMClassConditionalPipeline, MDMUpscalePipeline)
 PIPELINES = (*AUTO_TASKS.values(), *OTHER_PIPELINES)
-# What diffusers calls to save and load a class, by the base class that it looks up in the package root.
+# Names of the methods that save and load a class, by the base class that diffusers looks up in the package root.
 LOADABLE_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 
 
 def register_with_diffusers() -> None:
-    """Enter the classes in the registries of diffusers. Calling it again changes nothing.
+    """Add the classes to the registries of diffusers. Calling it again changes nothing.
 
-    After it, `DiffusionPipeline`, `AutoPipelineForText2Image`, `AutoPipelineForImage2Image`,
-    `AutoPipelineForInpainting` and `AutoModel` load what this package saved,
-    `NestedUNetModel.from_single_file` reads published checkpoints, and repositories on the Hub that name this package
-    are not refused.
+    Afterwards `DiffusionPipeline`, `AutoPipelineForText2Image`, `AutoPipelineForImage2Image`,
+    `AutoPipelineForInpainting` and `AutoModel` load what this package has saved, `NestedUNetModel.from_single_file`
+    reads published checkpoints, and Hub repositories that name this package are accepted.
     """
     for registered in (NestedUNetModel, MatryoshkaScheduler, *PIPELINES):
         setattr(diffusers, registered.__name__, registered)
@@ -76,7 +75,7 @@ def register_with_diffusers() -> None:
 
 
 def _enter(table: Internal, name: str, value: Any) -> None:
-    """Add an entry to a table of diffusers; where the table has moved, warn and go on without."""
+    """Add an entry to a table of diffusers; if the table has moved, warn and continue without it."""
     try:
         table.get()[name] = value
     except ImportError as error:
@@ -104,11 +103,11 @@ def _map_published_config(original_config: Mapping[str, Any], checkpoint: Mappin
 def _register_auto_pipeline(module: Any) -> None:
     for table, pipeline in AUTO_TASKS.items():
         _enter(Internal(AUTO_PIPELINES, table, f"load {pipeline.__name__} by task"), AUTO_NAME, pipeline)
-    # diffusers finds the model's name by the class of the pipeline that it is asked to convert, in any of its tables.
+    # diffusers looks up the model's name by the class of the pipeline to convert, in any of its tables.
     if not isinstance(getattr(module, "SUPPORTED_TASKS_MAPPINGS", None), list):
         logger.warning(
-            f"diffusers has no list `{AUTO_PIPELINES}.SUPPORTED_TASKS_MAPPINGS`; `from_pipe` of its auto "
-            "pipelines does not know the pipelines of diffusers_mdm."
+            f"diffusers has no list `{AUTO_PIPELINES}.SUPPORTED_TASKS_MAPPINGS`; `from_pipe` of its auto pipelines "
+            f"will not find the pipelines of diffusers_mdm."
         )
         return
     known = {pipeline for table in module.SUPPORTED_TASKS_MAPPINGS for pipeline in table.values()}
@@ -116,8 +115,9 @@ def _register_auto_pipeline(module: Any) -> None:
 
 
 class _AutoPipelineFinder(importlib.abc.MetaPathFinder):
-    """Registers the pipeline as diffusers' auto pipelines are imported, and not before: they import every
-    pipeline of diffusers, which takes longer than all of this package.
+    """An import hook that registers the pipelines once diffusers' auto pipelines are imported.
+
+    Importing those here would import every pipeline of diffusers, which takes longer than importing this package.
     """
 
     def find_spec(
@@ -133,7 +133,7 @@ class _AutoPipelineFinder(importlib.abc.MetaPathFinder):
 
 
 class _RegisteringLoader(importlib.abc.Loader):
-    """A loader that registers the pipeline in the module it has loaded."""
+    """A module loader that registers the pipelines in the module it has loaded."""
 
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self.loader = loader

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any picture that Pillow opened, as a viewer shows it: upright, in RGB with 8 bits, on a plain background.
+"""Conversion of any Pillow image to what a viewer shows: upright 8-bit RGB on a plain background.
 
-The one place that knows modes, bit depths, and the ways in which a picture says that it is transparent: an alpha
-channel, a palette with one, or one colour (PNG's tRNS chunk, GIF's transparent index).
+Modes, bit depths and transparency are handled here and nowhere else. An image can be transparent by an alpha channel,
+a palette with alpha, or a single transparent colour (PNG's tRNS chunk, GIF's transparent index).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# What Pillow's decoders raise at broken data, beside its own UnidentifiedImageError (an OSError).
+# What Pillow's decoders raise on damaged data, besides its own UnidentifiedImageError (an OSError).
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -40,27 +40,28 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BAND_PIXELS = 2**20  # converted at a time, so that no intermediate picture is as large as the whole
+_BAND_PIXELS = 2**20  # pixels converted at a time, so that no intermediate copy is as large as the image
 
-# A transparent colour: one number, or three.
+# A transparent colour: one number (grey or palette index), or three.
 Key = int | tuple[int, int, int]
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Show a picture of any mode as RGB, with what is transparent on a plain background.
+    """Convert an image of any mode to RGB, with transparent areas on a plain background.
 
-    16-bit numbers are rounded to 8 bits. A picture whose metadata are broken is shown without them.
+    16-bit values are rounded to 8 bits. Damaged metadata is ignored.
 
     Args:
-        image: of any mode and size. A 2-bit or 4-bit grey PNG, or a 16-bit colour one, that has a transparent colour
-            should not have been loaded yet: Pillow forgets the depth in which that colour is given.
-        background: what is seen through transparent pixels, a colour by Pillow's name.
+        image: of any mode and size. If it is a 2-bit or 4-bit grey PNG or a 16-bit colour PNG with a transparent
+            colour, it should not have been loaded yet: Pillow then forgets the bit depth in which that colour is
+            given.
+        background: the colour behind transparent pixels, by Pillow's name.
 
     Returns:
-        A picture without metadata; the given one itself where there is nothing to do.
+        An image without metadata; the given image itself if there is nothing to do.
 
     Raises:
-        ValueError: its pixels cannot be decoded, or are numbers of no known range (floating point, 32 bits).
+        ValueError: its pixels cannot be decoded, or have no known range (floating point, 32 bits).
     """
     key = _transparent_key(image)
     try:
@@ -75,22 +76,22 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if turn is None:
         return image
     image = image.transpose(turn)
-    # The copy would otherwise be turned once more by whoever reads its metadata.
+    # Otherwise code that reads the metadata of the copy would rotate it once more.
     image.info = {}
     return image
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a picture has one number a pixel, of more than 8 bits."""
+    """Return whether an image has a single channel of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def area_filter(old: tuple[int, int], new: tuple[int, int]) -> Image.Resampling:
-    """The filter that resizes as the levels of a pyramid are made: averages over areas, bicubic curves to enlarge.
+    """Return the filter that resizes in the way pyramids are built: area averages to shrink, bicubic to enlarge.
 
     Args:
         old: two sides in pixels.
-        new: two sides in pixels, in the same order.
+        new: two sides in pixels, in the same order as `old`.
     """
     return Image.Resampling.BOX if new[0] * new[1] < old[0] * old[1] else Image.Resampling.BICUBIC
 
@@ -123,7 +124,7 @@ def _band_to_rgb(band: Image.Image, key: Key | None, background: str, white: int
 
 
 def _opaque_palette_or_rgba(band: Image.Image) -> Image.Image:
-    """As RGBA; transparency of a palette that means nothing is left out."""
+    """Convert to RGBA, without palette transparency if that has no effect."""
     try:
         return band.convert("RGBA")
     except DECODER_ERRORS:
@@ -134,7 +135,7 @@ def _opaque_palette_or_rgba(band: Image.Image) -> Image.Image:
 
 
 def _has_color(band: Image.Image, key: Key) -> np.ndarray:
-    """Which pixels `(H, W)` have the transparent colour."""
+    """Return a mask `(H, W)` of the pixels that have the transparent colour."""
     values = np.asarray(band)
     if values.dtype == bool:
         return values == bool(key)
@@ -142,7 +143,7 @@ def _has_color(band: Image.Image, key: Key) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray, white: int) -> np.ndarray:
-    """Numbers from 0 to `white` as numbers from 0 to 255, rounded."""
+    """Scale values from 0 to `white` to 0 to 255, rounded."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > white:
         raise ValueError(f"they are from {low} to {high}; expected 0 to {white}")
@@ -150,18 +151,18 @@ def _eight_bits(values: np.ndarray, white: int) -> np.ndarray:
 
 
 def _white_of(image: Image.Image) -> int:
-    """The number of white in a picture of more than 8 bits: Pillow leaves 12-bit TIFF files as they are."""
+    """Return the value of white in an image of more than 8 bits; Pillow does not scale 12-bit TIFF files."""
     bits: Any = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE)
     return 4095 if bits in (12, (12,)) else 65535
 
 
 def _transparent_key(image: Image.Image) -> Key | None:
-    """The transparent colour in the numbers of the loaded picture; None where no single colour says so.
+    """Return the transparent colour on the scale of the loaded image, None if there is no single such colour.
 
-    A PNG file gives it in the file's own bit depth, and Pillow hands it on as it stands.
+    A PNG file gives it in the file's own bit depth, and Pillow does not convert it.
     """
     key, mode = image.info.get("transparency"), image.mode
-    # A picture that is not loaded yet knows the layout of the file's pixels, "L;2" or "RGB;16B" for example.
+    # Only an image that is not loaded yet has the file's pixel layout, "L;2" or "RGB;16B" for example.
     tiles: Any = getattr(image, "tile", None)
     layout = str(tiles[0][3]) if tiles else mode
     if mode == "RGB":
@@ -176,7 +177,7 @@ def _transparent_key(image: Image.Image) -> Key | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 for upright and wherever the metadata cannot be read."""
+    """Return the EXIF orientation; 1 (upright) if the metadata cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except DECODER_ERRORS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Measure how good the pictures of a model are: Fréchet distance, KID, CLIP score and more, at every level.
+r"""Evaluate the images that a model generates: Fréchet distance, KID, CLIP score and more, at every level.
 
 python training/evaluate.py reference --data_dir training/data/emoji-styles-64 --sides 16 64 \
     --output_dir runs/reference
@@ -15,7 +15,7 @@ from diffusers_mdm.training.commands.messages import mistakes_in_one_line
 
 
 def main() -> None:
-    """Read the command line and do it; mistakes end the program with one line that says what to do."""
+    """Run the command; user errors end the program with one line that says what to do."""
     args = parse_arguments(__doc__ or "")
     with mistakes_in_one_line():
         from diffusers_mdm.training.commands.evaluation.measure import run_verb

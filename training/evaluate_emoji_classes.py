@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure whether a class-conditional model trained on the emoji data set draws the classes it is asked for.
+"""Measure how often a class-conditional model trained on the emoji data set generates the requested class.
 
 python training/evaluate_emoji_classes.py --model_dir model_cards/mdm-emoji-classes-64 --output scores.json
 """
@@ -24,14 +24,14 @@ def parse_args() -> argparse.Namespace:
     """The command's flags."""
     parser = evaluation_parser(__doc__ or "", DATA_DIR, guidance_scale=3.0, batch_size=32)
     parser.add_argument(
-        "--label_column", default="subgroup", help="column of the classes that the model was trained on"
+        "--label_column", default="subgroup", help="column with the classes that the model was trained on"
     )
-    parser.add_argument("--num_per_class", type=int, default=4, help="drawings of each class")
+    parser.add_argument("--num_per_class", type=int, default=4, help="images per class")
     return parser.parse_args()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Load, draw, compare, print and save."""
+    """Load the model, generate, compare, print and save."""
     from diffusers_mdm import MDMClassConditionalPipeline
     from diffusers_mdm.training.commands.retrieval import evaluate_classes, load_class_gallery
 
@@ -50,7 +50,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line and evaluate; mistakes end the program with one line that says what to do."""
+    """Run the command; user errors end the program with one line that says what to do."""
     args = parse_args()
     with mistakes_in_one_line():
         evaluate(args)

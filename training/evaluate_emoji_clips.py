@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure whether a model trained on the animated emoji draws the clips that its captions ask for, and how they move.
+"""Measure how often a model trained on the animated emoji generates the captioned clip, and how much its clips move.
 
 python training/evaluate_emoji_clips.py --model_dir model_cards/mdm-emoji-clips-64 --output scores.json
 """
@@ -24,12 +24,12 @@ DATA_DIR = Path(__file__).parent / "data" / "emoji-clips-64"
 def parse_args() -> argparse.Namespace:
     """The command's flags."""
     parser = evaluation_parser(__doc__ or "", DATA_DIR, guidance_scale=3.0, batch_size=8)
-    parser.add_argument("--num_seen", type=int, default=100, help="captions of the training split to draw")
+    parser.add_argument("--num_seen", type=int, default=100, help="number of captions of the training split")
     return parser.parse_args()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Load, draw, compare, print and save."""
+    """Load the model, generate, compare, print and save."""
     from diffusers_mdm import MDMVideoPipeline
     from diffusers_mdm.training.commands.clip_retrieval import evaluate_clips, load_clip_gallery
     from diffusers_mdm.training.commands.retrieval import choose_records
@@ -37,20 +37,21 @@ def evaluate(args: argparse.Namespace) -> None:
     pipeline = open_pipeline(MDMVideoPipeline, args)
     if args.height is not None and args.height not in pipeline.picture_sides:
         sides = ", ".join(map(str, pipeline.picture_sides))
-        raise ValueError(f"--height {args.height} is the side of no level; this model has {sides}.")
+        raise ValueError(f"--height {args.height} is not the side of a level; this model has {sides}.")
     opened = -1 if args.height is None else pipeline.picture_sides.index(args.height)
     gallery, captions = load_clip_gallery(args.data_dir, pipeline.unet.level_frames[opened])
     records = choose_records(range(len(captions)), args.num_seen, args.seed)
     scores = evaluate_clips(pipeline, gallery, captions, records, args.batch_size, args.seed, **drawing_settings(args))
     print(
-        f"{scores.num_drawn} drawn; the nearest of {len(captions)} clips is the captioned one for {scores.clip:.1%}; "
-        f"they move {scores.motion:.2f} times as the captioned ones"
+        f"{scores.num_drawn} clips generated; the nearest of {len(captions)} clips has the same caption for "
+        f"{scores.clip:.1%}; "
+        f"their motion is {scores.motion:.2f} times as the captioned ones"
     )
     write_report(args, dataclasses.asdict(scores))
 
 
 def main() -> None:
-    """Read the command line and evaluate; mistakes end the program with one line that says what to do."""
+    """Run the command; user errors end the program with one line that says what to do."""
     args = parse_args()
     with mistakes_in_one_line():
         evaluate(args)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure whether a model trained on the emoji data set draws what its captions ask for.
+"""Measure how often a model trained on the emoji data set generates what its captions describe.
 
 python training/evaluate_emoji_model.py --model_dir model_cards/mdm-emoji-64 --output scores.json
 """
@@ -25,13 +25,15 @@ DATA_DIR = Path(__file__).parent / "data" / "emoji-styles-64"
 def parse_args() -> argparse.Namespace:
     """The command's flags."""
     parser = evaluation_parser(__doc__ or "", DATA_DIR, guidance_scale=2.0, batch_size=25)
-    parser.add_argument("--num_seen", type=int, default=200, help="captions of the training split to draw")
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, help="what to draw (default: all)")
+    parser.add_argument("--num_seen", type=int, default=200, help="number of captions of the training split")
+    parser.add_argument(
+        "--groups", nargs="+", choices=GROUPS, default=GROUPS, help="groups of captions (default: all)"
+    )
     return parser.parse_args()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Load, draw, compare, print and save."""
+    """Load the model, generate, compare, print and save."""
     from diffusers_mdm import MDMPipeline
     from diffusers_mdm.training.commands.retrieval import evaluate_retrieval, load_gallery
 
@@ -49,7 +51,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line and evaluate; mistakes end the program with one line that says what to do."""
+    """Run the command; user errors end the program with one line that says what to do."""
     args = parse_args()
     with mistakes_in_one_line():
         evaluate(args)

@@ -5,8 +5,7 @@ r"""Encode all captions of a data set once, so that training needs no text encod
     accelerate launch training/train_text_to_image_mdm.py --recipe training/recipes/cc12m_64.yaml \
         --embeddings_dir features --output_dir my-model
 
-Give the flags of pictures and captions that training will have. Repeating the command goes on where it stopped, and
-adds captions that are new.
+Pass the same data flags as for training. Repeating the command continues where it stopped, and adds new captions.
 """
 
 PARSES_FIRST = True  # see diffusers_mdm/__init__.py
@@ -41,14 +40,14 @@ OWN = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's flags; those that are not given are absent from the result."""
+    """Return the parser; flags that are not given are absent from its result."""
     parser = OneLineParser(
         description=__doc__,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--embeddings_dir", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--embeddings_dir", type=Path, required=True, metavar="FOLDER", help="folder for the features")
     for title, flags in {"as in training": SHARED, "here alone": OWN}.items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -57,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line and write; mistakes end the program with one line that says what to do."""
+    """Run the command; user errors end the program with one line that says what to do."""
     parser = build_parser()
     given = given_flags(parser, sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Train a Matryoshka diffusion model from pictures with classes, stage by stage from the inside out.
+r"""Train a Matryoshka diffusion model on images with classes, stage by stage from the inside out.
 
     accelerate launch training/train_class_conditional_mdm.py --recipe training/recipes/emoji_styles_class.yaml \
         --output_dir styles
@@ -15,7 +15,7 @@ from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, run_c
 
 
 def main() -> None:
-    """Run the command with the words that it was started with."""
+    """Run the command with the arguments of the command line."""
     run_command(CLASS_CONDITIONAL)
 
 

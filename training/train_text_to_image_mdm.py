@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Train a Matryoshka diffusion model from text-image pairs, stage by stage from the inside out, or fine-tune one.
+r"""Train a Matryoshka diffusion model on captioned images, stage by stage from the inside out, or fine-tune one.
 
     accelerate launch training/train_text_to_image_mdm.py --recipe training/recipes/tiny.yaml --output_dir tiny-model
     accelerate launch training/train_text_to_image_mdm.py --pretrained_model_name_or_path tiny-model \
@@ -14,7 +14,7 @@ from diffusers_mdm.training.commands.run_command import TEXT_TO_IMAGE, run_comma
 
 
 def main() -> None:
-    """Run the command with the words that it was started with."""
+    """Run the command with the arguments of the command line."""
     run_command(TEXT_TO_IMAGE)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Train a Matryoshka diffusion model from captioned clips, from pictures to clips and from the inside out.
+r"""Train a Matryoshka diffusion model on captioned clips, from images to clips and from the inside out.
 
     accelerate launch training/train_text_to_video_mdm.py --recipe training/recipes/tiny_video.yaml \
         --output_dir tiny-video
@@ -17,7 +17,7 @@ from diffusers_mdm.training.commands.run_command import TEXT_TO_VIDEO, run_comma
 
 
 def main() -> None:
-    """Run the command with the words that it was started with."""
+    """Run the command with the arguments of the command line."""
     run_command(TEXT_TO_VIDEO)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading and saving of what is added to a pipeline: LoRA."""
+"""Loading and saving of LoRA weights."""
 
 from diffusers_mdm.loaders.lora_pipeline import MDMLoraLoaderMixin
 

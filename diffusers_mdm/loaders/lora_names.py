@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of LoRA weights as several tools write them, and as the U-Net of a pipeline is given them.
+"""Mapping of LoRA weight names, as various tools write them, to those of diffusers.
 
-Ours, like diffusers': `unet.<module>.lora_A.weight` and `unet.<module>.lora_B.weight`. Also read are names without a
+Like diffusers, we write `unet.<module>.lora_A.weight` and `unet.<module>.lora_B.weight`. We also read names without a
 prefix, those of peft (`base_model.model.`, the adapter's name before `weight`), of compiled or distributed models
 (`_orig_mod.`, `module.`), and of kohya's trainer (`lora_unet_`, underscores for dots, `lora_down` and `lora_up`).
 """
@@ -20,23 +20,23 @@ StateDict = dict[str, torch.Tensor]
 UNET_PREFIX = "unet"
 _PREFIXES = ("unet.", "base_model.model.", "module.", "lora_unet_")
 _COMPILED = "_orig_mod."
-# The layer, which matrix it is, perhaps the adapter's name, and what the tensor is; some write _ for dots.
+# The layer, which matrix it is, perhaps the adapter's name, and the kind of tensor; some tools write _ for dots.
 _WEIGHT = re.compile(
     r"(?P<layer>.+?)[._]lora[._](?P<part>A|B|down|up|magnitude_vector)(?:\.(?!weight$|bias$)[^.]+)?"
     r"(?:[._](?P<kind>weight|bias))?"
 )
 _PARTS = {"A": "lora_A", "B": "lora_B", "down": "lora_A", "up": "lora_B", "magnitude_vector": "lora_magnitude_vector"}
 _ALPHA = re.compile(r"(?P<layer>.+)\.alpha")
-# Names that a message lists.
+# How many names a message lists.
 _MAX_LISTED = 5
 
 
 class NamedLora(NamedTuple):
-    """LoRA weights under the names that the U-Net takes.
+    """LoRA weights under diffusers' names for the U-Net.
 
     Args:
         weights: by `unet.<module>.lora_A.weight` and the like.
-        alphas: of the layers that come with one, by `unet.<module>.alpha`; empty if none does.
+        alphas: alphas of the layers that have one, by `unet.<module>.alpha`; empty if none has.
     """
 
     weights: StateDict
@@ -44,15 +44,15 @@ class NamedLora(NamedTuple):
 
 
 def name_lora_weights(state_dict: Mapping[str, torch.Tensor], unet: nn.Module) -> NamedLora:
-    """Give LoRA weights the names that belong to a model.
+    """Rename LoRA weights to diffusers' names, checked against the layers of a model.
 
     Args:
-        state_dict: weights as a file has them.
-        unet: the model that they are for.
+        state_dict: the weights, named as in the file.
+        unet: the model they are for.
 
     Raises:
-        ValueError: names that belong to no layer of the model, a matrix without its partner, or matrices of other
-            sizes than the layer's.
+        ValueError: a name belongs to no layer of the model, one matrix of a pair is missing, or a matrix does not fit
+            the size of its layer.
     """
     layers = {name: module for name, module in unet.named_modules() if name}
     flat = {name.replace(".", "_"): name for name in layers}
@@ -95,7 +95,7 @@ def _layer_of(name: str, layers: Mapping[str, nn.Module], flat: Mapping[str, str
 
 
 def _check_matrices(weights: Mapping[str, torch.Tensor], layers: Mapping[str, nn.Module]) -> None:
-    """Refuse matrices without a partner and matrices that do not fit their layer."""
+    """Check that the matrices come in pairs and fit their layers."""
     for name, value in weights.items():
         head, _, part = name.rpartition(".lora_")
         if part not in ("A.weight", "B.weight"):
@@ -106,13 +106,13 @@ def _check_matrices(weights: Mapping[str, torch.Tensor], layers: Mapping[str, nn
         base = getattr(layers[head.removeprefix(f"{UNET_PREFIX}.")], "weight", None)
         if not isinstance(base, torch.Tensor) or base.ndim < 2:
             raise ValueError(
-                f"{name!r} is for a layer that LoRA cannot adapt; expected a linear one or a convolution."
+                f"{name!r} is for a layer that LoRA cannot adapt; expected a linear layer or a convolution."
             )
         position = 1 if part[0] == "A" else 0
         if value.ndim != base.ndim or value.shape[position] != base.shape[position]:
             raise ValueError(
-                f"{name!r} has shape {tuple(value.shape)}, but its layer has weights of {tuple(base.shape)}: the LoRA "
-                "was trained for a model of another size."
+                f"{name!r} has shape {tuple(value.shape)}, but the weights of its layer have shape "
+                f"{tuple(base.shape)}: the LoRA was trained for a model of a different size."
             )
 
 

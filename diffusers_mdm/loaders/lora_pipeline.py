@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA for pipelines around `NestedUNetModel`, in diffusers' file format."""
+"""LoRA for pipelines with a `NestedUNetModel`, in diffusers' file format."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ StateDict = dict[str, torch.Tensor]
 
 
 class MDMLoraLoaderMixin(LoraBaseMixin):
-    """Load LoRA weights into the U-Net of a pipeline, save, fuse and remove them.
+    """Mixin of pipelines that loads, saves, fuses and unfuses LoRA weights of the U-Net.
 
-    Weights are kept in `pytorch_lora_weights.safetensors` under `unet.<module>.lora_A.weight`; scaling, choosing,
-    disabling and removing adapters is inherited from diffusers.
+    Weights are stored in `pytorch_lora_weights.safetensors` under names such as `unet.<module>.lora_A.weight`. Methods
+    that scale, select, disable and remove adapters are inherited from diffusers.
     """
 
     _lora_loadable_modules = ["unet"]
@@ -41,7 +41,7 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         Args:
             pretrained_model_name_or_path_or_dict: a folder, a file, a repository id, or the weights themselves.
             return_lora_metadata: also return the adapter's settings (rank, alpha, ...) where the file has them.
-            kwargs: `weight_name`, `subfolder`, `use_safetensors`, and what downloads take: `cache_dir`,
+            kwargs: `weight_name`, `subfolder`, `use_safetensors`, and the arguments of downloads: `cache_dir`,
                 `force_download`, `proxies`, `local_files_only`, `token`, `revision`.
         """
         use_safetensors = kwargs.pop("use_safetensors", None)
@@ -73,18 +73,18 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         Args:
             pretrained_model_name_or_path_or_dict: see `lora_state_dict`.
             adapter_name: its name in the pipeline; by default `default_0`, `default_1`, ...
-            hotswap: put the weights in the place of those of the adapter of that name, without recompiling.
-            low_cpu_mem_usage: do not initialise weights that are replaced anyway.
+            hotswap: replace the weights of the existing adapter of that name, without recompiling.
+            low_cpu_mem_usage: do not initialise weights that are overwritten anyway.
             kwargs: passed to `lora_state_dict`.
 
         Raises:
-            ValueError: these are no LoRA weights, they belong to another model, or peft is missing.
+            ValueError: these are not LoRA weights, they belong to another model, or peft is not installed.
         """
         if not USE_PEFT_BACKEND:
             raise ValueError("LoRA needs the `peft` package; install it with `pip install peft`.")
         weights = pretrained_model_name_or_path_or_dict
         if isinstance(weights, dict):
-            weights = dict(weights)  # what follows takes entries out
+            weights = dict(weights)  # a copy, because the calls below remove entries
         state_dict, metadata = cast(
             tuple[StateDict, dict[str, Any] | None],
             self.lora_state_dict(weights, return_lora_metadata=True, **kwargs),
@@ -92,8 +92,8 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         foreign = [key for key in state_dict if "lora" not in key and not key.endswith(".alpha")]
         if foreign or not state_dict:
             raise ValueError(
-                "These are no LoRA weights: every name has to contain 'lora', but there are "
-                f"{len(foreign)} other names of {len(state_dict)}, e.g. {foreign[:3]}."
+                "These are not LoRA weights: every name has to contain 'lora', but {len(foreign)} of "
+                "{len(state_dict)} do not, e.g. {foreign[:3]}."
             )
         self.load_lora_into_unet(
             state_dict,
@@ -119,16 +119,16 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         """Load LoRA weights into a model.
 
         Args:
-            state_dict: weights, by the names that they have in this package or in another tool (see `lora_names`).
+            state_dict: the weights, with the names of this package or of another tool (see `lora_names`).
             unet: the model.
             adapter_name: see `load_lora_weights`.
-            metadata: the adapter's settings; without them rank and alpha are read off the weights.
+            metadata: the adapter's settings; without them rank and alpha are inferred from the weights.
             low_cpu_mem_usage: see `load_lora_weights`.
             hotswap: see `load_lora_weights`.
-            _pipeline: the pipeline whose offloading has to pause meanwhile.
+            _pipeline: the pipeline whose offloading has to be suspended meanwhile.
 
         Raises:
-            ValueError: names or sizes that do not fit the model, or settings that ask for weights that are not there.
+            ValueError: names or sizes do not fit the model, or the settings require weights that are missing.
         """
         named = name_lora_weights(state_dict, unet)
         settings = _settings_of_unet(metadata)
@@ -157,20 +157,20 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         safe_serialization: bool = True,
         unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Save LoRA weights as `load_lora_weights` reads them.
+        """Save LoRA weights in the format that `load_lora_weights` reads.
 
         Args:
-            save_directory: folder, made if missing.
+            save_directory: folder, created if missing.
             unet_lora_layers: `peft.get_peft_model_state_dict(unet)`.
             is_main_process: False writes nothing (other processes of a distributed run).
             weight_name: file name, `pytorch_lora_weights.safetensors` by default.
-            save_function: in place of the safetensors writer, called with weights and path.
+            save_function: used instead of the safetensors writer, called with weights and path.
             safe_serialization: False writes a pickle, which cannot hold metadata.
-            unet_lora_adapter_metadata: `unet.peft_config[name].to_dict()`. Without it an alpha that differs from the
+            unet_lora_adapter_metadata: `unet.peft_config[name].to_dict()`. Without it, an alpha that differs from the
                 rank is lost.
 
         Raises:
-            ValueError: there are no layers to save.
+            ValueError: `unet_lora_layers` is missing.
         """
         if not unet_lora_layers:
             raise ValueError("There is nothing to save: pass `unet_lora_layers`.")
@@ -193,11 +193,11 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         adapter_names: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the active adapters to the weights, so that they cost no time.
+        """Merge the active adapters into the weights, so that they take no extra time.
 
         Args:
             components: which parts of the pipeline; only the U-Net has LoRA.
-            lora_scale: strength.
+            lora_scale: strength of the adapters.
             safe_fusing: refuse weights that would become NaN.
             adapter_names: which adapters; all active ones by default.
             kwargs: deprecated arguments of diffusers.
@@ -211,7 +211,7 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         )
 
     def unfuse_lora(self, components: Sequence[str] = ("unet",), **kwargs: Any) -> None:
-        """Take fused adapters out of the weights again.
+        """Subtract fused adapters from the weights again.
 
         Args:
             components: which parts of the pipeline; only the U-Net has LoRA.
@@ -221,20 +221,20 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
 
 
 def _settings_of_unet(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """An adapter's settings as `unet.<name>`; `None` if there are none for the U-Net."""
+    """Return an adapter's settings as `unet.<name>`, None if there are none for the U-Net."""
     prefix = f"{UNET_PREFIX}."
     settings = dict(metadata or {})
-    if "r" in settings:  # written without saying for which part
+    if "r" in settings:  # written without the name of the component
         settings = {f"{prefix}{name}": value for name, value in settings.items()}
     settings = {name: value for name, value in settings.items() if name.startswith(prefix)}
     return settings or None
 
 
 def _refuse_unfilled(unet: NestedUNetModel, adapter_name: str, given: set[str]) -> None:
-    """Take an adapter out again some of whose weights were not given: they would hold no values, or random ones.
+    """Remove an adapter that is incomplete: weights that were not given would be uninitialised or random.
 
     Raises:
-        ValueError: there are such layers.
+        ValueError: weights of the adapter are missing.
     """
     from peft.utils import get_peft_model_state_dict
 
@@ -247,6 +247,6 @@ def _refuse_unfilled(unet: NestedUNetModel, adapter_name: str, given: set[str]) 
     else:
         unet.unload_lora()
     raise ValueError(
-        f"The settings of the LoRA ask for weights that it does not have, e.g. {unfilled[0]!r} ({len(unfilled)} "
+        f"The settings of the LoRA require weights that the file does not have, e.g. {unfilled[0]!r} ({len(unfilled)} "
         "tensors). Is the file complete? Save it again with all of its layers, or without `lora_adapter_metadata`."
     )
