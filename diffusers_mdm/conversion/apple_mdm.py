@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of the published implementation (Apple's ml-mdm): its names and ours, both ways.
+"""Conversion of checkpoints of the published implementation (Apple's ml-mdm), in both directions.
 
-Outer levels of some checkpoints hold weights that the published code creates but never runs (middle blocks, text
-modules, `interp_layer*`: REFERENCE "Quirks"), and video levels hold constants (the frequencies of rotary positions).
-Our model has no place for either, so they are kept in `unused_apple_mdm.safetensors` beside the weights; with them the
-way back is exact, tensor for tensor.
+The outer levels of some checkpoints contain weights that the published code creates but never uses (middle blocks,
+text modules, `interp_layer*`), and video levels contain constants (the frequencies of rotary positions). Our model has
+no place for either, so they are kept in `unused_apple_mdm.safetensors` beside the weights; with that file, converting
+back gives exactly the same tensors.
 """
 
 import re
@@ -30,7 +30,7 @@ from .untrusted_checkpoint import read_untrusted_checkpoint
 UNUSED_FILE = "unused_apple_mdm.safetensors"
 _SHARD = r"(?:-\d+-of-\d+)?"
 
-# What stands at each place of a level: (place there, place here).
+# Where the blocks of a level are: (place in ml-mdm, place in our model).
 RESNET_PLACES = [
     ("down_blocks.{i}.resnets.{j}", "encoder.down_blocks.{i}.resnets.{j}"),
     ("mid_blocks.0.resnets.0", "decoder.mid_block.resnets.0"),
@@ -46,7 +46,7 @@ TEMPORAL_PLACES = [
     ("down_blocks.{i}.t_attn.{j}", "encoder.down_blocks.{i}.temporal_attentions.{j}"),
     ("up_blocks.{i}.t_attn.{j}", "decoder.up_blocks.{i}.temporal_attentions.{j}"),
 ]
-# (part there, parts here, is a 1x1 convolution there and a linear layer here)
+# (part in ml-mdm, parts in our model, whether it is a 1x1 convolution there and a linear layer here)
 RESNET_PARTS: list[tuple[str, tuple[str, ...], bool]] = [
     ("norm1", ("norm1",), False),
     ("conv1", ("conv1",), False),
@@ -126,12 +126,12 @@ TABLE = StateDictTable(
 
 @dataclass
 class ConvertedCheckpoint:
-    """A foreign checkpoint as our classes.
+    """A foreign checkpoint, converted to our classes.
 
     Attributes:
         unet: the model, in evaluation mode.
-        scheduler: the noise schedule and sampler settings it was trained with.
-        unused: tensors that our model has no place for, under their foreign names.
+        scheduler: the noise schedule and sampler settings that it was trained with.
+        unused: tensors for which our model has no place, under their foreign names.
     """
 
     unet: NestedUNetModel
@@ -145,17 +145,18 @@ def convert_apple_checkpoint(
     num_levels: int | None = None,
     state_dict_key: str | None = None,
 ) -> ConvertedCheckpoint:
-    """Convert a `vis_model.pth`, without running anything it contains.
+    """Convert a `vis_model.pth`, without executing anything that it contains.
 
     Args:
-        checkpoint_path: what the published trainer writes: a dict with `state_dict` and perhaps its `args`.
-        config_path: the model's YAML; may be left out if the checkpoint pickles the trainer's arguments.
-        num_levels: take only the inner `num_levels` levels; all of them if None.
-        state_dict_key: which weights to take of a checkpoint that has several, e.g. "ema".
+        checkpoint_path: file written by the published trainer: a dict with `state_dict` and possibly `args`.
+        config_path: the model's YAML config; can be omitted if the checkpoint contains the trainer's arguments.
+        num_levels: convert only the inner `num_levels` levels; all of them if None.
+        state_dict_key: which weights to take from a checkpoint that has several, e.g. "ema".
 
     Raises:
         FileNotFoundError: one of the files does not exist.
-        ValueError: a damaged file, a config that is wrong or of another model, missing or unknown tensors.
+        ValueError: the file is damaged, the config is invalid or belongs to another model, or tensors are missing or
+            unknown.
     """
     yaml = read_apple_config(config_path) if config_path is not None else None
     checkpoint = read_untrusted_checkpoint(checkpoint_path)
@@ -170,43 +171,45 @@ def convert_apple_checkpoint(
     unet = build_model(unet_config, native)
     scheduler = MatryoshkaScheduler(**scheduler_config)
     if num_levels is not None and num_levels != count_levels(foreign):
-        inner_levels(foreign, num_levels)  # refuses impossible numbers
+        inner_levels(foreign, num_levels)  # raises for invalid numbers
         unet, unused = unet.inner_model(num_levels).eval(), {}
     return ConvertedCheckpoint(unet, scheduler, unused)
 
 
 def to_native_state_dict(foreign: Mapping[str, torch.Tensor]) -> tuple[StateDict, StateDict]:
-    """Return (our state dict, what our model has no place for under its foreign names).
+    """Return (our state dict, tensors for which our model has no place, under their foreign names).
 
     Raises:
-        ValueError: names or shapes that no model of the published code has, or rotary frequencies that it would not
-            have made.
+        ValueError: names or shapes do not occur in models of the published code, or rotary frequencies differ from the
+            ones it creates.
     """
     tables = {name: tensor for name, tensor in foreign.items() if name.endswith(ROTARY_TABLE)}
     for name, table in tables.items():
         expected = rotary_frequencies()
         if table.shape != expected.shape or not torch.allclose(table.float(), expected, rtol=1e-2, atol=0):
             raise ValueError(
-                f"{name} holds other frequencies than 10000^(-2i / {TEMPORAL_HEAD_DIM}), i < {len(expected)}: this is "
-                "no checkpoint of the published code, where they are constant."
+                f"{name} does not hold the frequencies 10000^(-2i / {TEMPORAL_HEAD_DIM}), i < {len(expected)}: "
+                f"this is not a checkpoint of the published code, where they are constant."
             )
     native, unused = TABLE.to_native({name: tensor for name, tensor in foreign.items() if name not in tables})
     return native, {**unused, **tables}
 
 
 def is_native(state_dict: Mapping[str, Any]) -> bool:
-    """Whether a state dict has our own names already."""
+    """Return whether a state dict already has our own names."""
     return any(name.startswith("levels.") for name in state_dict)
 
 
 def rotary_frequencies() -> torch.Tensor:
-    """The constant `(16,)` that the published code stores with each temporal attention with positions."""
+    """Return the frequencies `(16,)` that the published code stores with each temporal attention with rotary
+    positions.
+    """
     exponents = torch.arange(0, TEMPORAL_HEAD_DIM, 2).float() / TEMPORAL_HEAD_DIM
     return 1.0 / (10000.0**exponents)
 
 
 def rotary_tables(unet: NestedUNetModel) -> StateDict:
-    """The tables of frequencies, by foreign name, that the published code would store with this model."""
+    """Return the frequency tensors that the published code would store with this model, by foreign name."""
     if not any(row.temporal_rotary for row in unet.level_rows):
         return {}
     outermost, last = len(unet.level_rows) - 1, ".down_conv.bias"
@@ -218,32 +221,34 @@ def rotary_tables(unet: NestedUNetModel) -> StateDict:
 
 
 def to_apple_state_dict(native: Mapping[str, torch.Tensor], unused: Mapping[str, torch.Tensor]) -> StateDict:
-    """Return the foreign state dict of our weights: the exact inverse of the conversion.
+    """Return the foreign state dict for our weights: the exact inverse of `to_native_state_dict`.
 
     Args:
         native: state dict of a NestedUNetModel.
-        unused: tensors that only the foreign format has, under their foreign names (empty if there were none).
+        unused: tensors that only the foreign format has, under their foreign names (possibly empty).
 
     Raises:
-        ValueError: the model has parts that the published code does not, such as class embeddings or adapters.
+        ValueError: the model has parts that the published code does not have, such as class embeddings or adapters.
     """
     foreign = TABLE.to_foreign(native)
     clashing = sorted(set(unused) & set(foreign))
     if clashing:
-        raise ValueError(f"{UNUSED_FILE} holds {clashing[0]}, which the model itself has: it is of another model.")
-    # Clones, because tensors that share memory would be written with all of it.
+        raise ValueError(
+            f"{UNUSED_FILE} holds {clashing[0]}, which the model itself has too: the file belongs to another model."
+        )
+    # Clones, because a tensor that is a view would be written with the whole memory that it shares.
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**foreign, **unused}.items()}
 
 
 def read_converted(model_path: str | Path, variant: str | None = None) -> tuple[NestedUNetModel, StateDict]:
-    """Load a local model or pipeline folder in the dtype it was saved in, with what only the foreign format has.
+    """Load a local model or pipeline folder in its saved dtype, and the tensors that only the foreign format has.
 
-    Layers that levels share are copied for each of them, because the published code shares none.
+    Layers that levels share are copied for each level, because the published code cannot share layers.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no safetensors of this variant in it.
-        ValueError: the weights or the side file are damaged, or the model has video levels of a kind that the
-            published code lacks.
+        FileNotFoundError: there is no such folder, or it has no safetensors of this variant.
+        ValueError: the weights or the file of unused tensors are damaged, or the model has a kind of video level that
+            the published code does not have.
     """
     folder = Path(model_path)
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
@@ -259,13 +264,13 @@ def read_converted(model_path: str | Path, variant: str | None = None) -> tuple[
 
 
 def _dtype_of_weights(folder: Path, variant: str | None) -> torch.dtype:
-    """The dtype of the weights in a model folder: of those of one variant, because others may stand beside them."""
+    """Return the dtype of the weights in a model folder; of one variant, since there may be others beside it."""
     part = re.escape(f".{variant}") if variant else ""
     pattern = re.compile(rf"diffusion_pytorch_model{_SHARD}{part}{_SHARD}[.]safetensors")
     weights = sorted(path for path in folder.glob("*.safetensors") if pattern.fullmatch(path.name))
     if not weights or not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder} is no model folder: it needs a config.json and safetensors"
+            f"{folder} is not a model folder: it needs a config.json and safetensors"
             + (f" of the variant {variant!r}." if variant else ".")
         )
     try:
@@ -280,10 +285,10 @@ def map_single_file_checkpoint(
 ) -> dict[str, torch.Tensor]:
     """Map a published checkpoint for `NestedUNetModel.from_single_file`: diffusers' `checkpoint_mapping_fn`.
 
-    A config of fewer levels than the checkpoint has takes its inner levels.
+    If the config has fewer levels than the checkpoint, the inner levels are taken.
 
     Raises:
-        ValueError: the checkpoint and the config do not fit.
+        ValueError: the checkpoint and the config do not match.
     """
     foreign = find_state_dict(checkpoint)
     if is_native(foreign):
@@ -291,7 +296,7 @@ def map_single_file_checkpoint(
         return foreign
     num_levels = len(config["block_out_channels"])
     native, _ = to_native_state_dict(inner_levels(foreign, min(num_levels, count_levels(foreign))))
-    # diffusers would load what fits and leave the rest uninitialised.
+    # diffusers would load what matches and leave the rest uninitialised.
     check_names_and_shapes(empty_model(config), native)
     return {name: tensor.contiguous() for name, tensor in native.items()}
 
@@ -300,8 +305,8 @@ def map_single_file_config(original_config: Mapping[str, Any], checkpoint: Mappi
     """Return our model config for `from_single_file(..., original_config="model.yaml")`: its `config_mapping_fn`.
 
     Args:
-        original_config: contents of the YAML; may be empty if the checkpoint holds the trainer's arguments.
-        checkpoint: a foreign state dict, or what `read_single_file` returns.
+        original_config: contents of the YAML config; can be empty if the checkpoint contains the trainer's arguments.
+        checkpoint: a foreign state dict, or the result of `read_single_file`.
     """
     foreign = find_state_dict(checkpoint)
     config, _ = map_apple_config(foreign, original_config, checkpoint.get("args"))
@@ -310,15 +315,15 @@ def map_single_file_config(original_config: Mapping[str, Any], checkpoint: Mappi
 
 
 def read_single_file(path: str | Path, state_dict_key: str | None = None) -> dict[str, Any]:
-    """Return {"state_dict", "args"} of a local `.pth` for `from_single_file`, without running anything from it.
+    """Return {"state_dict", "args"} of a local `.pth` for `from_single_file`, without executing anything from it.
 
     diffusers itself reads such files with `torch.load(weights_only=True)`, which refuses what the published trainer
-    writes. `args` (None if there are none) let `map_single_file_config` do without a YAML. A file of this package's
-    own weights gives their state dict.
+    writes. With `args` (None if there are none) `map_single_file_config` needs no YAML. For a file of this package's
+    own weights, their state dict is returned.
 
     Args:
-        path: what `torch.save` wrote.
-        state_dict_key: which weights to take of a checkpoint that has several, e.g. "ema".
+        path: a file written by `torch.save`.
+        state_dict_key: which weights to take from a checkpoint that has several, e.g. "ema".
     """
     checkpoint = read_untrusted_checkpoint(path)
     state_dict = find_state_dict(checkpoint, state_dict_key)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of the published implementation (ml-mdm), read into our model and scheduler configs.
+"""Mapping of configs of the published implementation (ml-mdm) to configs of our model and scheduler.
 
-Facts come from two places: the YAML file a model was trained with, and the trainer's arguments that are pickled in
-the checkpoint (read as inert records). YAML wins where only it speaks, arguments fill what it leaves out, and a fact
-that changes the model's output and on which they disagree is an error that names both.
+Values come from two places: the YAML file that a model was trained with, and the trainer's arguments that are pickled
+in the checkpoint (read as inert records). Arguments fill in what the YAML omits. If the two disagree on a value that
+changes the model's output, that is an error that names both; otherwise the YAML wins.
 """
 
 import math
@@ -34,7 +34,7 @@ from .state_dict_table import MAX_LEVELS
 BETA_SCHEDULES = {"DEEPFLOYD": "squaredcos_cap_v2", "DDPM": "linear", "COSINE": "cosine_log_snr"}
 # DDPM and DDIM both mean that the network predicts the noise.
 PREDICTION_TYPES = {"V_PREDICTION": "v_prediction", "DDPM": "epsilon", "DDIM": "epsilon"}
-# ml-mdm "Schedule / diffusion": quantile and largest bound of its two dynamic thresholds.
+# Quantile and upper bound of ml-mdm's two kinds of dynamic thresholding.
 THRESHOLDS: dict[str, dict[str, Any]] = {
     "NONE": {"clip_sample": False, "thresholding": False},
     "CLIP": {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False},
@@ -53,7 +53,7 @@ THRESHOLDS: dict[str, dict[str, Any]] = {
 }
 
 
-MAX_TIMESTEPS = 1_000_000  # the scheduler keeps a number for each
+MAX_TIMESTEPS = 1_000_000  # the scheduler stores a number for each timestep
 
 
 def read_apple_config(path: str | Path) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def read_apple_config(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not YAML of plain values, or not a mapping with a `unet_config`.
+        ValueError: the file is not YAML of plain values, or not a mapping with a `unet_config`.
     """
     config = read_yaml(path)
     if not isinstance(config, dict) or not isinstance(config.get("unet_config"), dict):
@@ -75,23 +75,25 @@ def map_apple_config(
     """Return (config of NestedUNetModel, config of MatryoshkaScheduler) for an ml-mdm checkpoint.
 
     Args:
-        state_dict: the foreign state dict; only the shapes of its text projection are looked at. The text width
-            stands nowhere else: the trainer overwrites `conditioning_feature_dim` before it pickles its arguments.
-        yaml: contents of the model's YAML, or None.
-        args: the checkpoint's `args` as `read_untrusted_checkpoint` gives them, or None.
+        state_dict: the foreign state dict; only the shape of its text projection is used. It is the only source of the
+            text width: the trainer overwrites `conditioning_feature_dim` before it pickles its arguments.
+        yaml: contents of the model's YAML config, or None.
+        args: the checkpoint's `args` from `read_untrusted_checkpoint`, or None.
 
     Raises:
-        ValueError: facts that are missing, contradict each other, or belong to features that are not supported.
+        ValueError: values are missing, contradict each other, or belong to features that are not supported.
     """
     top = Facts("", yaml, args)
     nodes = [top.child("unet_config")]
     while inner := nodes[-1].child("inner_config"):
         nodes.append(inner)
         if len(nodes) > MAX_LEVELS:
-            raise ValueError(f"`unet_config` nests more than {MAX_LEVELS} levels in each other, perhaps without end.")
+            raise ValueError(f"`unet_config` nests more than {MAX_LEVELS} levels; it may contain itself.")
     if not nodes[0]:
-        raise ValueError("Neither a config file nor arguments in the checkpoint describe the model; give its YAML.")
-    # Ignored on purpose, because the published code ignores them too: `mixed_ratio` and `multi_res_weights` at top
+        raise ValueError(
+            "Neither a config file nor arguments in the checkpoint describe the model; pass its YAML config."
+        )
+    # Ignored on purpose, because the published code ignores them too: `mixed_ratio` and `multi_res_weights` at the top
     # level, `initialize_inner_with_pretrained`, `masked_cross_attention` and `num_lm_head_layers` of outer levels.
     rows: tuple[LevelConfig, ...] = ()
     for node in reversed(nodes):
@@ -104,7 +106,7 @@ def map_apple_config(
     unet["use_cross_attention_mask"] = innermost.get("masked_cross_attention", flag)
     unet.update(_text_widths(state_dict, len(nodes)))
     bound = top.child("diffusion_config").get("model_output_scale", optional_number, default=0.0)
-    # The published nested models ignore the bound.
+    # The published nested models ignore the upper bound.
     unet["output_bound"] = bound if bound and len(nodes) == 1 else None
     return unet, _scheduler_config(top.child("diffusion_config").child("sampler_config"), side, len(nodes))
 
@@ -121,7 +123,7 @@ def _level_row(node: Facts, rows_inside: tuple[LevelConfig, ...]) -> LevelConfig
         block_out_channels=channels,
         layers_per_block=_one_each(node, "num_resnets_per_resolution", len(channels)),
         attention_layers_per_block=tuple(n if i in attention_levels else 0 for i, n in enumerate(attention)),
-        # An outer level's middle is the level inside it, whatever its config says.
+        # The middle of an outer level is the level inside it, whatever its config says.
         has_mid_block=is_inner and not node.get("skip_mid_blocks", flag, compare=is_inner),
         has_attention_ffn=resnet.get("use_attention_ffn", flag, default=False),
         norm_num_groups=resnet.get("num_groups_norm", positive, default=32),
@@ -134,23 +136,23 @@ def _level_row(node: Facts, rows_inside: tuple[LevelConfig, ...]) -> LevelConfig
 
 
 def _frame_fields(node: Facts, rows_inside: tuple[LevelConfig, ...], num_resolutions: int) -> dict[str, Any]:
-    """What a level says about frames, as fields of its row (REFERENCE: Video)."""
+    """Return the fields of `LevelConfig` about frames."""
     frames_inside = rows_inside[-1].num_frames if rows_inside else 1
     if not node.get("temporal_mode", flag, default=False):
         if frames_inside > 1:
             raise ValueError(
-                f"`{node.path}.temporal_mode` is false around a video level: it would take all {frames_inside} frames "
-                "for one picture. Levels around a video level need temporal_mode, and temporal_spatial_ds to add "
-                "pixels."
+                f"`{node.path}.temporal_mode` is false around a video level: it would treat all {frames_inside} "
+                f"frames as one image. Levels around a video level need temporal_mode, and temporal_spatial_ds to "
+                f"add pixels."
             )
         return {}
-    # The published code takes the whole ratio of the levels inside for the side of a square of frames.
+    # The published code takes the whole size ratio of the levels inside as the side of a square of frames.
     tiles = math.prod(_grid_ratio(row) for row in rows_inside[1:]) ** 2
     if not rows_inside or tiles != frames_inside:
         raise ValueError(
-            f"`{node.path}.temporal_mode` is true, but the levels inside do not give it frames: of the nested levels "
-            "inside a temporal level each must be temporal, without temporal_spatial_ds, and the innermost level must "
-            "be a picture level."
+            f"`{node.path}.temporal_mode` is true, but the levels inside do not match: every nested level inside a "
+            f"temporal level must be temporal too, without temporal_spatial_ds, and the innermost level must be an "
+            f"image level."
         )
     layers = node.get("num_temporal_attention_layers", optional_counts, default=None)
     if node.get("temporal_spatial_ds", flag, default=False):
@@ -162,8 +164,8 @@ def _frame_fields(node: Facts, rows_inside: tuple[LevelConfig, ...], num_resolut
         return {"num_frames": frames_inside, "tiled_adapters": frames_inside > 1}
     if num_resolutions % 2 == 0:
         raise ValueError(
-            f"`{node.path}.resolution_channels` has {num_resolutions} entries; a level that resamples frames needs an "
-            "odd number, so that its frames fill a square, and the published code cannot run others either."
+            f"`{node.path}.resolution_channels` has {num_resolutions} entries; a level that resamples frames needs "
+            f"an odd number, so that its frames fill a square; the published code cannot run others either."
         )
     has_layers = layers is not None and any(layers)
     return {
@@ -176,12 +178,12 @@ def _frame_fields(node: Facts, rows_inside: tuple[LevelConfig, ...], num_resolut
 
 
 def _grid_ratio(row: LevelConfig) -> int:
-    """Side of a level's picture, with frames tiled in a square, over that of the level inside."""
+    """Return the ratio of a level's side to that of the level inside, with frames tiled into a square."""
     return math.isqrt(row.frame_ratio) if row.temporal_downsample else row.ratio
 
 
 def check_published_frames(rows: Sequence[LevelConfig]) -> None:
-    """Raise a ValueError if a model has levels that the published code cannot express in its config."""
+    """Raise a ValueError if a model has levels that a config of the published code cannot describe."""
     for index, row in enumerate(rows):
         frames_inside = rows[index - 1].num_frames if index else 1
         tiles = math.prod(_grid_ratio(inner) for inner in rows[1:index]) ** 2
@@ -190,11 +192,11 @@ def check_published_frames(rows: Sequence[LevelConfig]) -> None:
         elif row.temporal_layers_per_block is not None and not row.temporal_downsample:
             problem = "has temporal attention without temporal_downsample"
         elif row.temporal_downsample and math.isqrt(row.frame_ratio) ** 2 != row.frame_ratio:
-            problem = f"has {row.frame_ratio} times the frames of the level inside, not a square number"
+            problem = f"has {row.frame_ratio} times the frames of the level inside, which is not a square number"
         elif row.temporal_downsample and frames_inside != tiles:
-            problem = "resamples frames outside a level that adds pixels"
+            problem = "resamples frames around a level that adds pixels"
         elif frames_inside > 1 and not row.tiled_adapters:
-            problem = "has adapters that see each frame alone"
+            problem = "has adapters that process each frame separately"
         else:
             continue
         raise ValueError(f"The published code has no such video model: level {index} {problem}.")
@@ -213,25 +215,31 @@ def _one_each(node: Facts, key: str, num_resolutions: int) -> tuple[int, ...]:
 
 def _refuse_unsupported(node: Facts, is_inner: bool) -> None:
     if is_inner and node.get("skip_cond_emb", flag, default=False):
-        raise ValueError(f"`{node.path}.skip_cond_emb` is true on the innermost level, which alone reads the text.")
+        raise ValueError(
+            f"`{node.path}.skip_cond_emb` is true on the innermost level, the only one that receives the text."
+        )
     if not is_inner and node.get("skip_inner_unet_input", flag, default=False):
         raise ValueError(f"`{node.path}.skip_inner_unet_input` is true, which the published code cannot run either.")
 
 
 def _base_side(top: Facts, rows: tuple[LevelConfig, ...]) -> int:
-    """Side of level 0: that of the picture, or of the square of frames, divided by the ratio of every outer level."""
+    """Return the side of level 0: the side of the image (or of the square of frames) divided by the ratios of all
+    outer levels.
+    """
     side = top.get("sample_image_size", optional_positive, default=None, compare=False)
     side = side or top.child("reader_config").get("image_size", optional_positive, default=None, compare=False)
     if side is None:
-        raise ValueError("Neither `sample_image_size` nor `reader_config.image_size` says how large pictures are.")
+        raise ValueError("Neither `sample_image_size` nor `reader_config.image_size` gives the size of the images.")
     ratio = math.prod(_grid_ratio(row) for row in rows[1:])
     if side % ratio:
-        raise ValueError(f"`sample_image_size` is {side}, which the ratio {ratio} of its levels does not divide.")
+        raise ValueError(f"`sample_image_size` is {side}, which is not a multiple of the ratio {ratio} of its levels.")
     return side // ratio
 
 
 def _time_embed_dim(nodes: list[Facts]) -> int:
-    """Width of the time embedding, which all levels must share because the text vector of the innermost is added."""
+    """Return the width of the time embedding, which must be equal at all levels, since the innermost level's text
+    vector is added to each.
+    """
     widths = []
     for node in nodes:
         default = 4 * node.get("resolution_channels", counts)[0]
@@ -264,7 +272,7 @@ def _scheduler_config(sampler: Facts, base_side: int, num_levels: int) -> dict[s
     if sampler.get("rescale_schedule", optional_number, default=1.0) > 1:
         raise ValueError(f"`{sampler.path}.rescale_schedule` is above 1, which the published code cannot run either.")
     if sampler.get("rescale_signal", optional_number, default=0.0) not in (0.0, 1.0):
-        raise ValueError(f"`{sampler.path}.rescale_signal` is not 1; models of rescaled signals are not supported.")
+        raise ValueError(f"`{sampler.path}.rescale_signal` is not 1; models with rescaled signals are not supported.")
     steps = sampler.get("num_diffusion_steps", positive, default=1000)
     if steps > MAX_TIMESTEPS:
         raise ValueError(f"`{sampler.path}.num_diffusion_steps` is {steps}; expected at most {MAX_TIMESTEPS}.")
@@ -274,7 +282,7 @@ def _scheduler_config(sampler: Facts, base_side: int, num_levels: int) -> dict[s
         "beta_end": sampler.get("beta_end", number, default=0.02),
         "beta_schedule": BETA_SCHEDULES[schedule],
         "prediction_type": PREDICTION_TYPES[prediction],
-        # One level needs neither shift nor rescaling; the defaults keep it ready to be grown.
+        # A single level needs neither shift nor rescaling; with the defaults an outer level can be added later.
         "shift_power": power if shifted or num_levels == 1 else 1.0,
         "level_scaling": "shift" if shifted or num_levels == 1 else "rescale",
         "base_sample_size": base_side,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a checkpoint the weights of the model are, and what wrappers of training put around their names.
+"""Finding a model's weights in a checkpoint, and removing the prefixes that wrappers add to their names.
 
 Trainers save `{"state_dict": …}`, `{"model": …, "ema": …}`, one dict of several modules (`model.conv_in.weight`), and
-names that begin with what wraps the model (`module.`, `_orig_mod.`). Weights of a model are known by their first
-convolution, which every format that is read here calls `conv_in`.
+names with the prefixes of wrappers (`module.`, `_orig_mod.`). A model's weights are recognised by their first
+convolution, which all supported formats call `conv_in`.
 """
 
 import re
@@ -16,38 +16,40 @@ from ..config_reading import describe
 from .inert_objects import PickledObject, mapping_of
 from .state_dict_table import INNER, MAX_LISTED, MAX_NAME_LENGTH, StateDict, check_names
 
-# What torch.compile, FSDP and activation checkpointing put into names, wherever a module is wrapped.
+# Name parts that torch.compile, FSDP and activation checkpointing insert wherever they wrap a module.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# DistributedDataParallel and DataParallel wrap the whole model only.
+# DistributedDataParallel and DataParallel only wrap the whole model.
 _PARALLEL = re.compile(r"^(?:module\.)+")
 _FIRST_CONVOLUTION = re.compile(rf"(.*?)(?:(?:{re.escape(INNER)})*|levels\.\d+\.encoder\.)conv_in\.weight")
 
 
 def find_state_dict(checkpoint: Any, key: str | None = None) -> StateDict:
-    """Return the weights of the one model in a checkpoint, without the prefixes that wrappers put before their names.
+    """Return the weights of the model in a checkpoint, without the prefixes of wrappers.
 
     Args:
-        checkpoint: a state dict, or a mapping that holds one or several, up to two levels deep.
-        key: which of several to take, as the error for several names them, e.g. "ema".
+        checkpoint: a state dict, or a mapping that contains one or several, nested up to two deep.
+        key: which of several to take, named as in the error message for several, e.g. "ema".
 
     Raises:
-        ValueError: there is none, there are several and `key` names none of them, or it holds something else than
-            named tensors.
+        ValueError: there are no such weights, there are several and `key` names none of them, or an entry is not a
+            named tensor.
     """
     candidates = dict(_candidates(checkpoint))
     if key is not None:
         if key not in candidates:
-            raise ValueError(f"The checkpoint has no weights of such a model at {key!r}; {_what_it_has(candidates)}.")
+            raise ValueError(
+                f"The checkpoint has no weights of a supported model at {key!r}; {_what_it_has(candidates)}."
+            )
     elif len(candidates) > 1:
         raise ValueError(
-            f"The checkpoint has the weights of {len(candidates)} models, at {_listed(candidates)}; say which to take "
-            "(--state_dict_key, or `state_dict_key` in Python). Averages of the weights (ema) usually draw better."
+            f"The checkpoint has the weights of {len(candidates)} models, at {_listed(candidates)}; choose one "
+            f"(--state_dict_key, or `state_dict_key` in Python). Averaged weights (ema) usually give better images."
         )
     elif not candidates:
         raise ValueError(_nothing_found(checkpoint))
     mapping, prefix = candidates[key] if key is not None else next(iter(candidates.values()))
     weights = _plain_names(mapping)
-    if prefix:  # other modules may stand beside it
+    if prefix:  # other modules may be saved beside it
         weights = {name.removeprefix(prefix): value for name, value in _named(weights) if name.startswith(prefix)}
     check_names(weights)
     return weights
@@ -74,7 +76,7 @@ def _named(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _prefixes(mapping: Mapping[Any, Any]) -> list[str]:
-    """What stands before the first convolutions of a mapping, each once."""
+    """Return the prefixes of the first convolutions in a mapping, each once."""
     found: dict[str, None] = {}
     for name, value in _named(mapping):
         if name.endswith("conv_in.weight") and len(name) <= MAX_NAME_LENGTH and isinstance(value, torch.Tensor):
@@ -89,12 +91,12 @@ def _plain_name(name: str) -> str:
 
 
 def _plain_names(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The mapping without wrappers in its names."""
+    """Return the mapping with the parts that wrappers add removed from its names."""
     plain = {_plain_name(name) if isinstance(name, str) else name: value for name, value in mapping.items()}
     if len(plain) < len(mapping):
         raise ValueError(
-            "The checkpoint has several tensors whose names differ only in what wraps the model (module., "
-            "_orig_mod.); save the state dict of one model."
+            "The checkpoint has several tensors whose names differ only in the prefixes of wrappers (module., "
+            "_orig_mod.); save the state dict of a single model."
         )
     return plain
 
@@ -118,6 +120,6 @@ def _nothing_found(checkpoint: Any) -> str:
     }
     listed = ", ".join(list(entries)[:MAX_LISTED]) + (", …" if len(mapping) > MAX_LISTED else "")
     return (
-        "The checkpoint has no named tensors of such a model: nothing is called conv_in.weight at its top, or in a "
-        f"mapping inside it. It holds {listed}."
+        "The checkpoint has no weights of a supported model: there is no conv_in.weight at the top or in a mapping "
+        f"inside it. It contains {listed}."
     )

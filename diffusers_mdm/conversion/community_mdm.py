@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints in the layout of the MDM community pipeline of the diffusers examples.
+"""Conversion of checkpoints of the MDM community pipeline in diffusers' examples.
 
-A U-Net folder (`config.json` and safetensors) whose function is the published one. Its names are near to ours; what
-differs is that the level inside another is `inner_unet`, attention keeps q|k|v and the text's k|v fused
-(`attn1.to_qkv`, `attn2.to_kv`), and layer b after residual block j is `attentions.j.transformer_blocks.b` instead of
-one running number.
+Such a checkpoint is a U-Net folder (`config.json` and safetensors) of a model that computes the same function as the
+published one. Its names are similar to ours, with these differences: the level inside another is `inner_unet`;
+attention keeps q|k|v and the text's k|v fused (`attn1.to_qkv`, `attn2.to_kv`); and layer b after residual block j is
+`attentions.j.transformer_blocks.b` instead of one running number.
 """
 
 import re
@@ -28,7 +28,7 @@ from .state_dict_table import INNER, MAX_LEVELS, Row, StateDict, StateDictTable
 
 CLASS_NAMES = ("MatryoshkaUNet2DConditionModel", "NestedUNet2DConditionModel")
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-# What the published models were trained and are sampled with (ml-mdm "Schedule / diffusion").
+# The settings with which the published models were trained and are sampled.
 PUBLISHED_SCHEDULER: dict[str, Any] = {
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
@@ -93,17 +93,17 @@ TABLE = StateDictTable(
 def convert_community_checkpoint(
     model_path: str | Path, shift_power: float | None = None, num_levels: int | None = None
 ) -> ConvertedCheckpoint:
-    """Convert a folder of the community pipeline, or its `unet` folder alone.
+    """Convert a folder of the community pipeline, or only its `unet` folder.
 
     Args:
-        model_path: a U-Net folder, or a pipeline folder with `unet/` and perhaps `scheduler/`.
-        shift_power: exponent of the noise shift, which that pipeline does not save; None for what it uses itself:
-            2 for three levels, 1 otherwise.
-        num_levels: take only the inner `num_levels` levels; all of them if None.
+        model_path: a U-Net folder, or a pipeline folder with `unet/` and possibly `scheduler/`.
+        shift_power: exponent of the noise shift, which that pipeline does not save; None for the values that it uses
+            itself: 2 for three levels, 1 otherwise.
+        num_levels: convert only the inner `num_levels` levels; all of them if None.
 
     Raises:
-        FileNotFoundError: the config or the weights are not there.
-        ValueError: they are of another class, damaged, for video, or do not fit.
+        FileNotFoundError: the config or the weights are missing.
+        ValueError: they belong to another class or to a video model, are damaged, or do not match.
     """
     model_path = Path(model_path)
     unet_path = model_path / "unet" if (model_path / "unet").is_dir() else model_path
@@ -113,7 +113,7 @@ def convert_community_checkpoint(
     unet = build_model(map_community_config(config, foreign), native)
     scheduler_file = model_path / "scheduler" / "scheduler_config.json"
     settings = _read_json(scheduler_file) if scheduler_file.is_file() else {}
-    # The shift is not among them: that pipeline does not save it.
+    # The shift is missing here, because that pipeline does not save it.
     kept = {key: value for key, value in settings.items() if key in SHARED_KEYS}
     power = shift_power if shift_power is not None else (2.0 if unet.num_levels == 3 else 1.0)
     scheduler = MatryoshkaScheduler(
@@ -128,31 +128,31 @@ def read_community_config(path: Path) -> dict[str, Any]:
     """Return the contents of a `config.json` of one of the community pipeline's classes.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not JSON, or of another class.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or is the config of another class.
     """
     config = _read_json(path)
     class_name = config.get("_class_name")
     if class_name not in CLASS_NAMES:
-        raise ValueError(f"{path} is a config of {describe(class_name)}; expected {' or '.join(CLASS_NAMES)}.")
+        raise ValueError(f"{path} is the config of {describe(class_name)}; expected {' or '.join(CLASS_NAMES)}.")
     return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     contents = read_json(path)
     if not isinstance(contents, dict):
-        raise ValueError(f"{path} does not hold a mapping.")
+        raise ValueError(f"{path} does not contain a mapping.")
     return contents
 
 
 def _read_weights(unet_path: Path) -> StateDict:
-    """Weights of a folder; safetensors only, in one file or in the shards that an index lists."""
+    """Read the weights of a folder; safetensors only, in one file or in the shards that an index lists."""
     index_file = unet_path / f"{WEIGHTS_FILE}.index.json"
     names = [WEIGHTS_FILE]
     if index_file.is_file():
         weight_map = _read_json(index_file).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError(f"{index_file} does not say in which files the tensors are. Fetch it again.")
+            raise ValueError(f"{index_file} does not list the files of the tensors. Download it again.")
         names = sorted(set(weight_map.values()))
     weights: StateDict = {}
     for name in names:
@@ -162,12 +162,12 @@ def _read_weights(unet_path: Path) -> StateDict:
         try:
             weights.update(load_file(file))
         except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error}). Fetch it again.") from error
+            raise ValueError(f"{file} is damaged ({error}). Download it again.") from error
     return weights
 
 
 def number_attentions(foreign: Mapping[str, torch.Tensor]) -> StateDict:
-    """Give every attention layer of a block one running number: layer b after residual block j is j * a + b."""
+    """Number the attention layers of each block consecutively: layer b after residual block j becomes j * a + b."""
     layers_after_each: dict[str, int] = {}
     for name in foreign:
         if match := _LAYERS.match(name):
@@ -185,16 +185,16 @@ def number_attentions(foreign: Mapping[str, torch.Tensor]) -> StateDict:
 
 
 def map_community_config(config: Mapping[str, Any], foreign: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return our model config. Keys that an inner config leaves out are read from the shapes.
+    """Return our model config. Keys that an inner config omits are inferred from tensor shapes.
 
     Raises:
-        ValueError: the config describes a video model or leaves out what no shape tells.
+        ValueError: the config describes a video model, or omits a value that shapes do not determine.
     """
     nodes = [Facts("", config, None)]
     while inner := nodes[-1].child("inner_config"):
         nodes.append(inner)
         if len(nodes) > MAX_LEVELS:
-            raise ValueError(f"The config nests more than {MAX_LEVELS} levels in each other.")
+            raise ValueError(f"The config nests more than {MAX_LEVELS} levels.")
     rows = tuple(
         _level_row(node, foreign, INNER * depth, is_inner=depth == len(nodes) - 1) for depth, node in enumerate(nodes)
     )[::-1]
@@ -202,7 +202,9 @@ def map_community_config(config: Mapping[str, Any], foreign: Mapping[str, torch.
     projection = foreign.get(f"{prefix}encoder_hid_proj.weight")
     pooled = foreign.get(f"{prefix}add_embedding.cond_emb.weight")
     if pooled is None:
-        raise ValueError(f"The weights have no {prefix}add_embedding.cond_emb.weight, which reads the text.")
+        raise ValueError(
+            f"The weights have no {prefix}add_embedding.cond_emb.weight, which projects the text features."
+        )
     return {
         "sample_size": innermost.get("sample_size", positive, default=64),
         **LevelConfig.columns_from(rows),
@@ -218,10 +220,10 @@ def map_community_config(config: Mapping[str, Any], foreign: Mapping[str, torch.
 
 def _level_row(node: Facts, foreign: Mapping[str, torch.Tensor], prefix: str, is_inner: bool) -> LevelConfig:
     if node.get("temporal_mode", flag, default=False):
-        raise ValueError("`temporal_mode` is true: this is a video model, and those are not supported yet.")
+        raise ValueError("`temporal_mode` is true: this is a video model, which this converter does not support.")
     missing = [key for key in ("block_out_channels", "layers_per_block", "down_block_types") if key not in node.yaml]
     if missing:
-        raise ValueError(f"The config of the level at {prefix or 'the top'!r} does not say `{missing[0]}`.")
+        raise ValueError(f"The config of the level at {prefix or 'the top'!r} does not give `{missing[0]}`.")
     channels = node.get("block_out_channels", counts)
     kinds = node.get("down_block_types", _names)
     if len(kinds) != len(channels):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single facts of a foreign configuration: looked up where YAML and pickled arguments tell it, parsed, and compared.
+"""Values of a foreign config, looked up in its YAML and in pickled arguments, parsed and compared.
 
-Both may come from strangers: a value may be infinite, of another type than it should be, contain itself, or share its
-parts so often that its text would not fit in memory. Every parser therefore looks at types before it looks inside.
+Both sources are untrusted: a value may be infinite, of a wrong type, contain itself, or share its parts so often that
+its text would not fit in memory. Every parser therefore checks types before it looks inside.
 """
 
 import math
@@ -19,18 +19,18 @@ ENUM_MEMBERS = {
     "ThresholdType": {0: "NONE", 1: "CLIP", 2: "DYNAMIC", 3: "DYNAMIC_IF"},
 }
 REQUIRED = object()
-# Beyond any model, and small enough to add, multiply and print.
+# Larger than any model needs, and small enough to add, multiply and print.
 MAX_INTEGER = 2**31
 MAX_ENTRIES = 1000
 
 
 class Facts:
-    """One mapping of the configuration as YAML and arguments tell it; either may be silent.
+    """One mapping of the config, in the YAML and in the arguments; it may be missing from either.
 
     Args:
-        path: dotted place of the mapping in the configuration.
-        yaml: what the config file has there.
-        args: what the checkpoint's arguments have there: a mapping or an inert object.
+        path: dotted path of the mapping in the config.
+        yaml: its value in the config file.
+        args: its value in the checkpoint's arguments: a mapping or an inert object.
     """
 
     def __init__(self, path: str, yaml: Any, args: Any):
@@ -39,29 +39,32 @@ class Facts:
         self.args: Mapping[str, Any] = mapping_of(args) or {}
 
     def child(self, key: str) -> "Facts":
-        """The facts of a mapping inside this one; empty if there is none."""
+        """Return a mapping inside this one; empty if there is none."""
         return Facts(f"{self.path}.{key}" if self.path else key, self.yaml.get(key), self.args.get(key))
 
     def __bool__(self) -> bool:
         return bool(self.yaml or self.args)
 
     def get(self, key: str, parse: Callable[[Any], Any], default: Any = REQUIRED, compare: bool = True) -> Any:
-        """Return one parsed fact.
+        """Return one parsed value.
 
         Args:
             key: name within this mapping.
-            parse: turns what either side wrote into a comparable value; its ValueErrors get the name prepended.
-            default: value when both are silent; without one that is an error.
-            compare: whether disagreement is an error (it changes the output) or YAML silently wins (it does not).
+            parse: converts a raw value into one that can be compared; the name is added to its ValueErrors.
+            default: value if both sources omit it; without a default, that is an error.
+            compare: whether a disagreement is an error (for values that change the output) or the YAML wins.
 
         Raises:
-            ValueError: nobody says it, what they say cannot be parsed, or they contradict each other.
+            ValueError: the value is missing, cannot be parsed, or differs between the two sources.
         """
         name = f"{self.path}.{key}" if self.path else key
         found = [_parse(name, side[key], parse) for side in (self.yaml, self.args) if key in side]
         if not found:
             if default is REQUIRED:
-                raise ValueError(f"Neither the config file nor the checkpoint's arguments say `{name}`; add it.")
+                raise ValueError(
+                    f"Neither the config file nor the checkpoint's arguments contain `{name}`; add it "
+                    f"to the config file."
+                )
             return default
         if compare and len(found) == 2 and found[0] != found[1]:
             raise ValueError(
@@ -79,7 +82,7 @@ def _parse(name: str, value: Any, parse: Callable[[Any], Any]) -> Any:
 
 
 def integer(value: Any) -> int:
-    """A whole number, perhaps written as text or with a decimal point."""
+    """Parse a whole number, possibly written as text or with a decimal point."""
     found = number(value)
     if found != int(found) or abs(found) > MAX_INTEGER:
         raise ValueError(f"expected a whole number of at most {MAX_INTEGER}, got {describe(value)}.")
@@ -87,7 +90,7 @@ def integer(value: Any) -> int:
 
 
 def count(value: Any) -> int:
-    """A whole number of at least 0."""
+    """Parse a whole number of at least 0."""
     found = integer(value)
     if found < 0:
         raise ValueError(f"expected a whole number of at least 0, got {describe(value)}.")
@@ -95,7 +98,7 @@ def count(value: Any) -> int:
 
 
 def positive(value: Any) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     found = integer(value)
     if found < 1:
         raise ValueError(f"expected a whole number of at least 1, got {describe(value)}.")
@@ -103,7 +106,7 @@ def positive(value: Any) -> int:
 
 
 def number(value: Any) -> float:
-    """A finite number, perhaps written as text."""
+    """Parse a finite number, possibly written as text."""
     try:
         found = float(value) if isinstance(value, (int, float, str)) else math.nan
     except (ValueError, OverflowError):
@@ -114,19 +117,19 @@ def number(value: Any) -> float:
 
 
 def optional_number(value: Any) -> float:
-    """A finite number; 0 for None or empty text."""
+    """Parse a finite number; 0 for None or empty text."""
     return 0.0 if value is None or value == "" else number(value)
 
 
 def flag(value: Any) -> bool:
-    """True or false, perhaps written as 1 or 0; false for None."""
+    """Parse a boolean, possibly written as 1 or 0; False for None."""
     if isinstance(value, (type(None), int)) and value in (None, 0, 1):
         return bool(value)
     raise ValueError(f"expected true or false, got {describe(value)}.")
 
 
 def counts(value: Any) -> tuple[int, ...]:
-    """Whole numbers written as a list or, as ml-mdm also accepts, as text: "256,512,768"."""
+    """Parse whole numbers written as a list or, as ml-mdm also accepts, as text: "256,512,768"."""
     if isinstance(value, str):
         value = [item for item in value.split(",") if item.strip()]
     if isinstance(value, int):
@@ -134,33 +137,33 @@ def counts(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"expected whole numbers, got {describe(value)}.")
     if len(value) > MAX_ENTRIES:
-        raise ValueError(f"it has {len(value)} entries, more than any model.")
+        raise ValueError(f"it has {len(value)} entries, more than any model has.")
     return tuple(count(item) for item in value)
 
 
 def optional_counts(value: Any) -> tuple[int, ...] | None:
-    """Whole numbers, or None."""
+    """Parse whole numbers, or None."""
     return None if value is None else counts(value)
 
 
 def optional_positive(value: Any) -> int | None:
-    """A whole number of at least 1; None for None and for what is below 1, with which ml-mdm says "not set"."""
+    """Parse a whole number of at least 1; None for None and for numbers below 1, which in ml-mdm mean "not set"."""
     found = 0 if value is None else integer(value)
     return found if found > 0 else None
 
 
 def member(value: Any) -> str:
-    """Member name of an enum, written as text in YAML and as a call of its class in the arguments."""
+    """Parse the name of an enum member, which is text in YAML and a call of the enum class in the arguments."""
     if isinstance(value, PickledObject):
         index = value.args[0] if isinstance(value.args, tuple) and value.args else None
         value = ENUM_MEMBERS.get(value.name, {}).get(index) if isinstance(index, int) else None
     if not isinstance(value, str):
-        raise ValueError("it is not the name of a member.")
+        raise ValueError("it is not the name of an enum member.")
     return value.upper()
 
 
 def micro_conditions(value: Any) -> tuple[tuple[str, float], ...]:
-    """Pairs (key, default) of "scale:64,other:0"; nothing for None or empty text."""
+    """Parse "scale:64,other:0" into pairs (key, default); none for None or empty text."""
     if not isinstance(value, (str, type(None))):
         raise ValueError(f"expected text such as 'scale:64', got {describe(value)}.")
     pairs = [pair.split(":") for pair in (value or "").split(",") if pair.strip()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands that make a diffusers folder have in common: their order of work."""
+"""The steps that the commands which write a diffusers folder have in common."""
 
 import argparse
 from collections.abc import Callable
@@ -15,19 +15,20 @@ def convert_to_folder(
     pipeline_class: type,
     unused_file: str | None = None,
 ) -> None:
-    """Read a foreign checkpoint and write the folder that `args` ask for, or nothing.
+    """Read a foreign checkpoint and write the folder that `args` describe, or nothing.
 
     Args:
-        args: the flags of `add_folder_arguments`, and those that `read` takes.
-        read: converts in memory.
-        pipeline_class: what a folder with a text encoder is a pipeline of.
-        unused_file: where, beside the weights, the tensors go that the foreign code never runs; None leaves them out.
+        args: the flags of `add_folder_arguments`, and those that `read` uses.
+        read: converts the checkpoint in memory.
+        pipeline_class: class of the pipeline if there is a text encoder.
+        unused_file: name of the file, beside the weights, for tensors that the foreign code never uses; None drops
+            them.
 
     Raises:
-        ValueError: the folder exists, or something does not fit.
+        ValueError: the folder exists already, or parts do not match.
         OSError: a file is missing, or cannot be read or written.
     """
-    check_output_is_new(args.output_dir)  # before the long work
+    check_output_is_new(args.output_dir)  # checked before the slow work
     converted = read(args)
     unet = converted.unet.to(DTYPES[args.dtype]) if args.dtype else converted.unet
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pickle's calls mean here: inert records, and the few names that are understood, each by code written here.
+"""What the calls in a pickle are turned into: inert records, or the values of a few known types.
 
-A name of a file is never imported and never called. Tensors, parameters, bytes, numpy scalars and the containers of
-the standard library get the value that they stand for; everything else becomes a `PickledObject`, a plain record.
+Names in a file are never imported or called. Tensors, parameters, bytes, numpy scalars and the containers of the
+standard library are rebuilt by code in this module; everything else becomes a `PickledObject`, a plain record.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 MAX_LISTED_NAME = 80
-# numpy scalars that a trainer logs, by dtype string: struct format of the little-endian value.
+# Struct formats (little-endian) of numpy scalars that trainers log, by dtype string.
 NUMPY_SCALARS = {
     "f8": "<d",
     "f4": "<f",
@@ -28,20 +28,20 @@ NUMPY_SCALARS = {
     "u1": "<B",
     "b1": "<?",
 }
-# Types whose storages torch stores as bytes, naming the type with the tensor.
+# Types whose storages torch saves as bytes, with the type named in the tensor.
 UNTYPED_DTYPES = ("uint16", "uint32", "uint64", "complex32", "float8_e4m3fn", "float8_e5m2")
 
 
 class PickledObject:
-    """What a file says about an object of a class that is not known here. It has no behaviour.
+    """A record of an object whose class is not known here. It has no behaviour.
 
     Attributes:
-        module: module that the file names, never imported.
-        name: class or function that the file names, never called.
-        args: arguments the file wants it called with; None for the bare name.
-        state: what the file wants the object's attributes to be, or None.
-        entries: what a subclass of dict holds, or None.
-        items: what a subclass of list, or a set, holds, or None.
+        module: name of the module in the file; never imported.
+        name: name of the class or function in the file; never called.
+        args: arguments of the call in the file; None for the bare name.
+        state: the object's attributes according to the file, or None.
+        entries: contents of a subclass of dict, or None.
+        items: contents of a subclass of list or of a set, or None.
     """
 
     __slots__ = ("args", "entries", "items", "module", "name", "state")
@@ -56,25 +56,26 @@ class PickledObject:
 
     @property
     def path(self) -> str:
-        """Full dotted name, shortened so that it can stand in a message."""
+        """The full dotted name, shortened to fit in a message."""
         return f"{self.module}.{self.name}"[:MAX_LISTED_NAME]
 
     def __repr__(self) -> str:
-        return f"<inert {self.path}>"  # what it holds is left out: a file can make it endless
+        return f"<inert {self.path}>"  # without its contents, which a file can make endless
 
 
 def mapping_of(value: Any) -> dict[Any, Any] | None:
-    """Return the entries of a dict or of an inert object: its own, as a subclass of dict, or else its attributes."""
+    """Return the entries of a dict or of an inert object: those of a subclass of dict, otherwise its attributes."""
     if isinstance(value, PickledObject):
         value = value.state if value.entries is None else value.entries
     return value if isinstance(value, dict) else None
 
 
 def call(function: Any, args: Any) -> Any:
-    """Return what a file's call of `function` with `args` stands for, without calling anything of the file's choice.
+    """Return the value that a file's call of `function` with `args` stands for, without calling anything that the file
+    names.
 
     Raises:
-        ValueError: `function` is not a bare name, or the arguments cannot be those of what it names.
+        ValueError: `function` is not a bare name, or the arguments are invalid for the known type that it names.
     """
     if not isinstance(function, PickledObject) or function.args is not None:
         raise ValueError("its pickle calls something that is not a name.")
@@ -83,7 +84,7 @@ def call(function: Any, args: Any) -> Any:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a plain integer of at least 0."""
+    """Return whether a value is a plain integer of at least 0."""
     return type(value) is int and value >= 0
 
 
@@ -92,11 +93,11 @@ def _is_counts(value: Any) -> bool:
 
 
 def _rebuild_tensor(args: Any) -> torch.Tensor | PickledObject:
-    """Tensor over a storage, from (storage, offset, shape, strides, ...), refused if it leaves the storage."""
+    """Rebuild a tensor from (storage, offset, shape, strides, ...); it must lie within its storage."""
     if not isinstance(args, tuple) or len(args) < 4:
         raise ValueError("it holds a tensor without shape.")
     flat, offset, shape, strides = args[:4]
-    if isinstance(flat, PickledObject):  # a storage of a type that is not read here
+    if isinstance(flat, PickledObject):  # a storage of an unsupported type
         return flat
     if not (isinstance(flat, torch.Tensor) and flat.ndim == 1 and is_count(offset)):
         raise ValueError("it holds a tensor without storage.")
@@ -109,7 +110,7 @@ def _rebuild_tensor(args: Any) -> torch.Tensor | PickledObject:
 
 
 def _rebuild_untyped_tensor(args: Any) -> torch.Tensor | PickledObject:
-    """Tensor over bytes, from (storage, offset, shape, strides, requires_grad, hooks, dtype, ...)."""
+    """Rebuild a tensor from bytes: (storage, offset, shape, strides, requires_grad, hooks, dtype, ...)."""
     if not isinstance(args, tuple) or len(args) < 7:
         raise ValueError("it holds a tensor without shape.")
     flat, kind = args[0], args[6]
@@ -129,28 +130,28 @@ def _rebuild_parameter(args: Any) -> torch.Tensor | PickledObject:
 
 
 def _rebuild_dict(args: Any) -> dict[Any, Any]:
-    """A dict that is filled afterwards (OrderedDict, defaultdict), or the one it was made from (Counter)."""
+    """Rebuild a dict: an empty one that is filled later (OrderedDict, defaultdict), or the one given (Counter)."""
     if isinstance(args, tuple) and len(args) == 1 and isinstance(args[0], dict):
         return args[0]
     return {}
 
 
 def _rebuild_deque(args: Any) -> list[Any]:
-    """The list that a deque is filled to; its greatest length is of no use here."""
+    """Rebuild a deque as a list; its maximum length is not needed."""
     if isinstance(args, tuple) and args and isinstance(args[0], list):
         return args[0]
     return []
 
 
 def _rebuild_bytes(args: Any) -> bytes:
-    """Bytes, which pickle protocol 2 stores as the text of the same code points."""
+    """Rebuild bytes, which pickle protocol 2 stores as text with the same code points."""
     if not (isinstance(args, tuple) and len(args) == 2 and isinstance(args[0], str) and args[1] == "latin1"):
         raise ValueError("it encodes bytes in a way that torch.save does not.")
     return args[0].encode("latin1")
 
 
 def _rebuild_numpy_scalar(args: Any) -> Any:
-    """Python number from (dtype, bytes); a scalar of any other type stays an inert record."""
+    """Rebuild a Python number from (dtype, bytes); a scalar of any other type remains an inert record."""
     kind, data = args if isinstance(args, tuple) and len(args) == 2 else (None, None)
     code = kind.args[0] if isinstance(kind, PickledObject) and isinstance(kind.args, tuple) and kind.args else None
     layout = NUMPY_SCALARS.get(code) if isinstance(code, str) else None
@@ -159,7 +160,7 @@ def _rebuild_numpy_scalar(args: Any) -> Any:
     return struct.unpack(layout, data)[0]
 
 
-# The only names with a meaning. Protocol 2 writes Python 2's module names in some versions of torch and numpy.
+# The only names that are rebuilt. Protocol 2 writes Python 2's module names in some versions of torch and numpy.
 MEANINGS: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("collections", "OrderedDict"): _rebuild_dict,
     ("collections", "defaultdict"): _rebuild_dict,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pickle, interpreted as a description of data: no instruction imports, looks up or calls anything."""
+"""Interpreter of pickles as descriptions of data: no instruction imports, looks up or calls anything."""
 
 import pickletools
 from collections.abc import Callable
@@ -14,14 +14,14 @@ MAX_KEY_PARTS = 16
 
 
 class _Mark:
-    """Where a MARK instruction stands on the stack."""
+    """Marks the place of a MARK instruction on the stack."""
 
 
 _MARK = _Mark()
 
 
 class _InertMachine:
-    """Stack, memo and instructions of a pickle in which calling is recording."""
+    """Stack machine for pickle instructions, in which calls are recorded instead of executed."""
 
     def __init__(self, load_storage: Callable[[Any], torch.Tensor]):
         self.stack: list[Any] = []
@@ -44,7 +44,7 @@ class _InertMachine:
         target = self.stack[-1]
         if isinstance(target, PickledObject) and target.args is not None:
             target.state = state
-        # torch keeps the version numbers of modules as an attribute of the state dict: no weights, so not kept.
+        # torch stores the version numbers of modules as an attribute of the state dict; they are not weights.
         elif not isinstance(target, (dict, torch.Tensor)):
             raise ValueError(f"its pickle sets attributes of a {type(target).__name__}.")
 
@@ -75,7 +75,7 @@ class _InertMachine:
     def stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("its pickle names a class by something that is not text.")
+            raise ValueError("its pickle names a class with something that is not text.")
         self.stack.append(PickledObject(module, name))
 
     def call_stacked(self) -> None:
@@ -93,7 +93,7 @@ class _InertMachine:
 
 
 def _is_cheap_key(key: Any) -> bool:
-    """Whether a dict key is hashed in little time: a scalar, a short tuple of scalars, or a record (by identity)."""
+    """Return whether a dict key is cheap to hash: a scalar, a short tuple of scalars, or a record (by identity)."""
     parts = key if type(key) is tuple else (key,)
     return len(parts) <= MAX_KEY_PARTS and all(isinstance(part, KEY_TYPES) for part in parts)
 
@@ -128,7 +128,7 @@ INSTRUCTIONS: dict[str, Callable[[_InertMachine, Any], Any]] = {
     "FROZENSET": lambda machine, _: machine.frozen_set(),
     "SETITEM": lambda machine, _: machine.set_items([machine.pop(), machine.pop()][::-1]),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "POP": lambda machine, _: machine.stack.pop(),  # after an object that contains itself, as POP_MARK
+    "POP": lambda machine, _: machine.stack.pop(),  # after an object that contains itself, like POP_MARK
     "POP_MARK": lambda machine, _: machine.pop_to_mark(),
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
@@ -147,10 +147,10 @@ def run_inert(program: bytes, load_storage: Callable[[Any], Any]) -> Any:
 
     Args:
         program: the pickle.
-        load_storage: returns the flat tensor of a persistent id, or a record of one that cannot be read.
+        load_storage: returns the flat tensor for a persistent id, or a record if its type is not supported.
 
     Raises:
-        ValueError: anything that torch.save would not write.
+        ValueError: the pickle contains something that torch.save would not write.
     """
     machine = _InertMachine(load_storage)
     try:
@@ -164,7 +164,7 @@ def run_inert(program: bytes, load_storage: Callable[[Any], Any]) -> Any:
             elif opcode.name in INSTRUCTIONS:
                 INSTRUCTIONS[opcode.name](machine, argument)
             else:
-                raise ValueError(f"its pickle uses the instruction {opcode.name}, which weights do not need.")
+                raise ValueError(f"its pickle uses the instruction {opcode.name}, which saved weights do not need.")
     except (IndexError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"its pickle is malformed ({type(error).__name__}).") from error
     raise ValueError("its pickle has no end.")

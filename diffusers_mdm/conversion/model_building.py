@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model of a mapped config with exactly the weights of its checkpoint, or an error that says what does not fit."""
+"""Building a model from a converted config and the weights of its checkpoint."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from .state_dict_table import MAX_LISTED, StateDict
 
 
 def build_model(config: Mapping[str, Any], native: StateDict) -> NestedUNetModel:
-    """Return a model of this config with exactly these weights, in their own dtype.
+    """Return a model with this config and exactly these weights, in their own dtype.
 
     Raises:
-        ValueError: a tensor is missing, left over or of another shape than the config says.
+        ValueError: a tensor is missing, left over, or has a different shape from the one in the config.
     """
     check_sizes(config, native)
     unet = empty_model(config)
@@ -25,7 +25,7 @@ def build_model(config: Mapping[str, Any], native: StateDict) -> NestedUNetModel
 
 
 def empty_model(config: Mapping[str, Any]) -> NestedUNetModel:
-    """Return a model of this config whose weights have shapes and no memory."""
+    """Return a model with this config whose weights are on the meta device (shapes without memory)."""
     with init_empty_weights():
         return NestedUNetModel.from_config(dict(config))
 
@@ -34,29 +34,29 @@ def check_names_and_shapes(unet: NestedUNetModel, native: Mapping[str, torch.Ten
     """Raise a ValueError unless the model has exactly the names and shapes of `native`."""
     expected = unet.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in native]
-    problems += [f"{name} has no place" for name in native if name not in expected]
+    problems += [f"{name} has no place in the model" for name in native if name not in expected]
     problems += [
-        f"{name} has shape {tuple(tensor.shape)} but the config asks for {tuple(expected[name].shape)}"
+        f"{name} has shape {tuple(tensor.shape)} but the config requires {tuple(expected[name].shape)}"
         for name, tensor in native.items()
         if name in expected and tensor.shape != expected[name].shape
     ]
     if problems:
         listed = "; ".join(problems[:MAX_LISTED]) + ("; …" if len(problems) > MAX_LISTED else "")
         raise ValueError(
-            f"The checkpoint and its config do not fit ({len(problems)} tensors): {listed}. Use the config that "
-            "belongs to this checkpoint, and fetch the checkpoint again if it may be incomplete."
+            f"The checkpoint and its config do not match ({len(problems)} tensors): {listed}. Use the config that "
+            f"belongs to this checkpoint, and download the checkpoint again if it may be incomplete."
         )
 
 
 def check_sizes(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise a ValueError if a config asks for more layers, or wider ones, than its checkpoint can hold.
+    """Raise a ValueError if a config describes more or wider layers than its checkpoint can contain.
 
-    Building a model takes time and memory for each of its layers, even without weights, and a config can ask for a
-    thousand million of them.
+    Building a model takes time and memory for each layer, even without weights, and a malicious config can describe a
+    billion of them.
 
     Args:
-        config: config of a NestedUNetModel whose layers are not shared between levels.
-        weights: all tensors of the checkpoint, under whatever names.
+        config: config of a NestedUNetModel whose levels share no layers.
+        weights: all tensors of the checkpoint; the names do not matter.
     """
     layers = config.get("num_text_layers") or 0
     layers += sum(map(len, config["micro_conditioning_keys"]))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rename, split and reshape state dicts by a table: the engine that both foreign formats share.
+"""Renaming, splitting and reshaping of state dicts by a table, for both foreign formats.
 
-Both nest by recursion (the level inside `x` is `x.inner_unet`, so names start at the outermost level) and keep the
-text modules inside the innermost level; here levels are a flat list, innermost first, and text modules come before
-it. No arithmetic touches a value, so `to_foreign(to_native(x)) == x` to the bit.
+Both formats nest levels recursively (the level inside `x` is `x.inner_unet`, so names start at the outermost level)
+and keep the text modules in the innermost level; our model has a flat list of levels, innermost first, with the text
+modules before it. Values are never computed with, so `to_foreign(to_native(x)) == x` bit for bit.
 """
 
 import re
@@ -23,12 +23,13 @@ _FIELD = re.compile(r"\\\{(\w)\\\}")
 
 @dataclass(frozen=True)
 class Row:
-    """One rule: which foreign module holds what our modules hold.
+    """One rule of the table: which foreign module corresponds to which of our modules.
 
     Attributes:
         foreign: module name within its level; `{i}`, `{j}` stand for numbers, `{m}` for a word.
-        native: our modules with the same fields, without `levels.N.`; several share the rows of a fused tensor.
-        pointwise: the foreign module is a 1x1 convolution, ours a linear layer.
+        native: names of our modules with the same placeholders, without `levels.N.`; if there are several, the foreign
+            tensor is fused and its first dimension is split among them.
+        pointwise: whether the foreign module is a 1x1 convolution and ours a linear layer.
     """
 
     foreign: str
@@ -45,12 +46,12 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 class StateDictTable:
-    """Rows of one foreign format, usable in both directions.
+    """The table of one foreign format, usable in both directions.
 
     Args:
-        level_rows: rules for what every level has.
-        text_rows: rules for what only the innermost level has, and what lies outside `levels` here.
-        unused: first name parts of modules that outer levels may have but never run.
+        level_rows: rules for modules of every level.
+        text_rows: rules for modules of the innermost level only, which are outside `levels` in our model.
+        unused: first name parts of modules that outer levels may have but never use.
     """
 
     def __init__(self, level_rows: Iterable[Row], text_rows: Iterable[Row], unused: Iterable[str] = ()):
@@ -65,10 +66,10 @@ class StateDictTable:
         }
 
     def to_native(self, foreign: Mapping[str, torch.Tensor]) -> tuple[StateDict, StateDict]:
-        """Return (our state dict, what outer levels hold but never run, under its foreign names).
+        """Return (our state dict, tensors that outer levels have but never use, under their foreign names).
 
         Raises:
-            ValueError: names that no row knows, or tensors that cannot be split or reshaped as their row says.
+            ValueError: no rule covers a name, or a tensor cannot be split or reshaped as its rule says.
         """
         outermost = count_levels(foreign) - 1
         native: StateDict = {}
@@ -87,7 +88,7 @@ class StateDictTable:
             row, names = targets
             native.update(zip(names, _split(tensor, row, name), strict=True))
         if unknown:
-            raise ValueError(f"The checkpoint has {len(unknown)} tensors that are not known: {_first(unknown)}.")
+            raise ValueError(f"The checkpoint has {len(unknown)} unknown tensors: {_first(unknown)}.")
         return native, unused
 
     def _native_names(self, local: str, level: int) -> tuple[Row, list[str]] | None:
@@ -101,10 +102,10 @@ class StateDictTable:
         return None
 
     def to_foreign(self, native: Mapping[str, torch.Tensor]) -> StateDict:
-        """The inverse of `to_native`, without what outer levels hold but never run.
+        """Return the foreign state dict: the inverse of `to_native`, without the tensors that are never used.
 
         Raises:
-            ValueError: names that no row knows, or a part of a fused tensor that is missing.
+            ValueError: no rule covers a name, or a part of a fused tensor is missing.
         """
         levels = {int(name.split(".")[1]) for name in native if name.startswith("levels.")}
         outermost = max(levels, default=0)
@@ -135,7 +136,7 @@ class StateDictTable:
 
 
 def check_names(state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Raise a ValueError if a state dict is empty or holds something other than tensors with names of a model."""
+    """Raise a ValueError if a state dict is empty or contains something other than named tensors."""
     if not state_dict or not all(isinstance(name, str) for name in state_dict):
         raise ValueError("The checkpoint has no named tensors; expected a state dict.")
     long = [name for name in state_dict if len(name) > MAX_NAME_LENGTH]
@@ -147,15 +148,16 @@ def check_names(state_dict: Mapping[str, torch.Tensor]) -> None:
 
 
 def count_levels(foreign: Mapping[str, torch.Tensor]) -> int:
-    """Number of nested levels in a foreign state dict.
+    """Return the number of nested levels in a foreign state dict.
 
     Raises:
-        ValueError: it is empty, holds something other than named tensors, or nests deeper than any model.
+        ValueError: the state dict is empty, contains something other than named tensors, or nests deeper than any
+            model.
     """
     check_names(foreign)
     levels = 1 + max(_split_depth(name)[0] for name in foreign)
     if levels > MAX_LEVELS:
-        raise ValueError(f"The checkpoint nests {levels} levels in each other; expected at most {MAX_LEVELS}.")
+        raise ValueError(f"The checkpoint nests {levels} levels; expected at most {MAX_LEVELS}.")
     return levels
 
 
@@ -167,7 +169,7 @@ def inner_levels(foreign: Mapping[str, torch.Tensor], num_levels: int) -> StateD
     """
     available = count_levels(foreign)
     if not 1 <= num_levels <= available:
-        raise ValueError(f"The checkpoint has {available} levels; {num_levels} of them cannot be taken.")
+        raise ValueError(f"The checkpoint has {available} levels, so {num_levels} of them cannot be taken.")
     prefix = INNER * (available - num_levels)
     return {name.removeprefix(prefix): tensor for name, tensor in foreign.items() if name.startswith(prefix)}
 
@@ -193,7 +195,7 @@ def _split(tensor: torch.Tensor, row: Row, name: str) -> tuple[torch.Tensor, ...
 def _join(tensors: dict[int, torch.Tensor], row: Row, name: str) -> torch.Tensor:
     missing = [row.native[index] for index in range(len(row.native)) if index not in tensors]
     if missing:
-        raise ValueError(f"{name} cannot be put together: {', '.join(missing)} is missing.")
+        raise ValueError(f"{name} cannot be assembled: {', '.join(missing)} is missing.")
     joined = torch.cat([tensors[index] for index in range(len(row.native))]) if len(tensors) > 1 else tensors[0]
     return joined[:, :, None, None] if row.pointwise and joined.ndim == 2 else joined
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a converted model so that there is either a complete, verified folder or none at all."""
+"""Writing converted models, such that there is either a complete, verified folder or none."""
 
 import os
 import tempfile
@@ -21,11 +21,11 @@ def check_output_is_new(path: str | Path) -> Path:
     """Return `path`, which must not exist yet.
 
     Raises:
-        ValueError: there is something already; nothing is ever overwritten.
+        ValueError: there is something at `path`; nothing is ever overwritten.
     """
     path = Path(path)
     if path.exists() or path.is_symlink():
-        raise ValueError(f"{path} exists already; name a new place or remove it first.")
+        raise ValueError(f"{path} exists already; choose another path or remove it first.")
     return path
 
 
@@ -35,27 +35,27 @@ def assemble_pipeline(
     """Return a pipeline of `pipeline_class` around a model.
 
     Args:
-        pipeline_class: takes text_encoder, tokenizer, unet and scheduler.
+        pipeline_class: class that takes text_encoder, tokenizer, unet and scheduler.
         unet: the model.
         scheduler: its scheduler.
         text_encoder: folder or Hub id of a transformers text encoder with its tokenizer.
-        dtype: what the encoder is loaded in.
+        dtype: dtype in which the encoder is loaded.
 
     Raises:
-        ValueError: the encoder's output is not as the model's input.
+        ValueError: the encoder's output has a different width from the model's text input.
         OSError: there is no such encoder.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer, MT5EncoderModel, T5EncoderModel, UMT5EncoderModel
 
     config = AutoConfig.from_pretrained(text_encoder)
-    # Of encoder-decoder models only the encoder is wanted.
+    # Only the encoder of encoder-decoder models is needed.
     encoders = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
     expected = unet.config["encoder_hid_dim"] or unet.config["cross_attention_dim"]
     width = getattr(config, "hidden_size", None)
     if width != expected:
         raise ValueError(
-            f"The text encoder {text_encoder} gives vectors of width {width}; this model was trained with width "
-            f"{expected} (2048 is FLAN-T5 XL). Name the encoder that belongs to the checkpoint."
+            f"The text encoder {text_encoder} outputs vectors of width {width}; this model was trained with width "
+            f"{expected} (FLAN-T5 XL has 2048). Pass the encoder that belongs to the checkpoint."
         )
     encoder = encoders.get(config.model_type, AutoModel).from_pretrained(text_encoder, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(text_encoder)
@@ -63,17 +63,17 @@ def assemble_pipeline(
 
 
 def write_folder(output_dir: str | Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary sibling and rename it into place when it returns.
+    """Let `fill` write into a temporary folder beside `output_dir`, and rename that when it returns.
 
     Args:
-        output_dir: folder to make; must not exist.
-        fill: writes (and verifies) everything in the empty folder it is given; whatever it raises leaves nothing.
+        output_dir: folder to create; must not exist yet.
+        fill: writes (and verifies) everything in the empty folder it is given; if it raises, nothing is left behind.
 
     Raises:
         ValueError: the folder exists already.
     """
     output_dir = check_output_is_new(output_dir)
-    # The nearest folder that exists is on the same file system, so that the rename is one step.
+    # The nearest existing folder is on the same file system, so that the rename is atomic.
     existing = next(parent for parent in output_dir.absolute().parents if parent.is_dir())
     with tempfile.TemporaryDirectory(dir=existing, prefix=f".{output_dir.name}.") as scratch:
         folder = Path(scratch) / output_dir.name
@@ -95,15 +95,15 @@ def write_model(
     """Save, load again and compare a converted model.
 
     Args:
-        output_dir: folder to make, with `unet/` and `scheduler/`, or all folders of a pipeline.
+        output_dir: folder to create, with `unet/` and `scheduler/`, or all folders of a pipeline.
         unet: the model, in the dtype to be saved.
         scheduler: its scheduler.
         extra_tensors: further safetensors files beside the weights, by file name.
-        make_pipeline: puts a whole pipeline around the two; None saves only them.
-        variant: name part of the weight files, as in diffusers.
+        make_pipeline: builds a whole pipeline from the two; None saves only them.
+        variant: variant in the names of the weight files, as in diffusers.
 
     Raises:
-        ValueError: the folder exists, or what was loaded again is not what was saved.
+        ValueError: the folder exists already, or the loaded weights differ from the saved ones.
     """
 
     def fill(folder: Path) -> None:
@@ -126,10 +126,10 @@ def write_model(
 
 
 def write_checkpoint(output_path: str | Path, contents: Mapping[str, Any]) -> None:
-    """Write a `.pth` of tensors and plain values: beside first, then loaded again and renamed into place.
+    """Write a `.pth` of tensors and plain values under a temporary name, load it again, and rename it.
 
     Raises:
-        ValueError: the file exists, or what was loaded again is not what was saved.
+        ValueError: the file exists already, or the loaded contents differ from the saved ones.
     """
     output_path = check_output_is_new(output_path)
     existing = next(parent for parent in output_path.absolute().parents if parent.is_dir())
@@ -149,11 +149,13 @@ def check_same_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str,
         raise ValueError(f"After saving and loading, {name} is on one side only. Is the disk full?")
     for name, tensor in expected.items():
         if not same_bits(tensor, found[name]):
-            raise ValueError(f"After saving and loading, {name} is not what it was. Is the disk full?")
+            raise ValueError(f"After saving and loading, {name} has changed. Is the disk full?")
 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two tensors have the same shape, dtype and bytes (so that NaN equals itself and 0 is not -0)."""
+    """Return whether two tensors have the same shape, dtype and bytes (so that NaN equals itself and 0 differs from
+    -0).
+    """
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
     as_bytes = [tensor.detach().cpu().contiguous().flatten().view(torch.uint8) for tensor in (left, right)]

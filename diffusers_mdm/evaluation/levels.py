@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of single pictures and of the levels of one drawing: grain in white corners, and levels that agree."""
+"""Measures of single images: grain in white corners, and the agreement of an image's levels."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 from .pictures import pool
 
-CORNER = 8  # one eighth of the side
-WHITE = 250  # of 255: what counts as white in the true picture
+CORNER = 8  # size of a corner: one eighth of the side
+WHITE = 250  # of 255: pixels of the real image at or above this are white
 
 
 def corner_noise(drawn: torch.Tensor, real: torch.Tensor) -> tuple[float, int]:
-    """Grain where the truth is constant: the standard deviation of pixels in the corners that are white in truth.
+    """Measure grain as the standard deviation of pixels in the corners that are white in the real image.
 
     Args:
-        drawn: `(N, 3, S, S)`, uint8.
-        real: the true pictures of the same captions.
+        drawn: generated images `(N, 3, S, S)`, uint8.
+        real: the real images of the same captions.
 
     Returns:
         The mean over corners of the standard deviation of their pixels over positions (mean over colours), in [0, 1],
@@ -41,13 +41,13 @@ def corner_noise(drawn: torch.Tensor, real: torch.Tensor) -> tuple[float, int]:
 
 
 def disagreement(pyramid: Sequence[torch.Tensor]) -> list[float]:
-    """How far each level, averaged down, is from the level inside it.
+    """Measure how far each level, averaged down, is from the level inside it.
 
     Args:
-        pyramid: the same N drawings at every level, `(N, 3, S, S)`, uint8, innermost first.
+        pyramid: the same N images at every level, `(N, 3, S, S)`, uint8, innermost first.
 
     Returns:
-        The root mean square difference of pixels in [0, 1], one number for every level but the innermost.
+        The root mean square difference of pixels in [0, 1], for every level except the innermost.
     """
     return [
         float((pool(outer.float(), inner.shape[-1]) - inner.float()).square().mean().sqrt() / 255)

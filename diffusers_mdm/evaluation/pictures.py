@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that are compared: what any set of them can say, and the sets that are tensors or folders of files."""
+"""Sets of captioned images to compare: a protocol, and sets that are tensors or folders of files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ METADATA_FILE = "metadata.jsonl"
 
 
 class Pictures(Protocol):
-    """Captioned pictures of one size.
+    """A set of captioned images of one size.
 
     Attributes:
-        captions: one a picture.
+        captions: one per image.
     """
 
     captions: Sequence[str]
@@ -34,7 +34,7 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class TensorPictures:
-    """Pictures in memory, `(N, 3, H, W)`, uint8."""
+    """Images in memory, `(N, 3, H, W)`, uint8."""
 
     pixels: torch.Tensor
     captions: Sequence[str]
@@ -48,10 +48,10 @@ class TensorPictures:
 
 
 class FolderPictures:
-    """The pictures of a folder with a `metadata.jsonl`, in its order, as `generate` writes them.
+    """The images of a folder written by `generate`, in the order of its `metadata.jsonl`.
 
     Args:
-        folder: holds the file and the pictures that its lines name (`file_name`, `text`).
+        folder: contains that file and the images that its lines name (`file_name`, `text`).
 
     Raises:
         ValueError: the file is missing or damaged; the message names the line.
@@ -72,13 +72,13 @@ class FolderPictures:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a `metadata.jsonl`.
+    """Read the records of a `metadata.jsonl`.
 
     Raises:
-        ValueError: there is no such file, or a line is not an object with `file_name`, a plain name, and `text`.
+        ValueError: there is no such file, or a line is not an object with `file_name` (without a path) and `text`.
     """
     if not path.is_file():
-        raise ValueError(f"{path.parent} has no {METADATA_FILE}; give a folder that `generate` has written.")
+        raise ValueError(f"{path.parent} has no {METADATA_FILE}; pass a folder that `generate` has written.")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
@@ -95,7 +95,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_picture(path: Path) -> torch.Tensor:
-    """A file that this package wrote, `(3, H, W)`, uint8.
+    """Read an image file that this package wrote, as `(3, H, W)`, uint8.
 
     Raises:
         ValueError: it cannot be read.
@@ -104,19 +104,19 @@ def read_picture(path: Path) -> torch.Tensor:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def batches_of(pictures: Pictures, batch_size: int, side: int | None = None) -> Iterator[torch.Tensor]:
-    """All pictures, `(B, 3, H, W)` uint8, `batch_size` at a time, averaged down to `side` if that is given."""
+    """Yield all images, `(B, 3, H, W)` uint8, `batch_size` at a time, averaged down to `side` if that is given."""
     for start in range(0, len(pictures), batch_size):
         batch = pictures.load(range(start, min(start + batch_size, len(pictures))))
         yield batch if side is None else average_down(batch, side)
 
 
 def average_down(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Average `(B, 3, H, W)`, uint8, down to squares of `side` pixels and round to whole steps.
+    """Average `(B, 3, H, W)`, uint8, down to squares of `side` pixels, rounded to integers.
 
     Raises:
         ValueError: H or W is not a multiple of `side`.
@@ -132,5 +132,8 @@ def pool(images: torch.Tensor, side: int) -> torch.Tensor:
     """
     height, width = images.shape[-2:]
     if height % side or width % side:
-        raise ValueError(f"Pictures of {height} x {width} pixels cannot be averaged down to {side}: not a multiple.")
+        raise ValueError(
+            f"Images of {height} x {width} pixels cannot be averaged down to {side}: height and width "
+            f"must be multiples of it."
+        )
     return F.avg_pool2d(images, (height // side, width // side))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference features: what real pictures look like to the networks that judge, kept as a folder.
+"""Reference features: the features of real images, saved in a folder.
 
-Computed once a data set and level: scores of many models are compared with the same reference. The folder holds
-`reference.json`, which says what it was made from, and `features.safetensors`.
+They are computed once per data set and level; many models can then be scored against the same reference. The folder
+contains `reference.json`, which records what it was made from, and `features.safetensors`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ THUMBNAILS = "thumbnails"
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of N real pictures.
+    """Features of N real images.
 
     Attributes:
         captions: N of them.
-        thumbnails: `(N, 3, 16, 16)`, uint8: what nearest pictures are looked for in.
-        features: (name of the extractor, side in pixels) to `(N, D)`, float32.
-        fingerprints: name of the extractor to its fingerprint.
-        recipe: what the pictures are: path, split, side, number, and whatever else was told.
+        thumbnails: `(N, 3, 16, 16)`, uint8, in which nearest images are searched.
+        features: maps (name of the extractor, side in pixels) to `(N, D)`, float32.
+        fingerprints: maps the name of an extractor to its fingerprint.
+        recipe: describes the images: path, split, side, number, and anything else that was passed.
     """
 
     captions: list[str]
@@ -48,7 +48,7 @@ class Reference:
 
     @property
     def sides(self) -> list[int]:
-        """The sides in pixels that there are features of, in rising order."""
+        """Return the sides in pixels for which there are features, in ascending order."""
         return sorted({side for _, side in self.features})
 
 
@@ -59,20 +59,20 @@ def make_reference(
     batch_size: int = 32,
     recipe: Mapping[str, Any] | None = None,
 ) -> Reference:
-    """Compute the features of real pictures at every level.
+    """Compute the features of real images at every level.
 
     Args:
-        pictures: real ones, of the largest side or a multiple of it.
-        extractors: what looks at them.
-        sides: of the levels, in pixels.
-        batch_size: pictures at a time.
-        recipe: what is told of the pictures.
+        pictures: the real images; their side is the largest of `sides` or a multiple of it.
+        extractors: the feature extractors.
+        sides: sides of the levels, in pixels.
+        batch_size: images per batch.
+        recipe: description of the images.
 
     Raises:
-        ValueError: there are no pictures, or a side does not divide theirs.
+        ValueError: there are no images, or a side does not divide theirs.
     """
     if not len(pictures):
-        raise ValueError("A reference needs pictures, and there are none.")
+        raise ValueError("A reference needs images, and there are none.")
     parts: dict[tuple[str, int], list[torch.Tensor]] = {(one.name, side): [] for one in extractors for side in sides}
     thumbnails = []
     for start in tqdm(range(0, len(pictures), batch_size), desc="reference"):
@@ -92,14 +92,14 @@ def make_reference(
 
 
 def save_reference(reference: Reference, folder: str | Path) -> None:
-    """Write a reference; a folder of this name that holds one is replaced file by file.
+    """Write a reference; if the folder already contains one, its files are replaced.
 
     Raises:
-        ValueError: the folder exists and holds something else.
+        ValueError: the folder exists and contains something else.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / DESCRIPTION_FILE).exists():
-        raise ValueError(f"{folder} exists and holds no reference; give another folder.")
+        raise ValueError(f"{folder} exists and does not contain a reference; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{name}/{side}": rows.contiguous() for (name, side), rows in reference.features.items()}
     tensors[THUMBNAILS] = reference.thumbnails.contiguous()
@@ -109,7 +109,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
         "fingerprints": reference.fingerprints,
         "captions": reference.captions,
     }
-    # The description is what makes the folder a reference, so it comes last.
+    # A folder counts as a reference once it has the description, so that is written last.
     beside = folder / f".{FEATURES_FILE}"
     safetensors.torch.save_file(tensors, beside)
     os.replace(beside, folder / FEATURES_FILE)
@@ -129,23 +129,23 @@ def load_reference(folder: str | Path) -> Reference:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         tensors = safetensors.torch.load_file(folder / FEATURES_FILE)
         if description["format"] != FORMAT:
-            raise ValueError(f"its format is {description['format']!r}, and this version reads format {FORMAT}")
+            raise ValueError(f"its format is {description['format']!r}, but this version reads format {FORMAT}")
         thumbnails = tensors.pop(THUMBNAILS)
         features = {split_key(key): rows for key, rows in tensors.items()}
         captions, fingerprints = list(description["captions"]), dict(description["fingerprints"])
         if any(len(rows) != len(captions) for rows in [thumbnails, *features.values()]):
-            raise ValueError("its captions and features are not equally many")
+            raise ValueError("the numbers of captions and features differ")
         return Reference(captions, thumbnails, features, fingerprints, dict(description["recipe"]))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{folder} is no reference: {Path(error.filename or FEATURES_FILE).name} is missing. Make one with "
-            "`evaluate.py reference`."
+            f"{folder} is not a reference: {Path(error.filename or FEATURES_FILE).name} is missing. Make one with "
+            f"`evaluate.py reference`."
         ) from error
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The reference {folder} cannot be used: {error}. Make it again.") from error
 
 
 def split_key(key: str) -> tuple[str, int]:
-    """Name and side from the name of a tensor, such as "inception/64"."""
+    """Split the name of a tensor, such as "inception/64", into extractor and side."""
     name, _, side = key.rpartition("/")
     return name, int(side)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people see of an evaluation: a table, a contact sheet, and a section for the model card."""
+"""Reports of an evaluation: a table, a contact sheet, and a section for the model card."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TITLES = {
     "fd_dinov2": "Fréchet distance (DINOv2)",
     "cmmd": "CMMD",
     "clip_score": "CLIP score",
-    "retrieval_own_picture": "nearest picture is the captioned one",
-    "retrieval_distance": "distance to the nearest real picture",
-    "retrieval_real_distance": "the same between real pictures",
-    "retrieval_covered": "share of real pictures that are nearest to a drawing",
+    "retrieval_own_picture": "nearest image has the same caption",
+    "retrieval_distance": "distance to the nearest real image",
+    "retrieval_real_distance": "the same between real images",
+    "retrieval_covered": "fraction of real images that are nearest to a generated one",
     "noise": "noise in white corners",
     "noise_corners": "white corners",
-    "distance_to_truth": "distance to the true picture",
+    "distance_to_truth": "distance to the real image",
 }
 SHARES = {"precision", "recall", "retrieval_own_picture", "retrieval_covered"}
 THOUSANDTHS = {"kid", "kid_error"}
 
 
 def show(name: str, value: float) -> str:
-    """A value as reports print it."""
+    """Format a value for reports."""
     if math.isnan(value):
         return "–"
     if name in SHARES:
@@ -45,7 +45,7 @@ def show(name: str, value: float) -> str:
 
 
 def markdown_table(scores: Scores) -> str:
-    """One row a measure, one column a level, innermost first."""
+    """Return a Markdown table with one row per measure and one column per level, innermost first."""
     sides = sorted(scores.levels)
     names = [name for name in TITLES if any(name in level for level in scores.levels.values())]
     lines = ["| | " + " | ".join(f"{side} px" for side in sides) + " |", "|---|" + "--:|" * len(sides)]
@@ -54,28 +54,28 @@ def markdown_table(scores: Scores) -> str:
         lines.append(f"| {TITLES[name]} | " + " | ".join(cells) + " |")
     if scores.disagreement:
         cells = ["–", *(f"{value:.4g}" for value in scores.disagreement)]
-        lines.append("| difference to the level inside, averaged down | " + " | ".join(cells) + " |")
+        lines.append("| difference from the level inside, averaged down | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def card_section(scores: Scores, generation: Generation, command: str) -> str:
-    """A section for the model card: the command, the settings and the table."""
-    settings = ", ".join(f"{name} {value}" for name, value in generation.settings.items()) or "the pipeline's defaults"
+    """Return a section for the model card with the command, the settings and the table."""
+    settings = ", ".join(f"{name} {value}" for name, value in generation.settings.items()) or "default settings"
     return (
-        f"## Evaluation\n\n{scores.num_drawn} drawings ({settings}; seeds from {generation.seed}) compared with "
-        f"{scores.num_real} real pictures:\n\n{markdown_table(scores)}\n\nMeasured by\n\n    {command}\n\n"
-        "Distances depend on the number of pictures; compare them only with others of the same numbers.\n"
+        f"## Evaluation\n\n{scores.num_drawn} generated images ({settings}; seeds from {generation.seed}) compared "
+        f"with {scores.num_real} real images:\n\n{markdown_table(scores)}\n\nMeasured by\n\n    {command}\n\n"
+        "Distances depend on the number of images; compare only distances with the same numbers.\n"
     )
 
 
 def contact_sheet(drawn: Pictures, truth: Pictures | None, number: int = 40, columns: int = 10) -> Image.Image:
-    """The first drawings in rows, each with the true picture below it if there is one.
+    """Lay out the first images in rows, each with the real image below it if there is one.
 
     Args:
-        drawn: the drawings of one level.
-        truth: true pictures of the same captions in the same order; a multiple of the drawings' side.
-        number: of drawings.
-        columns: of the sheet.
+        drawn: the generated images of one level.
+        truth: the real images of the same captions, in the same order; their side is a multiple of the level's.
+        number: number of images.
+        columns: number of columns of the sheet.
     """
     shown = list(range(min(number, len(drawn))))
     pixels = [picture.permute(1, 2, 0).numpy() for picture in drawn.load(shown)]
@@ -88,7 +88,7 @@ def contact_sheet(drawn: Pictures, truth: Pictures | None, number: int = 40, col
 
 
 def lay_out(tiles: Sequence[Sequence[Image.Image]], columns: int, gap: int = 2) -> Image.Image:
-    """Put stacks of pictures of one size side by side in rows, on white."""
+    """Arrange stacks of equally large images side by side in rows, on white."""
     width, height = tiles[0][0].size
     depth = len(tiles[0])
     rows = math.ceil(len(tiles) / columns)

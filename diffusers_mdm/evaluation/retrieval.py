@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nearest pictures: is a drawing what its caption asks for, and is it more than a copy of a training picture?
+"""Nearest-image retrieval: does an image show what its caption says, and is it a copy of a training image?
 
-Pictures are compared by the L2 distance of their pixels, averaged down to 16 pixels a side: a crude measure, but free
-of any other model, and exact recall of a caption's own picture out of thousands is no accident.
+Images are compared by the L2 distance of their pixels, averaged down to 16 x 16: a crude measure, but one that needs
+no other model, and finding a caption's own image among thousands is no accident.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ COMPARED_SIDE = 16
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What the nearest reference pictures say of N drawings.
+    """Scores of N generated images by their nearest reference images.
 
     Attributes:
-        own_picture: share of drawings whose nearest picture bears their caption (or has the very same pixels).
-        distance: mean distance to the nearest picture, root mean square of the pixels' difference, in [0, 1].
-        real_distance: the same of reference pictures to their nearest other one. Drawings much nearer than that have
-            been learnt by heart.
-        covered: share of the reference that is nearest to some drawing.
+        own_picture: fraction of images whose nearest reference image has their caption (or has exactly the same
+            pixels as an image with their caption).
+        distance: mean distance to the nearest reference image, as root mean square difference of pixels in [0, 1].
+        real_distance: the same from each reference image to the nearest other one. Images that are much closer than
+            this were memorised.
+        covered: fraction of the reference images that are nearest to some generated image.
     """
 
     own_picture: float
@@ -37,20 +38,20 @@ class Retrieval:
 def retrieve(
     drawn: torch.Tensor, captions: Sequence[str], thumbnails: torch.Tensor, real_captions: Sequence[str]
 ) -> Retrieval:
-    """Compare drawings with the reference pictures.
+    """Compare generated images with the reference images.
 
     Args:
-        drawn: `(N, 3, H, W)`, uint8.
-        captions: what was asked for, N.
-        thumbnails: `(M, 3, 16, 16)`, uint8.
-        real_captions: M.
+        drawn: generated images `(N, 3, H, W)`, uint8.
+        captions: their N captions.
+        thumbnails: reference images `(M, 3, 16, 16)`, uint8.
+        real_captions: their M captions.
 
     Raises:
-        ValueError: there is no drawing, or fewer than two reference pictures.
+        ValueError: there is no generated image, or fewer than two reference images.
     """
     if not len(drawn) or len(thumbnails) < 2:
         raise ValueError(
-            f"Nearest pictures need drawings and at least two reference pictures; there are {len(drawn)} and "
+            f"Retrieval needs generated images and at least two reference images; there are {len(drawn)} and "
             f"{len(thumbnails)}."
         )
     small, real = unit_vectors(drawn), unit_vectors(thumbnails)
@@ -68,23 +69,23 @@ def retrieve(
 
 
 def thumbnail(images: torch.Tensor) -> torch.Tensor:
-    """Pictures `(N, 3, H, W)`, uint8, of any size, averaged down to `(N, 3, 16, 16)`, uint8."""
+    """Average images `(N, 3, H, W)`, uint8, of any size down to `(N, 3, 16, 16)`, uint8."""
     return F.adaptive_avg_pool2d(images.float(), COMPARED_SIDE).round().to(torch.uint8)
 
 
 def unit_vectors(images: torch.Tensor) -> torch.Tensor:
-    """Pictures as vectors whose L2 distance is the root mean square difference of their pixels in [0, 1]."""
+    """Scale images to vectors whose L2 distance is the root mean square difference of their pixels in [0, 1]."""
     flat = F.adaptive_avg_pool2d(images.float() / 255, COMPARED_SIDE).flatten(1)
     return flat / flat.shape[1] ** 0.5
 
 
 def nearest_other(vectors: torch.Tensor) -> torch.Tensor:
-    """The distance `(N,)` of each vector to the nearest other one."""
+    """Return the distance `(N,)` of each vector to the nearest other one."""
     distances = torch.cdist(vectors, vectors)
     return distances.fill_diagonal_(float("inf")).min(1).values
 
 
 def same_picture_is_captioned(real: torch.Tensor, number: int, caption: str, captions: Sequence[str]) -> bool:
-    """Whether a picture with exactly these pixels bears the caption: two captions can have the very same picture."""
+    """Return whether an image with exactly the same pixels has the caption; two captions can have identical images."""
     equal = (real == real[number]).all(1).nonzero().flatten().tolist()
     return any(captions[other] == caption for other in equal)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of drawings: compared with real pictures level by level, and level with level."""
+"""Scores of generated images: each level compared with real images, and with the level inside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .pictures import Pictures, batches_of
 from .reference import Reference
 from .retrieval import retrieve
 
-# Which extractor's features each measure compares.
+# The extractor whose features each metric compares.
 FEATURES_OF = {
     "fid": "inception",
     "kid": "inception",
@@ -31,14 +31,14 @@ METRICS = (*FEATURES_OF, "retrieval", "noise")
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured.
+    """All scores of a set of generated images.
 
     Attributes:
-        num_drawn: drawings.
-        num_real: reference pictures.
-        levels: side in pixels to the values of that level, by name.
-        disagreement: of each level but the innermost with the level inside it: see `levels.disagreement`.
-        fingerprints: of the extractors.
+        num_drawn: number of generated images.
+        num_real: number of reference images.
+        levels: maps the side of a level in pixels to its scores by name.
+        disagreement: of each level but the innermost with the level inside it; see `levels.disagreement`.
+        fingerprints: fingerprints of the extractors.
     """
 
     num_drawn: int
@@ -48,7 +48,7 @@ class Scores:
     fingerprints: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; what could not be measured is null."""
+        """Return plain JSON values; what could not be measured is null."""
         values = asdict(self)
         values["levels"] = {
             str(side): {name: None if math.isnan(value) else value for name, value in level.items()}
@@ -66,19 +66,20 @@ def score(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Scores:
-    """Measure drawings.
+    """Compute the scores of generated images.
 
     Args:
-        levels: the same drawings at every level, innermost first.
-        reference: of real pictures, with features of these sides.
-        extractors: by which the reference was made, as far as the metrics need them.
-        metrics: which of `METRICS`.
-        truth: the true pictures of the same captions in the same order, which "noise" needs.
-        batch_size: pictures at a time.
-        seed: of the subsets of KID.
+        levels: the same images at every level, innermost first.
+        reference: features of real images at the sides of these levels.
+        extractors: the extractors that made the reference, as far as the metrics need them.
+        metrics: names from `METRICS`.
+        truth: the real images of the same captions in the same order; required by "noise".
+        batch_size: images per batch.
+        seed: seed of the subsets of KID.
 
     Raises:
-        ValueError: an unknown metric, a missing or another extractor, a side the reference lacks, too few pictures.
+        ValueError: a metric is unknown, an extractor is missing or differs from that of the reference, the reference
+            has no features for a side, or there are too few images.
     """
     check_request(metrics, reference, extractors, truth)
     by_name = {extractor.name: extractor for extractor in extractors}
@@ -105,10 +106,10 @@ def score(
 def check_request(
     metrics: Sequence[str], reference: Reference, extractors: Sequence[FeatureExtractor], truth: Pictures | None
 ) -> None:
-    """Refuse what cannot be measured before anything is computed.
+    """Check that everything the metrics need is there, before anything is computed.
 
     Raises:
-        ValueError: says what is missing.
+        ValueError: names what is missing.
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
@@ -117,29 +118,35 @@ def check_request(
     for metric in metrics:
         name = FEATURES_OF.get(metric)
         if name is not None and name not in by_name:
-            raise ValueError(f"The metric {metric!r} needs the features {name!r}, which were not given.")
+            raise ValueError(
+                f"The metric {metric!r} needs an extractor for the features {name!r}, which was not given."
+            )
         if name is not None and reference.fingerprints.get(name) != by_name[name].fingerprint:
             raise ValueError(
-                f"The reference has the features {name!r} of {reference.fingerprints.get(name, 'no network')!r}, the "
-                f"drawings would have those of {by_name[name].fingerprint!r}: they cannot be compared. Make the "
+                f"The reference has the features {name!r} of {reference.fingerprints.get(name, 'no network')!r}, "
+                f"the generated images would have those of {by_name[name].fingerprint!r}: they cannot be compared. "
+                f"Make the "
                 "reference again with the same weights."
             )
     if "noise" in metrics and truth is None:
-        raise ValueError("The metric 'noise' looks where the true pictures are white; give them as `truth`.")
+        raise ValueError(
+            "The metric 'noise' needs the real images, to know where they are white; pass them as `truth`."
+        )
 
 
 def features_of(reference: Reference, name: str, side: int) -> torch.Tensor:
-    """The features of real pictures at one side.
+    """Return the features of the real images at one side.
 
     Raises:
-        ValueError: the reference has no such side.
+        ValueError: the reference has no features for this side.
     """
     try:
         return reference.features[name, side]
     except KeyError:
         sides = ", ".join(map(str, reference.sides))
         raise ValueError(
-            f"The drawings have {side} pixels, and the reference has features of {sides}; make one of {side}."
+            f"The generated images have {side} pixels, but the reference has features for {sides}; make one for "
+            f"{side}."
         ) from None
 
 
@@ -151,7 +158,7 @@ def compare_features(
     extractor: FeatureExtractor,
     seed: int,
 ) -> dict[str, float]:
-    """The measures of one kind of features at one level, by name."""
+    """Compute the scores from one kind of features at one level, by name."""
 
     def kid() -> dict[str, float]:
         distance = kernel_distance(drawn, real, seed)
@@ -163,7 +170,7 @@ def compare_features(
 
     def clip_score() -> dict[str, float]:
         if not isinstance(extractor, TransformersFeatures):
-            raise ValueError("The CLIP score needs CLIP as `TransformersFeatures`, which knows its text encoder.")
+            raise ValueError("The CLIP score needs CLIP as `TransformersFeatures`, which includes its text encoder.")
         texts = CLIPTextFeatures(extractor)(captions)
         cosines = torch.nn.functional.cosine_similarity(drawn.cpu().double(), texts.cpu().double())
         return {"clip_score": float(100 * cosines.clamp(min=0).mean())}
@@ -190,7 +197,7 @@ def compare_pixels(
     truth: Pictures | None,
     batch_size: int,
 ) -> dict[str, float]:
-    """The measures that look at pixels, by name."""
+    """Compute the scores from pixels, by name."""
     found: dict[str, float] = {}
     if "retrieval" in metrics:
         nearest = retrieve(images, captions, reference.thumbnails, reference.captions)

@@ -102,7 +102,7 @@ def _check_matrices(weights: Mapping[str, torch.Tensor], layers: Mapping[str, nn
             continue
         partner = f"{head}.lora_{'B' if part[0] == 'A' else 'A'}.weight"
         if partner not in weights:
-            raise ValueError(f"{name!r} comes without {partner!r}; a LoRA has both for each of its layers.")
+            raise ValueError(f"{name!r} comes without {partner!r}; a LoRA needs both for each of its layers.")
         base = getattr(layers[head.removeprefix(f"{UNET_PREFIX}.")], "weight", None)
         if not isinstance(base, torch.Tensor) or base.ndim < 2:
             raise ValueError(
