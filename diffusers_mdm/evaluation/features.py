@@ -110,7 +110,7 @@ class TransformersFeatures:
             self.processor = AutoImageProcessor.from_pretrained(self.path)
         except OSError as error:
             raise ValueError(
-                f"The features {name!r} need a model with an image processor, and {self.path!r} could not be opened: "
+                f"The features {name!r} need a model with an image processor, but {self.path!r} could not be loaded: "
                 f"{error}"
             ) from error
         self.fingerprint = f"{name} {weights_digest(self.network)} {processor_digest(self.processor)}"

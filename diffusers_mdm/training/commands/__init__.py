@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was typed to a run."""
+"""The training and evaluation commands: from the command line to a run."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `training/precompute_text_embeddings.py` does: encode the texts of a run before it trains."""
+"""The command `training/precompute_text_embeddings.py`: encode all texts of a run before training."""
 
 import dataclasses
 import logging
@@ -23,19 +23,19 @@ def encode_captions(given: dict[str, Any], folder: Path) -> None:
     """Encode all texts of the run that the flags describe.
 
     Args:
-        given: the flags by name, those of training and `precision`, `batch_size` and `captions_per_file`.
-        folder: what is written, or completed.
+        given: the flags by name: those of training, and `precision`, `batch_size` and `captions_per_file`.
+        folder: folder to write or complete.
 
     Raises:
-        ValueError: several processes were launched, the flags contradict each other, the recipe has no text encoder
-            that stays as it is, the data does not fit, or the folder belongs to another text encoder.
+        ValueError: several processes were launched, the flags contradict each other, the recipe has no frozen text
+            encoder, the data does not fit, or the folder belongs to another text encoder.
     """
     check_alone()
     _write(recipe_of_captions(given), folder, given)
 
 
 def recipe_of_captions(given: dict[str, Any]) -> Recipe:
-    """What training with these flags would be; how long it takes does not matter here.
+    """Return the recipe of a training run with these flags; its length does not matter here.
 
     Raises:
         ValueError: the flags contradict each other, or the recipe or the data does not fit.

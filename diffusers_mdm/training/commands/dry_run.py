@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The resolved run in words, for `--dry_run`. No model is made: its parameters are counted on the meta device."""
+"""The description of a run for `--dry_run`. No weights are created: parameters are counted on the meta device."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -19,12 +19,12 @@ GIB = 2**30
 
 
 def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processes: int = 1) -> str:
-    """What would be trained: levels and parameters, and for every stage its end, its batch, and the memory it takes.
+    """Describe what would be trained: levels and parameters, and the length, batch and memory of every stage.
 
     Args:
-        recipe: the run, with the changes of flags.
-        options: how it is run; they matter to the memory.
-        num_processes: that share a step.
+        recipe: the recipe, with the changes made by flags.
+        options: how it is run, which affects the memory.
+        num_processes: number of processes that share a step.
     """
     options = options or RunOptions(output_dir=Path(recipe.name))
     num_text_parameters, num_vae_parameters = count_text_parameters(recipe), count_vae_parameters(recipe)
@@ -40,8 +40,8 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
         memory = estimate_stage(recipe, stage, options, num_text_parameters, num_vae_parameters)
         lines.append(f"    memory a process: {_describe_memory(memory)}")
     lines.append(
-        "  memory: weights, gradients, optimizer and averages by numbers of parameters, activations by a forward pass "
-        "on tensors without contents; kernels and the allocator take more."
+        "  memory: weights, gradients, optimizer and averages from numbers of parameters, activations from a "
+        "simulated forward pass; kernels and the allocator need more."
     )
     return "\n".join(lines)
 
@@ -80,7 +80,9 @@ def _describe_models(recipe: Recipe, num_text_parameters: int | None, factor: in
 
 
 def _describe_side(recipe: Recipe, level: int, factor: int | None) -> str:
-    """Side of a level in pixels and, over latents, in these; `factor` is None if the autoencoder is not known."""
+    """Describe the side of a level in pixels and, for latents, in latents; `factor` is None if the autoencoder is
+    unknown.
+    """
     side = recipe.sides[level]
     if recipe.vae is None:
         return f"{side} pixels"
@@ -103,10 +105,10 @@ def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, fact
     yield (
         f"  stage {stage.name}: levels 0-{stage.levels - 1}, {side}{_describe_kind(recipe, stage)}, "
         f"{_describe_end(stage, num_processes)}, "
-        f"batch rows per level {list(stage.rows_per_level)}, weights {list(stage.weights)}, "
+        f"batch per level {list(stage.rows_per_level)}, weights {list(stage.weights)}, "
         f"{stage.loss_weighting} loss, "
-        f"lr {stage.learning_rate:g} {stage.lr_scheduler}, {count(unet, trained_only=True):,} parameters of the U-Net "
-        "learn"
+        f"lr {stage.learning_rate:g} {stage.lr_scheduler}, {count(unet, trained_only=True):,} parameters of the "
+        f"U-Net trained"
     )
     yield (
         f"    a step: {per_step} images = {num_processes} process(es) x {stage.gradient_accumulation_steps} "
@@ -116,7 +118,7 @@ def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, fact
     if pictures is not None:
         reach = "all levels" if pictures.levels == stage.levels else f"levels 0-{pictures.levels - 1}"
         yield (
-            f"    beside them: {pictures.images_per_step * num_processes} pictures through {reach}, from "
+            f"    together with {pictures.images_per_step * num_processes} images through {reach}, from "
             f"{_source(data_of(recipe, pictures))}"
         )
 
@@ -129,7 +131,7 @@ def _describe_kind(recipe: Recipe, stage: StageRecipe) -> str:
 
 
 def _describe_end(stage: StageRecipe, num_processes: int) -> str:
-    """When the stage is over, such as "4 steps x 8 = 32 images"."""
+    """Describe when the stage ends, such as "4 steps x 8 = 32 images"."""
     per_step = stage.images_per_step * num_processes
     steps = stage.max_steps(num_processes)
     plateau = stage.until_plateau

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning: the recipe that continues the training of a saved pipeline."""
+"""Fine-tuning without a recipe file: building the recipe that continues the training of a saved pipeline."""
 
 import dataclasses
 import inspect
@@ -23,7 +23,7 @@ from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
 from ..recipe.vae import VaeRecipe
 
-# Small steps at a constant rate, so that the model keeps what it can and learns what is new.
+# Small steps at a constant rate, so that the model learns what is new without forgetting what it knows.
 LEARNING_RATE = 1e-5
 LORA_LEARNING_RATE = 1e-4
 SUBJECT_LEARNING_RATE = 5e-6
@@ -40,20 +40,20 @@ def recipe_for_pipeline(
     cache_dir: str | None = None,
     num_frames: int | None = None,
 ) -> Recipe:
-    """One stage at the levels that a saved pipeline has, without averages; only its configs are read.
+    """Return a recipe with one stage for the levels of a saved pipeline, without averages; reads only configs.
 
     Args:
         pretrained: the pipeline.
-        data: what it learns from.
+        data: the training data.
         steps: optimizer steps of the stage.
-        train_levels: train, and keep, this many of the innermost levels.
+        train_levels: train, and keep, only this many of the innermost levels.
         resolution: the same, given as the side in pixels of the outermost level to train.
         cache_dir: where downloaded files are kept.
-        num_frames: make a pipeline of pictures one of clips, with temporal layers wherever there can be some.
+        num_frames: turn an image pipeline into a video pipeline, with temporal layers wherever possible.
 
     Raises:
-        ValueError: the folder holds no pipeline of `NestedUNetModel` and `MatryoshkaScheduler`, or it does not have
-            that many levels, or its model has classes or frames and the data none, or the other way round.
+        ValueError: the folder has no pipeline with `NestedUNetModel` and `MatryoshkaScheduler`, the model does not
+            have that many levels, or only one of model and data has classes or frames.
     """
     unet, scheduler = read_configs(pretrained, cache_dir)
     rows = rows_with_frames(unet, num_frames, pretrained.path)
@@ -65,11 +65,13 @@ def recipe_for_pipeline(
     columns = set(LevelConfig.columns_from(rows))
     sees_text, has_classes = unet.get("cross_attention_dim") is not None, unet.get("num_class_embeds") is not None
     if has_classes and data.label_column is None:
-        raise ValueError(f"{pretrained.path} draws classes: name the column that has them with --label_column.")
+        raise ValueError(
+            f"{pretrained.path} is a class-conditional model: name the column with the classes with --label_column."
+        )
     if not has_classes and data.label_column is not None:
         raise ValueError(
             f"{pretrained.path} has no classes: train it on captions with training/train_text_to_image_mdm.py and "
-            "without --label_column, or start from a model of classes."
+            "without --label_column, or start from a class-conditional model."
         )
     if not sees_text and data.caption is None:
         data = dataclasses.replace(data, caption="")
@@ -96,46 +98,46 @@ def recipe_for_pipeline(
 
 
 def rows_with_frames(config: dict[str, Any], num_frames: int | None, name: str) -> tuple[LevelConfig, ...]:
-    """The level rows of a saved model; of pictures, if it is to draw clips, with frames and temporal layers.
+    """Return the level configs of a saved model, with frames and temporal layers added if it is to generate clips.
 
     Args:
-        config: of its `NestedUNetModel`.
-        num_frames: of the clips; None: as the model is.
-        name: of its pipeline, for the message.
+        config: config of its `NestedUNetModel`.
+        num_frames: number of frames of the clips; None leaves the model as it is.
+        name: name of its pipeline, for the message.
 
     Raises:
-        ValueError: it draws clips already, of another length.
+        ValueError: the model already generates clips, of another length.
     """
     rows = LevelConfig.rows_from(config)
     if num_frames is None or num_frames == rows[-1].num_frames:
         return rows
     if any(row.num_frames != 1 for row in rows):
         raise ValueError(
-            f"--num_frames is {num_frames}, but {name} draws clips of {rows[-1].num_frames} frames; leave it out, or "
-            "start from a pipeline of pictures."
+            f"--num_frames is {num_frames}, but {name} generates clips of {rows[-1].num_frames} frames; omit it, "
+            f"or start from an image pipeline."
         )
     with torch.device("meta"):
         return NestedUNetModel(**config).to_video(num_frames).level_rows
 
 
 def check_has_clips(rows: tuple[LevelConfig, ...], data: DataRecipe, name: str) -> None:
-    """Refuse data without clips for a model of these; other models can learn from the frames of clips.
+    """Refuse data without clips for a video model; image models can be trained on frames of clips.
 
     Raises:
-        ValueError: says how the data gets them.
+        ValueError: says how to give the column with the clips.
     """
     if any(row.num_frames != 1 for row in rows) and data.video_column is None:
         raise ValueError(
-            f"{name} is to draw clips: train it with training/train_text_to_video_mdm.py, and name the column that "
-            "has them with --video_column."
+            f"{name} is to generate clips: train it with training/train_text_to_video_mdm.py, and name the column "
+            f"with the clips with --video_column."
         )
 
 
 def read_configs(pretrained: PretrainedRecipe, cache_dir: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of a saved pipeline's `NestedUNetModel` and `MatryoshkaScheduler`, without its weights.
+    """Read the configs of a saved pipeline's `NestedUNetModel` and `MatryoshkaScheduler`, without its weights.
 
     Raises:
-        ValueError: it has other classes in their place, or there is no such pipeline.
+        ValueError: the components are of other classes, or there is no such pipeline.
     """
     where = {"cache_dir": cache_dir, "revision": pretrained.revision}
     try:
@@ -150,29 +152,32 @@ def read_configs(pretrained: PretrainedRecipe, cache_dir: str | None) -> tuple[d
             configs.append({key: value for key, value in config.items() if key in known})
     except OSError as error:
         raise ValueError(
-            f"{pretrained.path} is no saved pipeline: {error} Give a folder that `save_pretrained` wrote, or a Hub id."
+            f"{pretrained.path} is not a saved pipeline: {error} Pass a folder that `save_pretrained` wrote, or a "
+            f"Hub id."
         ) from error
     return configs[0], configs[1]
 
 
 def inner_levels(sides: tuple[int, ...], train_levels: int | None, resolution: int | None) -> int:
-    """How many inner levels of a model are to be trained: as asked for, or all.
+    """Return how many inner levels of a model are to be trained: as requested, or all.
 
     Args:
-        sides: in pixels, of all levels of the model, innermost first.
-        train_levels: their number.
-        resolution: side of the outermost of them.
+        sides: sides in pixels of all levels of the model, innermost first.
+        train_levels: the requested number.
+        resolution: the requested side of the outermost level to train.
 
     Raises:
-        ValueError: the model does not have them, or the two contradict each other.
+        ValueError: the model does not have these levels, or the two requests contradict each other.
     """
     if train_levels is not None and not 1 <= train_levels <= len(sides):
-        raise ValueError(f"--train_levels is {train_levels}, but the model has {len(sides)} levels; give 1 to that.")
+        raise ValueError(
+            f"--train_levels is {train_levels}, but the model has {len(sides)} levels; pass 1 to {len(sides)}."
+        )
     if resolution is not None:
         if resolution not in sides:
             raise ValueError(
                 f"--resolution is {resolution}, but the levels of the model have {', '.join(map(str, sides))} pixels; "
-                "give one of these."
+                "pass one of these."
             )
         found = sides.index(resolution) + 1
         if train_levels is not None and train_levels != found:
@@ -184,7 +189,8 @@ def inner_levels(sides: tuple[int, ...], train_levels: int | None, resolution: i
 
 
 def picture_sides(recipe: Recipe, cache_dir: str | None = None) -> tuple[int, ...]:
-    """Side in pixels of the pictures of every level, innermost first; of latents by the autoencoder's config.
+    """Return the image side in pixels of every level, innermost first; for latents, according to the autoencoder's
+    config.
 
     Raises:
         ValueError: there is no such autoencoder.
@@ -194,31 +200,31 @@ def picture_sides(recipe: Recipe, cache_dir: str | None = None) -> tuple[int, ..
 
 
 def count_pictures(data: DataRecipe, flag: str) -> int:
-    """Pictures in one pass over the training data.
+    """Return the number of images in one pass over the training data.
 
     Args:
-        data: what is trained on.
-        flag: who asks, for the message.
+        data: the training data.
+        flag: the flag that needs the number, for the message.
 
     Raises:
-        ValueError: shards do not say how many pictures they hold.
+        ValueError: the data are shards, whose number of images is unknown.
     """
     count = open_source(data).num_samples()
     if count is None:
         raise ValueError(
-            f"{flag} counts passes over the pictures, and shards do not say how many they hold; count in steps "
+            f"{flag} counts passes over the data, but the number of images in shards is unknown; count in steps "
             "(--max_train_steps, --validation_steps)."
         )
     return count
 
 
 def steps_for_passes(passes: int, num_pictures: int, pictures_per_step: int) -> int:
-    """Optimizer steps that see every picture `passes` times, the last one rounded up."""
+    """Return the number of optimizer steps for `passes` passes over the images, rounded up."""
     return math.ceil(passes * num_pictures / pictures_per_step)
 
 
 def _as_mapping(row: LevelConfig) -> dict[str, Any]:
-    """A level's row as a recipe spells it, without what every level has."""
+    """Return a level's config as in a recipe, without fields that are common to all levels."""
     plain = LevelConfig(row.block_out_channels, row.layers_per_block, row.attention_layers_per_block)
     needed = ("block_out_channels", "layers_per_block", "attention_layers_per_block")
     return {key: value for key, value in vars(row).items() if key in needed or value != getattr(plain, key)}

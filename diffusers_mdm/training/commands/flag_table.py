@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of the training command, named as in diffusers' scripts, and the field that each of them sets.
+"""The flags of the training commands, named as in diffusers' scripts, and the field that each of them sets.
 
 A field is written "options.seed" (of `RunOptions`), "data.path" (of a part of `Recipe`), "recipe.use_ema" (of the
-recipe itself) or "stages.batch_size" (of every stage). Flags without a field are worked out in flags.py.
+recipe itself) or "stages.batch_size" (of every stage). Flags without a field are handled in flags.py.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag. `convert` is None for a switch, which can be given as `--name` and as `--no-name`."""
+    """A flag. `convert` is None for a switch, which can be given as `--name` and as `--no-name`."""
 
     name: str
     field: str | None
@@ -38,14 +38,14 @@ def switch(name: str, field: str | None, text: str) -> Flag:
 
 
 def choices_of(cls: type, field: str) -> tuple[str, ...]:
-    """What the dataclass field allows, with `None` left out."""
+    """Return the values that a dataclass field allows, without `None`."""
     hint = get_type_hints(cls)[field]
     options = [option for option in get_args(hint) if option is not type(None)]
     return tuple(option for option in options if isinstance(option, str)) or get_args(options[0])
 
 
 def whole(text: str) -> int:
-    """Read a whole number."""
+    """Parse a whole number."""
     try:
         return int(text)
     except ValueError:
@@ -53,28 +53,28 @@ def whole(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """Read a whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if (number := whole(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
 
 
 def natural(text: str) -> int:
-    """Read a whole number of at least 0."""
+    """Parse a whole number of at least 0."""
     if (number := whole(text)) < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
     return number
 
 
 def seed(text: str) -> int:
-    """Read what random generators can be started with."""
+    """Parse a seed for random generators."""
     if not 0 <= (number := whole(text)) < 2**32:
         raise argparse.ArgumentTypeError(f"must be 0 to {2**32 - 1}, got {number}")
     return number
 
 
 def number(text: str) -> float:
-    """Read a number that is finite."""
+    """Parse a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -85,61 +85,75 @@ def number(text: str) -> float:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Read "1,0.5,0.25"."""
+    """Parse numbers separated by commas, as in "1,0.5,0.25"."""
     return tuple(number(part) for part in text.split(","))
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Read "to_q,to_k"."""
+    """Parse names separated by commas, as in "to_q,to_k"."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def tracker(text: str) -> str | None:
-    """A tracker's name; "none" for no tracker."""
+    """Parse the name of a tracker; "none" for no tracker."""
     return None if text == "none" else text
 
 
 WHAT = (
-    Flag("recipe", None, "YAML file with model, data and stages; other flags change its fields in every stage", Path),
+    Flag(
+        "recipe", None, "YAML file with model, data and stages; other flags override its fields, in every stage", Path
+    ),
     Flag(
         "pretrained_model_name_or_path",
         "pretrained.path",
-        "saved pipeline to start from, a folder or Hub id; without --recipe it is fine-tuned",
+        "saved pipeline to start from, folder or Hub id; it is fine-tuned unless there is a --recipe",
     ),
     Flag("revision", "pretrained.revision", "branch, tag or commit of the pipeline on the Hub"),
     Flag(
         "pretrained_vae_model_name_or_path",
         "vae.pretrained",
-        "saved autoencoder whose latents are learnt, a folder or Hub id (default: the pipeline's, if it has one)",
+        "saved autoencoder on whose latents to train, folder or Hub id (default: the pipeline's, if it has one)",
     ),
     Flag("variant", "pretrained.variant", "variant of the pipeline's weight files, such as fp16"),
     Flag(
         "train_levels",
         None,
-        "train the N innermost levels (default: all that the pipeline has); of a recipe, the stages up to them",
+        "train the N innermost levels (default: all levels of the pipeline); with --recipe, only the stages up to "
+        "N levels",
         count,
     ),
-    Flag("resolution", None, "the same, given as the side in pixels of the outermost level to train", count),
+    Flag(
+        "resolution",
+        None,
+        "the same as --train_levels, given as the side in pixels of the outermost level to train",
+        count,
+    ),
     Flag(
         "num_frames",
         None,
-        "turn a pipeline of pictures into one of clips of N frames; not with --recipe, whose levels have their frames",
+        "turn an image pipeline into a video pipeline for clips of N frames; not with --recipe, whose levels "
+        "define their frames",
         count,
     ),
-    switch("dry_run", None, "print what would be trained and what memory it takes, and stop"),
+    switch("dry_run", None, "print what would be trained and how much memory it needs, and stop"),
 )
 
 DATA = (
-    Flag("dataset_name", "data.path", "dataset on the Hub, or a folder with one"),
-    Flag("dataset_config_name", "data.config_name", "configuration of the dataset"),
+    Flag("dataset_name", "data.path", "data set on the Hub, or a folder with one"),
+    Flag("dataset_config_name", "data.config_name", "configuration of the data set"),
     Flag(
         "train_data_dir",
         "data.path",
-        "folder of pictures with texts beside them or a metadata.jsonl, or of parquet files",
+        "folder of images with text files beside them or a metadata.jsonl, or of parquet files",
     ),
-    Flag("shards", "data.shards", "WebDataset tar files; {000..123} in a name stands for many", is_list=True),
-    Flag("image_column", "data.image_column", "column with the pictures (default image)"),
-    Flag("video_column", "data.video_column", "column with the clips, for models of these"),
+    Flag(
+        "shards",
+        "data.shards",
+        "WebDataset tar files; {000..123} in a name stands for a range of numbers",
+        is_list=True,
+    ),
+    Flag("image_column", "data.image_column", "column with the images (default image)"),
+    Flag("video_column", "data.video_column", "column with the clips, for video models"),
     Flag(
         "frame_stride",
         "data.frame_stride",
@@ -147,50 +161,66 @@ DATA = (
         count,
     ),
     Flag("caption_column", "data.caption_column", "column with the captions (default text)"),
-    Flag("label_column", "data.label_column", "column with the classes, for models that have them"),
-    Flag("validation_split", "data.validation_split", "split whose pictures are held out for the validation loss"),
-    Flag("validation_shards", "data.validation_shards", "the same beside --shards", is_list=True),
-    Flag("max_train_samples", "data.max_train_samples", "use only N pictures", count),
-    switch("center_crop", "data.center_crop", "crop squares from the centre, otherwise at random"),
-    switch("random_flip", "data.random_flip", "mirror half of the pictures"),
+    Flag("label_column", "data.label_column", "column with the classes, for class-conditional models"),
+    Flag("validation_split", "data.validation_split", "split that is held out for the validation loss"),
+    Flag(
+        "validation_shards",
+        "data.validation_shards",
+        "tar files that are held out for the validation loss, together with --shards",
+        is_list=True,
+    ),
+    Flag("max_train_samples", "data.max_train_samples", "use only N images", count),
+    switch("center_crop", "data.center_crop", "crop squares from the centre instead of at random"),
+    switch("random_flip", "data.random_flip", "flip images horizontally with probability 1/2"),
     Flag(
         "image_interpolation_mode",
         "data.image_interpolation_mode",
-        "how pictures are resized (default area, as between the levels)",
+        "how images are resized (default area, as between the levels)",
         choices=choices_of(DataRecipe, "image_interpolation_mode"),
     ),
-    Flag("min_image_side", "data.min_image_side", "skip pictures with a side of fewer than N pixels", natural),
-    Flag("max_skipped_images", "data.max_skipped_images", "stop after N unreadable or too small pictures", natural),
-    Flag("embeddings_dir", "data.embeddings_dir", "text embeddings to read in place of a text encoder in memory"),
+    Flag("min_image_side", "data.min_image_side", "skip images with a side of fewer than N pixels", natural),
     Flag(
-        "dataloader_num_workers", "options.dataloader_num_workers", "processes that read pictures (default 0)", natural
+        "max_skipped_images", "data.max_skipped_images", "end the run after N unreadable or too small images", natural
     ),
-    Flag("cache_dir", "options.cache_dir", "where downloaded models and data are kept"),
+    Flag(
+        "embeddings_dir",
+        "data.embeddings_dir",
+        "folder of precomputed text embeddings, used instead of a text encoder in memory",
+    ),
+    Flag(
+        "dataloader_num_workers", "options.dataloader_num_workers", "processes that read images (default 0)", natural
+    ),
+    Flag("cache_dir", "options.cache_dir", "folder for downloaded models and data"),
 )
 
 STAGES = (
     Flag(
         "train_batch_size",
         "stages.batch_size",
-        "pictures per forward pass and process (default 16, subjects 4)",
+        "images per forward pass and process (default 16; 4 with --instance_data_dir)",
         count,
     ),
-    Flag("max_train_steps", "options.max_train_steps", "optimizer steps; with --recipe at most N a stage", count),
-    Flag("num_train_epochs", None, "passes over the pictures, where --max_train_steps is not given", count),
+    Flag("max_train_steps", "options.max_train_steps", "optimizer steps; with --recipe at most N per stage", count),
+    Flag("num_train_epochs", None, "passes over the data, if --max_train_steps is not given", count),
     Flag(
         "joint_pictures",
         "stages.joint_pictures",
-        "pictures beside the clips of a forward pass: the recipe's, or single frames of clips",
+        "images to train on together with the clips, per forward pass: the recipe's `pictures`, or single frames "
+        "of clips",
         natural,
     ),
-    Flag("gradient_accumulation_steps", "stages.gradient_accumulation_steps", "forward passes per step", count),
+    Flag(
+        "gradient_accumulation_steps", "stages.gradient_accumulation_steps", "forward passes per optimizer step", count
+    ),
     Flag(
         "learning_rate",
         "stages.learning_rate",
         "(default 1e-5, with --rank 1e-4, with --instance_data_dir 5e-6)",
         number,
     ),
-    switch("scale_lr", None, "multiply it by the pictures of a step: processes, accumulation and batch size"),
+    switch(
+        "scale_lr", None, "multiply the learning rate by the images per step: processes, accumulation and batch size"
+    ),
     Flag(
         "lr_scheduler",
         "stages.lr_scheduler",
@@ -203,45 +233,52 @@ STAGES = (
     Flag(
         "level_learning_rate_scales",
         "stages.level_learning_rate_scales",
-        "learning rate of each level over the common one, innermost first, as 0.1,1",
+        "factor on the learning rate of each level, innermost first, e.g. 0.1,1",
         numbers,
     ),
-    Flag("frozen_levels", "stages.frozen_levels", "the N innermost levels do not learn", natural),
+    Flag("frozen_levels", "stages.frozen_levels", "do not train the N innermost levels", natural),
     switch("train_text_encoder", "text_encoder.train_text_encoder", "train the text encoder, too"),
-    Flag("text_encoder_lr", None, "learning rate of the text encoder, where it differs", number),
-    Flag("max_sequence_length", "text_encoder.max_sequence_length", "cut captions after N tokens", count),
+    Flag("text_encoder_lr", None, "learning rate of the text encoder, if different", number),
+    Flag("max_sequence_length", "text_encoder.max_sequence_length", "truncate captions after N tokens", count),
 )
 
 LOSS = (
-    Flag("level_weights", "stages.level_weights", "loss weight of each level, innermost first, as 1,1", numbers),
+    Flag("level_weights", "stages.level_weights", "loss weight of each level, innermost first, e.g. 1,1", numbers),
     Flag(
         "batch_fractions",
         "stages.batch_fractions",
-        "share of the batch that each level sees, innermost first, as 1,0.5",
+        "fraction of the batch that each level is trained on, innermost first, e.g. 1,0.5",
         numbers,
     ),
     Flag(
         "loss_weighting",
         "stages.loss_weighting",
-        "error of the noise or of v (default epsilon)",
+        "loss on the noise (epsilon) or on v (default epsilon)",
         choices=choices_of(StageRecipe, "loss_weighting"),
     ),
     Flag("snr_gamma", "stages.snr_gamma", "min-SNR weighting; the paper recommends 5", number),
-    Flag("noise_offset", "stages.noise_offset", "scale of a random shift of the noise's mean", number),
+    Flag("noise_offset", "stages.noise_offset", "scale of a random offset added to the noise", number),
     Flag(
         "proportion_empty_prompts",
         "stages.caption_dropout",
-        "share of captions replaced by none (default 0.1, subjects 0)",
+        "fraction of captions replaced by the empty one (default 0.1; 0 with --instance_data_dir)",
         number,
     ),
     Flag(
         "timestep_bias_strategy",
         "stages.timestep_bias_strategy",
-        "which time steps are drawn more often",
+        "which timesteps are sampled more often",
         choices=choices_of(StageRecipe, "timestep_bias_strategy"),
     ),
-    Flag("timestep_bias_portion", "stages.timestep_bias_portion", "share of the range that is favoured", number),
-    Flag("timestep_bias_multiplier", "stages.timestep_bias_multiplier", "how many times as often", number),
+    Flag(
+        "timestep_bias_portion", "stages.timestep_bias_portion", "fraction of the timesteps that is favoured", number
+    ),
+    Flag(
+        "timestep_bias_multiplier",
+        "stages.timestep_bias_multiplier",
+        "how many times as often these are sampled",
+        number,
+    ),
 )
 
 OPTIMIZER = (
@@ -249,83 +286,119 @@ OPTIMIZER = (
     Flag("adam_beta2", "optimizer.adam_beta2", "(default 0.999)", number),
     Flag("adam_epsilon", "optimizer.adam_epsilon", "(default 1e-8)", number),
     Flag("adam_weight_decay", "optimizer.adam_weight_decay", "(default 0, as in the published runs)", number),
-    Flag("max_grad_norm", "optimizer.max_grad_norm", "limit of the gradient's norm (default 2)", number),
-    switch("use_ema", "recipe.use_ema", "average the weights; the averages are drawn with and saved"),
+    Flag("max_grad_norm", "optimizer.max_grad_norm", "maximum norm of the gradient (default 2)", number),
+    switch("use_ema", "recipe.use_ema", "average the weights (EMA); samples and the saved pipeline use the averages"),
     Flag("ema_max_decay", "stages.ema_decay", "upper limit of the averages' decay (default 0.9999)", number),
     switch("offload_ema", "options.offload_ema", "keep the averages in the CPU's memory"),
     switch("foreach_ema", "options.foreach_ema", "update the averages in one call (default)"),
 )
 
 LORA = (
-    Flag("rank", "lora.rank", "train LoRA matrices of this rank and nothing else", count),
-    Flag("lora_alpha", "lora.alpha", "scale of LoRA, over the rank (default: the rank)", number),
+    Flag("rank", "lora.rank", "train only LoRA matrices, of this rank", count),
+    Flag("lora_alpha", "lora.alpha", "alpha of LoRA, whose scale is alpha / rank (default: the rank)", number),
     Flag("lora_dropout", "lora.dropout", "(default 0)", number),
-    Flag("lora_layers", "lora.target_modules", "layers, as to_q,to_k (default: attention projections)", names),
+    Flag(
+        "lora_layers",
+        "lora.target_modules",
+        "layers that get LoRA, e.g. to_q,to_k (default: attention projections)",
+        names,
+    ),
 )
 
 SUBJECT = (
-    Flag("instance_data_dir", "data.path", "folder with a few pictures of the subject"),
-    Flag("instance_prompt", "data.caption", "what they show, with a rare word for the subject"),
-    switch("with_prior_preservation", None, "train on as many pictures of the subject's class, too"),
-    Flag("class_data_dir", "prior_preservation.class_data_dir", "folder with pictures of the class"),
-    Flag("class_prompt", "prior_preservation.class_prompt", "what they show; missing ones are drawn from this"),
-    Flag("num_class_images", "prior_preservation.num_class_images", "how many there should be (default 100)", count),
-    Flag("prior_loss_weight", "prior_preservation.weight", "weight of their loss (default 1)", number),
-    Flag("sample_batch_size", "prior_preservation.sample_batch_size", "pictures drawn at once (default 4)", count),
+    Flag("instance_data_dir", "data.path", "folder with a few images of the subject"),
+    Flag("instance_prompt", "data.caption", "caption of these images, with a rare word for the subject"),
+    switch("with_prior_preservation", None, "also train on an equal number of images of the subject's class"),
+    Flag("class_data_dir", "prior_preservation.class_data_dir", "folder with images of the class"),
+    Flag(
+        "class_prompt",
+        "prior_preservation.class_prompt",
+        "caption of the class images; missing images are generated from it",
+    ),
+    Flag(
+        "num_class_images",
+        "prior_preservation.num_class_images",
+        "required number of class images (default 100)",
+        count,
+    ),
+    Flag(
+        "prior_loss_weight", "prior_preservation.weight", "weight of the loss of the class images (default 1)", number
+    ),
+    Flag(
+        "sample_batch_size",
+        "prior_preservation.sample_batch_size",
+        "class images generated per batch (default 4)",
+        count,
+    ),
     Flag(
         "prior_generation_precision",
         "prior_preservation.precision",
-        "they are drawn in (default: that of the run); no means fp32",
+        "precision for generating class images (default: that of the run); no means fp32",
         choices=("no", *choices_of(PriorRecipe, "precision")),
     ),
     switch(
         "pre_compute_text_embeddings",
         "options.pre_compute_text_embeddings",
-        "encode all captions first, and train without the text encoder",
+        "encode all captions first, and train without the text encoder in memory",
     ),
 )
 
 VALIDATION = (
-    Flag("validation_prompts", "validation.prompts", "texts to draw", is_list=True),
-    Flag("validation_prompt", "validation.prompts", "one text to draw", lambda text: (text,)),
-    Flag("num_validation_images", "validation.num_validation_images", "pictures of each text; 0 draws none", natural),
-    Flag("validation_steps", "options.validation_steps", "draw and measure every N steps", count),
-    Flag("validation_epochs", None, "the same in passes over the pictures", count),
+    Flag("validation_prompts", "validation.prompts", "prompts of the validation samples", is_list=True),
+    Flag(
+        "validation_prompt", "validation.prompts", "a single prompt for the validation samples", lambda text: (text,)
+    ),
+    Flag("num_validation_images", "validation.num_validation_images", "samples per prompt; 0 for none", natural),
+    Flag(
+        "validation_steps",
+        "options.validation_steps",
+        "generate samples and measure the validation loss every N steps",
+        count,
+    ),
+    Flag("validation_epochs", None, "the same as --validation_steps, in passes over the data", count),
 )
 
 OUTPUT = (
-    Flag("output_dir", "options.output_dir", "checkpoints, samples, logs and the final pipeline", Path),
-    Flag("seed", "options.seed", "start of all random streams (default 0)", seed),
+    Flag("output_dir", "options.output_dir", "folder for checkpoints, samples, logs and the final pipeline", Path),
+    Flag("seed", "options.seed", "seed of all random numbers (default 0)", seed),
     Flag("checkpointing_steps", "options.checkpointing_steps", "save a checkpoint every N steps (default 500)", count),
     Flag("checkpoints_total_limit", "options.checkpoints_total_limit", "checkpoints to keep (default 2)", count),
     Flag(
         "resume_from_checkpoint",
         "options.resume_from_checkpoint",
-        "latest (default), none, or a checkpoint's name or folder",
+        "latest (default), none, or the name or folder of a checkpoint",
     ),
     Flag("report_to", "options.report_to", "tracker: tensorboard (default), wandb, all or none", tracker),
-    Flag("tracker_project_name", "options.tracker_project_name", "the tracker's name for this kind of run"),
-    Flag("logging_dir", "options.logging_dir", "of the tracker, inside --output_dir (default logs)"),
+    Flag("tracker_project_name", "options.tracker_project_name", "project name in the tracker"),
+    Flag("logging_dir", "options.logging_dir", "folder of the tracker, inside --output_dir (default logs)"),
     Flag("logging_steps", "options.logging_steps", "report losses every N steps (default 50)", count),
-    Flag("save_dtype", "options.save_dtype", "of the final pipeline (default fp32)", choices=SAVE_PRECISIONS),
+    Flag("save_dtype", "options.save_dtype", "dtype of the final pipeline (default fp32)", choices=SAVE_PRECISIONS),
     switch("push_to_hub", "options.push_to_hub", "upload the final pipeline"),
-    Flag("hub_model_id", "options.hub_model_id", "its repository (default: the output folder's name)"),
-    Flag("hub_token", "options.hub_token", "to write with; better is `hf auth login`, which no log shows"),
-    switch("hub_private_repo", "options.hub_private_repo", "make that repository private"),
-    Flag("license", "options.license", "of the result, for its model card, such as apache-2.0 (default: none said)"),
+    Flag("hub_model_id", "options.hub_model_id", "repository on the Hub (default: the output folder's name)"),
+    Flag("hub_token", "options.hub_token", "token with write access; prefer `hf auth login`, which appears in no log"),
+    switch("hub_private_repo", "options.hub_private_repo", "create a private repository"),
+    Flag("license", "options.license", "licence of the result, for its model card, e.g. apache-2.0 (default: none)"),
 )
 
 SPEED = (
     Flag("mixed_precision", "options.mixed_precision", "(default: the recipe's, or no)", choices=get_args(Precision)),
-    switch("gradient_checkpointing", "options.gradient_checkpointing", "compute twice to keep less in memory"),
-    switch("allow_tf32", "options.allow_tf32", "faster matrix products in fp32 on NVIDIA devices"),
+    switch(
+        "gradient_checkpointing",
+        "options.gradient_checkpointing",
+        "recompute activations in the backward pass to save memory",
+    ),
+    switch("allow_tf32", "options.allow_tf32", "faster matrix products in fp32 on NVIDIA GPUs"),
     switch("torch_compile", "options.torch_compile", "compile the U-Net"),
-    Flag("attention_backend", "options.attention_backend", "of diffusers, such as _native_math, fast in bf16 on CPUs"),
+    Flag(
+        "attention_backend",
+        "options.attention_backend",
+        "attention backend of diffusers, e.g. _native_math, which is fast in bf16 on CPUs",
+    ),
 )
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "what is trained": WHAT,
-    "pictures and captions": DATA,
+    "images and captions": DATA,
     "stages": STAGES,
     "loss": LOSS,
     "optimizer and averages": OPTIMIZER,
@@ -339,7 +412,7 @@ FLAGS: dict[str, Flag] = {flag.name: flag for group in GROUPS.values() for flag 
 
 
 def fields_of(part: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given values whose flags set a field of `part` ("data", "stages" …), by field name."""
+    """Return the given values whose flags set a field of `part` ("data", "stages" …), by field name."""
     fields = {}
     for name, value in given.items():
         target = FLAGS[name].field if name in FLAGS else None
@@ -348,7 +421,7 @@ def fields_of(part: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-# What `--help` shows for a value, by flag, or by how it is read.
+# The placeholder in `--help` for a flag's value, by flag or by conversion function.
 _BY_READING = {
     **dict.fromkeys(("count", "natural", "seed"), "N"),
     "number": "NUMBER",
@@ -373,7 +446,7 @@ _BY_NAME = {
 
 
 def metavar(flag: Flag) -> str:
-    """What `--help` shows for the value of a flag."""
+    """Return the placeholder in `--help` for a flag's value."""
     if flag.name in _BY_NAME:
         return _BY_NAME[flag.name]
     reading = getattr(flag.convert, "__name__", "")

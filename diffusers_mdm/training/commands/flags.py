@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the command line to a recipe and options. A flag that is left out changes nothing in a recipe."""
+"""From the command line to a recipe and run options. A flag that is not given changes nothing in a recipe."""
 
 import argparse
 import dataclasses
@@ -31,18 +31,18 @@ from .flag_table import FLAGS, fields_of
 from .kinds import TEXT_TO_IMAGE, CommandKind
 from .parser import parse_command
 
-EMBEDDINGS_FOLDER = "text_embeddings"  # in the output folder, of --pre_compute_text_embeddings
+EMBEDDINGS_FOLDER = "text_embeddings"  # folder inside the output folder for --pre_compute_text_embeddings
 
 
 def read_command(argv: Sequence[str], kind: CommandKind = TEXT_TO_IMAGE) -> tuple[Recipe, RunOptions, bool]:
-    """Read a command line; mistakes end the program with one line that says what to do.
+    """Parse a command line; mistakes end the program with one line that says what to do.
 
     Args:
-        argv: its words.
-        kind: which command it is.
+        argv: the arguments of the command line.
+        kind: the training command.
 
     Returns:
-        the recipe with the flags' changes, the options of the run, and whether it is only to be described.
+        The recipe with the changes made by flags, the run options, and whether this is a dry run.
     """
     parser, given = parse_command(argv, kind)
     return recipe_and_options(parser, given, kind)
@@ -51,7 +51,7 @@ def read_command(argv: Sequence[str], kind: CommandKind = TEXT_TO_IMAGE) -> tupl
 def recipe_and_options(
     parser: argparse.ArgumentParser, given: Mapping[str, Any], kind: CommandKind
 ) -> tuple[Recipe, RunOptions, bool]:
-    """The same from the flags of `parse_command`."""
+    """Return the same as `read_command`, from the flags of `parse_command`."""
     try:
         recipe, changes = base_recipe(given)
         kind.check(recipe)
@@ -63,7 +63,9 @@ def recipe_and_options(
 
 
 def base_recipe(given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe that flags then change, and these flags: the file's, or that of fine-tuning with its own defaults."""
+    """Return the recipe before flags change it (from the file, or for fine-tuning), and the flags with their
+    defaults.
+    """
     if "recipe" in given:
         return load_recipe(given["recipe"]), dict(given)
     has_subject, has_lora = "instance_data_dir" in given, "rank" in given
@@ -72,7 +74,7 @@ def base_recipe(given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         "train_batch_size": SUBJECT_BATCH_SIZE if has_subject else BATCH_SIZE,
         "learning_rate": LORA_LEARNING_RATE if has_lora else rate,
         "center_crop": False,
-        # The prompt that names the subject is all there is to learn.
+        # The prompt is the name of the subject, so dropping it would leave nothing to learn.
         **({"proportion_empty_prompts": 0.0} if has_subject else {}),
         **({} if "max_train_steps" in given else {"num_train_epochs": 1 if has_subject else 100}),
     }
@@ -90,10 +92,10 @@ def base_recipe(given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
 
 
 def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-    """Change the fields of `recipe` that flags name; a field of a stage changes in every stage.
+    """Override the fields of `recipe` that flags set; a field of a stage is changed in every stage.
 
     Raises:
-        ValueError: the result is impossible; the message names the field.
+        ValueError: the result is invalid; the message names the field.
     """
     changes: dict[str, Any] = fields_of("recipe", given)
     if recipe.text_encoder is None and (fields := fields_of("text_encoder", given)):
@@ -104,7 +106,7 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
             changes[part] = dataclasses.replace(getattr(recipe, part), **fields)
     changes["data"] = override_data(recipe.data, given)
     if recipe.pictures is not None and changes["data"].embeddings_dir != recipe.data.embeddings_dir:
-        folder = changes["data"].embeddings_dir  # holds the captions of both
+        folder = changes["data"].embeddings_dir  # contains the captions of both
         changes["pictures"] = dataclasses.replace(recipe.pictures, embeddings_dir=folder)
     changes["pretrained"] = _optional(
         recipe.pretrained, PretrainedRecipe, "path", fields_of("pretrained", given), "--pretrained_model_name_or_path"
@@ -119,7 +121,7 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
 
 
 def _optional(current: Any, cls: type, key: str, fields: dict[str, Any], flag: str) -> Any:
-    """A part that a recipe may lack: changed where it is there, made where its most important flag is given."""
+    """Override an optional part of a recipe; if the recipe lacks it, create it when its main flag is given."""
     if not fields:
         return current
     if current is None and key not in fields:
@@ -138,21 +140,24 @@ def _flag_of(cls: type, field: str) -> str:
 
 
 def override_data(data: DataRecipe, given: Mapping[str, Any]) -> DataRecipe:
-    """Where the pictures come from; another source takes the place of the recipe's."""
+    """Override the data of a recipe; another source replaces it."""
     fields = fields_of("data", given)
-    if "path" in fields and data.label_column is None:  # pictures with classes need no captions
+    if "path" in fields and data.label_column is None:  # images with classes need no captions
         fields.setdefault("caption", None)
     if given.get("pre_compute_text_embeddings"):
         if "embeddings_dir" in fields:
-            raise ValueError("--pre_compute_text_embeddings writes what --embeddings_dir reads; give one of them.")
+            raise ValueError("--pre_compute_text_embeddings writes what --embeddings_dir reads; pass one of them.")
         if given.get("train_text_encoder"):
-            raise ValueError("--pre_compute_text_embeddings encodes once, --train_text_encoder changes; drop one.")
+            raise ValueError(
+                "--pre_compute_text_embeddings encodes all captions once, but --train_text_encoder "
+                "changes the encoder; drop one."
+            )
         fields["embeddings_dir"] = str(given["output_dir"] / EMBEDDINGS_FOLDER)
     return data.with_fields(**fields)
 
 
 def override_prior(current: PriorRecipe | None, given: Mapping[str, Any]) -> PriorRecipe | None:
-    """Prior preservation, switched on or off, or changed."""
+    """Turn prior preservation on or off, or change its settings."""
     fields = fields_of("prior_preservation", given)
     if fields.get("precision") == "no":
         fields["precision"] = "fp32"
@@ -170,9 +175,9 @@ def override_prior(current: PriorRecipe | None, given: Mapping[str, Any]) -> Pri
 
 
 def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageRecipe, ...]:
-    """The stages up to the wanted level, each with the flags' changes."""
+    """Return the stages up to the requested level, each with the changes made by flags."""
     sides = recipe.sides
-    if "resolution" in given:  # of pictures, which an autoencoder makes larger than the levels
+    if "resolution" in given:  # in pixels of images, which are larger than the levels if there is an autoencoder
         sides = picture_sides(recipe, given.get("cache_dir"))
     most = inner_levels(sides, given.get("train_levels"), given.get("resolution"))
     stages = tuple(stage for stage in recipe.stages if stage.levels <= most)
@@ -183,14 +188,14 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
         )
     fields = fields_of("stages", given)
     if "batch_size" in fields and recipe.prior_preservation is not None:
-        fields["batch_size"] *= 2  # as many pictures of the class as of the subject
+        fields["batch_size"] *= 2  # as many images of the class as of the subject
     if "num_train_epochs" in given and "max_train_steps" not in given:
         passes = given["num_train_epochs"] * (1 if recipe.prior_preservation is None else 2)
         fields |= {"images": passes * count_pictures(recipe.data, "--num_train_epochs"), "steps": None}
     outermost = max(stage.levels for stage in stages)
     joint = {"joint_pictures": fields.pop("joint_pictures")} if "joint_pictures" in fields else {}
     if joint and all(trains_on_pictures(recipe, stage) for stage in stages):
-        raise ValueError("--joint_pictures stand beside clips, but no stage trains on clips; leave it out.")
+        raise ValueError("--joint_pictures adds images to batches of clips, but no stage trains on clips; omit it.")
     changed = tuple(
         dataclasses.replace(
             stage,
@@ -208,10 +213,10 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
 
 
 def _cut(fields: Mapping[str, Any], levels: int, outermost: int) -> dict[str, Any]:
-    """The fields for a stage of `levels` levels: of lists with an entry a level the inner ones."""
+    """Return the fields for a stage of `levels` levels, with lists that have one entry per level cut to these."""
     for name, value in fields.items():
         if isinstance(value, tuple) and len(value) != outermost:
-            raise ValueError(f"--{name} needs {outermost} entries, one a level, got {len(value)}.")
+            raise ValueError(f"--{name} needs {outermost} entries, one per level, got {len(value)}.")
     return {name: value[:levels] if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
@@ -226,15 +231,17 @@ def _with_text_rate(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
 
 
 def _only(flag: str, values: Iterable[float], what: str) -> float:
-    """The one value that all stages share."""
+    """Return the value that all stages share."""
     distinct = set(values)
     if len(distinct) != 1:
-        raise ValueError(f"{flag} needs stages of one {what}, but the recipe's differ; change the recipe itself.")
+        raise ValueError(
+            f"{flag} needs stages with the same {what}, but the recipe's differ; change the recipe itself."
+        )
     return distinct.pop()
 
 
 def run_options(recipe: Recipe, given: Mapping[str, Any]) -> RunOptions:
-    """Where and how to run, with what follows from the recipe."""
+    """Return the run options from the flags and the recipe."""
     fields = fields_of("options", given)
     if "validation_epochs" in given:
         per_step = _only("--validation_epochs", (stage.images_per_step for stage in recipe.stages), "batch size")

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags of diffusers' training scripts that do not apply here: each is an error that says what to use instead."""
 
-_FLOW = "the model is trained with a discrete noise schedule; use --timestep_bias_strategy to favour time steps"
+_FLOW = "the model is trained with a discrete noise schedule; use --timestep_bias_strategy to favour timesteps"
 _PRODIGY = "the optimizer is AdamW; use --learning_rate and --adam_beta1, --adam_beta2"
 _SCHEDULE = "the noise schedule belongs to the model; set `scheduler` in a recipe"
-_DREAM = "DREAM is not part of this training; --snr_gamma is the weighting that is"
-_RANGE = "time steps are favoured at one end of the range; use --timestep_bias_strategy and --timestep_bias_portion"
+_DREAM = "DREAM is not implemented here; --snr_gamma is"
+_RANGE = "timesteps can be favoured at one end of the range; use --timestep_bias_strategy and --timestep_bias_portion"
 
 REASONS: dict[str, str] = {
-    "adam_weight_decay_text_encoder": "one weight decay serves all parts; use --adam_weight_decay",
-    "cache_latents": "pictures are cropped, mirrored and encoded anew every time they are seen",
-    "class_labels_conditioning": "the text encoder conditions the model; give --instance_prompt and --class_prompt",
+    "adam_weight_decay_text_encoder": "there is one weight decay for all parts; use --adam_weight_decay",
+    "cache_latents": "images are cropped, flipped and encoded anew every time",
+    "class_labels_conditioning": "the model is conditioned by the text encoder; use --instance_prompt and "
+    "--class_prompt",
     "ddpm_beta_schedule": _SCHEDULE,
     "ddpm_num_inference_steps": "set `validation.num_inference_steps` in a recipe",
     "ddpm_num_steps": _SCHEDULE,
@@ -20,42 +21,45 @@ REASONS: dict[str, str] = {
     "ema_inv_gamma": "the averages' warm-up is fixed; use --ema_max_decay",
     "ema_power": "the averages' warm-up is fixed; use --ema_max_decay",
     "enable_npu_flash_attention": "use --attention_backend _native_npu",
-    "enable_xformers_memory_efficient_attention": "PyTorch's own attention saves as much; see --attention_backend",
+    "enable_xformers_memory_efficient_attention": "PyTorch's own attention saves as much memory; see "
+    "--attention_backend",
     "eval_batch_size": "use --validation_prompts and --num_validation_images",
-    "guidance_scale": "the model has no guidance input; set `validation.guidance_scale` in a recipe for what is drawn",
-    "input_perturbation": "it is not part of this training; --noise_offset is",
+    "guidance_scale": "the model has no guidance input; set `validation.guidance_scale` in a recipe for validation "
+    "samples",
+    "input_perturbation": "it is not implemented here; --noise_offset is",
     "logger": "use --report_to",
     "logit_mean": _FLOW,
     "logit_std": _FLOW,
     "mode_scale": _FLOW,
-    "model_config_name_or_path": "the model's structure stands in a recipe, under `model` and `levels`; use --recipe",
-    "non_ema_revision": "a pipeline holds one set of weights; use --revision",
+    "model_config_name_or_path": "the architecture is defined in a recipe, under `model` and `levels`; use --recipe",
+    "non_ema_revision": "a pipeline has one set of weights; use --revision",
     "num_epochs": "use --num_train_epochs",
     "offset_noise": "use --noise_offset 0.1",
     "optimizer": "the optimizer is AdamW",
-    "overwrite_output_dir": "a run resumes from its folder; give a new --output_dir, or --resume_from_checkpoint none",
-    "preserve_input_precision": "pictures are read with 8 bits a channel",
+    "overwrite_output_dir": "a run resumes from its folder; use a new --output_dir, or --resume_from_checkpoint none",
+    "preserve_input_precision": "images are read with 8 bits per channel",
     "prodigy_beta3": _PRODIGY,
     "prodigy_decouple": _PRODIGY,
     "prodigy_safeguard_warmup": _PRODIGY,
     "prodigy_use_bias_correction": _PRODIGY,
-    "repeats": "pictures are drawn without end; use --max_train_steps or --num_train_epochs",
+    "repeats": "the data is repeated without end; use --max_train_steps or --num_train_epochs",
     "save_images_epochs": "use --validation_steps or --validation_epochs",
     "save_model_epochs": "use --checkpointing_steps",
-    "skip_save_text_encoder": "the saved pipeline has to draw by itself; delete its folder text_encoder afterwards",
+    "skip_save_text_encoder": "the saved pipeline has to be complete; delete its folder text_encoder afterwards",
     "timestep_bias_begin": _RANGE,
     "timestep_bias_end": _RANGE,
     "tokenizer_max_length": "use --max_sequence_length",
     "tokenizer_name": "the tokenizer is that of the pipeline",
-    "use_8bit_adam": "8-bit moments are not proven to grow and resume exactly; FSDP and --offload_ema save memory",
-    "validation_images": "the model draws from text; use --validation_prompts",
-    "validation_scheduler": "validation draws with the pipeline's own scheduler",
+    "use_8bit_adam": "8-bit moments are not known to be carried over exactly when levels are added or a run "
+    "resumes; FSDP and --offload_ema save memory",
+    "validation_images": "the model generates from text; use --validation_prompts",
+    "validation_scheduler": "validation uses the pipeline's own scheduler",
     "weighting_scheme": _FLOW,
 }
 
-# What these ask for is so in every run; they are accepted, and change nothing.
+# What these request is always the case; they are accepted, and change nothing.
 ALWAYS_SO: dict[str, str] = {
     "set_grads_to_none": "gradients are set to none between steps",
-    "text_encoder_use_attention_mask": "the mask of the captions goes wherever the captions go",
-    "upcast_before_saving": "LoRA weights are trained and saved in fp32; of pipelines see --save_dtype",
+    "text_encoder_use_attention_mask": "the attention mask is always used with the captions",
+    "upcast_before_saving": "LoRA weights are trained and saved in fp32; for pipelines see --save_dtype",
 }

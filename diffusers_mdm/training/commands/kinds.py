@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training commands: what sets one apart from the other."""
+"""The three training commands and how they differ."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class CommandKind:
-    """What sets a training command apart from the others.
+    """One of the training commands.
 
     Attributes:
-        description: what its `--help` begins with.
-        check: raises a ValueError for a recipe that another command trains.
+        description: the beginning of its `--help`.
+        check: raises a ValueError for a recipe that belongs to another command.
         defaults: values of flags that are not given.
-        fine_tuning_defaults: further ones, where there is no --recipe.
+        fine_tuning_defaults: further defaults if there is no --recipe.
     """
 
     description: str
@@ -29,44 +29,45 @@ class CommandKind:
 
 
 def check_draws_clips(recipe: Recipe) -> None:
-    """Refuse a recipe of pictures.
+    """Refuse a recipe for images.
 
     Raises:
-        ValueError: says how a recipe gets clips.
+        ValueError: says how to make it a recipe for clips.
     """
     if not _has_clips(recipe):
         raise ValueError(
-            f"The recipe {recipe.name!r} makes pictures: set `num_frames` and temporal layers in its `levels`, and "
+            f"The recipe {recipe.name!r} is for an image model: set `num_frames` and temporal layers in its "
+            f"`levels`, and "
             "`data.video_column` (see training/recipes/tiny_video.yaml), or train it with "
             "training/train_text_to_image_mdm.py."
         )
 
 
 def check_draws_pictures(recipe: Recipe) -> None:
-    """Refuse a recipe of clips.
+    """Refuse a recipe for clips.
 
     Raises:
-        ValueError: says what trains it.
+        ValueError: names the command for it.
     """
     if _has_clips(recipe):
         raise ValueError(
-            f"The recipe {recipe.name!r} makes clips, because its levels have `num_frames`: train it with "
+            f"The recipe {recipe.name!r} is for a video model, because its levels have `num_frames`: train it with "
             "training/train_text_to_video_mdm.py."
         )
 
 
 def check_has_classes(recipe: Recipe) -> None:
-    """Refuse a recipe without classes, or of clips.
+    """Refuse a recipe without classes, or for clips.
 
     Raises:
-        ValueError: says how a recipe gets them, or what trains it.
+        ValueError: says how to add classes, or names the command for it.
     """
     check_draws_pictures(recipe)
     if recipe.model.get("num_class_embeds") is None:
         raise ValueError(
-            f"The recipe {recipe.name!r} has no classes: set `model.num_class_embeds` (the number of classes and one "
-            "for none of them) and `data.label_column`; recipes of captions alone belong to "
-            "training/train_text_to_image_mdm.py."
+            f"The recipe {recipe.name!r} has no classes: set `model.num_class_embeds` (the number of classes plus "
+            f"one for none) and `data.label_column`; use training/train_text_to_image_mdm.py for recipes with "
+            f"captions."
         )
 
 
@@ -76,8 +77,8 @@ def _has_clips(recipe: Recipe) -> bool:
 
 TEXT_TO_IMAGE = CommandKind(
     description="""\
-Train a Matryoshka diffusion model from captioned pictures, stage by stage from the inside out (--recipe), or
-fine-tune a saved pipeline (--pretrained_model_name_or_path): wholly, with LoRA (--rank), or on one subject
+Train a Matryoshka diffusion model on captioned images, stage by stage from the inside out (--recipe), or
+fine-tune a saved pipeline (--pretrained_model_name_or_path): all weights, a LoRA (--rank), or on one subject
 (--instance_data_dir). Repeating the command resumes from its newest checkpoint. Flags have the names and meanings of
 diffusers' training scripts; switches can also be given as --no-<name>.
 """,
@@ -86,10 +87,10 @@ diffusers' training scripts; switches can also be given as --no-<name>.
 
 CLASS_CONDITIONAL = CommandKind(
     description="""\
-Train a Matryoshka diffusion model of classes, stage by stage from the inside out (--recipe), or fine-tune a saved one
-(--pretrained_model_name_or_path), wholly or with LoRA (--rank). --label_column (without a recipe by default "label")
-holds whole numbers; a ClassLabel column gives the classes their names, which are saved with the pipeline.
---validation_prompts are names or numbers of classes. Repeating the command resumes from its newest checkpoint. Flags
+Train a class-conditional Matryoshka diffusion model, stage by stage from the inside out (--recipe), or fine-tune a
+saved one (--pretrained_model_name_or_path), all weights or a LoRA (--rank). --label_column (without a recipe by
+default "label") names a column of whole numbers; if it is a ClassLabel, the class names are saved with the pipeline.
+--validation_prompts are class names or numbers. Repeating the command resumes from its newest checkpoint. Flags
 have the names and meanings of diffusers' training scripts; switches can also be given as --no-<name>.
 """,
     check=check_has_classes,
@@ -100,11 +101,11 @@ have the names and meanings of diffusers' training scripts; switches can also be
 
 TEXT_TO_VIDEO = CommandKind(
     description="""\
-Train a Matryoshka diffusion model of clips, stage by stage from pictures to clips and from the inside out (--recipe),
-or fine-tune a saved one (--pretrained_model_name_or_path), wholly or with LoRA (--rank); with --num_frames a pipeline
-of pictures becomes one of clips. --video_column (without a recipe by default "video") holds the clips. Repeating the
-command resumes from its newest checkpoint. Flags have the names and meanings of diffusers' training scripts; switches
-can also be given as --no-<name>.
+Train a Matryoshka diffusion model for video, stage by stage from images to clips and from the inside out (--recipe),
+or fine-tune a saved one (--pretrained_model_name_or_path), all weights or a LoRA (--rank); with --num_frames an image
+pipeline becomes a video pipeline. --video_column (without a recipe by default "video") names the column with the
+clips. Repeating the command resumes from its newest checkpoint. Flags have the names and meanings of diffusers'
+training scripts; switches can also be given as --no-<name>.
 """,
     check=check_draws_clips,
     defaults={"tracker_project_name": "text2video-mdm"},

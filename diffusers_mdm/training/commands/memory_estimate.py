@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory a stage takes on each process, without taking it.
+"""Estimate of the memory that a stage needs on each process, without allocating it.
 
-Weights, gradients, the optimizer's moments and averages follow from numbers of parameters. Activations are counted:
-the model runs forward on fake tensors, which have shapes but no contents, with the stage's own batch, and what
-autograd keeps for the backward pass is added up. What kernels need for the moment and what the allocator leaves unused
-is not in these numbers; plan for a fifth more.
+Weights, gradients, optimizer moments and averages follow from numbers of parameters. Activations are counted: the
+model runs forward on fake tensors (shapes without contents) with the stage's own batch, and what autograd keeps for
+the backward pass is added up. Temporary buffers of kernels and memory that the allocator leaves unused are not
+included; plan for 20 % more.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions
 
 FP32_BYTES, HALF_BYTES = 4, 2
-MOMENT_BYTES = 2 * FP32_BYTES  # of AdamW, a weight
+MOMENT_BYTES = 2 * FP32_BYTES  # moments of AdamW per weight
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes that one stage takes on each process, without sharding.
+    """Bytes that one stage needs on each process, without sharding.
 
-    weights: of the U-Net; frozen ones in the precision of the run where only LoRA is trained.
+    weights: of the U-Net; frozen weights are in the precision of the run if only LoRA is trained.
     gradients, moments: of the trained weights.
-    averages: of the weights, where they are on the device.
-    activations: kept from the forward for the backward pass; with gradient checkpointing its peak.
-    text_encoder: weights, and where it is trained gradients, moments and averages; None if its size is not known.
-    autoencoder: weights, of a model of latents; what encoding takes is given back before the U-Net runs.
+    averages: of the weights, if they are kept on the device.
+    activations: kept from the forward pass for the backward pass; the peak, with gradient checkpointing.
+    text_encoder: weights, and if it is trained gradients, moments and averages; None if its size is unknown.
+    autoencoder: weights, for models on latents; the memory of encoding is freed before the U-Net runs.
     """
 
     weights: int
@@ -52,7 +52,7 @@ class StageMemory:
 
     @property
     def total(self) -> int:
-        """All that is known."""
+        """Return the sum of all known parts."""
         return sum(value or 0 for value in vars(self).values())
 
 
@@ -63,23 +63,23 @@ def estimate_stage(
     num_text_parameters: int | None,
     num_vae_parameters: int | None = 0,
 ) -> StageMemory:
-    """What training `stage` takes.
+    """Estimate the memory of training `stage`.
 
     Args:
-        recipe: the run.
+        recipe: the recipe of the run.
         stage: one of its stages.
-        options: of the run.
-        num_text_parameters: of the text encoder in memory; 0 without one, None if unknown.
-        num_vae_parameters: of the autoencoder; the same.
+        options: options of the run.
+        num_text_parameters: parameters of the text encoder in memory; 0 without one, None if unknown.
+        num_vae_parameters: parameters of the autoencoder; 0 without one, None if unknown.
     """
     unet = fake_unet(recipe, stage.levels, stage.as_pictures)
     freeze(unet, recipe, stage)
     pictures = joint_stage(recipe, stage)
     with FAKE_TENSORS.get()(allow_non_fake_inputs=True):
-        # Autocast knows the CPU, but not the meta device.
+        # Autocast supports the CPU, but not the meta device.
         unet = unet.to_empty(device="cpu")
         activations = activation_bytes(unet, recipe, stage, options)
-        if pictures is not None:  # whose backward pass comes before the clips' forward pass
+        if pictures is not None:  # their backward pass comes before the clips' forward pass
             activations = max(activations, activation_bytes(unet, recipe, pictures, options))
     trained = count(unet, trained_only=True)
     frozen_bytes = HALF_BYTES if recipe.lora is not None and _is_half(recipe, options) else FP32_BYTES
@@ -97,9 +97,9 @@ def estimate_stage(
 
 
 def fake_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> NestedUNetModel:
-    """The inner levels of the recipe's model on the meta device, where weights have shapes but no contents.
+    """Build the inner levels of the recipe's model on the meta device, where weights have shapes but no contents.
 
-    `as_pictures` means levels as they are before they have frames.
+    `as_pictures` builds the levels as they are before they have frames.
     """
     rows = inner_rows(recipe, num_levels, as_pictures)
     with torch.device("meta"):
@@ -110,19 +110,19 @@ def fake_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> Nes
 
 
 def freeze(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> None:
-    """Mark what does not learn in a stage: its frozen levels and what levels share, or all but LoRA."""
+    """Freeze what is not trained in a stage: its frozen levels and what levels share, or everything except LoRA."""
     if recipe.lora is None:
         freeze_levels(unet, stage.frozen_levels)
 
 
 def count(module: torch.nn.Module, trained_only: bool = False) -> int:
-    """Number of parameters, or of those that learn."""
+    """Count the parameters, or only the trained ones."""
     parameters = (value for value in module.parameters() if value.requires_grad or not trained_only)
     return sum(value.numel() for value in parameters)
 
 
 def text_encoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int | None) -> int | None:
-    """Weights of a frozen text encoder, or all that a trained one takes beside its activations."""
+    """Estimate the memory of the text encoder: its weights, and if it is trained everything except activations."""
     if num_parameters is None:
         return None
     if not recipe.trains_text_encoder:
@@ -132,7 +132,7 @@ def text_encoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int 
 
 
 def autoencoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int | None) -> int | None:
-    """Weights of the frozen autoencoder, which stays in float32 where it would overflow in float16."""
+    """Estimate the weights of the frozen autoencoder, which stays in float32 if it would overflow in float16."""
     if recipe.vae is None or num_parameters is None:
         return num_parameters
     config = vae_config(recipe.vae, recipe.pretrained, local_files_only=True)
@@ -141,9 +141,9 @@ def autoencoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int |
 
 
 def activation_bytes(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe, options: RunOptions) -> int:
-    """Bytes that one forward pass keeps for its backward pass; to be called inside `FakeTensorMode`.
+    """Count the bytes that a forward pass keeps for its backward pass; must be called inside `FakeTensorMode`.
 
-    With gradient checkpointing: the inputs of all layers, and what the largest layer keeps when it is run again.
+    With gradient checkpointing these are the inputs of all layers, and what the largest layer keeps when it is rerun.
     """
     kept = _Pieces(unet.parameters())
     largest = 0
@@ -168,15 +168,15 @@ def activation_bytes(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe, 
 
 
 class _Pieces:
-    """Pieces of memory, each counted once however many tensors lie in it; those of `parameters` not at all."""
+    """A count of memory in which each storage counts once, however many tensors use it; `parameters` do not count."""
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
-        # Storages are held on to: one that were freed could give its number to another.
+        # Storages are kept alive: the id of a freed one could be reused.
         self._counted = {storage_address(parameter): parameter.untyped_storage() for parameter in parameters}
         self.num_bytes = 0
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Count the memory of `tensor`, and give it back."""
+        """Count the memory of `tensor`, and return the tensor."""
         address = storage_address(tensor)
         if address not in self._counted:
             self._counted[address] = tensor.untyped_storage()
@@ -185,13 +185,13 @@ class _Pieces:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Inside the block, count whatever autograd saves."""
+        """Count whatever autograd saves inside the block."""
         with torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor):
             yield
 
 
 def fake_inputs(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> dict[str, Any]:
-    """Inputs of the shapes that the stage has, with captions of the greatest length."""
+    """Make inputs with the shapes of the stage and captions of the maximum length."""
     sides = recipe.sides
     channels = unet.config["in_channels"]
     rows = stage.rows_per_level

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command says of itself: how to repeat it, and its errors in one line."""
+"""Messages of the commands: the command that resumes a run, and errors in one line."""
 
 import contextlib
 import shlex
@@ -9,20 +9,20 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-# What a command that goes on must not say: secrets, and where the run that was stopped began.
+# Flags that are left out of the command that resumes: secrets, and the checkpoint that the run started from.
 _LEFT_OUT = ("--hub_token", "--resume_from_checkpoint")
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The line to type to go on with this program's run, with its launcher, if it has one, and without secrets.
+    """Return the command that resumes this program's run, with its launcher if it has one, and without secrets.
 
-    It resumes from the newest checkpoint, whatever the program was told to start from.
+    It resumes from the newest checkpoint, whatever this run was started from.
 
     Args:
-        arguments: of the program, as in `sys.argv[1:]`; a launcher's own command line ends with the same.
+        arguments: arguments of the program, as in `sys.argv[1:]`; a launcher's command line ends with the same ones.
     """
     command = sys.orig_argv
-    with contextlib.suppress(psutil.Error):  # a parent that is gone, or another user's
+    with contextlib.suppress(psutil.Error):  # the parent has ended, or belongs to another user
         parent = psutil.Process().parent()
         above = [] if parent is None else parent.cmdline()
         if arguments and above[-len(arguments) :] == list(arguments):
@@ -40,13 +40,13 @@ def _without_what_is_left_out(command: Sequence[str]) -> Iterator[str]:
 
 
 def one_line(message: object) -> str:
-    """A message without line breaks, as errors of libraries have them."""
+    """Return a message without line breaks, which errors of libraries often contain."""
     return " ".join(str(message).split())
 
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """Inside the block, end the program with one line for what the user can mend, in place of a traceback."""
+    """End the program with one line instead of a traceback if a user error is raised inside the block."""
     try:
         yield
     except (ValueError, OSError) as error:

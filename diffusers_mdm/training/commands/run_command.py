@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a training command: its words first, and what takes seconds to import only when they are right."""
+"""Running a training command: parsing first, and slow imports only if the arguments are right."""
 
 import sys
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ __all__ = ["CLASS_CONDITIONAL", "TEXT_TO_IMAGE", "TEXT_TO_VIDEO", "run_command"]
 
 
 def run_command(kind: CommandKind = TEXT_TO_IMAGE, arguments: Sequence[str] | None = None) -> None:
-    """Parse, then print or run; what the user can mend ends with one line instead of a traceback.
+    """Parse the arguments, then describe or run the training; user errors end with one line instead of a traceback.
 
     Args:
-        kind: which command it is.
-        arguments: its words; by default those of this program.
+        kind: the training command.
+        arguments: the arguments of the command line; by default those of this program.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser, given = parse_command(arguments, kind)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training command after its words have been read: the recipe, then its description or the run."""
+"""The second part of a training command, after parsing: the recipe, and its description or the run."""
 
 import argparse
 import dataclasses
@@ -22,13 +22,13 @@ from .messages import one_line, resume_command
 def describe_or_run(
     kind: CommandKind, parser: argparse.ArgumentParser, given: Mapping[str, Any], arguments: Sequence[str]
 ) -> None:
-    """Print what would be trained, or train it; what the user can mend ends with one line instead of a traceback.
+    """Print what would be trained, or train it; user errors end with one line instead of a traceback.
 
     Args:
-        kind: which command it is.
-        parser: ends the program where a flag does not fit.
-        given: the flags, as `parse_command` reads them.
-        arguments: the words that they were.
+        kind: the training command.
+        parser: ends the program if a flag is wrong.
+        given: the flags from `parse_command`.
+        arguments: the arguments of the command line.
     """
     recipe, options, is_dry_run = recipe_and_options(parser, given, kind)
     options = dataclasses.replace(options, resume_command=resume_command(arguments))
@@ -41,7 +41,7 @@ def describe_or_run(
         else:
             run_recipe(recipe, options)
     except RunInterrupted as interruption:
-        # The run has been asked to stop, and has saved what it knows: that is a success.
+        # The run was stopped by a signal and has saved a checkpoint, which counts as success.
         if is_main:
             print(interruption)
     except (ValueError, FloatingPointError, OtherProcessEnded, *WRITE_ERRORS) as error:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that measure trained models."""
+"""The command that evaluates trained models."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `training/evaluate.py` does: from flags to references, drawings and scores."""
+"""The three verbs of `training/evaluate.py`: computing references, generating images, and scoring."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ DINOV2, CLIP = "facebook/dinov2-base", "openai/clip-vit-large-patch14-336"
 
 
 class ChosenPictures:
-    """Some pictures of a data set, cropped to squares.
+    """A selection of the images of a data set, cropped to squares.
 
     Args:
-        images: all of them.
-        captions: of all of them.
-        numbers: which are chosen.
+        images: all images of the data set.
+        captions: all captions of the data set.
+        numbers: the numbers of the selected images.
     """
 
     def __init__(self, images: CaptionedImages, captions: Sequence[str], numbers: Sequence[int]):
@@ -48,16 +48,16 @@ class ChosenPictures:
 
 
 def run_verb(args: argparse.Namespace) -> None:
-    """Do what was asked for.
+    """Run the verb of the command line.
 
     Raises:
-        ValueError: something does not fit; the message says what to do.
+        ValueError: a flag, the data or a folder is wrong; the message says what to do.
     """
     {"reference": write_reference, "generate": draw_captions, "score": score_drawings}[args.verb](args)
 
 
 def write_reference(args: argparse.Namespace) -> None:
-    """Compute the features of real pictures and write them to `--output_dir`."""
+    """Compute the features of real images and write them to `--output_dir`."""
     images, captions = open_pictures(args, max(args.sides))
     chosen = choose(len(captions), args.num_pictures, args.seed)
     recipe = {
@@ -69,11 +69,11 @@ def write_reference(args: argparse.Namespace) -> None:
     pictures = ChosenPictures(images, captions, chosen)
     extractors = [open_extractor(name, args) for name in args.features]
     save_reference(make_reference(pictures, extractors, args.sides, args.batch_size, recipe), args.output_dir)
-    print(f"{args.output_dir}: features of {len(pictures)} pictures at {', '.join(map(str, args.sides))} pixels")
+    print(f"{args.output_dir}: features of {len(pictures)} images at {', '.join(map(str, args.sides))} pixels")
 
 
 def draw_captions(args: argparse.Namespace) -> None:
-    """Draw captions into `--output_dir`."""
+    """Generate images for captions into `--output_dir`."""
     captions = read_captions(args)
     pipeline = DiffusionPipeline.from_pretrained(args.model_dir, dtype=getattr(torch, args.dtype))
     pipeline.to(process_state().device)
@@ -83,11 +83,11 @@ def draw_captions(args: argparse.Namespace) -> None:
     levels = generate(pipeline, captions, args.output_dir, str(args.model_dir), args.seed, args.batch_size, given)
     if process_state().is_main_process:
         names = ", ".join(level.name for level in levels)
-        print(f"{args.output_dir}: {len(captions)} drawings at {names} pixels")
+        print(f"{args.output_dir}: {len(captions)} images at {names} pixels")
 
 
 def score_drawings(args: argparse.Namespace) -> None:
-    """Compare drawings with a reference, print a table, and write what else was asked for."""
+    """Compare generated images with a reference, print a table, and write the requested files."""
     plan, levels, reference = read_plan(args.drawings), open_levels(args.drawings), load_reference(args.reference)
     names = list(dict.fromkeys(FEATURES_OF[metric] for metric in args.metrics if metric in FEATURES_OF))
     truth = None if args.data_dir is None else true_pictures(args, levels[-1])
@@ -105,7 +105,7 @@ def score_drawings(args: argparse.Namespace) -> None:
 
 
 def open_extractor(name: str, args: argparse.Namespace) -> FeatureExtractor:
-    """The network of these features, on the device that was asked for."""
+    """Load the extractor of these features on the requested device."""
     device = args.device or process_state().device
     if name == "inception":
         return InceptionFeatures(device)
@@ -114,10 +114,10 @@ def open_extractor(name: str, args: argparse.Namespace) -> FeatureExtractor:
 
 
 def open_pictures(args: argparse.Namespace, side: int) -> tuple[CaptionedImages, list[str]]:
-    """The pictures of a data set, cropped to squares of `side` pixels, and their captions.
+    """Open the images of a data set, cropped to squares of `side` pixels, and their captions.
 
     Raises:
-        ValueError: there is no such data set, split or column, or a picture is broken.
+        ValueError: there is no such data set, split or column, or an image is damaged.
     """
     recipe = TableData(
         path=args.data_dir,
@@ -134,25 +134,25 @@ def open_pictures(args: argparse.Namespace, side: int) -> tuple[CaptionedImages,
 
 
 def read_captions(args: argparse.Namespace) -> list[str]:
-    """The captions to draw, from a file or a data set.
+    """Read the captions from a file or a data set.
 
     Raises:
         ValueError: neither or both were given, or the file is empty.
     """
     if (args.data_dir is None) == (args.captions_file is None):
-        raise ValueError("Say where the captions are: either --data_dir or --captions_file.")
+        raise ValueError("Give the captions by either --data_dir or --captions_file.")
     if args.captions_file is not None:
         lines = [line.strip() for line in args.captions_file.read_text(encoding="utf-8").splitlines()]
         captions = [line for line in lines if line]
         if not captions:
-            raise ValueError(f"{args.captions_file} has no captions; write one a line.")
+            raise ValueError(f"{args.captions_file} has no captions; write one per line.")
     else:
         captions = open_pictures(args, 1)[1]
     return [captions[number] for number in choose(len(captions), args.num_captions, args.seed)]
 
 
 def true_pictures(args: argparse.Namespace, drawn: Pictures) -> ChosenPictures:
-    """The true pictures of the drawings' captions, of the drawings' size.
+    """Return the real images with the captions of the generated images, at their size.
 
     Raises:
         ValueError: a caption is not in the data set.
@@ -164,20 +164,20 @@ def true_pictures(args: argparse.Namespace, drawn: Pictures) -> ChosenPictures:
     missing = [caption for caption in drawn.captions if caption not in numbers]
     if missing:
         raise ValueError(
-            f"{len(missing)} captions of the drawings are not in {args.data_dir} ({args.split}), such as "
-            f"{missing[0][:80]!r}; give the data set that they were taken from, or leave --data_dir out."
+            f"{len(missing)} captions of the generated images are not in {args.data_dir} ({args.split}), such as "
+            f"{missing[0][:80]!r}; pass the data set that they were taken from, or omit --data_dir."
         )
     return ChosenPictures(images, captions, [numbers[caption] for caption in drawn.captions])
 
 
 def choose(total: int, number: int | None, seed: int) -> list[int]:
-    """`number` of 0 to `total` - 1 without repetition in an order drawn from `seed`; all in their order for None.
+    """Choose `number` of the integers 0 to `total` - 1 at random, without repetition; None means all, in order.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer than `number`.
     """
     if number is None:
         return list(range(total))
     if not 1 <= number <= total:
-        raise ValueError(f"{number} were asked for, and there are {total}; ask for 1 to {total}.")
+        raise ValueError(f"{number} were requested, but there are {total}; request 1 to {total}.")
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:number].tolist()
