@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe says, checked before anything runs."""
+"""Recipes: the settings of a training run, checked before anything runs."""

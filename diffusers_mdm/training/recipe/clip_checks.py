@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which settings of clips contradict each other in a recipe, and which stages cannot follow one another."""
+"""Checks of the settings for clips in a recipe, and of the order of its stages."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from .stage import StageRecipe
 
 
 class ClipRecipe(RowsAndData, Protocol):
-    """What of a `Recipe` is checked here."""
+    """The fields of a `Recipe` that are checked here."""
 
     @property
     def stages(self) -> tuple[StageRecipe, ...]:
@@ -19,15 +19,15 @@ class ClipRecipe(RowsAndData, Protocol):
 
     @property
     def lora(self) -> LoraRecipe | None:
-        """Adapters, if they are trained alone."""
+        """LoRA adapters, if only they are trained."""
 
     @property
     def prior_preservation(self) -> PriorRecipe | None:
-        """Pictures of a subject's class."""
+        """Prior preservation for a subject."""
 
 
 def check_clips(recipe: ClipRecipe) -> None:
-    """Refuse what contradicts itself about clips and pictures.
+    """Check that the settings for clips and images do not contradict each other.
 
     Raises:
         FieldError: names the field.
@@ -37,10 +37,10 @@ def check_clips(recipe: ClipRecipe) -> None:
         return
     if recipe.data.video_column is None:
         raise FieldError(
-            "data.video_column", "is missing: the levels have frames (`num_frames`), so the data must hold clips."
+            "data.video_column", "is missing: the levels have frames (`num_frames`), so the data must be clips."
         )
     if recipe.prior_preservation is not None:
-        raise FieldError("prior_preservation", "draws pictures of a class; it does not go with clips.")
+        raise FieldError("prior_preservation", "needs images of a class; it cannot be used with clips.")
     _check_picture_data(recipe)
     _check_order(recipe)
 
@@ -48,14 +48,16 @@ def check_clips(recipe: ClipRecipe) -> None:
 def _check_without_clips(recipe: ClipRecipe) -> None:
     if recipe.pictures is not None:
         raise FieldError(
-            "pictures", "go beside clips, but no level has frames (`num_frames`): name the pictures as `data`."
+            "pictures",
+            "is for training on images together with clips, but no level has frames (`num_frames`): "
+            "use `data` instead.",
         )
     for position, stage in enumerate(recipe.stages):
         for field in ("as_pictures", "joint_pictures"):
             if getattr(stage, field):
                 raise FieldError(
                     f"stages[{position}].{field}",
-                    "sets pictures apart from clips, but no level has frames (`num_frames`): leave it out.",
+                    "is for training on images together with clips, but no level has frames (`num_frames`): omit it.",
                 )
 
 
@@ -68,7 +70,7 @@ def _check_picture_data(recipe: ClipRecipe) -> None:
     if (pictures.embeddings_dir is None) != (data.embeddings_dir is None):
         raise FieldError(
             "pictures.embeddings_dir",
-            "and `data.embeddings_dir` belong together: captions come encoded for both, or for neither.",
+            "and `data.embeddings_dir` belong together: set both, or neither.",
         )
 
 
@@ -80,27 +82,31 @@ def _check_order(recipe: ClipRecipe) -> None:
         if stage.as_pictures and stage.levels > reach:
             raise FieldError(
                 f"{where}.levels",
-                f"is {stage.levels}, but level {reach} resamples frames, which pictures do not have: `as_pictures` "
-                f"trains at most {reach}.",
+                f"is {stage.levels}, but level {reach} resamples frames, which images do not have: a stage with "
+                f"`as_pictures` trains at most {reach} levels.",
             )
         if stage.as_pictures and clips_since is not None:
             raise FieldError(
                 f"{where}.as_pictures",
-                f"comes after the stage {clips_since!r}, which trains clips: stages of pictures come first.",
+                f"comes after the stage {clips_since!r}, which trains on clips: stages that train on images must "
+                f"come first.",
             )
         if not trains_on_pictures(recipe, stage):
             if clips_since is None and position and stage.frozen_levels and rows[0].num_frames > 1:
                 raise FieldError(
                     f"{where}.frozen_levels",
-                    "would freeze the new layers that connect frames, too: leave it out where pictures become clips.",
+                    "would also freeze the new temporal layers: omit it in the stage that goes from images to clips.",
                 )
             clips_since = clips_since or stage.name
         elif stage.joint_pictures:
             raise FieldError(
-                f"{where}.joint_pictures", "stand beside clips, but this stage trains on pictures alone: leave it out."
+                f"{where}.joint_pictures", "adds images to clips, but this stage trains on images only: omit it."
             )
         if stage.as_pictures and recipe.lora is not None:
-            raise FieldError(f"{where}.as_pictures", "grows into clips later, which adapters (`lora`) cannot.")
+            raise FieldError(
+                f"{where}.as_pictures",
+                "is followed by stages on clips, but frames cannot be added to a model with adapters (`lora`).",
+            )
         if stage.as_pictures:
             check_becomes_clips(rows[: stage.levels])
         _check_joint(recipe, stage, where)
@@ -117,13 +123,13 @@ def _check_joint(recipe: ClipRecipe, stage: StageRecipe, where: str) -> None:
 
 
 def check_becomes_clips(rows: tuple[LevelConfig, ...]) -> None:
-    """Refuse level rows that a model of pictures cannot become by getting frames.
+    """Check that an image model can become these video levels by adding frames.
 
     Args:
-        rows: of the model of clips, innermost first, as the model of pictures has.
+        rows: configs of the video model's levels that the image model has too, innermost first.
 
     Raises:
-        FieldError: names the field of the row.
+        FieldError: names the field of the level.
     """
     if all(row.num_frames == 1 for row in rows):
         return
@@ -131,16 +137,17 @@ def check_becomes_clips(rows: tuple[LevelConfig, ...]) -> None:
     if not rotary:
         raise FieldError(
             "levels[0].temporal_layers_per_block",
-            "and those of the other levels that start with pictures have no temporal attention, so that frames could "
-            "not know of each other; name some.",
+            "and those of the other levels that start with images have no temporal attention, so frames could not "
+            "exchange information; set some.",
         )
     if len(rotary) > 1:
         raise FieldError(
             "levels[0].temporal_rotary",
-            "must be the same on all levels with temporal layers that start with pictures.",
+            "must be the same on all levels with temporal layers that start with images.",
         )
     for index, row in enumerate(rows):
         if row.tiled_adapters:
             raise FieldError(
-                f"levels[{index}].tiled_adapters", "is for models of clips from the start: pictures are not tiled."
+                f"levels[{index}].tiled_adapters",
+                "is for models that are trained on clips from the start: images are not tiled.",
             )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe trains on: where the pictures or clips come from, and how they are read.
+"""The training data of a recipe: where images or clips come from, and how they are read.
 
-There is a kind of data for each way of storing them, with fields of its own beside those that all have. In a recipe
-they stand together (`data: {path: pictures, center_crop: false}`); the field that says where the data are tells the
-kind.
+Each way of storing data has its own class, with fields in addition to those that all have. In a recipe the fields are
+together in one mapping (`data: {path: pictures, center_crop: false}`); the field that locates the data determines the
+class.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ Data = TypeVar("Data", bound="DataRecipe")
 
 
 class Origin(NamedTuple):
-    """Where data come from, for a person.
+    """A description of where data come from.
 
     Attributes:
-        names: of folders, data sets or files.
-        what: what these are, such as "the shards"; None for a folder or a data set of the Hub.
-        split: that is trained on, if they have several.
-        limit: so many samples are used at most.
+        names: names of folders, data sets or files.
+        what: what the names are, such as "the shards"; None for a folder or a data set on the Hub.
+        split: the split that is trained on, if there are several.
+        limit: maximum number of samples that are used.
     """
 
     names: tuple[str, ...]
@@ -34,33 +34,34 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Captioned pictures or clips, wherever they are stored.
+    """Settings of captioned images or clips, independent of how they are stored.
 
-    `DataRecipe(path=…)` makes a `TableData`, `DataRecipe(shards=…)` a `ShardData`, and so on for each of `DATA_KINDS`.
+    `DataRecipe(path=…)` creates a `TableData`, `DataRecipe(shards=…)` a `ShardData`, and so on for each of
+    `DATA_KINDS`.
     """
 
-    place: ClassVar[str] = ""  # the field that says where the data are, and so of which kind
+    place: ClassVar[str] = ""  # the field that locates the data, and so determines the class
     place_means: ClassVar[str] = ""
-    instead: ClassVar[Mapping[str, str]] = {}  # what to do in place of fields of other kinds
-    is_numbered: ClassVar[bool] = True  # whether any sample can be had at any time
+    instead: ClassVar[Mapping[str, str]] = {}  # what to do instead of setting fields of other kinds
+    is_numbered: ClassVar[bool] = True  # whether samples can be accessed in any order
 
     image_column: str = "image"
-    # Set, the data are clips, in this column. Shards have no columns: any name says that their samples hold clips.
+    # If set, the data are clips, in this column. Shards have no columns: there any name means that samples are clips.
     video_column: str | None = None
-    frame_stride: int | None = None  # every k-th frame of a clip; None: spread evenly over the whole of it
+    frame_stride: int | None = None  # take every k-th frame of a clip; None: spread frames evenly over the whole clip
     caption_column: str = "text"
-    caption: str | None = None  # of every picture, in place of a column
-    label_column: str | None = None  # class of every picture, for models with classes
+    caption: str | None = None  # caption of every image, instead of a column
+    label_column: str | None = None  # column with the class of every image, for class-conditional models
     random_flip: bool = False
-    center_crop: bool = True  # of the square; otherwise cropped at random
+    center_crop: bool = True  # crop squares from the centre instead of at random
     image_interpolation_mode: Literal["area", "lanczos", "bicubic", "bilinear", "nearest"] = "area"
     micro_conditioning_offsets: dict[str, float] = dataclasses.field(default_factory=dict)
-    min_image_side: int = 0  # smaller pictures are skipped
-    max_skipped_images: int = 100  # corrupt or too small ones, before the run stops
-    embeddings_dir: str | None = None  # of training/precompute_text_embeddings.py
+    min_image_side: int = 0  # smaller images are skipped
+    max_skipped_images: int = 100  # number of damaged or too small images after which the run ends
+    embeddings_dir: str | None = None  # folder written by training/precompute_text_embeddings.py
 
     def __new__(cls, **fields: Any) -> "DataRecipe":
-        """An object of the kind that the fields are of."""
+        """Create an object of the class to which the fields belong."""
         if cls is not DataRecipe:
             return object.__new__(cls)
         kind = kind_of(fields)
@@ -73,39 +74,41 @@ class DataRecipe:
         )
         if self.frame_stride is not None and self.video_column is None:
             raise ValueError(
-                f"`frame_stride` is {self.frame_stride}, which is about clips: name their column as `video_column`."
+                f"`frame_stride` is {self.frame_stride}, which applies to clips: set `video_column` to their column."
             )
 
     @property
     def media_column(self) -> str:
-        """The column that is trained on: that of the clips, or without one that of the pictures."""
+        """The column with the clips or, without `video_column`, the images."""
         return self.image_column if self.video_column is None else self.video_column
 
     @property
     def has_validation(self) -> bool:
-        """Whether pictures are held out."""
+        """Whether there is held-out data."""
         return False
 
     def origin(self) -> Origin:
-        """Where the data come from."""
-        raise NotImplementedError(f"{type(self).__name__} does not say where its data come from (`origin`).")
+        """Describe where the data come from."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not implement `origin`, which describes where its data come from."
+        )
 
     def relocated(self: Data, move: Callable[[str], str], move_files: Callable[[str], str]) -> Data:
-        """The same data under other names.
+        """Return the same data with other names.
 
         Args:
-            move: gives a folder or data set its new name.
-            move_files: the same for patterns of names of files.
+            move: returns the new name of a folder or data set.
+            move_files: returns the new form of a file name pattern.
         """
         if self.embeddings_dir is None:
             return self
         return dataclasses.replace(self, embeddings_dir=move(self.embeddings_dir))
 
     def with_fields(self, **changes: Any) -> "DataRecipe":
-        """The same with other fields; one that says where the data are makes them of its kind.
+        """Return a copy with other fields; a field that locates the data determines the class.
 
         Raises:
-            ValueError: if fields do not go together.
+            ValueError: if the fields do not belong together.
         """
         named = any(changes.get(kind.place) is not None for kind in DATA_KINDS)
         kind = kind_of(changes) if named else type(self)
@@ -116,10 +119,10 @@ class DataRecipe:
 
     @classmethod
     def choose_kind(cls, values: dict[str, Any]) -> tuple[type["DataRecipe"], dict[str, Any]]:
-        """The kind that values from a recipe file are of, and those that it has.
+        """Return the class for values from a recipe file, and the values for that class.
 
         Raises:
-            ValueError: if they name no place, or several, or fields of another kind.
+            ValueError: if they do not locate the data, do so twice, or contain fields of another class.
         """
         kind = kind_of(values) if cls is DataRecipe else cls
         return kind, own_fields(kind, values)
@@ -127,10 +130,10 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TableData(DataRecipe):
-    """A folder of pictures, clips or parquet files, or a data set of the Hub: records with numbers and columns."""
+    """Data in tables: a folder of images, clips or parquet files, or a data set on the Hub, with numbered records."""
 
     place: ClassVar[str] = "path"
-    place_means: ClassVar[str] = "a folder or data set of the Hub"
+    place_means: ClassVar[str] = "a folder or data set on the Hub"
     instead: ClassVar[Mapping[str, str]] = {"validation_shards": "name a `validation_split`"}
 
     path: str
@@ -153,13 +156,13 @@ class TableData(DataRecipe):
         return Origin((self.path,), None, self.train_split, self.max_train_samples)
 
     def relocated(self, move: Callable[[str], str], move_files: Callable[[str], str]) -> "TableData":
-        """The same data under other names; see `DataRecipe.relocated`."""
+        """Return the same data with other names; see `DataRecipe.relocated`."""
         return dataclasses.replace(super().relocated(move, move_files), path=move(self.path))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardData(DataRecipe):
-    """WebDataset tar files, which are read as a stream."""
+    """Data in WebDataset tar files (shards), which are read as a stream."""
 
     place: ClassVar[str] = "shards"
     place_means: ClassVar[str] = "WebDataset tar files"
@@ -169,15 +172,15 @@ class ShardData(DataRecipe):
     }
     is_numbered: ClassVar[bool] = False
 
-    shards: tuple[str, ...]  # {000..123} in a name stands for many
+    shards: tuple[str, ...]  # {000..123} in a name stands for a range of numbers
     validation_shards: tuple[str, ...] | None = None  # held out, for the validation loss
-    shuffle_buffer: int = 1000  # samples that are shuffled together
+    shuffle_buffer: int = 1000  # number of samples that are shuffled together
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in ("shards", "validation_shards"):
             if getattr(self, field) == ():
-                raise ValueError(f"`{field}` is empty: name at least one tar file, or leave it out.")
+                raise ValueError(f"`{field}` is empty: name at least one tar file, or omit it.")
         check_ranges(self, {"shuffle_buffer": COUNT})
 
     @property
@@ -190,7 +193,7 @@ class ShardData(DataRecipe):
         return Origin(self.shards, "the shards")
 
     def relocated(self, move: Callable[[str], str], move_files: Callable[[str], str]) -> "ShardData":
-        """The same shards under other names; see `DataRecipe.relocated`."""
+        """Return the same shards with other names; see `DataRecipe.relocated`."""
         held_out = self.validation_shards
         return dataclasses.replace(
             super().relocated(move, move_files),
@@ -199,7 +202,7 @@ class ShardData(DataRecipe):
         )
 
 
-# A new kind of data has one line here, and one in `SOURCES` (training/data/sources.py), which reads it.
+# A new kind of data needs a line here, and one in `SOURCES` (training/data/sources.py) for its reader.
 DATA_KINDS: list[type[DataRecipe]] = [
     TableData,
     ShardData,
@@ -207,23 +210,24 @@ DATA_KINDS: list[type[DataRecipe]] = [
 
 
 def kind_of(fields: Mapping[str, Any]) -> type[DataRecipe]:
-    """The kind of data that fields are of, by the one that says where they are.
+    """Return the class to which fields belong, by the field that locates the data.
 
     Raises:
-        ValueError: if there is none, or more than one.
+        ValueError: if there is no such field, or more than one.
     """
     found = [kind for kind in DATA_KINDS if fields.get(kind.place) is not None]
     if len(found) != 1:
         choices = " or ".join(f"`{kind.place}` ({kind.place_means})" for kind in DATA_KINDS)
-        raise ValueError(f"give either {choices}.")
+        raise ValueError(f"set either {choices}.")
     return found[0]
 
 
 def own_fields(kind: type[DataRecipe], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields without those that other kinds have, which may be there if they say nothing (null, or the default).
+    """Return the fields without those of other kinds, which are accepted if they have no effect (null, or the
+    default).
 
     Raises:
-        ValueError: if one of another kind has been set; the message says what to do instead.
+        ValueError: if a field of another kind is set; the message says what to do instead.
     """
     own = {field.name for field in dataclasses.fields(kind)}
     foreign = {
@@ -235,6 +239,8 @@ def own_fields(kind: type[DataRecipe], fields: Mapping[str, Any]) -> dict[str, A
     for name in foreign.keys() & fields.keys():
         other, default = foreign[name]
         if fields[name] is not None and fields[name] != default:
-            instead = kind.instead.get(name, "leave it out")
-            raise ValueError(f"`{name}` goes with `{other.place}`, not with `{kind.place}`: {instead}.")
+            instead = kind.instead.get(name, "omit it")
+            raise ValueError(
+                f"`{name}` belongs to data with `{other.place}`, not to data with `{kind.place}`: {instead}."
+            )
     return {name: value for name, value in fields.items() if name not in foreign}

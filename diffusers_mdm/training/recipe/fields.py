@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict reading of plain YAML values into frozen dataclasses: every mistake is a ValueError that names its field."""
+"""Strict conversion of plain YAML values to frozen dataclasses: every mistake is a ValueError that names the field."""
 
 import dataclasses
 import difflib
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, TypeVar
 from ...config_reading import describe
 
 T = TypeVar("T")
-# No setting is larger; what is would overflow somewhere deep inside a library.
+# No setting is larger; a larger value would overflow somewhere inside a library.
 LARGEST = 10**12
 
 
 class Range(NamedTuple):
-    """The numbers that a field allows; an open end is not among them."""
+    """The range of numbers that a field allows; an open end is excluded."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -26,7 +26,7 @@ class Range(NamedTuple):
     open_high: bool = False
 
     def holds(self, number: float) -> bool:
-        """Whether a number is allowed; not a number (nan) never is."""
+        """Return whether a number is allowed; NaN never is."""
         above = number > self.low if self.open_low else number >= self.low
         below = number < self.high if self.open_high else number <= self.high
         return above and below
@@ -47,7 +47,7 @@ SHARE_BELOW_ONE = Range(0, 1, open_high=True)
 
 
 class FieldError(ValueError):
-    """A value of a recipe is missing, unknown, of the wrong type or impossible; the message names the field."""
+    """A value of a recipe is missing, unknown, of the wrong type or invalid; the message names the field."""
 
     def __init__(self, field: str, problem: str):
         super().__init__(f"`{field}` {problem}")
@@ -56,10 +56,10 @@ class FieldError(ValueError):
 def read_fields(cls: type[T], values: Any, where: str = "") -> T:
     """Build the dataclass `cls` from a mapping, refusing unknown keys, missing keys and wrong types.
 
-    A class with several kinds (`choose_kind`) is asked which of them the values are of.
+    If `cls` has a method `choose_kind`, that chooses the class for the values.
 
-    `where` is the dotted place of the mapping in its file, used in messages. Lists become tuples, integers are
-    accepted where a float is expected, nothing else is converted.
+    `where` is the dotted path of the mapping in its file, for messages. Lists become tuples, and integers are accepted
+    as floats; nothing else is converted.
     """
     if not isinstance(values, dict):
         raise FieldError(where or "recipe", f"must be a mapping of names to values, got {describe(values)}.")
@@ -87,10 +87,10 @@ def read_fields(cls: type[T], values: Any, where: str = "") -> T:
 
 
 def refuse_unknown(where: str, values: Mapping[Any, Any], known: Collection[str]) -> None:
-    """Refuse names that mean nothing, and suggest the one that is nearest.
+    """Refuse unknown names, and suggest the most similar known one.
 
     Raises:
-        FieldError: names the first of them, and those that there are.
+        FieldError: names the first unknown name and lists the known ones.
     """
     for key in values:
         if key not in known:
@@ -98,20 +98,20 @@ def refuse_unknown(where: str, values: Mapping[Any, Any], known: Collection[str]
             near = difflib.get_close_matches(name[:80], known, 1)
             guess = f"; did you mean `{near[0]}`?" if near else "."
             raise FieldError(
-                _join(where, name[:80]), f"is not a known field{guess} Here one can write {', '.join(known)}."
+                _join(where, name[:80]), f"is not a known field{guess} Known fields here are {', '.join(known)}."
             )
 
 
 def read_arguments(
     cls: type, values: Mapping[str, Any], where: str, leave_out: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Check the arguments that a class is to be made with as `read_fields` checks fields, by its own annotations.
+    """Check arguments of a class by its annotations, as `read_fields` checks fields.
 
     Args:
         cls: the class.
-        values: its arguments by name; what is left out has its default.
-        where: the dotted place of the mapping in its file.
-        leave_out: arguments that are given in another place.
+        values: its arguments by name; missing ones have their defaults.
+        where: dotted path of the mapping in its file.
+        leave_out: arguments that are given elsewhere.
 
     Raises:
         FieldError: one is unknown or of the wrong type.
@@ -122,14 +122,14 @@ def read_arguments(
 
 
 def check_ranges(values: Any, ranges: Mapping[str, Range]) -> None:
-    """Refuse numbers outside of what their fields allow; of lists every entry is looked at, None is skipped.
+    """Check that numbers are within the ranges of their fields; every entry of a list is checked, None is skipped.
 
     Args:
         values: a mapping, or an object with fields.
-        ranges: by field.
+        ranges: the ranges by field.
 
     Raises:
-        ValueError: names the field, what it allows, and the number.
+        ValueError: names the field, its range, and the number.
     """
     for field, allowed in ranges.items():
         found = values.get(field) if isinstance(values, Mapping) else getattr(values, field)
@@ -172,7 +172,7 @@ def _read_union(hint: Any, value: Any, where: str) -> Any:
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     if value is None and type(None) in typing.get_args(hint):
         return None
-    # Of `numpy.ndarray | list[float]` only the list can stand in a file.
+    # Of `numpy.ndarray | list[float]` only the list can occur in a file.
     return _read_value(options[-1], value, where)
 
 
@@ -205,7 +205,7 @@ def _spell(hint: type) -> str:
 
 
 def argument_defaults(cls: type) -> dict[str, Any]:
-    """Names of what a class is made with, and the default of each; None where there is none."""
+    """Return the arguments of a class by name with their defaults; None for arguments without a default."""
     parameters = dict(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
     parameters.pop("self")
     return {

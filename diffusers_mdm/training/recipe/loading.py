@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a recipe from its YAML file; relative paths in it are those beside it."""
+"""Reading a recipe from its YAML file, in which relative paths are relative to the file."""
 
 import dataclasses
 import functools
@@ -13,12 +13,12 @@ from .recipe import Recipe
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read and check a recipe file; the relative paths in it are looked up beside it first.
+    """Read and check a recipe file; relative paths in it are looked up relative to the file first.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not YAML, or a field is unknown, missing, of a wrong type or impossible together with
-            another; the message names the file and the field.
+        ValueError: the file is not YAML, or a field is unknown, missing, of a wrong type or in conflict with another;
+            the message names the file and the field.
     """
     path = Path(path)
     values = read_yaml(path)
@@ -52,7 +52,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def without_unseen_captions(recipe: Recipe) -> Recipe:
-    """The recipe of a model that sees no text with the empty caption for every picture, in place of a column."""
+    """Return the recipe, with an empty caption instead of a caption column if its model takes no text."""
     if recipe.model.get("cross_attention_dim") is not None:
         return recipe
 
@@ -73,7 +73,7 @@ def _beside(recipe_path: Path, name: str) -> str:
 
 
 def _shards_beside(recipe_path: Path, pattern: str) -> str:
-    """A tar pattern relative to the recipe, if its folder is there; braces need not name existing files."""
+    """Resolve a tar pattern relative to the recipe, if its folder exists there; the files need not exist."""
     if "://" in pattern or Path(pattern).is_absolute():
         return pattern
     folder = recipe_path.parent / Path(pattern).parent

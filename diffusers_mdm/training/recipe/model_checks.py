@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model and the scheduler of a recipe: types and sizes of their arguments, and whether they can be made.
+"""Checks of the model and scheduler arguments in a recipe: types, sizes, and whether the model can be built.
 
-Sizes are bounded before anything is made of them, because a slip of the finger (`layers_per_block: [1000000000]`)
-would otherwise take all memory before any check of the model's own.
+Sizes are bounded before anything is built, because a typo (`layers_per_block: [1000000000]`) would otherwise use all
+memory before any check of the model itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, FieldError, 
 _WIDTH = Range(1, 2**16)
 _LAYERS = Range(0, 256)
 MAX_LEVELS = MAX_RESOLUTIONS = 12
-MAX_SIDE = 2**16  # of the outermost level, in pixels or latents
+MAX_SIDE = 2**16  # side of the outermost level, in pixels or latents
 MODEL_RANGES = {
     "sample_size": Range(1, MAX_SIDE),
     "in_channels": _WIDTH,
@@ -33,7 +33,7 @@ MODEL_RANGES = {
     "encoder_hid_dim": _WIDTH,
     "cross_attention_dim": _WIDTH,
     "num_text_layers": _LAYERS,
-    "num_class_embeds": Range(2, 2**24),  # one for a class, the last one for none
+    "num_class_embeds": Range(2, 2**24),  # one per class, and a last one for "no class"
     "output_bound": POSITIVE,
 }
 LEVEL_RANGES = {
@@ -61,7 +61,7 @@ _LEVEL_FIELD = re.compile(rf"`?\b({'|'.join(LevelConfig.__dataclass_fields__)})`
 
 
 def read_model_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe gives as `model`, with the types and in the ranges that `NestedUNetModel` takes.
+    """Check the types and ranges of a recipe's `model`, the arguments of `NestedUNetModel`.
 
     Raises:
         ValueError: names the field.
@@ -72,7 +72,7 @@ def read_model_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_scheduler_arguments(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe gives as `scheduler`, with the types and in the ranges that `MatryoshkaScheduler` takes.
+    """Check the types and ranges of a recipe's `scheduler`, the arguments of `MatryoshkaScheduler`.
 
     Raises:
         ValueError: names the field.
@@ -85,13 +85,13 @@ def read_scheduler_arguments(scheduler: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_levels(rows: Sequence[LevelConfig], sample_size: int) -> None:
-    """Refuse levels that are too large, or that contradict themselves or each other.
+    """Check that levels are not too large and do not contradict themselves or each other.
 
     Raises:
         ValueError: names the field.
     """
     if len(rows) > MAX_LEVELS:
-        raise FieldError("levels", f"has {len(rows)} entries; at most {MAX_LEVELS} make sense.")
+        raise FieldError("levels", f"has {len(rows)} entries; at most {MAX_LEVELS} are allowed.")
     side = sample_size
     for position, row in enumerate(rows):
         if len(row.block_out_channels) > MAX_RESOLUTIONS:
@@ -99,7 +99,7 @@ def check_levels(rows: Sequence[LevelConfig], sample_size: int) -> None:
         _check(f"levels[{position}]", vars(row), LEVEL_RANGES)
         side *= row.ratio if position and row.block_out_channels else 1
     if side > MAX_SIDE:
-        raise FieldError("levels", f"reach {side:,} pixels or latents a side; at most {MAX_SIDE:,} can be trained.")
+        raise FieldError("levels", f"has a side of {side:,} pixels or latents; at most {MAX_SIDE:,} are allowed.")
     try:
         LevelConfig.rows_from(LevelConfig.columns_from(tuple(rows)))
     except ValueError as error:
@@ -107,15 +107,15 @@ def check_levels(rows: Sequence[LevelConfig], sample_size: int) -> None:
 
 
 def check_can_be_made(model: Mapping[str, Any], rows: Sequence[LevelConfig], scheduler: Mapping[str, Any]) -> None:
-    """Make the model of a recipe, without contents, and its scheduler.
+    """Check that the model of a recipe (without memory for weights) and its scheduler can be built.
 
     Args:
-        model: the arguments that no level owns.
-        rows: of the levels, innermost first.
-        scheduler: its arguments.
+        model: model arguments that do not belong to a level.
+        rows: configs of the levels, innermost first.
+        scheduler: scheduler arguments.
 
     Raises:
-        ValueError: what is asked for contradicts itself; says how, and names the fields.
+        ValueError: the arguments contradict each other; the message names the fields.
     """
     try:
         with torch.device("meta"):
@@ -135,7 +135,7 @@ def check_can_be_made(model: Mapping[str, Any], rows: Sequence[LevelConfig], sch
 
 
 def spell_level_fields(message: str) -> str:
-    """A message about the columns of a model's config, with fields as a recipe has them: `levels[1].num_frames`."""
+    """Rewrite a message about a model's config to name fields as in a recipe: `levels[1].num_frames`."""
     return _LEVEL_FIELD.sub(r"`levels[\2].\1`", message)
 
 
@@ -143,5 +143,5 @@ def _check(where: str, values: Mapping[str, Any], ranges: Mapping[str, Range]) -
     try:
         check_ranges(values, {name: allowed for name, allowed in ranges.items() if name in values})
     except ValueError as error:
-        # It says `field`, which here is `where.field`.
+        # The message says `field`; in the recipe that is `where.field`.
         raise ValueError(str(error).replace("`", f"`{where}.", 1)) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer of a recipe, and the precision it computes in."""
+"""The optimizer of a recipe."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ Precision = Literal["no", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW and the limit of the gradient's norm."""
+    """Settings of AdamW and of gradient clipping."""
 
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training recipe: one YAML file that says what is trained, on what, and in which stages from the inside out."""
+"""The training recipe: what is trained, on which data, and in which stages from the inside out."""
 
 import dataclasses
 import functools
@@ -22,17 +22,17 @@ from .vae import VaeRecipe
 
 @dataclass(frozen=True)
 class ValidationRecipe:
-    """What is drawn at every checkpoint, and measured on held-out pictures, with the averaged weights."""
+    """Samples to generate, and held-out data to measure, at every checkpoint with the averaged weights."""
 
-    prompts: tuple[str, ...] = ()  # of a model of classes: their names or numbers
+    prompts: tuple[str, ...] = ()  # for a class-conditional model: class names or numbers
     num_inference_steps: int = 25
     guidance_scale: float = 3.0
-    num_validation_images: int = 1  # a prompt; 0 draws none
-    num_loss_images: int = 64  # of the validation split, for the validation loss
+    num_validation_images: int = 1  # per prompt; 0 for none
+    num_loss_images: int = 64  # number of images of the validation split for the validation loss
 
     @property
     def drawn_prompts(self) -> tuple[str, ...]:
-        """The prompt of each picture that is drawn; none where none is wanted."""
+        """The prompt of each sample to generate; empty if there are none."""
         return tuple(prompt for prompt in self.prompts for _ in range(self.num_validation_images))
 
     def __post_init__(self) -> None:
@@ -49,17 +49,19 @@ class ValidationRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `model` has the arguments of `NestedUNetModel` that belong to no level."""
+    """The settings of a whole run. `model` has the arguments of `NestedUNetModel` that do not belong to a level."""
 
     name: str
     model: dict[str, Any]
     levels: tuple[dict[str, Any], ...]  # the fields of `LevelConfig`, innermost level first
     data: DataRecipe
     stages: tuple[StageRecipe, ...]
-    pictures: DataRecipe | None = None  # of a model of clips: what is trained on beside them, and before there are any
-    text_encoder: TextEncoderRecipe | None = None  # None: for models of classes, which see no text
+    pictures: DataRecipe | None = (
+        None  # for a video model: images to train on together with clips, and before the model has frames
+    )
+    text_encoder: TextEncoderRecipe | None = None  # None for class-conditional models, which take no text
     pretrained: PretrainedRecipe | None = None
-    vae: VaeRecipe | None = None  # for a model of latents
+    vae: VaeRecipe | None = None  # for a model on latents
     lora: LoraRecipe | None = None
     prior_preservation: PriorRecipe | None = None
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -68,7 +70,9 @@ class Recipe:
     mixed_precision: Precision = "no"
     use_ema: bool = True
     channels_last: bool = True
-    zero_init: bool = True  # start with silent residual branches and output, as the published models do
+    zero_init: bool = (
+        True  # initialise the end of residual branches and the output with zeros, as the published models do
+    )
 
     def __post_init__(self) -> None:
         read_model_arguments(self.model)
@@ -80,9 +84,9 @@ class Recipe:
         if base != self.sample_size:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
         if self.scheduler.get("prediction_type", "v_prediction") != "v_prediction":
-            raise FieldError("scheduler.prediction_type", "must be 'v_prediction', which is what the loss compares.")
+            raise FieldError("scheduler.prediction_type", "must be 'v_prediction', on which the loss is defined.")
         if self.vae is not None and self.vae.from_pipeline and self.pretrained is None:
-            raise FieldError("vae.from_pipeline", "needs `pretrained`, the pipeline whose autoencoder it is.")
+            raise FieldError("vae.from_pipeline", "needs `pretrained`, the pipeline with the autoencoder.")
         self._check_validation()
         self._check_conditions()
         self._check_stages()
@@ -95,7 +99,7 @@ class Recipe:
         if self.validation.num_inference_steps > most:
             raise FieldError(
                 "validation.num_inference_steps",
-                f"is {self.validation.num_inference_steps}, but the scheduler has {most} time steps "
+                f"is {self.validation.num_inference_steps}, but the scheduler has {most} timesteps "
                 "(`scheduler.num_train_timesteps`).",
             )
 
@@ -110,7 +114,7 @@ class Recipe:
             if stage.until_plateau is not None and not data_of(self, stage).has_validation:
                 raise FieldError(
                     f"stages[{position}].until_plateau",
-                    "needs held-out pictures or clips: set `validation_split` of the data that the stage trains on.",
+                    "needs held-out data: set `validation_split` for the data that the stage trains on.",
                 )
 
     def _check_conditions(self) -> None:
@@ -118,27 +122,31 @@ class Recipe:
         has_classes = self.model.get("num_class_embeds") is not None
         if has_classes != (self.data.label_column is not None):
             raise FieldError(
-                "data.label_column", "and `model.num_class_embeds` belong together: set both, or leave both out."
+                "data.label_column", "and `model.num_class_embeds` belong together: set both, or neither."
             )
         if sees_text and self.text_encoder is None:
-            raise FieldError("text_encoder", "is missing; the model takes text (`model.cross_attention_dim` is set).")
+            raise FieldError(
+                "text_encoder", "is missing, but the model takes text (`model.cross_attention_dim` is set)."
+            )
         if not sees_text and (self.text_encoder is not None or not has_classes):
             raise FieldError(
                 "model.cross_attention_dim",
-                "must be set: the model would not see the captions. A model of classes alone has no `text_encoder`, "
-                "but `model.num_class_embeds` and `data.label_column`.",
+                "must be set, otherwise the model would ignore the captions. A class-conditional model has no "
+                "`text_encoder`, but `model.num_class_embeds` and `data.label_column`.",
             )
         if self.prior_preservation is not None and (not sees_text or has_classes or not self.data.is_numbered):
-            raise FieldError("prior_preservation", "needs a model of texts alone, and `data.path` in place of shards.")
+            raise FieldError(
+                "prior_preservation", "needs a model that takes only text, and `data.path` instead of shards."
+            )
         if self.text_encoder is not None:
             self._check_text(self.text_encoder)
 
     def _check_text(self, encoder: TextEncoderRecipe) -> None:
         if encoder.from_pipeline and self.pretrained is None:
-            raise FieldError("text_encoder.from_pipeline", "needs `pretrained`, the pipeline whose encoder it is.")
+            raise FieldError("text_encoder.from_pipeline", "needs `pretrained`, the pipeline with the text encoder.")
         if encoder.train_text_encoder and self.data.embeddings_dir is not None:
             raise FieldError(
-                "data.embeddings_dir", "holds what a frozen encoder wrote; with it set `train_text_encoder: false`."
+                "data.embeddings_dir", "has features of a frozen encoder; with it set `train_text_encoder: false`."
             )
         expected = self.model.get("encoder_hid_dim") or self.model.get("cross_attention_dim")
         if encoder.d_model is not None and encoder.d_model != expected:
@@ -152,35 +160,41 @@ class Recipe:
         if self.lora is None:
             return
         if self.pretrained is None:
-            raise FieldError("lora", "adapts a model that has learnt: set `pretrained`, the pipeline to start from.")
+            raise FieldError("lora", "adapts a trained model: set `pretrained`, the pipeline to start from.")
         if self.trains_text_encoder:
             raise FieldError(
-                "lora", "saves adapters of the U-Net alone: set `text_encoder.train_text_encoder: false`."
+                "lora", "trains adapters of the U-Net only: set `text_encoder.train_text_encoder: false`."
             )
         trained = sorted({stage.levels for stage in self.stages})
         if len(trained) > 1:
-            raise FieldError("lora", f"cannot grow: all stages must train the same levels, not {trained} of them.")
+            raise FieldError(
+                "lora",
+                f"cannot be combined with added levels: all stages must train the same number "
+                f"of levels, not {trained}.",
+            )
         if any(stage.frozen_levels for stage in self.stages):
-            raise FieldError("lora", "freezes the model itself: leave `frozen_levels` out, and name `target_modules`.")
+            raise FieldError(
+                "lora", "freezes the model itself: omit `frozen_levels`, and choose layers by `target_modules`."
+            )
 
     @property
     def trains_text_encoder(self) -> bool:
-        """Whether the text encoder learns together with the U-Net."""
+        """Whether the text encoder is trained together with the U-Net."""
         return self.text_encoder is not None and self.text_encoder.train_text_encoder
 
     @property
     def max_sequence_length(self) -> int:
-        """Number of tokens after which captions are cut; 0 for a model without text."""
+        """Number of tokens after which captions are truncated; 0 for a model without text."""
         return 0 if self.text_encoder is None else self.text_encoder.max_sequence_length
 
     @property
     def sample_size(self) -> int:
-        """Side of level 0 in pixels, or in latents where there is a `vae`."""
+        """Side of level 0 in pixels, or in latents if there is a `vae`."""
         return int(self.model.get("sample_size", 64))
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Side of every level, innermost first, in pixels or latents as `sample_size`."""
+        """Side of every level, innermost first, in pixels or latents like `sample_size`."""
         return level_sides(self.sample_size, self.rows)
 
     @functools.cached_property

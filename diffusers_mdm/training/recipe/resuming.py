@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint fixes of a recipe, what may change when a run is resumed, and what changes nothing any more.
+"""Which recipe fields may change when a run is resumed from a checkpoint.
 
-`EFFECTS` is the one table of this. Of the stages it speaks of the one that the checkpoint is in: those before it are
-over, so that of them only what says which they are is fixed and nothing else has an effect; those after it are free.
+The table `EFFECTS` says for every field whether it is fixed by the checkpoint, applies from there on, or has no effect
+any more. For stages it refers to the one that the checkpoint is in. Earlier stages are finished: the fields that
+identify them are fixed, and no other has an effect. Later stages can be changed freely.
 """
 
 import dataclasses
@@ -23,21 +24,21 @@ from .stage import StageRecipe
 
 
 class Effect(enum.Enum):
-    """What it means for a resumed run that a field has another value than in its checkpoint."""
+    """What it means for a resumed run if a field differs from its checkpoint."""
 
-    FIXED = "fixed"  # the saved tensors, or the order of the data, are those of the old value
-    MAY_CHANGE = "may change"  # the new value counts from here on
-    NONE = "no effect"  # what the field decides has happened
+    FIXED = "fixed"  # the saved tensors, or the order of the data, depend on the old value
+    MAY_CHANGE = "may change"  # the new value applies from here on
+    NONE = "no effect"  # what the field determines has already happened
 
 
 FIXED, MAY_CHANGE, NONE = Effect.FIXED, Effect.MAY_CHANGE, Effect.NONE
 
-# By field. "part.*" is for the fields of a part that are not listed, and for whether there is such a part.
+# By field. "part.*" stands for all fields of a part that are not listed, and for the presence of the part.
 EFFECTS: dict[str, Effect] = {
-    "seed": FIXED,  # of the command
+    "seed": FIXED,  # the seed given to the command
     "name": MAY_CHANGE,
     "model": FIXED,
-    "levels": FIXED,  # those that the model has; those around them are free
+    "levels": FIXED,  # levels that the model already has; outer ones can be changed
     "scheduler": FIXED,
     "vae.*": FIXED,
     "vae.variant": MAY_CHANGE,
@@ -63,25 +64,25 @@ EFFECTS: dict[str, Effect] = {
     "stages.name": FIXED,
     "stages.levels": FIXED,
     "stages.as_pictures": FIXED,
-    "stages.frozen_levels": FIXED,  # the optimizer knows the parameters that learn, and no others
+    "stages.frozen_levels": FIXED,  # the optimizer state contains only the trained parameters
     "stages.seed": FIXED,
 }
-# Of a stage that is over: which it is.
+# The fields that identify a finished stage.
 _IDENTITY = ("name", "levels", "as_pictures")
-# Names of folders, which may have moved.
+# Fields with names of folders, which may have been moved.
 _PLACES = ("text_encoder.pretrained", "pretrained.path", "vae.pretrained")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint says of its run.
+    """The record of a run in a checkpoint.
 
     Attributes:
-        where: the checkpoint, for messages.
-        recipe: of the run, as plain values (`dataclasses.asdict`); an older version may not have had all fields.
-        stage_index: stages that are over.
+        where: name of the checkpoint, for messages.
+        recipe: recipe of the run as plain values (`dataclasses.asdict`); older versions lack some fields.
+        stage_index: number of finished stages.
         num_levels: levels of the saved model.
-        seed: of the command; None where a version did not keep it.
+        seed: seed given to the command; None for versions that did not save it.
     """
 
     where: str
@@ -93,7 +94,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Change:
-    """A field with another value than in the checkpoint."""
+    """A field that differs from the checkpoint."""
 
     field: str
     old: Any
@@ -106,42 +107,45 @@ class Change:
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a run goes on with.
+    """What a resumed run continues with.
 
     Attributes:
-        recipe: the new one, in which what has no effect any more is as it was when it had one.
-        changes: from the checkpoint's recipe to the new one.
+        recipe: the new recipe, in which fields without effect have their original values.
+        changes: changes from the checkpoint's recipe to the new one.
     """
 
     recipe: Recipe
     changes: tuple[Change, ...]
 
     def lines(self) -> Iterator[str]:
-        """What has changed, in words; nothing if nothing has."""
-        words = {MAY_CHANGE: "Changed, from here on", NONE: "Changed without effect, because it concerns what is over"}
+        """Describe the changes; empty if there are none."""
+        words = {
+            MAY_CHANGE: "Changed from here on",
+            NONE: "Changed without effect, because it concerns finished stages",
+        }
         for effect, start in words.items():
             if found := [str(change) for change in self.changes if change.effect is effect]:
                 yield f"{start}: {', '.join(found)}."
 
 
 def compare_with_checkpoint(recipe: Recipe, seed: int, saved: Saved) -> Resumption:
-    """Whether a run can go on from a checkpoint with this recipe, and how. Nothing is written.
+    """Check whether a run can be resumed from a checkpoint with this recipe. Writes nothing.
 
     Args:
-        recipe: that the run is resumed with, with the flags' changes.
-        seed: of the command.
-        saved: what the checkpoint says.
+        recipe: the recipe to resume with, including the changes made by flags.
+        seed: seed given to the command.
+        saved: the record in the checkpoint.
 
     Raises:
-        ValueError: something that the checkpoint fixes is different; names the field and both values, and says what
-            to do. Or the saved recipe cannot be read.
+        ValueError: a field that the checkpoint fixes differs; the message names the field and both values, and says
+            what to do. Or the saved recipe cannot be read.
     """
     try:
         old = read_fields(Recipe, dict(saved.recipe))
     except ValueError as error:
         raise ValueError(
-            f"{saved.where} holds a recipe that this version cannot read: {error} Resume with the version that wrote "
-            "it, or start over with --resume_from_checkpoint none."
+            f"{saved.where} has a recipe that this version cannot read: {error} Resume with the version that wrote "
+            f"it, or start over with --resume_from_checkpoint none."
         ) from error
     changes = list(_changes(old, recipe, saved))
     if saved.seed is not None and saved.seed != seed:
@@ -149,7 +153,7 @@ def compare_with_checkpoint(recipe: Recipe, seed: int, saved: Saved) -> Resumpti
     wrong = [str(change) for change in changes if change.effect is FIXED]
     if wrong:
         raise ValueError(
-            f"{saved.where} cannot go on with what has been changed since: {', '.join(wrong)}. Use the old value"
+            f"{saved.where} cannot be resumed with these changes: {', '.join(wrong)}. Use the old value"
             f"{'s' if len(wrong) > 1 else ''} again, train into another --output_dir, or start over in this one with "
             "--resume_from_checkpoint none."
         )
@@ -157,10 +161,10 @@ def compare_with_checkpoint(recipe: Recipe, seed: int, saved: Saved) -> Resumpti
 
 
 def effect_of(field: str) -> Effect:
-    """The table's word on a field such as "optimizer.adam_beta1" or "stages.steps".
+    """Look up a field such as "optimizer.adam_beta1" or "stages.steps" in the table.
 
     Raises:
-        KeyError: the table lacks it.
+        KeyError: the field is not in the table.
     """
     part = field.split(".")[0]
     return EFFECTS[field] if field in EFFECTS else EFFECTS[f"{part}.*"]
@@ -177,7 +181,7 @@ def _changes(old: Recipe, new: Recipe, saved: Saved) -> Iterator[Change]:
             yield from _argument_changes(field.name, old, new)
         elif dataclasses.is_dataclass(before) and type(before) is type(after):
             names = dict.fromkeys(inner.name for part in (before, after) for inner in dataclasses.fields(part))
-            for name in names:  # data may have become of another kind, with other fields
+            for name in names:  # the data may now be of another kind, with other fields
                 path = f"{field.name}.{name}"
                 yield from _change(path, getattr(before, name, None), getattr(after, name, None), effect_of(path))
         else:
@@ -191,14 +195,14 @@ def _change(field: str, old: Any, new: Any, effect: Effect) -> Iterator[Change]:
 
 
 def _same_place(old: str | None, new: str | None) -> bool:
-    """Whether two names may be those of one folder, which has moved; names on the Hub are compared whole."""
+    """Return whether two names may refer to the same folder, which was moved; Hub ids must be equal."""
     if old is None or new is None or not any(Path(name).is_absolute() or Path(name).exists() for name in (old, new)):
         return False
     return Path(old).name == Path(new).name
 
 
 def _argument_changes(part: str, old: Recipe, new: Recipe) -> Iterator[Change]:
-    """Of `model` or `scheduler`, where an argument that is left out has its default."""
+    """Return the changes in `model` or `scheduler`, where a missing argument has its default."""
     defaults = argument_defaults(NestedUNetModel if part == "model" else MatryoshkaScheduler)
     if part == "scheduler":
         defaults["base_sample_size"] = old.sample_size
@@ -240,7 +244,7 @@ def _stage_changes(old: tuple[StageRecipe, ...], new: tuple[StageRecipe, ...], s
 
 
 def _with_what_is_over(recipe: Recipe, old: Recipe, stage_index: int) -> Recipe:
-    """The recipe with what has no effect any more as it was when it had one."""
+    """Return the recipe with the original values of all fields that no longer have an effect."""
     encoder = recipe.text_encoder
     if encoder is not None and old.text_encoder is not None:
         encoder = dataclasses.replace(encoder, initializer_factor=old.text_encoder.initializer_factor)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stage of a recipe: which levels learn, from how many pictures a step, how fast, and until when."""
+"""One stage of a recipe: which levels are trained, with which batch and learning rate, and for how long."""
 
 import itertools
 import math
@@ -8,22 +8,23 @@ from typing import Literal
 
 from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, Range, check_ranges
 
-# Pictures of one forward pass; what is larger is a slip of the finger, and would overflow.
+# Limit of images per forward pass; a larger number is a typo, and would overflow.
 BATCH = Range(1, 2**20)
 
 
 @dataclass(frozen=True)
 class PlateauRecipe:
-    """When a stage has stopped learning: the smoothed validation loss of its outermost level no longer falls.
+    """End a stage when the smoothed validation loss of its outermost level stops falling.
 
-    It is measured every `every_steps` steps. A measurement gains if it is below the best one by the share `min_gain`;
-    after `patience` measurements in a row without gain, and not before `min_steps`, the stage ends.
+    The loss is measured every `every_steps` steps. A measurement counts as a gain if it is below the best one by the
+    fraction `min_gain`; after `patience` measurements in a row without a gain, but not before `min_steps`, the stage
+    ends.
     """
 
     every_steps: int
     patience: int = 5
     min_gain: float = 0.01
-    smoothing: float = 0.5  # weight of the past in the running mean
+    smoothing: float = 0.5  # weight of earlier values in the running mean
     min_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -58,8 +59,8 @@ _RANGES = {
 class StageRecipe:
     """One stage of training: the inner `levels` levels. Lists are innermost first.
 
-    It ends after `steps` optimizer steps, after `images` pictures over all processes, or when `until_plateau` says
-    so; at least one of them is given, and the first to come counts.
+    It ends after `steps` optimizer steps, after `images` images over all processes, or by `until_plateau`; at least
+    one of these must be set, and whichever comes first ends the stage.
     """
 
     name: str
@@ -70,28 +71,34 @@ class StageRecipe:
     images: int | None = None
     until_plateau: PlateauRecipe | None = None
     gradient_accumulation_steps: int = 1
-    as_pictures: bool = False  # train the levels of a model of clips before they have frames, on pictures
-    joint_pictures: int = 0  # pictures beside the clips of every forward pass; `batch_size` does not count them
+    as_pictures: bool = False  # train the levels of a video model on images, before they have frames
+    joint_pictures: int = (
+        0  # images to train on together with the clips, per forward pass; not counted in `batch_size`
+    )
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "cosine"
     lr_warmup_steps: int = 0
-    lr_num_cycles: int = 1  # of "cosine_with_restarts"
-    lr_power: float = 1.0  # of "polynomial"
-    level_learning_rate_scales: tuple[float, ...] | None = None  # over the stage's rate; None: 1 for every level
-    frozen_levels: int = 0  # innermost levels that do not learn, nor does what levels share (text, classes)
+    lr_num_cycles: int = 1  # for "cosine_with_restarts"
+    lr_power: float = 1.0  # for "polynomial"
+    level_learning_rate_scales: tuple[float, ...] | None = None  # factor on the learning rate; None: 1 for every level
+    frozen_levels: int = (
+        0  # number of innermost levels that are not trained, together with what levels share (text, classes)
+    )
     loss_weighting: Literal["epsilon", "v"] = "epsilon"
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     level_weights: tuple[float, ...] | None = None  # None: 1 for every level
-    new_level_ramp_steps: int = 0  # over which the weight of levels that are new in this stage rises from 0
-    batch_fractions: tuple[float, ...] | None = None  # share of the batch that a level sees; None: all of them
-    shift_power: float | None = None  # of the noise schedule while this stage trains; None: the scheduler's own
+    new_level_ramp_steps: int = 0  # steps over which the loss weight of levels that are new in this stage rises from 0
+    batch_fractions: tuple[float, ...] | None = (
+        None  # fraction of the batch that each level is trained on; None: 1 for every level
+    )
+    shift_power: float | None = None  # shift of the noise schedule in this stage; None: the scheduler's own
     noise_offset: float = 0.0
-    caption_dropout: float = 0.1  # share of captions replaced by "", for guidance without a classifier
-    timestep_bias_strategy: Literal["none", "earlier", "later"] = "none"  # draw low or high t more often
-    timestep_bias_portion: float = 0.25  # share of the range of t that is drawn more often
+    caption_dropout: float = 0.1  # fraction of captions replaced by "", for classifier-free guidance
+    timestep_bias_strategy: Literal["none", "earlier", "later"] = "none"  # sample low or high t more often
+    timestep_bias_portion: float = 0.25  # fraction of the range of t that is sampled more often
     timestep_bias_multiplier: float = 1.0  # how many times as often
-    ema_decay: float = 0.9999  # upper limit, reached by a warm-up
+    ema_decay: float = 0.9999  # upper limit, reached after a warm-up
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -100,32 +107,37 @@ class StageRecipe:
         for field in ("level_weights", "batch_fractions", "level_learning_rate_scales"):
             column = getattr(self, field)
             if column is not None and len(column) != self.levels:
-                raise ValueError(f"`{field}` needs {self.levels} entries, one a level, got {len(column)}.")
+                raise ValueError(f"`{field}` needs {self.levels} entries, one per level, got {len(column)}.")
         if not 0 <= self.frozen_levels < self.levels:
             raise ValueError(
-                f"`frozen_levels` must be 0 to {self.levels - 1}, so that a level learns; got {self.frozen_levels}."
+                f"`frozen_levels` must be 0 to {self.levels - 1}, so that at least one level is trained; got "
+                f"{self.frozen_levels}."
             )
         if self.level_weights is not None and not any(self.level_weights):
-            raise ValueError("`level_weights` are all 0, so that nothing would be learnt; give a level more.")
+            raise ValueError("`level_weights` are all 0, so nothing would be trained; set at least one above 0.")
         self._check_batch_fractions()
 
     def _check_end(self) -> None:
         if self.steps is None and self.images is None and self.until_plateau is None:
-            raise ValueError("a stage needs an end: give `steps`, `images` or `until_plateau`.")
+            raise ValueError("a stage needs an end: set `steps`, `images` or `until_plateau`.")
         decays = self.lr_scheduler not in ("constant", "constant_with_warmup")
         if decays and self.steps is None and self.images is None:
             raise ValueError(
-                f"`lr_scheduler` {self.lr_scheduler!r} falls towards a known last step: give `steps` or `images` as "
-                "an upper limit beside `until_plateau`, or use 'constant_with_warmup'."
+                f"`lr_scheduler` {self.lr_scheduler!r} needs a known last step: set `steps` or `images` as an "
+                f"upper limit together with `until_plateau`, or use 'constant_with_warmup'."
             )
 
     def _check_batch_fractions(self) -> None:
         fractions = self.fractions
         thins = all(0 < outer <= inner for inner, outer in itertools.pairwise(fractions))
         if fractions[0] != 1.0 or not thins:
-            raise ValueError(f"`batch_fractions` must start with 1.0 and not grow outwards, got {list(fractions)}.")
+            raise ValueError(
+                f"`batch_fractions` must start with 1.0 and not increase outwards, got {list(fractions)}."
+            )
         if self.rows_per_level[-1] < 1:
-            raise ValueError(f"`batch_fractions` leave level {self.levels - 1} no batch row of {self.batch_size}.")
+            raise ValueError(
+                f"`batch_fractions` leave level {self.levels - 1} no sample of a batch of {self.batch_size}."
+            )
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -134,21 +146,21 @@ class StageRecipe:
 
     @property
     def fractions(self) -> tuple[float, ...]:
-        """Share of the batch each level sees, innermost first."""
+        """Fraction of the batch that each level is trained on, innermost first."""
         return self.batch_fractions or (1.0,) * self.levels
 
     @property
     def rows_per_level(self) -> tuple[int, ...]:
-        """Rows B_i of a batch that level i sees, innermost first."""
+        """Batch size B_i of each level i, innermost first."""
         return tuple(int(fraction * self.batch_size) for fraction in self.fractions)
 
     @property
     def images_per_step(self) -> int:
-        """Images of one optimizer step on one process."""
+        """Images per optimizer step on one process."""
         return self.batch_size * self.gradient_accumulation_steps
 
     def max_steps(self, num_processes: int = 1) -> int | None:
-        """Optimizer steps after which the stage ends at the latest; None if only its plateau ends it."""
+        """Return the maximum number of optimizer steps of the stage; None if only `until_plateau` ends it."""
         limits = [] if self.steps is None else [self.steps]
         if self.images is not None:
             limits.append(math.ceil(self.images / (self.images_per_step * num_processes)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing the recipe of a run beside its results, such that `load_recipe` reads it back."""
+"""Writing the recipe of a run to its output folder, such that `load_recipe` can read it."""
 
 import dataclasses
 import functools
@@ -12,18 +12,18 @@ from typing import Any
 from .recipe import Recipe
 
 FILE_NAME = "recipe.json"
-# A JSON string, or a number that YAML would take for text because there is no point in it.
+# A JSON string, or a number that YAML would read as text because it has no decimal point.
 _STRING_OR_NUMBER = re.compile(r'("(?:[^"\\]|\\.)*")|(?<![\d.])(-?\d+)(e[-+]\d+)')
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> Path:
     """Write `recipe.json` into `folder`.
 
-    Folders and files of this machine are written relative to `folder`, where `load_recipe` looks for them first: the
-    recipe then works from anywhere, and tells no more of the machine than it has to.
+    Local folders and files are written relative to `folder`, where `load_recipe` looks for them first. The recipe then
+    works from any working directory, and reveals as little as possible about the machine.
 
     Returns:
-        The file.
+        The path of the file.
     """
     move = functools.partial(relative_path, folder=folder)
     pictures = recipe.pictures and recipe.pictures.relocated(move, move)
@@ -42,7 +42,7 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
 
 
 def relative_path(name: str, folder: Path) -> str:
-    """A path or pattern of tar files relative to `folder`, if it is on this machine; other names as they are."""
+    """Return a local path or tar pattern relative to `folder`; other names unchanged."""
     path = Path(name)
     is_pattern = path.suffix == ".tar"
     if "://" in name or not (path.parent.is_dir() if is_pattern else path.exists()):
@@ -54,6 +54,6 @@ def relative_path(name: str, folder: Path) -> str:
 
 
 def as_json(values: Any) -> str:
-    """JSON that is YAML 1.1, too, where 5e-05 is text and 5.0e-05 a number."""
+    """Return JSON that is also valid YAML 1.1, in which 5e-05 would be text and 5.0e-05 is a number."""
     text = json.dumps(values, indent=2, ensure_ascii=False)
     return _STRING_OR_NUMBER.sub(lambda match: match[1] or f"{match[2]}.0{match[3]}", text)

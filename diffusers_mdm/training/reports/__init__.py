@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees of a run: progress, grids, curves, the model card."""
+"""What a user sees of a run: progress, sample grids, curves, the model card."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example in a model card: Python that draws with what a run has made."""
+"""The example code in a model card."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,11 +10,11 @@ from .card_facts import is_hub_id, public_name, sides_of, subject_prompt
 from .markdown import python_string
 from .moving_grids import FRAMES_PER_SECOND
 
-PLACEHOLDER_PROMPT, PLACEHOLDER_CLIP_PROMPT = "what the picture shall show", "what the clip shall show"
+PLACEHOLDER_PROMPT, PLACEHOLDER_CLIP_PROMPT = "a description of the image", "a description of the clip"
 
 
 def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str], str]:
-    """Lines of an example that set what is to be drawn, and the arguments with which a pipeline gets it."""
+    """Return the lines of an example that define the prompt or class, and the arguments of the pipeline for it."""
     prompts = recipe.validation.prompts
     first = class_argument(prompts[0], id2label) if prompts and draws_classes_alone(recipe) else 0
     label = f"label = {python_string(first) if isinstance(first, str) else first}"
@@ -28,13 +28,13 @@ def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str]
 
 
 def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, factor: int = 1) -> str:
-    """A Python example that draws a picture.
+    """Return Python example code that generates an image or a clip.
 
     Args:
-        recipe: of the run.
-        name: of the result.
+        recipe: recipe of the run.
+        name: name of the result, a repository or folder.
         id2label: names of the classes, for models that have them.
-        factor: pixels for one latent along a side.
+        factor: pixels per latent along a side.
     """
     settings, sides = recipe.validation, sides_of(recipe, factor)
     base, size = (recipe.pretrained.path if recipe.lora and recipe.pretrained else None), ""
@@ -51,7 +51,7 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, 
     lines.append(f"pipe = {pipeline}.from_pretrained({source}{with_vae})")
     if base is not None:
         lines.append(f"pipe.load_lora_weights({python_string(name)})")
-        # The pipeline may have further levels, outside of those that were adapted.
+        # The pipeline may have further outer levels, which were not adapted.
         size = f"height={sides[-1]}, "
     how = f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}"
     lines += inputs
@@ -61,12 +61,12 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, 
     code = "\n".join(lines)
     text = f"With the package diffusers-mdm installed:\n\n```python\n{code}\n```"
     if "/" not in name or (base is not None and not is_hub_id(base)):
-        text += "\n\nA name without a slash is that of a folder here: write the path to where you keep it."
+        text += "\n\nReplace a name without a slash by the path of your local folder."
     return text
 
 
 def draw_picture(sides: Sequence[int], asked: str, size: str, how: str) -> Iterator[str]:
-    """Lines of an example that draw a picture, given the pipeline's arguments."""
+    """Return the lines of an example that generate an image, given the pipeline's arguments."""
     yield f"image = pipe({asked}, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels"
     if len(sides) > 1:
         yield f"small = pipe({asked}, height={sides[0]}, {how}).images[0]  # the innermost level alone"
@@ -74,7 +74,7 @@ def draw_picture(sides: Sequence[int], asked: str, size: str, how: str) -> Itera
 
 
 def draw_clip(recipe: Recipe, side: int, asked: str, how: str) -> Iterator[str]:
-    """Lines of an example that draw a clip and write it as a video file, given the pipeline's arguments."""
+    """Return the lines of an example that generate a clip and write a video file, given the pipeline's arguments."""
     frames = stage_frames(recipe, recipe.stages[-1])
     yield f"frames = pipe({asked}, {how}).frames[0]  # {frames} frames of {side} x {side} pixels"
     yield f'export_to_video(frames, "clip.mp4", fps={FRAMES_PER_SECOND})  # needs imageio and imageio-ffmpeg'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The curves of a run as one picture: loss of each level over the images seen, training and held out."""
+"""The plot of a run: training and validation loss of each level against images seen."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.ticker import Formatter
 
 TRAINING, VALIDATION = "loss", "validation_loss"
-# Points of a curve that are averaged at its end: this share of them.
+# Fraction of a curve's points over which its end is averaged.
 SMOOTHED_SHARE = 0.04
 MAX_DOTS = 60
 _SIZE_INCHES, _DPI = (8.0, 3.2), 120
 
 
 class Curve(NamedTuple):
-    """One quantity over the images seen, both of the same length, and the stage of each point."""
+    """A quantity against images seen, two lists of the same length, and the stage of each point."""
 
     images: list[int]
     values: list[float]
@@ -31,23 +31,23 @@ class Curve(NamedTuple):
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot_curves(history: History, path: Path, sides: Sequence[int] = ()) -> Path | None:
-    """Draw the loss of each level, smoothed over what was measured, with its validation loss below, as a PNG.
+    """Plot the smoothed training loss of each level, and its validation loss below, as a PNG.
 
-    Training losses are weighted as their stages say, validation losses are the plain error of v, so each has an axis
-    of its own. Vertical lines are where a stage ended.
+    Training losses include the weights of their stages, validation losses are the unweighted error of v, so each has
+    its own axis. Vertical lines mark the end of a stage.
 
     Args:
-        history: of the run.
-        path: the picture to write.
-        sides: of the levels in pixels, innermost first, for the legend.
+        history: history of the run.
+        path: image file to write.
+        sides: sides of the levels in pixels, innermost first, for the legend.
 
     Returns:
-        `path`; None if nothing was measured yet.
+        `path`, or None if nothing has been measured yet.
 
     Raises:
         ValueError: if matplotlib is not installed.
@@ -61,7 +61,7 @@ def plot_curves(history: History, path: Path, sides: Sequence[int] = ()) -> Path
     if not kinds:
         return None
     width, height = _SIZE_INCHES
-    # A figure of its own canvas leaves matplotlib's global state, and whatever shows windows, alone.
+    # A figure with its own canvas does not touch matplotlib's global state or open windows.
     figure = Figure(figsize=(width, height * len(kinds)), dpi=_DPI, layout="constrained")
     panels = figure.subplots(len(kinds), sharex=True, squeeze=False)[:, 0].tolist()
     for panel, kind in zip(panels, kinds, strict=True):
@@ -85,7 +85,7 @@ def plot_curves(history: History, path: Path, sides: Sequence[int] = ()) -> Path
 
 
 def _sparse_labels() -> Formatter:
-    """Labels of minor ticks where there is room for them, as 0.06 rather than as a power."""
+    """Return a formatter that labels minor ticks if there is room, as 0.06 rather than as a power."""
     from matplotlib.ticker import LogFormatter
 
     class SparseLabels(LogFormatter):
@@ -96,7 +96,9 @@ def _sparse_labels() -> Formatter:
 
 
 def level_curves(rows: Sequence[dict[str, Any]], kind: str) -> dict[int, Curve]:
-    """The curves `<kind>/level_<i>` by level, of positive values only, which a logarithmic axis can show."""
+    """Return the curves `<kind>/level_<i>` by level, with only the positive values that a logarithmic axis can
+    show.
+    """
     curves: dict[int, Curve] = {}
     for row in rows:
         for name, value in row.items():
@@ -110,7 +112,7 @@ def level_curves(rows: Sequence[dict[str, Any]], kind: str) -> dict[int, Curve]:
 
 
 def smooth(values: Sequence[float], window: float) -> list[float]:
-    """Running mean m_n = s m_{n-1} + (1 - s) x_n with s = 1 - 1 / window, corrected for its start at 0."""
+    """Return the running mean m_n = s m_{n-1} + (1 - s) x_n with s = 1 - 1 / window, corrected for its start at 0."""
     past = 1 - 1 / max(1.0, window)
     smoothed, mean, weight = [], 0.0, 0.0
     for value in values:
@@ -120,7 +122,9 @@ def smooth(values: Sequence[float], window: float) -> list[float]:
 
 
 def _draw_training(panel: Axes, curve: Curve, color: str, label: str) -> None:
-    """What was measured, faint, and the smoothed curve, which starts anew with each stage: weights may differ."""
+    """Draw the measured values, faint, and the smoothed curve, which restarts at each stage since the weights may
+    differ.
+    """
     panel.plot(curve.images, curve.values, color=color, alpha=0.2, linewidth=0.8)
     window, begin = SMOOTHED_SHARE * len(curve.values), 0
     for end in range(1, len(curve.values) + 1):
@@ -139,7 +143,7 @@ def _draw_validation(panel: Axes, curve: Curve, color: str, label: str) -> None:
 
 
 def _mark_stages(panels: Sequence[Axes], rows: Sequence[dict[str, Any]]) -> None:
-    """A line where a stage ended, and at the top the name of each."""
+    """Draw a line at the end of each stage, and the name of each stage at the top."""
     stages: dict[str, list[int]] = {}
     for row in rows:
         stages.setdefault(row["stage"], []).append(row["images"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uploading what a run has made to the Hub. Nothing that goes wrong there costs the run anything."""
+"""Uploading the result of a run to the Hub. Failures there never affect the run."""
 
 import contextlib
 import dataclasses
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX_FILE = "model_index.json"
-# No connection or an answer that is an error; the transfer of large files wraps its own in a RuntimeError.
+# No connection, or an error response; the transfer of large files wraps its errors in a RuntimeError.
 HUB_ERRORS = (OSError, HTTPError, RuntimeError, ValueError)
-# Seconds that an answer of the Hub, or a part of it, may take. Its library waits for ever by itself.
+# Time limit in seconds for a response of the Hub, or a part of it. huggingface_hub itself has no limit.
 ANSWER_SECONDS = 60.0
-# Answers of the Hub that another try may change.
+# Status codes after which another attempt may succeed.
 _PASSING = (408, 429)
 
 
 def prepare_repository(options: RunOptions) -> RunOptions:
-    """Create the repository of a run before it trains, so that a wrong token or name is known then; on one process.
+    """Create the repository of a run before training, so that a wrong token or name is noticed early; on one process.
 
     Returns:
-        The options with the repository's full name; unchanged without `push_to_hub`, or where the Hub is out of reach,
+        The options with the repository's full name; unchanged without `push_to_hub`, or if the Hub cannot be reached,
         which is only a warning.
 
     Raises:
@@ -55,12 +55,13 @@ def prepare_repository(options: RunOptions) -> RunOptions:
     except HUB_ERRORS as error:
         if _is_refusal(error):
             raise ValueError(
-                f"The Hub refuses to let this run write to {repository_name(options)!r}: {_spell(error)} Log in "
-                "with `hf auth login` (or give --hub_token) with a token that may write, name the repository with "
-                "--hub_model_id <user>/<name>, or leave out --push_to_hub."
+                f"The Hub does not let this run write to {repository_name(options)!r}: {_spell(error)} Log in with "
+                f"`hf auth login` (or pass --hub_token) with a token that has write access, name the repository "
+                f"with --hub_model_id <user>/<name>, or omit --push_to_hub."
             ) from error
         logger.warning(
-            "The Hub cannot be reached (%s). Training goes on, and the upload is tried at its end.", _spell(error)
+            "The Hub cannot be reached (%s). Training continues, and the upload will be tried again at the end.",
+            _spell(error),
         )
         return options
     logger.info("The result will be uploaded to %s.", repository)
@@ -68,12 +69,12 @@ def prepare_repository(options: RunOptions) -> RunOptions:
 
 
 def push_output(run: Run) -> str | None:
-    """Upload what the run has made, and nothing else of its folder, if `push_to_hub` asks for it; on one process.
+    """Upload the result of the run, and nothing else from its folder, if `push_to_hub` is set; on one process.
 
-    An upload that fails is reported with the command that makes up for it.
+    A failed upload is reported with the command that uploads later.
 
     Returns:
-        The address of what was uploaded; None where nothing was.
+        The URL of the upload, or None if nothing was uploaded.
     """
     options = run.options
     if not options.push_to_hub:
@@ -83,7 +84,7 @@ def push_output(run: Run) -> str | None:
         found = _open_repository(options)
         if found != repository:
             repository = found
-            write_model_card(run, repository)  # its examples name the repository
+            write_model_card(run, repository)  # the example code names the repository
         with _answers_in_time():
             commit = _api(options).upload_folder(
                 repo_id=repository,
@@ -105,7 +106,7 @@ def push_output(run: Run) -> str | None:
 
 
 def final_files(run: Run) -> tuple[str, ...]:
-    """Patterns of the files in the output folder that are the run's result; not of checkpoints, logs and samples."""
+    """Return patterns of the files in the output folder that are the result; not of checkpoints, logs and samples."""
     around: tuple[str, ...] = (CARD_FILE, RECIPE_FILE, CURVES_FILE, SAMPLES_FILE)
     around += (MOVING_SAMPLES_FILE,) if has_clips(run.recipe) else ()
     if run.recipe.lora is not None:
@@ -116,7 +117,7 @@ def final_files(run: Run) -> tuple[str, ...]:
 
 
 def upload_command(run: Run, repository: str) -> str:
-    """What to type to upload the result later; the token is that of `hf auth login`."""
+    """Return the command that uploads the result later, with the token of `hf auth login`."""
     words = ["hf", "upload", repository, str(run.options.output_dir), "."]
     words += ["--private"] if run.options.hub_private_repo else []
     for pattern in final_files(run):
@@ -129,7 +130,7 @@ def _api(options: RunOptions) -> HfApi:
 
 
 def _open_repository(options: RunOptions) -> str:
-    """Create the repository if it is not there, make sure that it can be written, and give its full name."""
+    """Create the repository if it does not exist, make sure that it can be written, and return its full name."""
     api = _api(options)
     with _answers_in_time():
         url = api.create_repo(repository_name(options), private=options.hub_private_repo or None, exist_ok=True)
@@ -139,10 +140,10 @@ def _open_repository(options: RunOptions) -> str:
 
 @contextlib.contextmanager
 def _answers_in_time() -> Iterator[None]:
-    """Give up on a Hub that takes a connection and then says nothing; inside, and on what the library sends itself."""
+    """Set a time limit inside the block for a Hub that accepts a connection and never responds, for all requests."""
     session = get_session()
     before = session.timeout
-    session.timeout = ANSWER_SECONDS  # the session turns it into an object
+    session.timeout = ANSWER_SECONDS  # the session converts it to an object
     try:
         yield
     finally:
@@ -150,7 +151,7 @@ def _answers_in_time() -> Iterator[None]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the Hub was reached, and said no."""
+    """Return whether the Hub was reached and refused."""
     if not isinstance(error, HfHubHTTPError):
         return False
     status = error.response.status_code
@@ -158,5 +159,5 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _spell(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     return one_line(str(error)) or type(error).__name__

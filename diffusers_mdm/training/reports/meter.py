@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stage tells while it trains: progress bar, log lines, tracker entries and lines of the history."""
+"""The progress reports of a stage: progress bar, log lines, tracker entries and lines of the history."""
 
 import contextlib
 import datetime
@@ -19,20 +19,21 @@ logger = logging.getLogger(__name__)
 
 
 class Meter:
-    """Progress of one stage, to be used with `with`. Every process makes one and calls it alike; the main one writes.
+    """Context manager that reports the progress of one stage. Every process must make the same calls; the main one
+    writes.
 
-    Means are over the steps since the last report and over all processes, and cost one exchange a report.
+    Means are over the steps since the last report and over all processes; each report costs one reduction.
 
     Args:
-        accelerator: where trackers are, and through which processes exchange their sums.
-        history: gets a line a report; None keeps none.
-        stage: its name.
-        logging_steps: a report follows every step of the stage that is a multiple of it.
-        total: steps after which the stage ends at the latest; None if that is not known.
-        settings: how the stage is trained, for a line of the history; see `stretch_settings`.
-        initial: steps of the stage that are done already.
-        step: optimizer steps of the whole run that are done already.
-        images: images that the whole run has seen already, over all processes.
+        accelerator: holds the trackers, and reduces sums over processes.
+        history: receives one line per report; None for no history.
+        stage: name of the stage.
+        logging_steps: there is a report after every step of the stage that is a multiple of this.
+        total: maximum number of steps of the stage; None if unknown.
+        settings: settings of the stage for a line of the history; see `stretch_settings`.
+        initial: steps of the stage that are already done.
+        step: optimizer steps of the whole run that are already done.
+        images: images that the whole run has already seen, over all processes.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """The time inside the block was spent waiting for the next batch."""
+        """Count the time inside the block as waiting for the next batch."""
         begin = time.perf_counter()
         try:
             yield
@@ -87,7 +88,9 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The time inside the block, for a checkpoint or a validation, does not count. It may hold a report."""
+        """Exclude the time inside the block (a checkpoint or validation) from the measured time. It may contain a
+        report.
+        """
         self._paused_since = time.perf_counter()
         try:
             yield
@@ -96,7 +99,7 @@ class Meter:
             self._paused_since = None
 
     def _settle_pause(self) -> None:
-        """Count a pause up to now."""
+        """Add the current pause up to now."""
         if self._paused_since is not None:
             now = time.perf_counter()
             self._away, self._paused_since = self._away + now - self._paused_since, now
@@ -113,19 +116,19 @@ class Meter:
         skipped_steps: int | None = None,
         skipped_images: int | Callable[[], int] | None = None,
     ) -> None:
-        """Take in one optimizer step; where it is due, report. Does not wait for an accelerator otherwise.
+        """Record one optimizer step, and report if a report is due. Otherwise it does not wait for the accelerator.
 
         Args:
             losses: sum of the step's `loss_table`s on this process, (2, levels, 4).
-            step: optimizer steps of the whole run, with this one.
-            images: images the whole run has seen, over all processes.
-            learning_rate: of this step.
-            picture_losses: the same sum of the pictures beside clips; reported as "picture_loss/…".
-            values: further numbers by name, scalars that are the same on every process; means are reported. Those
-                that are not finite are left out.
-            skipped_steps: so many so far in the run.
-            skipped_images: so many so far in the stage, over all processes; or what counts them when they are
-                reported, by an exchange among these.
+            step: optimizer steps of the whole run, including this one.
+            images: images that the whole run has seen, over all processes.
+            learning_rate: learning rate of this step.
+            picture_losses: the same sum for images trained on together with clips; reported as "picture_loss/…".
+            values: further scalars by name, equal on all processes; their means are reported, without values that are
+                not finite.
+            skipped_steps: number skipped so far in the run.
+            skipped_images: number skipped so far in the stage, over all processes; or a function that returns it,
+                which is called for a report on all processes.
         """
         self._table = _added(self._table, losses)
         self._picture_table = _added(self._picture_table, picture_losses)
@@ -141,9 +144,9 @@ class Meter:
             self.report()
 
     def report(self) -> None:
-        """Show and write the means since the last report, if there was a step since. Every process has to call it.
+        """Show and write the means since the last report, if there was a step since. Every process must call it.
 
-        Called before a checkpoint, it makes the history up to the checkpoint's step complete.
+        Call it before a checkpoint, so that the history is complete up to the checkpoint's step.
         """
         num_steps = self.stage_step - self._steps_before
         if not num_steps:
@@ -171,7 +174,7 @@ class Meter:
         return {} if table is None else table_values(self.accelerator.reduce(table, "sum"), name)
 
     def write(self, values: Mapping[str, float]) -> None:
-        """Send numbers of the current step to the trackers and the history; a full disk is logged and not fatal."""
+        """Send numbers of the current step to the trackers and the history; a full disk is logged, but not fatal."""
         with self._despite_full_disk():
             self.accelerator.log(dict(values), step=self.run_step)
         if self.history is not None:
@@ -183,7 +186,9 @@ class Meter:
         try:
             yield
         except OSError as error:
-            logger.warning("The numbers of step %d could not be written (%s); training goes on.", self.run_step, error)
+            logger.warning(
+                "The numbers of step %d could not be written (%s); training continues.", self.run_step, error
+            )
 
     def _show(self, values: Mapping[str, float], seconds_per_step: float) -> None:
         levels = self._table.shape[1] if self._table is not None else 0
@@ -202,7 +207,7 @@ class Meter:
         )
 
     def close(self) -> None:
-        """Report the last steps and leave the bar as it is. Every process has to call it."""
+        """Report the last steps and leave the progress bar in place. Every process must call it."""
         self.report()
         self.bar.close()
 
@@ -210,7 +215,7 @@ class Meter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # A process that fails must not wait for the others in a last exchange.
+        # A process that fails must not wait for the others in a last reduction.
         if kind is None:
             self.report()
         self.bar.close()
@@ -228,7 +233,7 @@ def _finite_mean(entries: list[torch.Tensor | float]) -> float | None:
 
 
 def _spell_skipped(values: Mapping[str, float]) -> str:
-    """Skipped steps and images in words, only where there are any."""
+    """Describe skipped steps and images, if there are any."""
     counts = {what: values.get(f"skipped_{what}", 0) for what in ("steps", "images")}
     return "".join(f", {count:.0f} {what} skipped" for what, count in counts.items() if count)
 

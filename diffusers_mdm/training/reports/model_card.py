@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card that a run leaves in its folder: what was trained, on what, how far, and how to draw with it."""
+"""The model card of a run: what was trained, on which data, for how long, and how to use it."""
 
 import contextlib
 import logging
@@ -40,24 +40,24 @@ MAX_CLASSES_TOLD = 20
 
 
 def repository_name(options: RunOptions) -> str:
-    """What the result is called: its repository on the Hub, or its folder."""
+    """Return the name of the result: its repository on the Hub, or its folder."""
     return options.hub_model_id or options.output_dir.resolve().name
 
 
 def write_model_card(run: Run, name: str | None = None) -> Path | None:
     """Write `README.md` with `curves.png` and `samples.png` into the output folder; on the main process.
 
-    The model is saved already, so that a card that cannot be written, or a picture of it, is reported and not fatal.
+    The model has already been saved, so a card or image that cannot be written is reported, but not fatal.
 
     Args:
-        run: at its end.
-        name: of the result, in the examples; by default `repository_name`.
+        run: the finished run.
+        name: name of the result in the example code; by default `repository_name`.
 
     Returns:
-        The card; None if it could not be written.
+        The path of the card, or None if it could not be written.
     """
     folder, pictures = run.options.output_dir, list[str]()
-    with reported("The newest samples could not be copied beside the model card"):
+    with reported("The latest samples could not be copied beside the model card"):
         pictures += copy_samples(run)
     with reported("The curves of the model card could not be plotted"):
         pictures += draw_curves(run)
@@ -70,7 +70,7 @@ def write_model_card(run: Run, name: str | None = None) -> Path | None:
 
 @contextlib.contextmanager
 def reported(what: str) -> Iterator[None]:
-    """Whatever goes wrong inside is logged and ends the block alone; a full disk in one line."""
+    """Log any error inside the block, which then ends; a full disk is logged in one line."""
     try:
         yield
     except OSError as error:
@@ -80,11 +80,11 @@ def reported(what: str) -> Iterator[None]:
 
 
 def copy_samples(run: Run) -> Iterator[str]:
-    """Copy the grid of the finished model, if it was drawn, and how it moves, and give their new names."""
+    """Copy the sample grid of the finished model and its animation, if they exist, and return their new names."""
     for name in (SAMPLES_FILE, MOVING_SAMPLES_FILE):
         target = run.options.output_dir / name
         target.unlink(missing_ok=True)
-        # Those of earlier steps show another model.
+        # Samples of earlier steps would show another model.
         grid = grid_path(run).with_suffix(target.suffix)
         if grid.exists():
             shutil.copyfile(grid, target)
@@ -92,17 +92,19 @@ def copy_samples(run: Run) -> Iterator[str]:
 
 
 def draw_curves(run: Run) -> Iterator[str]:
-    """Plot the losses of the run, if something was measured and matplotlib is there, and give the picture's name."""
+    """Plot the losses of the run, if there are any and matplotlib is installed, and return the name of the image."""
     target = run.options.output_dir / CURVES_FILE
     target.unlink(missing_ok=True)
     if not can_plot():
-        logger.info("The model card has no plot of the losses: pip install matplotlib to have one.")
+        logger.info(
+            "The model card has no plot of the losses; install matplotlib (pip install matplotlib) to get one."
+        )
     elif plot_curves(history_of(run), target, sides_of(run.recipe, scale_factor(run.vae))):
         yield CURVES_FILE
 
 
 def history_of(run: Run) -> History:
-    """The numbers of the run."""
+    """Return the history of the run."""
     return run.history or History(run.options.output_dir / HISTORY_FILE)
 
 
@@ -110,10 +112,7 @@ def history_of(run: Run) -> History:
 
 
 def card_data(recipe: Recipe, options: RunOptions) -> str:
-    """The card's metadata as YAML.
-
-    Names of folders are left out where the Hub expects ids of its own.
-    """
+    """Return the card's metadata as YAML, without local folders where the Hub expects its own ids."""
     task = task_of(recipe)
     tags = [task, "diffusers", "diffusers-mdm", "diffusers-training", "matryoshka"]
     tags += ["class-conditional"] if num_class_embeds(recipe) is not None else []
@@ -135,7 +134,7 @@ def card_data(recipe: Recipe, options: RunOptions) -> str:
 
 
 def task_of(recipe: Recipe) -> str:
-    """What the model does, in the Hub's words."""
+    """Return the model's task in the Hub's terms."""
     if not sees_text(recipe):
         return "unconditional-image-generation"
     return "text-to-video" if has_clips(recipe) else "text-to-image"
@@ -145,7 +144,7 @@ def task_of(recipe: Recipe) -> str:
 
 
 def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
-    """The card below its metadata."""
+    """Return the text of the card below its metadata."""
     recipe, factor = run.recipe, scale_factor(run.vae)
     name = name or repository_name(run.options)
     rows = history_of(run).read()
@@ -171,22 +170,20 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
         f"Versions: diffusers-mdm {__version__}, diffusers {diffusers.__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}."
     )
-    unsaid = ["what the model is good for", "what it cannot do"]
-    unsaid += [] if run.options.license else ["under which licence it is given"]
-    parts.append(
-        f"*This card was written from the records of the run: {join_words(unsaid)} are for its author to say.*"
-    )
+    unsaid = ["what the model is intended for", "its limitations"]
+    unsaid += [] if run.options.license else ["its licence"]
+    parts.append(f"*This card was generated from the records of the run. Its author should add {join_words(unsaid)}.*")
     return "\n\n".join(parts) + "\n"
 
 
 def settings_of(run: Run) -> dict[str, dict[str, Any]]:
-    """How the recipe's stages would be trained now, by name."""
+    """Return how the recipe's stages would be trained now, by name."""
     processes, precision = run.accelerator.num_processes, str(run.accelerator.mixed_precision)
     return {s.name: stretch_settings(s, processes, precision, run.options.seed) for s in run.recipe.stages}
 
 
 def summary(recipe: Recipe, factor: int = 1) -> str:
-    """What the result is, in one sentence or two."""
+    """Return one or two sentences that describe the result."""
     sides = join_words([str(side) for side in sides_of(recipe, factor)])
     base = inline_code(public_name(recipe.pretrained.path)) if recipe.pretrained is not None else None
     if recipe.lora is not None:
@@ -196,7 +193,7 @@ def summary(recipe: Recipe, factor: int = 1) -> str:
     else:
         text = "A Matryoshka diffusion model, trained from scratch"
     text += f", for {kind_of(recipe)} of {sides} pixels"
-    text += ", drawn together." if len(sides_of(recipe)) > 1 else "."
+    text += ", generated together." if len(sides_of(recipe)) > 1 else "."
     if recipe.vae is not None:
         source = recipe.vae.pretrained
         whose = (
@@ -210,7 +207,7 @@ def summary(recipe: Recipe, factor: int = 1) -> str:
 
 
 def kind_of(recipe: Recipe) -> str:
-    """What the model draws: pictures, or clips of so many frames at each level."""
+    """Describe what the model generates: images, or clips with the number of frames at each level."""
     frames = [row.num_frames for row in stage_rows(recipe, recipe.stages[-1])]
     if max(frames) == 1:
         return "pictures"
@@ -219,24 +216,24 @@ def kind_of(recipe: Recipe) -> str:
 
 
 def samples_caption(recipe: Recipe) -> str:
-    """What `samples.png` shows."""
+    """Return the caption of `samples.png`."""
     settings = recipe.validation
     weights = "averaged (EMA)" if recipe.use_ema else "final"
     frames = f" [`{SAMPLES_FILE}`]({SAMPLES_FILE}) has the frames side by side." if has_clips(recipe) else ""
     return (
-        f"The validation {asked_for(recipe)}, drawn with the {weights} weights in {settings.num_inference_steps} "
-        f"steps at guidance {settings.guidance_scale:g}: each level in a row of its own, the smallest on top and all "
-        f"enlarged to one size.{frames} Nothing was chosen by hand."
+        f"The validation {asked_for(recipe)}, generated with the {weights} weights in {settings.num_inference_steps} "
+        f"steps at guidance {settings.guidance_scale:g}: one row per level, the smallest on top, all enlarged to "
+        f"the same size.{frames} The samples were not selected by hand."
     )
 
 
 def asked_for(recipe: Recipe) -> str:
-    """What the model's inputs are called."""
+    """Return what the model's inputs are called."""
     return "classes" if draws_classes_alone(recipe) else "prompts"
 
 
 def classes_text(recipe: Recipe, id2label: Mapping[int, str]) -> Iterator[str]:
-    """What the classes are called; nothing for a model without."""
+    """Describe the classes; empty for a model without classes."""
     embeddings = num_class_embeds(recipe)
     if embeddings is None:
         return
@@ -251,13 +248,13 @@ def classes_text(recipe: Recipe, id2label: Mapping[int, str]) -> Iterator[str]:
 
 
 def hub_ids(data: DataRecipe) -> list[str]:
-    """The data sets of the Hub among what was trained on."""
+    """Return the Hub data sets among the training data."""
     origin = data.origin()
     return [name for name in origin.names if origin.what is None and is_hub_id(name)]
 
 
 def data_text(data: DataRecipe) -> str:
-    """What was trained on."""
+    """Describe the training data."""
     origin = data.origin()
     kind = origin.what or ("the data set" if is_hub_id(origin.names[0]) else "the folder")
     shown = public_name if origin.what is None else (lambda file: file if "://" in file else Path(file).name)
@@ -279,10 +276,10 @@ def data_text(data: DataRecipe) -> str:
 
 
 def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) -> str:
-    """The stages in order, as they were trained, as a Markdown table: a line for each stretch."""
+    """Return the stages in order, as they were trained, as a Markdown table with a row per stretch."""
     sides = sides_of(recipe, factor)
     lines = [
-        "| stage | levels (pixels) | optimizer steps | images seen | images a step | learning rate | why it ended |",
+        "| stage | levels (pixels) | optimizer steps | images seen | images per step | learning rate | why it ended |",
         "|---|---|--:|--:|--:|--:|---|",
     ]
     for position, stretch in enumerate(results):
@@ -294,7 +291,7 @@ def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) ->
             joint = settings["joint_pictures"]
             shown += f", beside each {settings['batch_size']} of them {joint} pictures" if joint else ""
         goes_on = results[position + 1 : position + 2] and results[position + 1].stage is stage
-        why = stretch.why_ended or ("it went on in another way" if goes_on else "–")
+        why = stretch.why_ended or ("continued with other settings" if goes_on else "–")
         cells = [inline_code(stage.name), shown, spell(stretch.steps), spell(stretch.images)]
         cells += [spell(settings["images_per_step"])]
         cells += [f"{settings['learning_rate']:g}, {settings['lr_scheduler']}", plain_text(why)]
@@ -303,7 +300,7 @@ def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) ->
 
 
 def settings_text(run: Run, results: Sequence[Stretch]) -> str:
-    """How it was trained, beside the stages."""
+    """Return the settings of the training that are not in the table of stages."""
     recipe = run.recipe
 
     def told(name: str) -> list[str]:
@@ -323,7 +320,7 @@ def settings_text(run: Run, results: Sequence[Stretch]) -> str:
     if recipe.text_encoder is not None:
         lines.append(f"- the text encoder was {encoder}")
     if recipe.vae is not None:
-        lines.append("- the autoencoder was frozen; the latents that were learnt were drawn from its posterior")
+        lines.append("- the autoencoder was frozen; latents for training were sampled from its posterior")
     if recipe.prior_preservation is not None:
         prior = recipe.prior_preservation
         lines.append(
@@ -336,13 +333,13 @@ def settings_text(run: Run, results: Sequence[Stretch]) -> str:
 
 
 def losses_text(rows: Sequence[dict[str, object]], sides: Sequence[int]) -> Iterator[str]:
-    """The last losses of the levels as a table; nothing where nothing was measured."""
+    """Return the final losses of the levels as a table; empty if nothing was measured."""
     losses = final_losses(rows, len(sides))
     if all(loss.training is None for loss in losses):
         return
     yield (
-        "Last losses. Those of training are means since the report before and weighted as the last stage says; those "
-        "of validation are the plain squared error of v on held-out pictures."
+        "Final losses. Training losses are means since the previous report, with the weights of the last stage; "
+        "validation losses are the unweighted squared error of v on held-out data."
     )
     lines = ["| level | pixels | training loss | validation loss |", "|--:|--:|--:|--:|"]
     for level, (side, loss) in enumerate(zip(sides, losses, strict=True)):
@@ -351,7 +348,7 @@ def losses_text(rows: Sequence[dict[str, object]], sides: Sequence[int]) -> Iter
 
 
 def spell(number: float | None) -> str:
-    """A number for a table; a dash for what is not known."""
+    """Format a number for a table; a dash if it is unknown."""
     if number is None:
         return "–"
     return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips that are drawn during training, to look at: as a still with the frames beside each other, and moving."""
+"""Grids of the clips generated during training: a still image with the frames side by side, and an animation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ FRAMES_PER_SECOND = 8
 _QUALITY = 90
 
 Clip = Sequence[Image.Image]
-Clips = Sequence[Sequence[Clip]]  # for each level, innermost first, the clip of each prompt
+Clips = Sequence[Sequence[Clip]]  # for each level, innermost first, one clip per prompt
 
 
 def clip_grid(clips: Clips, prompts: Sequence[str]) -> Image.Image:
-    """A block for each prompt, one below the other: a column a frame and a row a level, the smallest on top.
+    """Lay out one block per prompt, one below the other: a column per frame and a row per level, the smallest on top.
 
-    Levels with fewer frames show each of theirs as it lasts. Single frames are laid out as pictures are.
+    Levels with fewer frames repeat each frame for as long as it lasts. Single frames are laid out like images.
     """
     num_frames = frames_of(clips)
     if num_frames == 1:
@@ -40,7 +40,7 @@ def clip_grid(clips: Clips, prompts: Sequence[str]) -> Image.Image:
 
 
 def clip_animation(clips: Clips, prompts: Sequence[str]) -> list[Image.Image]:
-    """What is seen at each moment, one grid a frame: a column a prompt and a row a level, the smallest on top."""
+    """Return one grid per frame: a column per prompt and a row per level, the smallest on top."""
     num_frames = frames_of(clips)
     return [
         make_grid([[frame_at(clip, time, num_frames) for clip in level] for level in clips], prompts)
@@ -49,17 +49,17 @@ def clip_animation(clips: Clips, prompts: Sequence[str]) -> list[Image.Image]:
 
 
 def frames_of(clips: Clips) -> int:
-    """Frames of the outermost level."""
+    """Return the number of frames of the outermost level."""
     return len(clips[-1][0])
 
 
 def frame_at(clip: Clip, time: int, num_frames: int) -> Image.Image:
-    """What a clip of a level shows at frame `time` of the `num_frames` of the outermost level."""
+    """Return the frame of a level's clip at frame `time` of the `num_frames` of the outermost level."""
     return clip[time * len(clip) // num_frames]
 
 
 def save_animation(pictures: Sequence[Image.Image], path: Path) -> None:
-    """Write pictures as an animated WebP that repeats without end."""
+    """Write images as an animated WebP that loops for ever."""
     pictures[0].save(
         path,
         save_all=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came of the stages of a run, read from its history: steps, images, settings, reasons and last losses."""
+"""Results of the stages of a run, read from its history: steps, images, settings, reasons for ending, final losses."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ SETTINGS = "settings"
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """A part of a stage that was trained in one way, as the history tells.
+    """A part of a stage that was trained with the same settings, according to the history.
 
-    A run that was stopped can go on with another learning rate, batch or number of processes; its stage then has a
+    A stopped run can be resumed with another learning rate, batch size or number of processes; its stage then has one
     stretch before and one after.
 
     Attributes:
-        stage: of the recipe; what the history does not tell is taken from it.
-        steps: optimizer steps; None where the history does not tell, as after the file was lost.
-        images: over all processes; None as for `steps`.
-        settings: as `stretch_settings` wrote them.
-        why_ended: why the stage ended, at its last stretch.
+        stage: the stage of the recipe, used for whatever the history does not contain.
+        steps: optimizer steps; None if the history does not contain them, for example if the file was lost.
+        images: images over all processes; None like `steps`.
+        settings: as written by `stretch_settings`.
+        why_ended: why the stage ended, for its last stretch.
     """
 
     stage: StageRecipe
@@ -33,14 +33,14 @@ class Stretch:
 
 
 class LevelLoss(NamedTuple):
-    """The last losses of one level; None where they were not measured."""
+    """The final losses of one level; None if they were not measured."""
 
     training: float | None
     validation: float | None
 
 
 def stretch_settings(stage: StageRecipe, num_processes: int, mixed_precision: str, seed: int) -> dict[str, Any]:
-    """How a stage is trained from now on, for the history, as far as the model card tells of it."""
+    """Return the settings of a stage that go into the history for the model card."""
     return {
         "learning_rate": stage.learning_rate,
         "lr_scheduler": stage.lr_scheduler,
@@ -60,23 +60,24 @@ def stage_results(
     stage_ends: Sequence[str],
     default: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Stretch]:
-    """Tell for every stage, in the order of the recipe, how it was trained, how far it went and why it ended.
+    """Return the stretches of every stage, in the order of the recipe, with their lengths and why the stage ended.
 
     Args:
-        stages: of the recipe, in order.
-        rows: of the history, oldest first, whose `step` and `images` count from the start of the run.
+        stages: stages of the recipe, in order.
+        rows: lines of the history, oldest first; `step` and `images` count from the start of the run.
         stage_ends: "<name>: <why>" of the finished stages, in order.
-        default: by stage, settings where the history has none.
+        default: settings by stage, used if the history has none.
     """
     names = [stage.name for stage in stages]
     found, results, is_known = _stretches(rows), list[Stretch](), True
     for position, stage in enumerate(stages):
         default_settings = (default or {}).get(stage.name, {})
-        # Stages of one name cannot be told apart.
+        # Stages with the same name cannot be told apart.
         parts = found.get(stage.name, []) if names.count(stage.name) == 1 else []
         stretches = []
         for part in parts:
-            # After a stage without a trace, one whose own line does not say where it began may have begun anywhere.
+            # If the previous stage left no lines, a stage whose own line does not say where it began may have begun
+            # anywhere.
             known = part.before is not None and (is_known or bool(part.settings))
             steps, images = _difference(part) if known else (None, None)
             stretches.append(Stretch(stage, steps, images, {**default_settings, **part.settings}))
@@ -95,7 +96,7 @@ def _difference(part: "_Part") -> tuple[int, int]:
 
 
 class _Part(NamedTuple):
-    """A stretch: steps and images before and after it, and its settings; `before` is None where it is not known."""
+    """A stretch: steps and images before and after it, and its settings; `before` is None if unknown."""
 
     before: tuple[int, int] | None
     after: tuple[int, int]
@@ -103,7 +104,7 @@ class _Part(NamedTuple):
 
 
 def _stretches(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
-    """The stretches of each stage, without those in which nothing was trained."""
+    """Return the stretches of each stage, without those in which nothing was trained."""
     found: dict[str, list[_Part]] = {}
     stage: str | None = None
     settings: Mapping[str, Any] = {}
@@ -118,10 +119,10 @@ def _stretches(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
         told, here = row.get(SETTINGS), (row["step"], row.get("images", last[1]))
         told = told if isinstance(told, Mapping) else None
         if told is not None and stage is not None:
-            last = here  # what was before has gone up to here
+            last = here  # the previous stretch ended here
         if row["stage"] != stage or (told is not None and told != settings):
             close()
-            # A file that was lost and begun anew tells where it begins, but not where the stage did.
+            # A file that was lost and started again says where it begins, but not where the stage began.
             before = None if told is not None and stage is None and here != (0, 0) else last
             stage, settings = row["stage"], told or {}
         last = here
@@ -130,7 +131,7 @@ def _stretches(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
 
 
 def final_losses(rows: Sequence[Mapping[str, Any]], num_levels: int) -> list[LevelLoss]:
-    """The last finite losses of each level, innermost first."""
+    """Return the last finite losses of each level, innermost first."""
     newest: dict[str, float] = {}
     for row in rows:
         newest.update((name, value) for name, value in row.items() if value is not None)

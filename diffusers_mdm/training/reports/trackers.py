@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiment trackers: what `--report_to` names, the run's settings as they take them, and pictures."""
+"""Experiment trackers: choosing them by `--report_to`, and sending them the run's settings and samples."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from PIL import Image
 
 NONE = "none"
 ALL = "all"
-# How to install what a tracker needs, where the package has another name.
+# Names of the packages to install, for trackers whose package has another name.
 _PACKAGES = {"comet_ml": "comet-ml"}
-MAX_PICTURE_SIDE = 2048  # pixels; trackers keep every picture that they are sent
+MAX_PICTURE_SIDE = 2048  # pixels; trackers keep every image that they are sent
 
 
 def tracker_names(report_to: str | None) -> list[str] | None:
-    """The trackers that a `--report_to` value names: one, several with commas, "all" that are installed, or "none".
+    """Parse a `--report_to` value: one tracker, several separated by commas, "all" installed ones, or "none".
 
     Returns:
-        What `Accelerator` takes as `log_with`; None for no tracker.
+        The value of `log_with` for `Accelerator`; None for no tracker.
 
     Raises:
         ValueError: if a name is unknown, or its package is not installed; the message says what to install.
@@ -36,8 +36,8 @@ def tracker_names(report_to: str | None) -> list[str] | None:
     for name in names:
         if name not in known:
             raise ValueError(
-                f"`--report_to {report_to}`: {name!r} is no tracker; write one or several (with commas) of "
-                f"{', '.join(known)}, or {ALL!r}, or {NONE!r}."
+                f"`--report_to {report_to}`: {name!r} is not a tracker; choose one or several (separated by "
+                f"commas) of {', '.join(known)}, or {ALL!r}, or {NONE!r}."
             )
         if name not in available:
             raise ValueError(
@@ -48,10 +48,10 @@ def tracker_names(report_to: str | None) -> list[str] | None:
 
 
 def flatten_settings(settings: Any, prefix: str = "") -> dict[str, int | float | str | bool]:
-    """Nested settings (dataclasses, mappings, lists) as `{"data.path": ..., "stages.0.steps": ...}`.
+    """Flatten nested settings (dataclasses, mappings, lists) to `{"data.path": ..., "stages.0.steps": ...}`.
 
-    Values are plain numbers, texts and booleans, which is all that TensorBoard's table of hyper-parameters takes;
-    None and empty collections are spelled as text.
+    Values are numbers, text and booleans, the only types in TensorBoard's table of hyper-parameters; None and empty
+    collections become text.
     """
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         settings = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
@@ -67,20 +67,22 @@ def flatten_settings(settings: Any, prefix: str = "") -> dict[str, int | float |
 
 
 def start_trackers(accelerator: Accelerator, project_name: str, settings: Any, step: int = 0) -> None:
-    """Start the accelerator's trackers and give them the run's settings.
+    """Start the accelerator's trackers and send them the run's settings.
 
     Args:
-        accelerator: made with `log_with=tracker_names(...)`.
-        project_name: of the runs that belong together; TensorBoard's folder inside the logging folder.
+        accelerator: created with `log_with=tracker_names(...)`.
+        project_name: name of the project; TensorBoard's folder inside the logging folder.
         settings: any nesting of dataclasses, mappings and lists, without secrets.
-        step: of the run that goes on; what TensorBoard was told of later steps, before a crash, is hidden.
+        step: step from which the run continues; TensorBoard then hides entries of later steps from before a crash.
     """
     options = {"tensorboard": {"purge_step": step + 1}} if step else {}
     accelerator.init_trackers(project_name, config=flatten_settings(settings), init_kwargs=options)
 
 
 def send_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
-    """Send a picture to every tracker that takes pictures, at most `MAX_PICTURE_SIDE` pixels wide and high."""
+    """Send an image, scaled to at most `MAX_PICTURE_SIDE` pixels wide and high, to every tracker that accepts
+    images.
+    """
     picture = picture.convert("RGB")
     picture.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     for tracker in accelerator.trackers:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures or clips drawn during training: the recipe's validation prompts at every level, as one labelled grid."""
+"""Samples generated during training: images or clips of the validation prompts at every level, in one labelled
+grid.
+"""
 
 import contextlib
 import logging
@@ -27,30 +29,31 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_FOLDER = "samples"
 TRACKER_NAME = "validation"
-# Pictures of one call: at most so many, and so many pixels of the outermost level together.
+# Limits of one pipeline call: number of images, and total pixels of their outermost level.
 MAX_BATCH, MAX_BATCH_PIXELS = 16, 2**20
 
 
 class PromptFeatures(Protocol):
-    """Encoded texts by text, such as `TextEmbeddings`."""
+    """Features of encoded texts that can be looked up by text, such as `TextEmbeddings`."""
 
     def __contains__(self, caption: str) -> bool:
-        """Whether a text is there."""
+        """Return whether the features of a text are available."""
 
     def look_up(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features `(B, L, D)`, zero at pads, and their mask `(B, L)`."""
+        """Return features `(B, L, D)`, zero at padding tokens, and their mask `(B, L)`."""
 
 
 def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Path | None:
-    """Draw the validation prompts with the averaged weights, save the grid and send it to the trackers.
+    """Generate samples of the validation prompts with the averaged weights, save the grid and send it to the trackers.
 
-    Where weights are sharded, every process has to call this; the main one draws. The noise is the same every time, so
-    that grids of different steps compare. A run whose captions come encoded has no text encoder; it draws the prompts
-    if `features` (by default the run's own embeddings) know them, or says why it draws none.
+    If weights are sharded, every process must call this; the main one generates. The noise is the same every time, so
+    that grids of different steps can be compared. A run with precomputed text features has no text encoder; it
+    generates samples if `features` (by default the run's own embeddings) contain the prompts, and otherwise logs why
+    it does not.
 
     Returns:
-        `samples/step-<n>.png` in the output folder; None where nothing was drawn. Of clips it shows the frames side by
-        side, and `step-<n>.webp` shows them moving.
+        `samples/step-<n>.png` in the output folder, or None if nothing was generated. For clips it shows the frames
+        side by side, and `step-<n>.webp` is animated.
     """
     settings, is_main = run.recipe.validation, run.accelerator.is_main_process
     if not settings.drawn_prompts or not (is_main or run.is_sharded):
@@ -62,7 +65,7 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
     reason = why_not_drawn(run, features)
     if reason is not None:
         if is_main:
-            logger.info("No validation pictures: %s", reason)
+            logger.info("No validation samples: %s", reason)
         return None
     with averaged_weights(run), torch.random.fork_rng(devices=[]), _eagerly(run):
         pipeline = _whole_pipeline(run)
@@ -78,33 +81,33 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
 
 
 def grid_path(run: Run) -> Path:
-    """Where the grid of the run's current step is, once it is drawn."""
+    """Return the path of the sample grid of the run's current step."""
     return run.options.output_dir / SAMPLES_FOLDER / f"step-{run.progress.total_steps:07d}.png"
 
 
 def _keep(run: Run, grid: Image.Image, moving: Sequence[Image.Image] = ()) -> Path | None:
-    """Save a grid, and how it moves, and send it to the trackers; where the disk is full, say so and go on."""
+    """Save a grid and its animation, and send it to the trackers; if the disk is full, log that and continue."""
     path = grid_path(run)
     beside = path.with_name(f".unfinished-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if moving:
             save_animation(moving, path.with_suffix(ANIMATION_SUFFIX))
-        # The grid comes last, and whole: where it is, nothing is missing.
+        # The grid is written last and in one step: if it exists, nothing is missing.
         grid.save(beside)
         os.replace(beside, path)
         send_picture(run.accelerator, TRACKER_NAME, grid, run.progress.total_steps)
     except OSError as error:
-        logger.warning("The validation pictures could not be written (%s); training goes on.", error)
+        logger.warning("The validation samples could not be written (%s); training continues.", error)
         return None
     return path
 
 
 def check_prompts(run: Run) -> None:
-    """Refuse validation prompts that are no classes of a model that draws these, before anything is trained.
+    """Check, before training, that the validation prompts of a class-conditional model are classes.
 
     Raises:
-        ValueError: names the prompt and the classes that come near it.
+        ValueError: names the prompt and similar classes.
     """
     pipeline = run.pipeline()
     if draws_classes_alone(run.recipe) and isinstance(pipeline, ClassPipelineBase):
@@ -113,17 +116,17 @@ def check_prompts(run: Run) -> None:
                 class_number(pipeline, prompt)
             except ValueError as error:
                 raise ValueError(
-                    f"`validation.prompts` of a model of classes are their names or numbers: {error}"
+                    f"`validation.prompts` of a class-conditional model must be class names or numbers: {error}"
                 ) from error
 
 
 def why_not_drawn(run: Run, features: PromptFeatures | None) -> str | None:
-    """Why the validation prompts cannot be drawn, in words; None if they can."""
+    """Return why no samples of the validation prompts can be generated; None if they can."""
     settings = run.recipe.validation
     if draws_classes_alone(run.recipe):
         return None
     if run.unet.config["num_class_embeds"] is not None:
-        return "the model takes a text and a class together; draw from the finished pipeline instead."
+        return "the model takes a text and a class together; generate images with the finished pipeline instead."
     if run.text_encoder is not None and run.tokenizer is not None:
         return None
     needed = [*settings.prompts, *([""] if settings.guidance_scale > 1 else [])]
@@ -131,8 +134,8 @@ def why_not_drawn(run: Run, features: PromptFeatures | None) -> str | None:
     if not missing:
         return None
     return (
-        f"captions come encoded, so that there is no text encoder in memory, and the features of {missing[0]!r} were "
-        "not computed with them; draw from the finished pipeline instead."
+        f"captions are precomputed, so there is no text encoder in memory, and the features of {missing[0]!r} were "
+        f"not computed with them; generate images with the finished pipeline instead."
     )
 
 
@@ -142,23 +145,24 @@ def draw_prompts(
     max_sequence_length: int = 128,
     features: PromptFeatures | None = None,
 ) -> list[list[Any]]:
-    """Draw `num_validation_images` pictures or clips of each prompt; number i starts from the noise of seed i.
+    """Generate `num_validation_images` images or clips per prompt; number i starts from noise with seed i.
 
     Args:
-        pipeline: draws; its text encoder may have any dtype. One of classes takes prompts for their names or numbers.
+        pipeline: the pipeline; its text encoder may have any dtype. For a class-conditional one, prompts are class
+            names or numbers.
         settings: prompts, steps and guidance.
-        max_sequence_length: prompts are cut after so many tokens; 0 for a model that sees no text.
-        features: of the prompts and, for guidance, of the empty text; in place of the pipeline's text encoder.
+        max_sequence_length: prompts are truncated after this many tokens; 0 for a model without text.
+        features: features of the prompts and, for guidance, of the empty text, used instead of the text encoder.
 
     Returns:
-        Of each level, innermost first, all pictures (of clips, lists of frames), those of one prompt side by side.
+        For each level, innermost first, all images (for clips, lists of frames), those of one prompt together.
     """
     texts = list(settings.drawn_prompts)
     unet, guided = cast(Any, pipeline.unet), settings.guidance_scale > 1
     size = pipeline.picture_sides[-1] ** 2 * unet.level_frames[-1]
     pipeline.set_progress_bar_config(disable=True)
     pyramid: list[list[Any]] = []
-    # Pads among given features would be seen as text, so that different texts do not share a call then.
+    # Padding in given features would be attended to as text, so different texts do not share a call then.
     for start, part in _batches(texts, size, mixed=features is None):
         drawn = cast(Any, pipeline)(
             **_inputs(pipeline, part, features, guided),
@@ -166,7 +170,7 @@ def draw_prompts(
             guidance_scale=settings.guidance_scale,
             generator=[torch.Generator().manual_seed(start + index) for index in range(len(part))],
             output_pyramid=True,
-            **({"max_sequence_length": max_sequence_length} if max_sequence_length else {}),  # 0: it sees no text
+            **({"max_sequence_length": max_sequence_length} if max_sequence_length else {}),  # 0: a model without text
         )
         levels = drawn.pyramid
         pyramid = [before + level for before, level in zip(pyramid or [[] for _ in levels], levels, strict=True)]
@@ -174,9 +178,9 @@ def draw_prompts(
 
 
 def _batches(texts: list[str], num_pixels: int, mixed: bool) -> list[tuple[int, list[str]]]:
-    """Split texts, keeping their order, into calls that fit into memory, with the place of each one's first text.
+    """Split texts, in order, into calls that fit into memory; yield each with the index of its first text.
 
-    `num_pixels` are those of one picture, or of all frames of one clip.
+    `num_pixels` is the number of pixels of an image, or of all frames of a clip.
     """
     size = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // num_pixels))
     batches: list[tuple[int, list[str]]] = []
@@ -192,7 +196,7 @@ def _batches(texts: list[str], num_pixels: int, mixed: bool) -> list[tuple[int, 
 def _inputs(
     pipeline: TrainedPipeline, texts: list[str], features: PromptFeatures | None, guided: bool
 ) -> dict[str, Any]:
-    """The pipeline's arguments for classes, for texts, or for their features and those of the empty text."""
+    """Return the pipeline's arguments for classes, for texts, or for features of texts and of the empty text."""
     if cast(Any, pipeline.unet).config["cross_attention_dim"] is None and isinstance(pipeline, ClassPipelineBase):
         return {"class_labels": [class_number(pipeline, text) for text in texts]}
     if features is None:
@@ -208,7 +212,7 @@ def _inputs(
 
 
 def _whole_pipeline(run: Run) -> TrainedPipeline:
-    """The run's pipeline; where weights are sharded, of whole copies on the run's device."""
+    """Return the run's pipeline; if weights are sharded, with gathered copies on the run's device."""
     pipeline = run.pipeline()
     if run.is_sharded:
         copies = {name: plain_copy(module) for name, module in run.trained_modules.items()}
@@ -217,5 +221,5 @@ def _whole_pipeline(run: Run) -> TrainedPipeline:
 
 
 def _eagerly(run: Run) -> contextlib.AbstractContextManager[Any]:
-    """Without compiling the U-Net again for the shapes of a few pictures."""
+    """Disable compilation of the U-Net inside the block, which would recompile for the shapes of a few samples."""
     return torch.compiler.set_stance("force_eager") if run.options.torch_compile else contextlib.nullcontext()
