@@ -65,7 +65,7 @@ def test_command_writes_the_grid_and_says_where(model_folder, tmp_path, capsys):
     demo.main(["--model", str(model_folder), "--output", str(output), "--device", "cpu", *options])
     said = capsys.readouterr().out
     assert f"Wrote {output}" in said
-    assert "3 pictures at 8 px, 16 px" in said
+    assert "3 images at 8 px, 16 px" in said
     with Image.open(output) as grid:
         assert grid.width > 3 * MIN_CELL
         assert grid.height > 2 * MIN_CELL

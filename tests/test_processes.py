@@ -64,7 +64,7 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, size):
 def test_what_one_process_does_alone_is_refused_to_several(monkeypatch):
     check_alone()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 were launched: start it with python alone"):
+    with pytest.raises(ValueError, match="2 were launched: start it with plain `python`"):
         check_alone()
 
 

@@ -26,7 +26,7 @@ def test_levels_are_averages():
 
 @pytest.mark.parametrize(
     ("sides", "message"),
-    [((4, 16), "outermost side"), ((), "outermost side"), ((3, 8), "whole number"), ((8, 8), "whole number")],
+    [((4, 16), "last side"), ((), "outermost side"), ((3, 8), "whole number"), ((8, 8), "whole number")],
 )
 def test_sides_that_do_not_divide_are_refused(sides, message):
     with pytest.raises(ValueError, match=message):
@@ -64,7 +64,7 @@ def test_what_is_no_pyramid_is_refused():
         as_pyramid([1, 2])
     with pytest.raises(ValueError, match="channels"):
         check_pyramid([torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 8, 8)])
-    with pytest.raises(ValueError, match="smaller outwards"):
+    with pytest.raises(ValueError, match="cannot have larger batches"):
         check_pyramid([torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 8, 8)])
 
 

@@ -50,7 +50,7 @@ def test_ratio_counts_tiled_frames():
         ((8, 8), (0, 8), "dividing the next"),
         ((8,), (4, 8), "expected 1 numbers"),
         ((8, 8), (8, 8), "whole number above 1"),
-        ((4, 4), (4, 8), "outermost side"),
+        ((4, 4), (4, 8), "last side"),
     ],
 )
 def test_frames_that_do_not_divide_are_refused(sides, frames, message):
@@ -71,7 +71,7 @@ def test_pictures_have_no_frames_to_choose_from():
         ((1, 3, 4, 8, 8), (1, 3, 2, 16, 16), "not larger"),
         ((1, 3, 1, 8, 8), (1, 3, 4, 4, 4), "not larger"),
         ((1, 3, 4, 8, 8), (1, 3, 4, 8, 16), "not larger"),
-        ((1, 3, 4, 8, 8), (2, 3, 16, 8, 8), "smaller outwards"),
+        ((1, 3, 4, 8, 8), (2, 3, 16, 8, 8), "cannot have larger batches"),
     ],
 )
 def test_what_is_no_pyramid_of_clips_is_refused(inner, outer, message):

@@ -140,12 +140,13 @@ def check_sets(drawn: torch.Tensor, real: torch.Tensor, least: int, name: str) -
     """
     if drawn.shape[1:] != real.shape[1:]:
         raise ValueError(
-            f"{name} compares features of the same kind; those of the generated images have {drawn.shape[-1]} "
+            f"{name} can only compare features of the same kind; those of the generated images have {drawn.shape[-1]} "
             f"numbers each, those of the real images {real.shape[-1]}."
         )
     if min(len(drawn), len(real)) < least:
         raise ValueError(
-            f"{name} needs at least {least} images in each set; there are {len(drawn)} generated and {len(real)} "
+            f"{name} can only be computed with at least {least} images in each set; there are {len(drawn)} "
+            f"generated and {len(real)} "
             f"real ones."
         )
 

@@ -92,8 +92,8 @@ class MDMLoraLoaderMixin(LoraBaseMixin):
         foreign = [key for key in state_dict if "lora" not in key and not key.endswith(".alpha")]
         if foreign or not state_dict:
             raise ValueError(
-                "These are not LoRA weights: every name has to contain 'lora', but {len(foreign)} of "
-                "{len(state_dict)} do not, e.g. {foreign[:3]}."
+                f"These are not LoRA weights: every name has to contain 'lora', but {len(foreign)} of "
+                f"{len(state_dict)} do not, e.g. {foreign[:3]}."
             )
         self.load_lora_into_unet(
             state_dict,

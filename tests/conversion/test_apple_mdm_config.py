@@ -69,7 +69,7 @@ def test_arguments_fill_what_yaml_leaves_out():
     weights, yaml, args = source("unet")
     short = edited(yaml, "unet_config.num_attention_layers", ...)
     assert map_apple_config(weights, short, args) == map_apple_config(weights, yaml)
-    with pytest.raises(ValueError, match=r"Neither .* say `unet_config\.num_attention_layers`"):
+    with pytest.raises(ValueError, match=r"Neither .* contain `unet_config\.num_attention_layers`"):
         map_apple_config(weights, short)
 
 
@@ -229,6 +229,6 @@ def test_files_that_are_no_config(tmp_path):
 
 def test_checkpoint_without_arguments_needs_a_config(tmp_path):
     torch.save({"state_dict": source("unet")[0], "batch_num": 1}, tmp_path / "plain.pth")
-    with pytest.raises(ValueError, match="give its YAML"):
+    with pytest.raises(ValueError, match="pass its YAML"):
         convert_apple_checkpoint(tmp_path / "plain.pth")
     assert convert_apple_checkpoint(tmp_path / "plain.pth", config("unet")).unet.num_levels == 1

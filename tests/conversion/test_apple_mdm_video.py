@@ -114,7 +114,7 @@ def test_other_frequencies_are_refused(tmp_path):
     name = next(name for name in weights if name.endswith(ROTARY_TABLE))
     for table in (weights[name] * 2, torch.zeros(8)):
         torch.save({"state_dict": {**weights, name: table}}, tmp_path / "changed.pth")
-        with pytest.raises(ValueError, match="other frequencies"):
+        with pytest.raises(ValueError, match="does not hold the frequencies"):
             convert_apple_checkpoint(tmp_path / "changed.pth", config(VIDEO))
 
 
@@ -143,7 +143,7 @@ def test_frames_outside_pixels_have_no_published_counterpart():
     spatial = {"temporal_spatial_ds": True, "num_temporal_attention_layers": None}
     yaml = wrapped(**spatial)
     yaml["unet_config"] = {**copy.deepcopy(recorded_yaml()["unet_config"]), "inner_config": yaml["unet_config"]}
-    with pytest.raises(ValueError, match="do not give it frames"):
+    with pytest.raises(ValueError, match="the levels inside do not match"):
         map_apple_config(text_weights(4), yaml)
 
 
@@ -153,8 +153,8 @@ def test_models_that_the_published_code_lacks_do_not_go_back():
     pixels = LevelConfig((32, 32), (1, 1), (0, 0), norm_num_groups=16, num_frames=4)
     for rows, message in (
         ((dataclasses.replace(picture, num_frames=4),), "innermost and has several frames"),
-        ((picture, video, untiled), "see each frame alone"),
-        ((picture, video, pixels), "see each frame alone"),
+        ((picture, video, untiled), "process each frame separately"),
+        ((picture, video, pixels), "process each frame separately"),
         ((picture, video, dataclasses.replace(pixels, tiled_adapters=True), untiled), "outside a level that adds"),
         (
             (picture, video, dataclasses.replace(pixels, temporal_layers_per_block=(1, 0), tiled_adapters=True)),

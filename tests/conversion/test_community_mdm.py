@@ -74,7 +74,7 @@ def test_sharded_weights(folder):
 
 def test_index_without_files_is_refused(folder):
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": ["a.safetensors"]}')
-    with pytest.raises(ValueError, match="does not say in which files"):
+    with pytest.raises(ValueError, match="does not list the files"):
         convert_community_checkpoint(folder)
 
 
@@ -83,7 +83,7 @@ def test_index_without_files_is_refused(folder):
     [
         ({"_class_name": "UNet2DConditionModel"}, "expected MatryoshkaUNet2DConditionModel"),
         ({"temporal_mode": True}, "video"),
-        ({"block_out_channels": [32, 96]}, "do not fit"),
+        ({"block_out_channels": [32, 96]}, "do not match"),
         ({"layers_per_block": 2}, "is missing"),
         ({"layers_per_block": 10**9}, "layers or more"),
         ({"transformer_layers_per_block": [0, 10**9]}, "layers or more"),
@@ -101,7 +101,7 @@ def test_configs_that_do_not_fit(folder, changes, message):
 
 
 def test_config_must_say_the_structure():
-    with pytest.raises(ValueError, match="does not say `block_out_channels`"):
+    with pytest.raises(ValueError, match="does not give `block_out_channels`"):
         map_community_config({}, {})
 
 

@@ -82,7 +82,7 @@ def test_yaml_comes_first_and_arguments_fill_gaps():
     facts = Facts("", {"a": 1, "both": 2}, record(b=3, both=2.0))
     assert [facts.get(key, config_facts.integer) for key in ("a", "b", "both")] == [1, 3, 2]
     assert facts.get("none", config_facts.integer, default=None) is None
-    with pytest.raises(ValueError, match=r"Neither .* say `none`"):
+    with pytest.raises(ValueError, match=r"Neither .* contain `none`"):
         facts.get("none", config_facts.integer)
 
 

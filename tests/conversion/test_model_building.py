@@ -34,7 +34,7 @@ def test_what_does_not_fit_is_named(converted):
     for changed, message in (
         ({key: tensor for key, tensor in weights.items() if key != name}, f"{name} is missing"),
         ({**weights, "stray": torch.zeros(1)}, "stray has no place"),
-        ({**weights, name: torch.zeros(7)}, r"has shape \(7,\) but the config asks for \(3,\)"),
+        ({**weights, name: torch.zeros(7)}, r"has shape \(7,\) but the config requires \(3,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             check_names_and_shapes(empty_model(config), changed)

@@ -63,7 +63,7 @@ def test_what_has_no_row_or_another_shape_is_refused(name, shape, message):
 def test_parts_that_are_missing_are_named():
     native, _ = TABLE.to_native(FOREIGN)
     native.pop("levels.1.layers.2.k.weight")
-    with pytest.raises(ValueError, match=r"blocks\.2\.qkv\.weight cannot be put together: .*k is missing"):
+    with pytest.raises(ValueError, match=r"blocks\.2\.qkv\.weight cannot be assembled: .*k is missing"):
         TABLE.to_foreign(native)
     with pytest.raises(ValueError, match=r"no place for 1 tensors: levels\.1\.new\.weight"):
         TABLE.to_foreign({"levels.1.new.weight": torch.zeros(1)})
@@ -74,7 +74,7 @@ def test_inner_levels_alone():
     assert list(inner_levels(FOREIGN, 1)) == ["blocks.0.qkv.bias", "text.weight"]
     assert inner_levels(FOREIGN, 2) == FOREIGN
     for number in (0, 3):
-        with pytest.raises(ValueError, match=f"has 2 levels; {number} of them"):
+        with pytest.raises(ValueError, match=f"has 2 levels, so {number} of them"):
             inner_levels(FOREIGN, number)
 
 
@@ -82,7 +82,7 @@ def test_names_that_no_model_has_are_refused_at_once():
     start = time.monotonic()
     with pytest.raises(ValueError, match="name of 4400006 characters"):
         count_levels({"inner_unet." * 400_000 + "weight": torch.ones(1)})
-    with pytest.raises(ValueError, match=f"nests 18 levels in each other; expected at most {MAX_LEVELS}"):
+    with pytest.raises(ValueError, match=f"nests 18 levels; expected at most {MAX_LEVELS}"):
         count_levels({"inner_unet." * 17 + "weight": torch.ones(1)})
     for wrong, message in (({}, "no named tensors"), ({1: torch.ones(1)}, "no named"), ({"a": 1}, "not tensors: a")):
         with pytest.raises(ValueError, match=message):

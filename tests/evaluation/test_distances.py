@@ -103,5 +103,9 @@ def test_too_few_pictures_are_refused_with_the_number_needed(measure):
 
 @pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, clip_discrepancy, precision_and_recall])
 def test_features_of_two_kinds_are_refused(measure):
-    with pytest.raises(ValueError, match="features of one kind; drawn are vectors of 8 numbers, real ones of 9"):
+    with pytest.raises(
+        ValueError,
+        match="features of the same kind; those of the generated images have 8 numbers "
+        "each, those of the real images 9",
+    ):
         measure(features(80), features(80, size=9))

@@ -88,7 +88,7 @@ def test_clip_compares_captions(clip_dir, dinov2_dir):
     features = texts(["red fox", "green fox", "red " * 50])
     assert features.shape == (3, 12)
     assert not torch.equal(features[0], features[1])
-    with pytest.raises(ValueError, match="is a Dinov2Model; give the folder or Hub id of a CLIP model"):
+    with pytest.raises(ValueError, match="is a Dinov2Model; pass the folder or Hub id of a CLIP model"):
         CLIPTextFeatures(TransformersFeatures("dinov2", dinov2_dir))
 
 
@@ -99,7 +99,7 @@ def test_a_missing_model_is_named(tmp_path):
 
 def test_only_whole_pictures_are_taken(dinov2_dir):
     extractor = TransformersFeatures("dinov2", dinov2_dir)
-    with pytest.raises(ValueError, match=r"dtype uint8; given are \(1, 3, 8, 8\) of torch.float32"):
+    with pytest.raises(ValueError, match=r"dtype uint8; got \(1, 3, 8, 8\) of torch.float32"):
         extractor(torch.zeros(1, 3, 8, 8))
 
 

@@ -66,7 +66,7 @@ def test_other_arguments_are_not_mixed_in(pipeline, tmp_path):
     folder = tmp_path / "drawn"
     run(pipeline, folder)
     for changes in ({"seed": 1}, {"settings": {"num_inference_steps": 3}}, {"captions": CAPTIONS[:2]}, {"model": "b"}):
-        with pytest.raises(ValueError, match=r"made with other arguments \(.+ differ\); give another folder"):
+        with pytest.raises(ValueError, match=r"generated with other arguments \(.+ differ\); choose another folder"):
             run(pipeline, folder, **changes)
     (folder / "generation.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -75,7 +75,7 @@ def test_other_arguments_are_not_mixed_in(pipeline, tmp_path):
 
 def test_other_folders_are_left_alone(pipeline, tmp_path):
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"is not empty and holds no generation\.json"):
+    with pytest.raises(ValueError, match=r"is not empty and has no generation\.json"):
         run(pipeline, tmp_path)
     with pytest.raises(ValueError, match="no captions to draw"):
         run(pipeline, tmp_path / "none", captions=[])

@@ -40,12 +40,12 @@ def test_round_trip(reference, tmp_path):
 
 def test_other_folders_are_left_alone(reference, tmp_path):
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
-    with pytest.raises(ValueError, match="holds no reference; give another folder"):
+    with pytest.raises(ValueError, match="does not contain a reference; choose another folder"):
         save_reference(reference, tmp_path)
 
 
 def test_broken_references_are_named(reference, tmp_path):
-    with pytest.raises(ValueError, match=r"is no reference: reference.json is missing"):
+    with pytest.raises(ValueError, match=r"is not a reference: reference.json is missing"):
         load_reference(tmp_path)
     save_reference(reference, tmp_path)
     (tmp_path / "features.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
@@ -60,5 +60,5 @@ def test_broken_references_are_named(reference, tmp_path):
 
 
 def test_no_pictures_are_refused():
-    with pytest.raises(ValueError, match="needs pictures, and there are none"):
+    with pytest.raises(ValueError, match="needs images, and there are none"):
         make_reference(random_pictures(0), [MeanColours()], (16,))

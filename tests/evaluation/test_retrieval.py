@@ -32,5 +32,5 @@ def test_two_captions_may_have_the_very_same_picture():
 
 def test_nothing_to_compare_is_refused():
     real = random_pictures(1)
-    with pytest.raises(ValueError, match="at least two reference pictures; there are 1 and 1"):
+    with pytest.raises(ValueError, match="at least two reference images; there are 1 and 1"):
         retrieve(real.pixels, real.captions, thumbnail(real.pixels), real.captions)

@@ -71,7 +71,7 @@ def test_impossible_requests_say_what_is_missing(reference):
     levels = as_levels(random_pictures(60))
     with pytest.raises(ValueError, match="Unknown metrics beauty; choose from fid"):
         score(levels, reference, [INCEPTION], ["beauty"])
-    with pytest.raises(ValueError, match="'cmmd' needs the features 'clip'"):
+    with pytest.raises(ValueError, match="'cmmd' needs an extractor for the features 'clip'"):
         score(levels, reference, [INCEPTION], ["cmmd"])
     with pytest.raises(ValueError, match="cannot be compared"):
         score(levels, reference, [MeanColours(fingerprint="other weights")], ["fid"])
@@ -92,7 +92,7 @@ def test_reports_show_every_level(reference):
     assert f"{found.levels[32]['retrieval_own_picture']:.1%}" in table
     plan = Generation("folder", "MDMPipeline", 3, 60, "0" * 16, {"num_inference_steps": 25})
     section = card_section(found, plan, "python training/evaluate.py score")
-    assert "60 drawings (num_inference_steps 25; seeds from 3) compared with 80 real pictures" in section
+    assert "60 generated images (num_inference_steps 25; seeds from 3) compared with 80 real images" in section
 
 
 def test_contact_sheets_put_the_truth_below(reference):

@@ -108,7 +108,7 @@ def test_halves_and_other_sizes_are_refused(pipe):
     first = next(key for key in weights if "lora_B" in key)
     with pytest.raises(ValueError, match="comes without"):
         pipe.load_lora_weights({key: value for key, value in weights.items() if key != first})
-    with pytest.raises(ValueError, match="model of another size"):
+    with pytest.raises(ValueError, match="model of a different size"):
         pipe.load_lora_weights({**weights, first: torch.zeros(5, 2)})
 
 

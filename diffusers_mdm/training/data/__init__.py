@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the files that a person has to the batches of a step."""
+"""Reading training data: from files to batches."""

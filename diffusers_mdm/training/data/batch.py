@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the data side hands to the training loop: one micro-batch of captioned pictures or clips."""
+"""The micro-batch of captioned images or clips that the data pipeline passes to the training loop."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 
 @dataclass
 class Batch:
-    """B captioned pictures of side S, or as many clips of F frames.
+    """B captioned images of side S, or B clips of F frames.
 
     Attributes:
-        pixels: uint8, `(B, 3, S, S)` of pictures and of single frames of clips, `(B, 3, F, S, S)` of clips with F > 1.
-        captions: B texts; the empty one is a caption like any other.
-        positions: `(B,)` int64, the place of each row in the endless stream of the stage. Every random number of a
-            row depends on the seed, the stage and this place alone.
-        micro_conditioning: name to `(B,)` float32, for `added_cond_kwargs`.
-        row_weights: `(B,)` float32, weight of each row in the loss; None for 1.
-        prompt_embeds: `(B, L, D)`, the captions' features if they were computed beforehand, zero at pads.
+        pixels: uint8, `(B, 3, S, S)` for images and single frames of clips, `(B, 3, F, S, S)` for clips with F > 1.
+        captions: B captions; the empty one is a caption like any other.
+        positions: `(B,)` int64, the position of each sample in the stage's endless stream of samples. All random
+            numbers of a sample depend only on the seed, the stage and this position.
+        micro_conditioning: maps names to `(B,)` float32, for `added_cond_kwargs`.
+        row_weights: `(B,)` float32, weight of each sample in the loss; None for 1.
+        prompt_embeds: `(B, L, D)`, the features of the captions if they were precomputed, zero at padding tokens.
         prompt_attention_mask: `(B, L)` bool, True where `prompt_embeds` has a token.
-        empty_prompt_embeds: `(K, D)`, the features of the empty caption that belong to `prompt_embeds`.
-        class_labels: `(B,)` int64 for models with classes.
+        empty_prompt_embeds: `(K, D)`, the features of the empty caption, if there are `prompt_embeds`.
+        class_labels: `(B,)` int64, for class-conditional models.
     """
 
     pixels: torch.Tensor
@@ -42,15 +42,15 @@ class Batch:
 
     @property
     def num_frames(self) -> int:
-        """F; 1 for pictures."""
+        """F; 1 for images."""
         return self.pixels.shape[2] if self.pixels.ndim == 5 else 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with every tensor on `device`."""
+        """Return the batch with all tensors on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; `DataLoader` calls this."""
+        """Return the batch in pinned memory; `DataLoader` calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -68,21 +68,21 @@ def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor, null_class: int | None = None) -> Batch:
-    """Give some rows the empty caption, as text and, where there are any, as features; and the null class.
+    """Replace the captions (and features) of some samples by the empty caption, and their classes by the null class.
 
-    Features are cut to the longest row that is left, as if the captions had been encoded afterwards: models that do
-    not mask pads notice their number.
+    Features are cut to the longest remaining sample, as if the captions had been encoded after the replacement:
+    models that do not mask padding are affected by its length.
 
     Args:
-        batch: from the data side.
-        dropped: `(B,)` bool, True for the rows whose caption goes.
-        null_class: the class that stands for none, for models with classes.
+        batch: the batch.
+        dropped: `(B,)` bool, True for the samples whose caption is dropped.
+        null_class: the class for "no class", for class-conditional models.
 
     Returns:
         A new batch; the given one is unchanged.
 
     Raises:
-        ValueError: if there are features of the captions, but none of the empty one.
+        ValueError: if there are features of the captions, but not of the empty one.
     """
     flags = dropped.tolist()
     captions = ["" if drop else caption for caption, drop in zip(batch.captions, flags, strict=True)]
@@ -93,8 +93,8 @@ def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor, null_class: int |
         return dataclasses.replace(batch, captions=captions)
     if batch.empty_prompt_embeds is None or batch.prompt_attention_mask is None:
         raise ValueError(
-            "This batch has text features, but not those of the empty caption (`empty_prompt_embeds`) or no mask; "
-            "`TextEmbeddings` gives all of them."
+            "This batch has text features, but lacks those of the empty caption (`empty_prompt_embeds`) or a mask; "
+            "`TextEmbeddings` provides all of them."
         )
     embeds, mask = _with_empty_rows(
         batch.prompt_embeds,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the last part of a file's name says: which files of folders and shards are pictures, and which are clips."""
+"""File suffixes: which files of folders and shards are images, and which are clips."""
 
-# In the order in which they are looked for where a sample has several.
+# In order of preference, for samples that have several.
 PICTURE_SUFFIXES = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2"),
     *("jpe", "jfif", "mpo", "apng", "ppm", "pgm", "pbm", "pnm", "j2k", "tga", "ico"),
@@ -13,13 +13,13 @@ CLIP_SUFFIXES = (
 
 
 def suffix_of(name: str) -> str:
-    """The part after the last dot of a file's name, in lower case; "" without one."""
+    """Return the part after the last dot of a file's name, in lower case; "" if there is none."""
     last = name.rpartition("/")[2]
     stem, dot, suffix = last.rpartition(".")
     return suffix.lower() if stem and dot else ""
 
 
 def without_suffix(name: str) -> str:
-    """The name, with its folders, up to the dot before its suffix."""
+    """Return the name, including folders, up to the dot before its suffix."""
     suffix = suffix_of(name)
     return name[: -len(suffix) - 1] if suffix else name

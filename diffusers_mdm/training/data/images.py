@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the bytes of a picture that nobody vouches for to square pixels, or to the reason why that is impossible."""
+"""Decoding untrusted image files to square pixels, or to the reason why that is impossible."""
 
 import contextlib
 import functools
@@ -20,11 +20,11 @@ from .skip_budget import UnusableSampleError
 
 Interpolation = Literal["area", "lanczos", "bicubic", "bilinear", "nearest"]
 
-MAX_FILE_BYTES = 2**28  # a larger file is no picture to train on
-# Formats that Pillow decodes by itself: EPS, for one, would be handed to another program.
+MAX_FILE_BYTES = 2**28  # a larger file is not an image to train on
+# Formats that Pillow decodes itself: EPS, for example, would be passed to another program.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA", "ICO")
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
-# The chunks of a PNG file that make its pixels; all others are notes (texts, colour profiles, times).
+# The chunks of a PNG file that define its pixels; all others are metadata (texts, colour profiles, times).
 _PNG_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
 _PNG_ORIENTATION = b"eXIf"
 _RESAMPLING = {
@@ -36,7 +36,7 @@ _RESAMPLING = {
 
 
 class Crop(NamedTuple):
-    """Where the square lies in the room that its longer side leaves: 0 at the left or top, 1 at the other end."""
+    """Position of a square crop along the longer side: 0 at the left or top, 1 at the other end."""
 
     x: float = 0.5
     y: float = 0.5
@@ -46,18 +46,18 @@ CENTER = Crop()
 
 
 def open_image(source: bytes | str | Path) -> Image.Image:
-    """Read a picture from its bytes or file, as `to_rgb` shows it; the whole of it is decoded.
+    """Decode an image completely, from its bytes or file, and convert it with `to_rgb`.
 
     Raises:
-        UnusableSampleError: if it is no picture, broken, cut short, has more pixels than Pillow's own limit,
-            `PIL.Image.MAX_IMAGE_PIXELS` (a small file can unpack to any size), or numbers of unknown range.
+        UnusableSampleError: if it is not an image, is damaged or truncated, has more pixels than Pillow's own limit,
+            `PIL.Image.MAX_IMAGE_PIXELS` (a small file can expand to any size), or pixel values of unknown range.
     """
     if not isinstance(source, bytes):
         source = read_file(Path(source), MAX_FILE_BYTES)
     try:
         return _decoded(source)
     except UnusableSampleError:
-        # Viewers go on where a note beside the pixels is damaged or too long, and Pillow does not.
+        # Viewers ignore metadata that is damaged or too long, but Pillow does not.
         pixels_only = _without_png_notes(source)
         if pixels_only is None:
             raise
@@ -71,10 +71,10 @@ def _decoded(content: bytes) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """See `to_rgb`.
+    """Convert an image with `to_rgb`.
 
     Raises:
-        UnusableSampleError: in place of its ValueError.
+        UnusableSampleError: instead of the ValueError of `to_rgb`.
     """
     try:
         return to_rgb(image)
@@ -83,7 +83,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _without_png_notes(content: bytes) -> bytes | None:
-    """A PNG file with nothing but what makes its pixels; None for other files, and where nothing can be left out."""
+    """Return a PNG file reduced to the chunks that define its pixels; None for other files, or if there is nothing to
+    remove.
+    """
     if not content.startswith(_PNG_HEAD):
         return None
     kept, place = [_PNG_HEAD], len(_PNG_HEAD)
@@ -100,7 +102,7 @@ def _without_png_notes(content: bytes) -> bytes | None:
 
 @contextlib.contextmanager
 def reasons_of_decoders() -> Iterator[None]:
-    """Turn what Pillow raises at data that it cannot decode into `UnusableSampleError`."""
+    """Convert Pillow's decoding errors inside the block to `UnusableSampleError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -116,7 +118,7 @@ def reasons_of_decoders() -> Iterator[None]:
 
 @functools.cache
 def known_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the formats that this Pillow reads."""
+    """Return the formats that the installed Pillow can read."""
     Image.init()
     return tuple(name for name in formats if name in Image.OPEN)
 
@@ -124,17 +126,17 @@ def known_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
 def square_pixels(
     image: Image.Image, side: int, interpolation: Interpolation = "area", crop: Crop = CENTER
 ) -> torch.Tensor:
-    """Cut the largest square out of a picture and resize it: uint8 (3, side, side).
+    """Crop the largest square from an image and resize it: uint8 (3, side, side).
 
-    Area averaging is what `build_pyramid` does between levels, so a stage of small pictures sees the same pixels as
-    the inner levels of a later stage, up to rounding to 8 bits. A square that is too small for it is enlarged with
-    bicubic curves.
+    Area averaging is also what `build_pyramid` does between levels, so a stage on small images is trained on the same
+    pixels as the inner levels of a later stage, up to rounding to 8 bits. A square that is too small is enlarged with
+    bicubic interpolation.
 
     Args:
         image: of any mode and size.
         side: S, in pixels.
-        interpolation: "area", or a filter of Pillow.
-        crop: where the square is taken, (0.5, 0.5) for the centre.
+        interpolation: "area", or the name of a filter of Pillow.
+        crop: position of the square, (0.5, 0.5) for the centre.
     """
     image = as_rgb(image)
     short = min(image.size)

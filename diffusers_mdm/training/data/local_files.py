@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local files that a data set names, read only if they are its own: regular, inside its folder, and not too large.
+"""Safe reading of the local files that a data set names: only regular files inside its folder, of limited size.
 
-A data set may come from anyone. A path in it, or a link, may lead to a private file, to a device that never ends or to
-a pipe that never begins; none of these is ever opened.
+A data set may come from anyone. A path or link in it may lead to a private file, to an endless device, or to a pipe
+that blocks; none of these is ever opened.
 """
 
 import os
@@ -18,10 +18,10 @@ from .skip_budget import UnusableSampleError
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+    """Read a regular file of at most `limit` bytes.
 
     Raises:
-        UnusableSampleError: if it is missing, no regular file, larger, or cannot be read.
+        UnusableSampleError: if it is missing, not a regular file, larger, or cannot be read.
     """
     check_file(path, limit)
     try:
@@ -29,19 +29,19 @@ def read_file(path: Path, limit: int) -> bytes:
             content = file.read(limit + 1)
     except OSError as error:
         raise UnusableSampleError(f"its file cannot be read ({error.strerror or error})") from error
-    if len(content) > limit:  # it has grown
+    if len(content) > limit:  # the file has grown meanwhile
         raise UnusableSampleError(_too_large(limit))
     return content
 
 
 def check_file(path: Path, limit: int) -> None:
-    """Refuse to open what is no regular file of at most `limit` bytes; errors as those of `read_file`."""
+    """Check that a path is a regular file of at most `limit` bytes; raises the errors of `read_file`."""
     try:
         status = path.stat()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: the name contains NUL
         raise UnusableSampleError(f"its file {path.name!r} cannot be found ({error})") from error
     if not stat.S_ISREG(status.st_mode):
-        raise UnusableSampleError(f"{path.name!r} is no regular file, but a {_kind(status.st_mode)}")
+        raise UnusableSampleError(f"{path.name!r} is not a regular file, but a {_kind(status.st_mode)}")
     if status.st_size > limit:
         raise UnusableSampleError(_too_large(limit))
 
@@ -58,11 +58,11 @@ def _kind(mode: int) -> str:
 
 @dataclass(frozen=True)
 class AllowedFolders:
-    """Where the files of a data set may be.
+    """The folders in which the files of a data set may be.
 
     Attributes:
-        base: the folder that relative paths begin at; None if there are none.
-        folders: files may lie in these, all links followed.
+        base: the folder to which relative paths refer; None if they are not allowed.
+        folders: folders that may contain the files, after resolving links.
     """
 
     base: Path | None
@@ -70,14 +70,14 @@ class AllowedFolders:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "AllowedFolders":
-        """A folder of this machine; one in the cache of the Hub consists of links to its neighbours there."""
+        """Allow a local folder; for one in the cache of the Hub, also the folder that its links point to."""
         root = folder.resolve()
         cached = _hub_repository_of(root)
         return cls(root, (root,) if cached is None else (root, cached))
 
     @classmethod
     def of_hub(cls) -> "AllowedFolders":
-        """What `datasets` and the Hub's client download and unpack, and nothing else."""
+        """Allow only what `datasets` and huggingface_hub download and unpack."""
         config = datasets.config
         caches = (
             config.HF_DATASETS_CACHE,
@@ -88,42 +88,42 @@ class AllowedFolders:
         return cls(None, tuple(Path(cache).resolve() for cache in caches))
 
     def find(self, name: str) -> Path:
-        """The file or folder that a data set names, all links followed.
+        """Return the file or folder that a data set names, with links resolved.
 
         Raises:
-            UnusableSampleError: if it lies elsewhere, or is not there.
+            UnusableSampleError: if it is outside the allowed folders, or does not exist.
         """
         path = Path(name)
         if self.base is not None:
             path = self.base / path
         elif not path.is_absolute():
-            raise UnusableSampleError(f"its path {name!r} is relative, and the data set has no folder here")
+            raise UnusableSampleError(f"its path {name!r} is relative, but the data set has no local folder")
         try:
             found = path.resolve(strict=True)
-        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a cycle of links
             raise UnusableSampleError(f"its file {name!r} cannot be found ({_reason(error)})") from error
         if not self.holds(found):
             raise UnusableSampleError(
-                f"its file {name!r} lies outside of the data set; only files inside it are read: copy it there"
+                f"its file {name!r} is outside the data set; only files inside it are read: copy it there"
             )
         for entry in _links_in(found):
             self.find(str(entry))
         return found
 
     def holds(self, resolved: Path) -> bool:
-        """Whether a path without links lies in one of the folders."""
+        """Return whether a resolved path is in one of the folders."""
         return any(resolved.is_relative_to(folder) for folder in self.folders)
 
 
 def _links_in(path: Path) -> Iterator[Path]:
-    """The links in a folder of frames."""
+    """Return the links in a folder of frames."""
     if path.is_dir():
         with os.scandir(path) as entries:
             yield from (Path(entry.path) for entry in entries if entry.is_symlink() and not entry.is_dir())
 
 
 def _hub_repository_of(folder: Path) -> Path | None:
-    """The repository in the cache of the Hub that a folder belongs to, if it is one of these."""
+    """Return the repository in the cache of the Hub to which a folder belongs, if any."""
     cache = Path(HF_HUB_CACHE).resolve()
     if not folder.is_relative_to(cache) or folder == cache:
         return None

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model is told about a picture beside its caption.
+"""Micro-conditioning: facts about an image, besides its caption, that the model is conditioned on.
 
-"scale" is the shorter side of the picture in pixels, as it was before resizing. A level with the default d (its own
-side, in the published models) takes min(scale, d): d says that the picture was at least as the level, less
-that it was enlarged and is blurred. The same number goes to all levels, and each limits it by its own default, so a
-128 pixel picture is sharp to a level of 64 and blurred to one of 256. Drawing uses the defaults, and so asks for sharp
-pictures. (The published trainer looked the number up under a name that its reader never wrote, and so always saw the
-default.)
+"scale" is the shorter side of the original image in pixels, before resizing. A level with the default d (its own side,
+in the published models) receives min(scale, d): d means that the original was at least as large as the level, a
+smaller value that it was enlarged and is blurred. All levels receive the same number, and each limits it by its own
+default, so a 128-pixel image counts as sharp for a level of 64 and as blurred for one of 256. Pipelines use the
+defaults, that is, they request sharp images. (The published trainer looked up the number under a name that its data
+reader never set, and therefore always used the default.)
 
-Any other key is a number in [0, 1] from the column, or the field of the sample's JSON, of the same name. A sample
-without it has the model's default.
+Any other key is a number in [0, 1] from the column (or the field of the sample's JSON) with the same name. For a
+sample without it, the model's default is used.
 
-`micro_conditioning_offsets` adds a constant to a key's values: {scale: -16.0} declares all pictures 16 pixels smaller
-than they are, {scale: 1024.0} all of them large, whatever they were.
+`micro_conditioning_offsets` adds a constant to the values of a key: {scale: -16.0} declares all images 16 pixels
+smaller than they are, {scale: 1024.0} declares all of them large.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from ...models.level_config import LevelConfig
 from .skip_budget import shown
 
 SCALE = "scale"
-MAX_VALUE = 1e9  # of a condition; what is larger, or no number, would spoil a whole batch
+MAX_VALUE = 1e9  # limit of a value; a larger one, or NaN, would spoil a whole batch
 
 
 def micro_conditioning_defaults(rows: Sequence[LevelConfig]) -> dict[str, float]:
-    """The names that a model of these levels is conditioned on, with their defaults.
+    """Return the names that a model with these levels is conditioned on, with their defaults.
 
-    Where levels have different defaults it is the innermost one's: the value of a picture of which nothing is known.
+    If levels have different defaults, the one of the innermost level is used for images without a value.
     """
     defaults: dict[str, float] = {}
     for row in rows:
@@ -40,13 +40,13 @@ def micro_conditioning_defaults(rows: Sequence[LevelConfig]) -> dict[str, float]
 def micro_values(
     defaults: Mapping[str, float], short_side: int, fields: Mapping[str, Any], offsets: Mapping[str, float]
 ) -> dict[str, float]:
-    """The micro-conditions of one picture, never below 0.
+    """Return the micro-conditioning values of one image, never below 0.
 
     Args:
-        defaults: the names that the model is conditioned on, and the value where none is known.
-        short_side: of the picture before resizing, in pixels.
-        fields: other numbers that are known of it.
-        offsets: added to the values, by key.
+        defaults: the names that the model is conditioned on, and the values used if none is known.
+        short_side: shorter side of the image before resizing, in pixels.
+        fields: other columns of the image.
+        offsets: numbers added to the values, by key.
 
     Raises:
         ValueError: if a field is not a number.
@@ -65,14 +65,15 @@ def micro_values(
 
 
 def check_offsets(keys: Mapping[str, float], offsets: Mapping[str, float]) -> None:
-    """Refuse offsets of conditions that the model does not have.
+    """Check that offsets are for keys that the model is conditioned on.
 
     Raises:
-        ValueError: naming the key and those that exist.
+        ValueError: names the unknown key and the known ones.
     """
     for key in offsets:
         if key not in keys:
             known = ", ".join(keys) if keys else "none"
             raise ValueError(
-                f"`micro_conditioning_offsets` names {key!r}, but the micro-conditions of this model are: {known}."
+                f"`micro_conditioning_offsets` names {key!r}, but the micro-conditioning keys of this model are: "
+                f"{known}."
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures or clips that can be had by their number; decoded once and kept in memory where all of them fit."""
+"""Images or clips with random access by number; decoded once and kept in memory if all of them fit."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .samples import Row, SampleDecoder, choose_caption
 from .skip_budget import Skip, SkipBudget
 from .text.features import TextEmbeddings
 
-CACHE_LIMIT_BYTES = 512 * 2**20  # decoded pictures of one stage are kept in memory below this size
+CACHE_LIMIT_BYTES = 512 * 2**20  # decoded images of one stage are kept in memory up to this size
 
 
 class NumberedSource(SampleSource, Protocol):
-    """Samples with the references 0, 1 …"""
+    """A source of samples with the references 0, 1 …"""
 
     def __len__(self) -> int: ...
 
 
 class CaptionedImages:
-    """The pictures or clips of one split at one side, by number.
+    """The images or clips of one split at one resolution, by number.
 
     Args:
-        source: where they are stored.
-        decoder: how they become rows.
-        skipped: counts the broken ones.
-        embeddings: features of their captions.
+        source: the stored samples.
+        decoder: decodes them.
+        skipped: counts samples that cannot be used.
+        embeddings: precomputed features of their captions.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class CaptionedImages:
         return len(self.source)
 
     def reader(self, seed: int) -> BatchReader:
-        """Reads what is not kept; `seed` is that of random crops, frames and choices of captions."""
+        """Return a reader for samples that are not in memory; `seed` is for random crops, frames and captions."""
         return BatchReader(self.source, self.decoder, seed, self.skipped.limit, self.embeddings)
 
     def load(self, numbers: Sequence[int], positions: Sequence[int] | None = None, seed: int = 0) -> Batch:
-        """Some pictures as a batch.
+        """Load samples as a batch.
 
         Args:
             numbers: their numbers.
-            positions: the place of each in the stream, on which its random choices depend; by default its number.
-            seed: of these choices.
+            positions: position of each in the stream, on which random choices depend; by default its number.
+            seed: seed of these choices.
 
         Raises:
-            ValueError: if too many pictures had to be skipped.
+            ValueError: if too many samples had to be skipped.
         """
         positions = numbers if positions is None else positions
         if self.kept is None:
@@ -74,10 +74,10 @@ class CaptionedImages:
         return batch if self.embeddings is None else self.embeddings.add_to(batch)
 
     def decode(self, numbers: Sequence[int]) -> None:
-        """Decode those of the pictures that are kept in memory and are not there yet.
+        """Decode samples that are to be kept in memory and are not there yet.
 
         Raises:
-            ValueError: if too many pictures had to be skipped.
+            ValueError: if too many samples had to be skipped.
         """
         if self.kept is None:
             return
@@ -94,7 +94,7 @@ class CaptionedImages:
 
 
 class KeptSamples:
-    """Decoded pictures in one tensor of shape (N, 3, …), from which a batch is one indexing operation."""
+    """Decoded samples in one tensor of shape (N, 3, …), from which a batch is taken by a single indexing operation."""
 
     def __init__(self, shape: Sequence[int]):
         self.pixels = torch.empty(*shape, dtype=torch.uint8)
@@ -103,7 +103,7 @@ class KeptSamples:
         self.micro_conditioning: dict[str, torch.Tensor] = {}
 
     def put(self, number: int, row: Row, captions: str | Sequence[str]) -> None:
-        """Keep a picture."""
+        """Store a decoded sample."""
         self.pixels[number] = row.pixels
         for key, value in row.micro_conditioning.items():
             self.micro_conditioning.setdefault(key, torch.zeros(len(self.pixels)))[number] = value
@@ -114,7 +114,7 @@ class KeptSamples:
         self.captions[number] = captions
 
     def batch(self, numbers: Sequence[int], positions: Sequence[int], seed: int) -> Batch:
-        """Pictures that are kept, as a batch without text features."""
+        """Return stored samples as a batch without text features."""
         chosen = torch.tensor(numbers, dtype=torch.int64)
         return Batch(
             pixels=self.pixels[chosen],
@@ -129,11 +129,11 @@ class KeptSamples:
 
 
 class ShuffledImages:
-    """Pictures for training, in an order that depends on seed and place alone.
+    """Samples for training, in an order that depends only on the seed and the position.
 
     Attributes:
-        images: the pictures.
-        skipped: the broken ones.
+        images: the samples.
+        skipped: counts samples that cannot be used.
     """
 
     def __init__(self, images: CaptionedImages):
@@ -141,9 +141,9 @@ class ShuffledImages:
         images.decode(range(len(images)))
 
     def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
-        """The micro-batches of one process from optimizer step `start_step` on, without end.
+        """Yield the micro-batches of this process from optimizer step `start_step` on, without end.
 
-        Pictures that are kept in memory are taken from there, and `num_workers` are not started.
+        If samples are kept in memory, the `num_workers` workers are not started.
         """
         places = PositionedBatches(len(self.images), order, start_step)
         if self.images.kept is not None:
@@ -157,7 +157,7 @@ class ShuffledImages:
 
 
 class _Requests:
-    """Requests for the samples at the places of an order."""
+    """The requests for the samples at the positions of an order."""
 
     def __init__(self, places: PositionedBatches):
         self.places = places

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of the pictures: a function of seed and place in the stream alone.
+"""The order of the samples, which depends only on the seed and the position in an endless stream.
 
-An optimizer step s takes G = processes * accumulation * batch_size places s * G ... of an endless stream. Row j of
-micro-batch m on process r has place s * G + (j * processes + r) * accumulation + m, so that the same G gives the same
-step whatever it is made of, and the first rows of all batches together are the first places of the step, which is
-what the outer levels of a thinned batch see.
+Optimizer step s uses the G = processes * accumulation * batch_size positions from s * G on. Sample j of micro-batch m
+on process r has position s * G + (j * processes + r) * accumulation + m. So a step contains the same samples for the
+same G, however it is divided, and the first samples of all micro-batches together are the first positions of the step;
+these are the samples that outer levels with a smaller batch are trained on.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from ..seeds import derive_seed
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """How the places of a step are dealt to micro-batches and processes."""
+    """How the positions of a step are distributed over micro-batches and processes."""
 
     batch_size: int
     accumulation: int = 1
@@ -28,11 +28,11 @@ class BatchOrder:
 
     @property
     def places_per_step(self) -> int:
-        """G, the pictures of one optimizer step over all processes."""
+        """G, the number of samples of one optimizer step over all processes."""
         return self.batch_size * self.accumulation * self.world
 
     def micro_batches(self, start_step: int = 0) -> Iterator[list[int]]:
-        """This process' places of every micro-batch from step `start_step` on, without end."""
+        """Yield this process's positions of every micro-batch from step `start_step` on, without end."""
         place = start_step * self.places_per_step
         while True:
             for micro_batch in range(self.accumulation):
@@ -42,9 +42,9 @@ class BatchOrder:
 
 
 class ShuffledNumbers:
-    """Which sample of a data set stands at a place of the endless stream.
+    """Maps positions in the endless stream to samples of a data set.
 
-    Place p holds entry p mod N of a permutation of the N samples drawn from (seed, p div N).
+    Position p is entry p mod N of a permutation of the N samples that is seeded with (seed, p div N).
     """
 
     def __init__(self, num_samples: int, seed: int):
@@ -52,7 +52,7 @@ class ShuffledNumbers:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def number_at(self, place: int) -> int:
-        """The number of the sample at `place`."""
+        """Return the number of the sample at position `place`."""
         epoch, entry = divmod(place, self.num_samples)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.num_samples, self.seed, epoch)
@@ -60,7 +60,7 @@ class ShuffledNumbers:
 
 
 class PositionedBatches(Sampler[list[tuple[int, int]]]):
-    """Endless micro-batches of (place, number) pairs, for any number of workers and from any step on."""
+    """Endless micro-batches of (position, number) pairs, independent of the number of workers, from any step on."""
 
     def __init__(self, num_samples: int, order: BatchOrder, start_step: int = 0):
         self.num_samples, self.order, self.start_step = num_samples, order, start_step
@@ -72,6 +72,6 @@ class PositionedBatches(Sampler[list[tuple[int, int]]]):
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """The permutation of 0..num_samples-1 that belongs to (seed, epoch)."""
+    """Return the permutation of 0..num_samples-1 for (seed, epoch)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     return torch.randperm(num_samples, generator=generator)

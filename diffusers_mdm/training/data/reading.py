@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the pictures of a batch, here or in worker processes, with a neighbour in the place of a broken one."""
+"""Reading the samples of a batch, here or in worker processes, with substitutes for samples that cannot be used."""
 
 import atexit
 import contextlib
@@ -18,17 +18,17 @@ from .samples import Row, Sample, SampleDecoder, choose_caption
 from .skip_budget import Skip, SkipBudget, UnusableSampleError
 from .text.features import TextEmbeddings
 
-PREFETCHED_BATCHES = 2  # of each worker
+PREFETCHED_BATCHES = 2  # batches per worker
 SIGNAL_GRACE_SECONDS = 600
 
 
 class Request(NamedTuple):
-    """Which samples a micro-batch consists of.
+    """The samples of a micro-batch.
 
     Attributes:
-        positions: place of each row in the stream of the stage.
-        references: a sample for each row, in the terms of their source.
-        spares: stand in for samples that are broken, the first usable one for each.
+        positions: position of each sample in the stage's stream.
+        references: the samples, as references that their source understands.
+        spares: substitutes for samples that cannot be used; the first usable one is taken.
     """
 
     positions: list[int]
@@ -37,20 +37,20 @@ class Request(NamedTuple):
 
 
 class SampleSource(Protocol):
-    """Where samples are read from."""
+    """A source from which samples are read."""
 
     def name(self, reference: Any) -> str:
-        """How a message calls the sample."""
+        """Return the name of the sample for messages."""
 
     def read(self, reference: Any) -> Sample:
-        """The sample; `UnusableSampleError` if it is none."""
+        """Read the sample; raises `UnusableSampleError` if that is impossible."""
 
     def substitutes(self, reference: Any, request: Request) -> Iterable[Any]:
-        """What may stand in for a sample, the first choice first; a function of its arguments alone."""
+        """Return substitutes for a sample, in order of preference; depends only on its arguments."""
 
 
 class Reading(NamedTuple):
-    """A batch, and what had to be skipped for it; no batch where nothing could stand in for a sample."""
+    """A batch, and the samples skipped for it; the batch is None if there was no usable substitute for a sample."""
 
     batch: Batch | None
     skips: list[Skip]
@@ -58,14 +58,14 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchReader(Dataset[Reading]):
-    """Makes batches of what `source` holds.
+    """Reads batches of samples from `source`.
 
     Attributes:
         source: the samples.
-        decoder: makes rows of them.
-        seed: of the crops, frames and choices of captions.
-        max_skips: after so many broken samples for one row there is no point in going on.
-        embeddings: features of the captions.
+        decoder: decodes them.
+        seed: seed of random crops, frames and captions.
+        max_skips: how many samples are tried for one place in a batch before giving up.
+        embeddings: precomputed features of the captions.
     """
 
     source: SampleSource
@@ -89,7 +89,7 @@ class BatchReader(Dataset[Reading]):
     def read_row(
         self, position: int, reference: Any, request: Request, skips: list[Skip]
     ) -> tuple[Row, Sample, Any] | None:
-        """The sample, or the first usable one of its substitutes, decoded; what is skipped joins `skips`."""
+        """Read and decode a sample or its first usable substitute; skipped ones are added to `skips`."""
         substitutes = itertools.islice(self.source.substitutes(reference, request), self.max_skips + 1)
         for candidate in itertools.chain([reference], substitutes):
             try:
@@ -103,7 +103,7 @@ class BatchReader(Dataset[Reading]):
 def stack_rows(
     rows: Sequence[Row], captions: list[str], positions: Sequence[int], embeddings: TextEmbeddings | None
 ) -> Batch:
-    """One batch of rows and their captions."""
+    """Stack decoded samples and their captions to a batch."""
     batch = Batch(
         pixels=torch.stack([row.pixels for row in rows]),
         captions=captions,
@@ -120,10 +120,10 @@ def stack_rows(
 def read_batches(
     reader: BatchReader, requests: Iterable[Request], num_workers: int, skipped: SkipBudget
 ) -> Generator[Batch, None, None]:
-    """Read the requested batches in order, ahead of their use where there are workers.
+    """Read the requested batches in order; workers, if there are any, read ahead.
 
     Raises:
-        ValueError: if more samples had to be skipped than `skipped` allows, or nothing could stand in for one.
+        ValueError: if more samples had to be skipped than `skipped` allows, or there is no usable substitute for one.
     """
     loader = DataLoader(
         reader,
@@ -134,7 +134,7 @@ def read_batches(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_outlive_signals,
         prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
-        # Its own, so that reading does not take a number from the global random stream.
+        # A separate generator, so that reading does not consume numbers of the global one.
         generator=torch.Generator().manual_seed(0),
     )
     for batch, skips in loader:
@@ -143,7 +143,7 @@ def read_batches(
 
 
 def closed_at_exit(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-    """The same batches; their workers end in good order even if an error keeps the generator alive to the end."""
+    """Yield the same batches; their workers are shut down properly even if an error keeps the generator alive."""
     _open_batches.add(batches)
     return batches
 
@@ -158,14 +158,14 @@ def _close_open_batches() -> None:
 
 
 def checked(batch: Batch | None, skips: Sequence[Skip]) -> Batch:
-    """The batch, if there is one.
+    """Return the batch.
 
     Raises:
-        ValueError: if nothing could stand in for a broken sample.
+        ValueError: if there is none, because there was no usable substitute for a sample.
     """
     if batch is None:
         raise ValueError(
-            f"Found no usable picture or clip in {len(skips)} tries; the last one, {skips[-1].name}, was skipped "
+            f"Found no usable image or clip in {len(skips)} tries; the last one, {skips[-1].name}, was skipped "
             f"because: {skips[-1].reason}."
         )
     return batch
@@ -176,8 +176,8 @@ def _as_it_is(reading: Any) -> Any:
 
 
 def _outlive_signals(worker: int) -> None:
-    # A signal to all processes is the main one's business, which saves a checkpoint and then ends its workers. If they
-    # went at once, torch would raise an error in the middle of that. One that is forgotten goes by itself.
+    # A signal to all processes is handled by the main one, which saves a checkpoint and then ends its workers. If they
+    # ended at once, torch would raise an error in the middle of that. A worker that is left behind ends by itself.
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if hasattr(signal, "SIGALRM"):  # Windows ends processes without a signal, and has no alarms

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one stored sample, a picture or a clip, to one row of a batch, for every kind of data set."""
+"""Decoding one stored sample, an image or a clip, to one row of a batch, for all kinds of data."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,19 @@ from .images import CENTER, Crop, Interpolation, open_image, square_pixels
 from .micro_conditioning import check_offsets, micro_values
 from .skip_budget import UnusableSampleError, shown
 
-# The random streams of a row, beside those of the training loop and of `frame_choice`.
+# Random streams of a sample, distinct from those of the training loop and of `frame_choice`.
 _CAPTION_STREAM, _CROP_STREAM = 101, 102
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture or clip as it is stored.
+    """An image or clip as it is stored.
 
     Attributes:
-        image: the bytes of an image or clip file, or the path of one; for clips also of a folder of pictures.
-        captions: its caption, or several of which each epoch sees one.
+        image: the bytes or the path of an image or clip file; for clips also the path of a folder of frames.
+        captions: its caption, or several, of which one is used per epoch.
         fields: other columns by name.
-        label: its class, for models with classes.
+        label: its class, for class-conditional models.
     """
 
     image: bytes | str | Path
@@ -40,7 +40,7 @@ class Sample:
 
 
 class Row(NamedTuple):
-    """What is trained on: uint8 (3, S, S), or (3, F, S, S) of a clip, its micro-conditions by name, and its class."""
+    """A decoded sample: uint8 (3, S, S), or (3, F, S, S) for a clip, its micro-conditioning by name, and its class."""
 
     pixels: torch.Tensor
     micro_conditioning: dict[str, float]
@@ -49,16 +49,16 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleDecoder:
-    """How samples become rows.
+    """Decodes, crops and resizes samples.
 
     Attributes:
         side: S, in pixels.
-        interpolation: how pictures are resized.
-        random_crop: take the square anywhere along the longer side, not in the centre.
-        min_image_side: pictures with a shorter side are refused.
-        micro_conditioning: names that the model is conditioned on, with the value where none is known.
-        micro_conditioning_offsets: added to these values.
-        frames: which frames are taken, where samples are clips; None for pictures.
+        interpolation: how images are resized.
+        random_crop: crop at a random position along the longer side, not in the centre.
+        min_image_side: images with a shorter side are refused.
+        micro_conditioning: names that the model is conditioned on, with the values used if none is known.
+        micro_conditioning_offsets: numbers added to these values.
+        frames: chooses the frames if samples are clips; None for images.
     """
 
     side: int
@@ -71,25 +71,25 @@ class SampleDecoder:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a row's pixels: (3, S, S), or (3, F, S, S) for clips of several frames."""
+        """The shape of a sample's pixels: (3, S, S), or (3, F, S, S) for clips of several frames."""
         num_frames = () if self.frames is None or self.frames.num_frames == 1 else (self.frames.num_frames,)
         return (3, *num_frames, self.side, self.side)
 
     @property
     def is_random(self) -> bool:
-        """Whether a row depends on its place in the stream."""
+        """Whether a decoded sample depends on its position in the stream."""
         return self.random_crop or (self.frames is not None and self.frames.is_random)
 
     def centered(self) -> "SampleDecoder":
-        """The same decoder without what is random: squares and frames from the middle."""
+        """Return the decoder without randomness: squares and frames from the middle."""
         frames = None if self.frames is None else replace(self.frames, random=False)
         return replace(self, random_crop=False, frames=frames)
 
     def decode(self, sample: Sample, position: int, seed: int) -> Row:
-        """Decode, crop and resize a picture, or frames of a clip; what is random depends on (seed, position) alone.
+        """Decode, crop and resize an image or frames of a clip; random choices depend only on (seed, position).
 
         Raises:
-            UnusableSampleError: if it is broken, too small or too short, or one of its numbers is none.
+            UnusableSampleError: if it is damaged, too small or too short, or one of its numeric fields is invalid.
         """
         crop = random_crop(seed, position) if self.random_crop else CENTER
         choice = self.frames
@@ -113,7 +113,7 @@ class SampleDecoder:
         short = min(image.size)
         if short < self.min_image_side:
             raise UnusableSampleError(
-                f"it has {image.width} x {image.height} pixels, and `min_image_side` is {self.min_image_side}"
+                f"it has {image.width} x {image.height} pixels, but `min_image_side` is {self.min_image_side}"
             )
         return short
 
@@ -121,17 +121,17 @@ class SampleDecoder:
 def sample_decoder(
     recipe: DataRecipe, side: int, micro_conditioning: Mapping[str, float], num_frames: int = 1
 ) -> SampleDecoder:
-    """The decoder that a recipe describes, for training.
+    """Return the decoder that a recipe describes, for training.
 
     Raises:
-        ValueError: if the recipe changes a micro-condition that the model does not have, or pictures are to have
-            several frames.
+        ValueError: if the recipe has an offset for a micro-condition that the model does not have, or several frames
+            for images.
     """
     check_offsets(micro_conditioning, recipe.micro_conditioning_offsets)
     if num_frames < 1 or (num_frames > 1 and recipe.video_column is None):
         raise ValueError(
-            f"`num_frames` is {num_frames}; expected at least 1, and no more without `data.video_column`, which "
-            "names the column with the clips: without it the data are pictures."
+            f"`num_frames` is {num_frames}; expected at least 1, and exactly 1 without `data.video_column`, which "
+            f"names the column with the clips."
         )
     frames = None if recipe.video_column is None else FrameChoice(num_frames, recipe.frame_stride)
     return SampleDecoder(
@@ -146,7 +146,7 @@ def sample_decoder(
 
 
 def class_of(value: Any, what: str = "its class") -> int:
-    """The class of a sample, which must be a whole number that a tensor can hold.
+    """Return the class of a sample, which must be an integer that fits in a tensor.
 
     Raises:
         UnusableSampleError: if it is something else; the message begins with `what`.
@@ -157,13 +157,15 @@ def class_of(value: Any, what: str = "its class") -> int:
 
 
 def random_crop(seed: int, position: int) -> Crop:
-    """The crop of the row at `position`."""
+    """Return the random crop for the sample at `position`."""
     number = derive_seed(seed, position, _CROP_STREAM)
     return Crop((number & 0x7FFFFFFF) / 0x7FFFFFFF, (number >> 31 & 0x7FFFFFFF) / 0x7FFFFFFF)
 
 
 def choose_caption(captions: str | Sequence[str], seed: int, position: int) -> str:
-    """The caption of the row at `position`: one of several is drawn from (seed, position); "" if there is none."""
+    """Return the caption for the sample at `position`: a random one of several, seeded with (seed, position), or
+    "".
+    """
     if isinstance(captions, str):
         return captions
     if len(captions) < 2:

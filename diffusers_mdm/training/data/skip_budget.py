@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many pictures may be left out, and which they were."""
+"""Counting samples that cannot be used, with a limit."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -14,18 +14,18 @@ LONGEST_SHOWN = 40  # characters
 
 
 class UnusableSampleError(ValueError):
-    """A picture or clip that cannot be trained on; the message says why."""
+    """An image or clip that cannot be used; the message says why."""
 
 
 class Skip(NamedTuple):
-    """A sample that could not be used: where it is, and why."""
+    """A sample that could not be used: its name, and why."""
 
     name: str
     reason: str
 
 
 def shown(value: object) -> str:
-    """A value from a data set as a reason spells it: short, whatever it is, even if it holds itself."""
+    """Return a short text for any value from a data set, even if it contains itself."""
     if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
         return repr(value)
     if isinstance(value, (str, bytes)):
@@ -34,15 +34,15 @@ def shown(value: object) -> str:
 
 
 class SkipBudget:
-    """The samples that this process has met and could not use; each is logged and counted once.
+    """The samples that this process encountered and could not use; each is logged and counted once.
 
-    A few broken pictures are normal in large sets, many mean that something is wrong: over the limit the run stops
-    and names them. The limit holds in every process, for what it meets itself from the start of the stage on; what is
-    reported is the number of all processes (`count_everywhere`).
+    A few damaged images are normal in large data sets, but many mean that something is wrong: above the limit the run
+    ends and names them. The limit applies to each process separately, to the samples of the current stage; the number
+    that is reported is over all processes (`count_everywhere`).
 
     Attributes:
-        limit: so many are allowed.
-        reasons: reason of each skipped sample, by name.
+        limit: maximum number of samples.
+        reasons: reason for each skipped sample, by name.
     """
 
     def __init__(self, limit: int):
@@ -53,10 +53,10 @@ class SkipBudget:
         return len(self.reasons)
 
     def add(self, skips: Iterable[Skip]) -> None:
-        """Count samples that were skipped.
+        """Add skipped samples.
 
         Raises:
-            ValueError: if they are more than the limit; the message names the first ones and says why.
+            ValueError: if there are now more than the limit; the message names the first ones and the reasons.
         """
         for skip in skips:
             if skip.name in self.reasons:
@@ -68,10 +68,10 @@ class SkipBudget:
 
     @staticmethod
     def count_everywhere(budgets: Sequence["SkipBudget"]) -> int:
-        """How many samples all processes together could not use, each counted once; every process has to call it.
+        """Return how many samples all processes could not use, each counted once; every process must call it.
 
         Args:
-            budgets: those of this process.
+            budgets: the budgets of this process.
         """
         names = {name for budget in budgets for name in budget.reasons}
         return len({name for found in gather_object([sorted(names)]) for name in found})
@@ -80,6 +80,6 @@ class SkipBudget:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:NAMED_IN_ERROR])
         more = "" if len(self) <= NAMED_IN_ERROR else f"; and {len(self) - NAMED_IN_ERROR} more"
         return (
-            f"{len(self)} pictures could not be used, and `max_skipped_images` allows {self.limit}. Repair or remove "
+            f"{len(self)} samples could not be used, but `max_skipped_images` allows {self.limit}. Repair or remove "
             f"them, or raise the limit. They are: {named}{more}."
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training asks of its data, wherever they are stored: the protocol that every kind of data fulfils.
+"""The protocol that every data source implements, independent of how the data are stored.
 
-A new kind is a `DataRecipe` with its own fields and an entry in `DATA_KINDS`, and a `DataSource` that reads what it
-names and an entry in `SOURCES`. Nothing else in the package knows one kind from another.
+A new kind of data needs a `DataRecipe` with its own fields and an entry in `DATA_KINDS`, and a `DataSource` that reads
+it and an entry in `SOURCES`. No other code in the package distinguishes the kinds.
 """
 
 from collections.abc import Generator, Iterator
@@ -17,47 +17,51 @@ from .text.features import TextEmbeddings
 
 
 class TrainingImages(Protocol):
-    """Captioned pictures or clips in the order of training.
+    """Captioned images or clips in the order of training.
 
     Attributes:
-        skipped: those that this process met and could not use.
+        skipped: counts the samples that this process encountered and could not use.
     """
 
     skipped: SkipBudget
 
     def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
-        """The micro-batches of one process from optimizer step `start_step` on, without end.
+        """Yield the micro-batches of this process from optimizer step `start_step` on, without end.
 
         Raises:
-            ValueError: if too many pictures had to be skipped.
+            ValueError: if too many samples had to be skipped.
         """
 
 
 class DataSource(Protocol):
-    """The pictures or clips that a `DataRecipe` names. All methods raise ValueError where they do not fit it."""
+    """The images or clips that a `DataRecipe` describes. All methods raise a ValueError if the data do not match
+    it.
+    """
 
     def training_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> TrainingImages:
-        """What is trained on.
+        """Return the training data.
 
         Args:
-            decoder: makes rows of a batch of what is stored.
-            embeddings: features of the captions, where they were computed beforehand.
+            decoder: decodes the stored samples.
+            embeddings: precomputed features of the captions, if there are any.
         """
 
     def held_out_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> CaptionedImages | None:
-        """What the validation loss is measured on, by number; None without. Arguments as of `training_images`."""
+        """Return the held-out data for the validation loss, None if there is none. Arguments as for
+        `training_images`.
+        """
 
     def training_captions(self) -> Iterator[str]:
-        """All captions of what is trained on, in the order in which they are stored."""
+        """Yield all captions of the training data, in the order in which they are stored."""
 
     def held_out_captions(self) -> Iterator[str]:
-        """The same of what is held out."""
+        """Yield all captions of the held-out data."""
 
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of their numbers; empty where they have numbers alone."""
+        """Return the class names in the order of their numbers; empty if classes have only numbers."""
 
     def num_samples(self) -> int | None:
-        """How many samples are trained on; None where that is only known when all have been read."""
+        """Return the number of training samples; None if that is only known after reading all of them."""
 
     def describe(self) -> list[str]:
-        """How many samples there are, and what is left out and why, a line each; nothing is fetched for it."""
+        """Describe in one line each how many samples there are, and what is left out and why; downloads nothing."""

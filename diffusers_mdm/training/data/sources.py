@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of data that can be trained on, and opening the data that a recipe names."""
+"""The data sources by kind of data, and opening the data of a recipe."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ __all__ = [
     "validation_captions",
 ]
 
-# By the kind of the recipe. A new kind of data has one line here, and one in `DATA_KINDS` (training/recipe/data.py).
+# By the class of the recipe. A new kind of data needs a line here, and one in `DATA_KINDS` (training/recipe/data.py).
 SOURCES: dict[type[DataRecipe], Callable[[Any], DataSource]] = {
     TableData: TableSource,
     ShardData: ShardSource,
@@ -35,7 +35,7 @@ SOURCES: dict[type[DataRecipe], Callable[[Any], DataSource]] = {
 
 
 def open_source(recipe: DataRecipe) -> DataSource:
-    """What a recipe names, to be asked for its pictures, captions and so on; nothing is read yet."""
+    """Return the data source for a recipe; nothing is read yet."""
     return SOURCES[type(recipe)](recipe)
 
 
@@ -46,19 +46,19 @@ def open_training_images(
     embeddings: TextEmbeddings | None = None,
     num_frames: int = 1,
 ) -> TrainingImages:
-    """The pictures or clips that a stage trains on.
+    """Open the images or clips that a stage trains on.
 
     Args:
-        recipe: where they are, and what is done with them.
-        side: of the stage's outermost level, in pixels.
+        recipe: where the data are, and how they are processed.
+        side: side of the stage's outermost level, in pixels.
         micro_conditioning: names that the model is conditioned on, with their defaults (see
             `micro_conditioning_defaults`); None for none.
-        embeddings: text features of the captions; None opens the recipe's `embeddings_dir`, if it has one.
-        num_frames: F, for clips (`recipe.video_column`): rows have pixels `(3, F, S, S)`. With 1 they are pictures,
-            one frame of each clip.
+        embeddings: precomputed features of the captions; None opens the recipe's `embeddings_dir`, if it has one.
+        num_frames: F, for clips (`recipe.video_column`): pixels are then `(3, F, S, S)`. With 1, one frame of each
+            clip is used as an image.
 
     Raises:
-        ValueError: if something in the recipe does not fit the data; the message says what there is.
+        ValueError: if the recipe does not match the data; the message says what there is.
     """
     decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames)
     return open_source(recipe).training_images(decoder, _features(recipe, embeddings))
@@ -71,9 +71,9 @@ def open_validation_images(
     embeddings: TextEmbeddings | None = None,
     num_frames: int = 1,
 ) -> CaptionedImages | None:
-    """The held-out pictures or clips, cropped in the centre and by number; None if the recipe has none.
+    """Open the held-out images or clips, cropped in the centre; None if the recipe has none.
 
-    Nothing is random: of a clip the middle frames are taken. Arguments and errors are those of `open_training_images`.
+    Nothing is random: of clips the middle frames are taken. Arguments and errors are those of `open_training_images`.
     """
     if not recipe.has_validation:
         return None
@@ -88,10 +88,10 @@ def _features(recipe: DataRecipe, embeddings: TextEmbeddings | None) -> TextEmbe
 
 
 def open_text_embeddings(recipe: Recipe) -> TextEmbeddings | None:
-    """The text features that a run reads, checked against its model; None if it encodes the captions itself.
+    """Open the precomputed text features of a run, checked against its model; None if it encodes captions itself.
 
     Raises:
-        ValueError: if they were made for another model or cut elsewhere.
+        ValueError: if they were made for another model or another sequence length.
     """
     if recipe.data.embeddings_dir is None:
         return None
@@ -100,21 +100,23 @@ def open_text_embeddings(recipe: Recipe) -> TextEmbeddings | None:
 
 
 def training_captions(recipe: DataRecipe) -> Iterator[str]:
-    """All captions of the training data, in the order in which it is stored.
+    """Yield all captions of the training data, in the order in which they are stored.
 
     Raises:
-        ValueError: as `open_training_images`.
+        ValueError: as for `open_training_images`.
     """
     return open_source(recipe).training_captions()
 
 
 def validation_captions(recipe: DataRecipe) -> Iterator[str]:
-    """The same of the held-out pictures; none if the recipe has none."""
+    """Yield all captions of the held-out data; none if the recipe has none."""
     return open_source(recipe).held_out_captions()
 
 
 def texts_of(recipe: Recipe) -> Iterator[str]:
-    """All texts that a run encodes: captions of training and held-out pictures, of the class, and what it draws."""
+    """Yield all texts that a run encodes: captions of training and held-out data and of class images, and its
+    prompts.
+    """
     for data in sources(recipe):
         yield from training_captions(data)
         yield from validation_captions(data)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prior preservation (DreamBooth, Ruiz et al. 2023): a subject is learnt beside pictures of its class.
+"""Prior preservation (DreamBooth, Ruiz et al. 2023): training on a subject together with images of its class.
 
-The class pictures are drawn by the model itself before it learns, so that it keeps what it knew of the class. The loss
-is mean(subject) + weight * mean(class), equation 2 of the paper.
+The model generates the class images itself before training, so that it preserves what it knows about the class. The
+loss is mean(subject) + weight * mean(class), equation 2 of the paper.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SUBJECT, CLASS = 0, 1
 
 
-# --- the class pictures ---
+# --- class images ---
 
 
 def missing_class_pictures(prior: PriorRecipe) -> list[int]:
-    """Numbers of the pictures that are still to be drawn, beside the user's own ones in the folder."""
+    """Return the numbers of the images that must still be generated, in addition to the user's own in the folder."""
     folder = Path(prior.class_data_dir)
     names = {path.name for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES} if folder.is_dir() else set()
     drawn = {number for number in range(prior.num_class_images) if _DRAWN.format(number) in names}
@@ -52,19 +52,18 @@ def missing_class_pictures(prior: PriorRecipe) -> list[int]:
 def prepare_class_pictures(
     recipe: Recipe, accelerator: Accelerator, seed: int = 0, cache_dir: str | None = None
 ) -> None:
-    """Draw the class pictures that are missing, on the main process, with the pipeline that the run starts from.
+    """Generate the missing class images on the main process, with the pipeline that the run starts from.
 
-    Every picture has its own seed, so that a call that was interrupted is continued by the next one with the same
-    result.
+    Every image has its own seed, so that after an interruption the next call continues with the same result.
 
     Args:
-        recipe: says which pictures, and how many.
-        accelerator: of the run.
-        seed: of the run.
-        cache_dir: where downloaded models are kept.
+        recipe: the recipe of the run.
+        accelerator: the accelerator of the run.
+        seed: the seed of the run.
+        cache_dir: folder for downloaded models.
 
     Raises:
-        ValueError: pictures are missing and the recipe has no `pretrained` pipeline to draw them.
+        ValueError: images are missing and the recipe has no `pretrained` pipeline to generate them.
     """
     prior = recipe.prior_preservation
     if prior is None:
@@ -72,8 +71,8 @@ def prepare_class_pictures(
     missing = missing_class_pictures(prior)
     if missing and recipe.pretrained is None:
         raise ValueError(
-            f"{prior.class_data_dir} lacks {len(missing)} of {prior.num_class_images} pictures of the class, and a "
-            "model from scratch cannot draw them; start from a saved pipeline, or put pictures there."
+            f"{prior.class_data_dir} lacks {len(missing)} of {prior.num_class_images} class images, and an "
+            f"untrained model cannot generate them; start from a saved pipeline, or put images there."
         )
     if missing and accelerator.is_main_process:
         source = recipe.pretrained
@@ -99,14 +98,14 @@ def prepare_class_pictures(
 def draw_class_pictures(
     pipeline: MDMPipeline, prior: PriorRecipe, numbers: Sequence[int], seed: int, settings: Mapping[str, Any]
 ) -> None:
-    """Draw and save pictures of the class by their numbers.
+    """Generate and save class images by their numbers.
 
     Args:
-        pipeline: draws them.
-        prior: prompt, folder and how many are drawn at once.
-        numbers: each decides with `seed` what its picture shows.
-        seed: of the run.
-        settings: for the pipeline, such as `height`.
+        pipeline: the pipeline.
+        prior: prompt, folder and batch size.
+        numbers: numbers of the images, which with `seed` determine their noise.
+        seed: the seed of the run.
+        settings: further arguments of the pipeline, such as `height`.
     """
     folder = Path(prior.class_data_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,10 +118,10 @@ def draw_class_pictures(
             beside = folder / f".unfinished-{number}"
             picture.save(beside, format="png")
             os.replace(beside, folder / _DRAWN.format(number))
-    logger.info("Drew %d pictures of %r into %s.", len(numbers), prior.class_prompt, folder)
+    logger.info("Generated %d images of %r in %s.", len(numbers), prior.class_prompt, folder)
 
 
-# --- training on both ---
+# --- training on subject and class ---
 
 
 def open_subject_images(
@@ -131,16 +130,16 @@ def open_subject_images(
     micro_conditioning: Mapping[str, float] | None = None,
     embeddings: TextEmbeddings | None = None,
 ) -> "SubjectImages":
-    """The pictures of a subject and of its class; arguments and errors as those of `open_training_images`.
+    """Open the images of a subject and of its class; arguments and errors as for `open_training_images`.
 
     Raises:
-        ValueError: there is no prior preservation in the recipe, or its pictures are in shards.
+        ValueError: there is no prior preservation in the recipe, or its images are in shards.
     """
     prior = recipe.prior_preservation
     if prior is None or not recipe.data.is_numbered:
         raise ValueError(
-            "Prior preservation needs `prior_preservation` in the recipe, and pictures that can be had in any order: "
-            "give `data.path`."
+            "Prior preservation needs `prior_preservation` in the recipe, and images that can be accessed in any "
+            "order: use `data.path`."
         )
     subject, others = (
         cast(ShuffledImages, open_training_images(data, side, micro_conditioning, embeddings)).images
@@ -152,7 +151,7 @@ def open_subject_images(
 
 
 def class_data(data: DataRecipe, prior: PriorRecipe) -> DataRecipe:
-    """How the class pictures are read: as those of the subject, from their own folder and with their own caption."""
+    """Return the data recipe of the class images: like that of the subject, with their own folder and caption."""
     return data.with_fields(
         path=prior.class_data_dir,
         caption=prior.class_prompt,
@@ -174,32 +173,32 @@ class JoinedSource:
         return len(self.first) + len(self.second)
 
     def _find(self, number: int) -> tuple[NumberedSource, int, int]:
-        """The source that holds a sample, the sample's number there, and the number of the source's first one."""
+        """Return the source of a sample, the sample's number there, and the number of the source's first sample."""
         skipped = 0 if number < len(self.first) else len(self.first)
         return (self.second if skipped else self.first), number - skipped, skipped
 
     def name(self, number: int) -> str:
-        """How a message calls the sample."""
+        """Return the name of the sample for messages."""
         source, inside, _ = self._find(number)
         return source.name(inside)
 
     def read(self, number: int) -> Sample:
-        """The sample."""
+        """Read the sample."""
         source, inside, _ = self._find(number)
         return source.read(inside)
 
     def substitutes(self, number: int, request: Request) -> Iterator[int]:
-        """Others of the same source."""
+        """Return other samples of the same source."""
         source, inside, skipped = self._find(number)
         return (skipped + other for other in source.substitutes(inside, request))
 
 
 class SubjectImages:
-    """Pictures of a subject and of its class in turn, with the weight of each row's loss.
+    """Images of a subject and of its class in alternation, with a loss weight for each sample.
 
     Attributes:
-        images: those of the subject, then those of the class.
-        skipped: the broken ones.
+        images: those of the subject, followed by those of the class.
+        skipped: counts samples that cannot be used.
     """
 
     def __init__(self, images: CaptionedImages, num_subjects: int, weight: float):
@@ -208,7 +207,7 @@ class SubjectImages:
         images.decode(range(len(images)))
 
     def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
-        """The micro-batches of one process from optimizer step `start_step` on, without end."""
+        """Yield the micro-batches of this process from optimizer step `start_step` on, without end."""
         numbers = [
             ShuffledNumbers(self.num_subjects, derive_seed(order.seed, SUBJECT)),
             ShuffledNumbers(len(self.images) - self.num_subjects, derive_seed(order.seed, CLASS)),
@@ -229,20 +228,20 @@ class SubjectImages:
             yield dataclasses.replace(batch, row_weights=self.row_weights(batch.positions, order.places_per_step))
 
     def row_weights(self, positions: torch.Tensor, places_per_step: int) -> torch.Tensor:
-        """Weight of each row's loss, (B,), such that its mean is mean(subject) + weight * mean(class)."""
+        """Return the loss weight of each sample, (B,), such that the mean is mean(subject) + weight * mean(class)."""
         parts = [part_and_number(place, places_per_step)[0] for place in positions.tolist()]
         return torch.tensor([2.0 if part == SUBJECT else 2.0 * self.weight for part in parts])
 
 
 def part_and_number(place: int, places_per_step: int) -> tuple[int, int]:
-    """Whether a place of the stream shows the subject or its class, and the place in the stream of these alone.
+    """Return whether a position is for the subject or its class, and the position among those of that part.
 
-    They take turns, and another one is first in every step: the outer levels of a thinned batch, which see the first
-    rows alone, then see both, too.
+    They alternate, and every step begins with the other one, so that outer levels with a smaller batch, which get
+    only the first samples, also see both.
     """
     step, offset = divmod(place, places_per_step)
     part = (offset + step) % 2
-    # In a step of an odd number of places the part that is first has one more.
+    # In a step with an odd number of samples, the part that is first has one more.
     in_first_step = (places_per_step + (part == SUBJECT)) // 2
     before = step // 2 * places_per_step + step % 2 * in_first_step
     return part, before + offset // 2

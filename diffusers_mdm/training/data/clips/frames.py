@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a clip that nobody vouches for to some of its frames: animated pictures, video files, folders of pictures."""
+"""Decoding frames of untrusted clips: animated images, video files, folders of images."""
 
 import io
 import re
@@ -25,40 +25,40 @@ from ..local_files import check_file, read_file
 from ..skip_budget import UnusableSampleError
 from .videos import MAX_CLIP_FRAMES, is_video, video_frames
 
-# Formats of Pillow whose frames belong together; the pages of a TIFF file, for one, do not.
+# Formats of Pillow whose frames form an animation, unlike the pages of a TIFF file, for example.
 ANIMATED_FORMATS = ("GIF", "WEBP", "AVIF", "PNG")
 _HEAD_BYTES = 256
-_EXPECTED = "an animated picture (GIF, WebP, AVIF, APNG) or a video file (MP4, MOV, WebM, MKV, AVI, MPEG …)"
+_EXPECTED = "an animated image (GIF, WebP, AVIF, APNG) or a video file (MP4, MOV, WebM, MKV, AVI, MPEG …)"
 
 FrameChooser = Callable[[int], Sequence[int]]
-"""Gets the number of frames of a clip and gives the rising numbers of those wanted."""
+"""Maps the number of frames of a clip to the numbers of the frames to decode, in ascending order."""
 
 
 def clip_pixels(
     frames: Iterator[Image.Image], side: int, interpolation: Interpolation = "area", crop: Crop = CENTER
 ) -> torch.Tensor:
-    """Cut the same largest square out of all frames and resize it: uint8 (3, F, side, side).
+    """Crop the largest square from all frames, at the same place, and resize it: uint8 (3, F, side, side).
 
     Args:
-        frames: pictures of one size.
+        frames: images of the same size.
         side: S, in pixels.
         interpolation: see `square_pixels`.
-        crop: where the square is taken.
+        crop: position of the square.
     """
     return torch.stack([square_pixels(frame, side, interpolation, crop) for frame in frames], dim=1)
 
 
 def clip_frames(source: bytes | str | Path, choose: FrameChooser) -> Iterator[Image.Image]:
-    """Decode some frames of a clip, one at a time, in their order and of equal size.
+    """Decode frames of a clip one at a time, in order; all have the same size.
 
     Args:
-        source: content of a file, or the path of one or of a folder with the pictures of the clip, which are sorted by
-            the numbers in their names.
-        choose: which frames; it refuses a clip that is too short.
+        source: the content of a file, or the path of a file or of a folder with the frames as images, which are sorted
+            by the numbers in their names.
+        choose: chooses the frames; it refuses a clip that is too short.
 
     Raises:
-        UnusableSampleError: if it is no clip, broken, cut short, changes in size, or has more pixels than Pillow's own
-            limit.
+        UnusableSampleError: if it is not a clip, is damaged or truncated, changes its size, or has more pixels than
+            Pillow's own limit.
         ValueError: if a library is missing.
     """
     if isinstance(source, bytes):
@@ -97,7 +97,7 @@ def _file_frames(source: bytes | Path, head: bytes, choose: FrameChooser) -> Ite
         yield from video_frames(source, choose)
         return
     elif not head.startswith((b"GIF8", b"RIFF", b"\x89PNG")):
-        raise UnusableSampleError(f"it is no clip; expected {_EXPECTED}")
+        raise UnusableSampleError(f"it is not a clip; expected {_EXPECTED}")
     yield from _animated_frames(source if isinstance(source, bytes) else read_file(source, MAX_FILE_BYTES), choose)
 
 
@@ -109,17 +109,17 @@ def _is_avif(head: bytes) -> bool:
 def _animated_frames(content: bytes, choose: FrameChooser) -> Iterator[Image.Image]:
     with reasons_of_decoders():
         image = Image.open(io.BytesIO(content), formats=known_formats(ANIMATED_FORMATS))
-        # The picture that programs without APNG show need not be a frame.
+        # The image shown by programs without APNG support need not be a frame.
         before = int(getattr(image, "default_image", False))
         count = getattr(image, "n_frames", 1) - before
     if image.format == "GIF" and not content.rstrip(b"\0\r\n ").endswith(b";"):
-        raise UnusableSampleError("it is cut short: its last byte is not that of a GIF file")
+        raise UnusableSampleError("it is truncated: its last byte is not that of a GIF file")
     if count > MAX_CLIP_FRAMES:
         raise UnusableSampleError(f"it has more than {MAX_CLIP_FRAMES} frames; cut it into clips")
     for number in choose(count):
         with reasons_of_decoders():
             image.seek(before + number)
-            # Without a copy the next frame would be drawn over this one.
+            # Without a copy, the next frame would overwrite this one.
             frame = as_rgb(image).copy()
         yield frame
 
@@ -128,7 +128,7 @@ def _folder_frames(folder: Path, choose: FrameChooser) -> Iterator[Image.Image]:
     names = [path.name for path in folder.iterdir() if suffix_of(path.name) in PICTURE_SUFFIXES]
     names = sorted((name for name in names if not name.startswith(".")), key=_by_number)
     if not names:
-        raise UnusableSampleError("its folder has no pictures; expected frames such as 0001.png")
+        raise UnusableSampleError("its folder has no images; expected frames such as 0001.png")
     if len(names) > MAX_CLIP_FRAMES:
         raise UnusableSampleError(f"its folder has more than {MAX_CLIP_FRAMES} frames; cut it into clips")
     for number in choose(len(names)):
@@ -139,6 +139,6 @@ def _folder_frames(folder: Path, choose: FrameChooser) -> Iterator[Image.Image]:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """Sorts 2.png before 10.png."""
+    """Return a sort key that puts 2.png before 10.png."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

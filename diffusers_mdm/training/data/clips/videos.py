@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of video files, through the ffmpeg program that comes with imageio-ffmpeg.
+"""Decoding frames of video files with the ffmpeg program that comes with imageio-ffmpeg.
 
-A file is decoded once to count its frames, which no container tells reliably, and to see whether it is whole; what
-that found is remembered, so that later epochs do without. Then it is decoded up to the last frame that is wanted. Only
-the wanted frames leave ffmpeg, one at a time.
+A file is decoded once to count its frames, which containers do not state reliably, and to check that it is complete;
+the result is remembered for later epochs. Then it is decoded up to the last frame needed. Only the needed frames are
+output by ffmpeg, one at a time.
 
-A program of its own, rather than a library such as PyAV, because clips come from strangers: a file that crashes or
-hangs a decoder costs a process that can be ended, not a worker of the run. Of what ffmpeg says two phrases are looked
-for, since its exit code tells neither: that a frame is too large, and that a Matroska file ended early, which it does
-not take for an error.
+ffmpeg runs as a separate program, instead of a library such as PyAV, because the files are untrusted: a file that
+crashes or hangs a decoder then only affects a process that can be killed, not a worker of the run. Two phrases are
+searched in ffmpeg's output, since its exit code does not show them: that a frame is too large, and that a Matroska
+file ended early, which ffmpeg does not treat as an error.
 
-A video file may name other files and addresses. ffmpeg may open nothing but this one file, and only as one of the
-formats that hold their own pictures.
+A video file may refer to other files and to URLs. ffmpeg is restricted to opening only the given file, and only in
+formats that contain their own frames.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from PIL import Image
 
 from ..skip_budget import UnusableSampleError
 
-MAX_REMEMBERED = 100_000  # numbers of frames of files, in each process
-MAX_CLIP_FRAMES = 20_000  # over ten minutes; a longer one is no clip to train on
-# ffmpeg's names of the formats that `is_video` knows.
+MAX_REMEMBERED = 100_000  # how many files' sizes are remembered in each process
+MAX_CLIP_FRAMES = 20_000  # over ten minutes; anything longer is not a clip to train on
+# ffmpeg's names of the formats that `is_video` recognises.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,ogg,flv,asf"
 _MAGIC = re.compile(
     rb"....(ftyp|moov|mdat|wide|free|skip)"  # MP4, MOV
@@ -42,11 +42,11 @@ _MAGIC = re.compile(
     re.DOTALL,
 )
 _DIMENSIONS = re.compile(r"^#dimensions 0: (\d+)x(\d+)$", re.MULTILINE)
-_NAMED_IN_ERROR = 200  # characters of what ffmpeg says
+_NAMED_IN_ERROR = 200  # characters of ffmpeg's messages
 
 
 class VideoSize(NamedTuple):
-    """Frames of a video, and their sides in pixels."""
+    """Number of frames of a video, and their width and height in pixels."""
 
     num_frames: int
     width: int
@@ -54,19 +54,19 @@ class VideoSize(NamedTuple):
 
 
 def is_video(head: bytes) -> bool:
-    """Whether a file that begins like this (256 bytes are enough) is of a known video format."""
+    """Return whether a file that begins with these bytes (256 are enough) is in a known video format."""
     return _MAGIC.match(head) is not None
 
 
 def video_frames(source: bytes | Path, choose: Callable[[int], Sequence[int]]) -> Iterator[Image.Image]:
-    """Decode some frames of a video file, as RGB pictures of equal size in their order.
+    """Decode frames of a video file, in order, as RGB images of the same size.
 
     Args:
         source: content or path of the file.
-        choose: gets the number of frames and gives the rising numbers of those wanted.
+        choose: maps the number of frames to the numbers of the frames to decode, in ascending order.
 
     Raises:
-        UnusableSampleError: if the file is damaged or cut short, changes its size, or is far too large.
+        UnusableSampleError: if the file is damaged or truncated, changes its size, or is far too large.
         ValueError: if imageio-ffmpeg is not installed.
     """
     with _as_file(source) as path:
@@ -78,7 +78,7 @@ _sizes: OrderedDict[object, VideoSize] = OrderedDict()
 
 
 def _remembered_size(source: bytes | Path, path: Path) -> VideoSize:
-    """What `measure_video` found, now or for the same content before."""
+    """Return the result of `measure_video`, remembered for the same content."""
     key: object
     if isinstance(source, bytes):
         key = hashlib.sha256(source).digest()
@@ -94,8 +94,8 @@ def _remembered_size(source: bytes | Path, path: Path) -> VideoSize:
 
 
 def measure_video(path: Path) -> VideoSize:
-    """Count the frames of a video file by decoding it; errors as `video_frames`."""
-    # One line a frame, which holds its number of bytes, and no pixels.
+    """Count the frames of a video file by decoding it; raises the errors of `video_frames`."""
+    # One line per frame, with its number of bytes and no pixels.
     output = ["-frames:v", str(MAX_CLIP_FRAMES + 1), "-noautoscale", "-c:v", "rawvideo", "-f", "framecrc", "-"]
     with _running(path, output) as ffmpeg:
         text = ffmpeg.read().decode("ascii", "replace")
@@ -107,7 +107,7 @@ def measure_video(path: Path) -> VideoSize:
     if len(frames) > MAX_CLIP_FRAMES:
         raise UnusableSampleError(f"it has more than {MAX_CLIP_FRAMES} frames; cut it into clips")
     if len({frame[4].strip() for frame in frames}) > 1:
-        raise UnusableSampleError("its frames change in size, expected one size for all")
+        raise UnusableSampleError("its frames change in size; expected one size for all")
     return VideoSize(len(frames), int(dimensions[1]), int(dimensions[2]))
 
 
@@ -137,7 +137,7 @@ def _decoded(path: Path, size: VideoSize, wanted: Sequence[int]) -> Iterator[Ima
 
 
 class _Ffmpeg(NamedTuple):
-    """A running ffmpeg: what it writes, and a check, at its end, whether it could read the file."""
+    """A running ffmpeg process: its output, and a check at its end whether it could read the file."""
 
     read: Callable[..., bytes]
     check: Callable[[], None]
@@ -157,11 +157,11 @@ def _running(path: Path, output: Sequence[str]) -> Iterator[_Ffmpeg]:
             try:
                 yield _Ffmpeg(cast(IO[bytes], process.stdout).read, lambda: _check(process.wait(), errors, path))
             finally:
-                process.kill()  # the reader may have stopped early
+                process.kill()  # the caller may have stopped early
 
 
 def _command(path: Path, output: Sequence[str]) -> list[str]:
-    # One thread: the workers that read run at the same time anyway. No attached covers ("V").
+    # One thread, since the reading workers run in parallel anyway. "V" excludes attached cover images.
     given = ["-protocol_whitelist", "file", "-format_whitelist", _DEMUXERS, "-threads", "1"]
     if Image.MAX_IMAGE_PIXELS is not None:
         given += ["-max_pixels", str(Image.MAX_IMAGE_PIXELS)]
@@ -176,7 +176,7 @@ def _ffmpeg() -> str:
     except ImportError as error:
         raise ValueError(
             "Video files need imageio-ffmpeg, which is not installed: pip install 'diffusers-mdm[video]'. Animated "
-            "pictures (GIF, WebP, AVIF, APNG) do without it."
+            "images (GIF, WebP, AVIF, APNG) do not need it."
         ) from error
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
@@ -189,16 +189,16 @@ def _check(return_code: int, errors: IO[bytes], path: Path) -> None:
     message = " ".join(errors.read(64 * 1024).decode("utf-8", "replace").split())
     if "max pixel count" in message:
         raise UnusableSampleError(f"it is a decompression bomb: a frame has more than {Image.MAX_IMAGE_PIXELS} pixels")
-    if return_code or "prematurely" in message:  # a Matroska file that was cut short is no error to ffmpeg
-        # Without what differs from run to run: addresses in memory, and the names of temporary files.
+    if return_code or "prematurely" in message:  # a truncated Matroska file is not an error to ffmpeg
+        # Remove what differs from run to run: memory addresses and names of temporary files.
         message = re.sub(r"\[(\S+) @ 0x[0-9a-f]+\]", r"\1:", message.replace(str(path), path.name))
         message = message or f"ended with code {return_code}"
-        raise UnusableSampleError(f"it is damaged or cut short (ffmpeg: {message[:_NAMED_IN_ERROR]})")
+        raise UnusableSampleError(f"it is damaged or truncated (ffmpeg: {message[:_NAMED_IN_ERROR]})")
 
 
 @contextlib.contextmanager
 def _as_file(source: bytes | Path) -> Iterator[Path]:
-    """A file with this content; ffmpeg has to go back and forth in it."""
+    """Provide the content as a file, since ffmpeg needs to seek in it."""
     if isinstance(source, Path):
         yield source
         return

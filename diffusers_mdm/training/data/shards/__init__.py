@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebDataset shards: what a tar file holds, in which order it is read, and what its parts mean."""
+"""Reading WebDataset shards: the contents of tar files, their order, and the meaning of their parts."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards as local files: those that are local as they are, those behind a URL while they are needed."""
+"""Access to shards as local files: local ones directly, remote ones downloaded while they are needed."""
 
 import collections
 import contextlib
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 TRIES = 4
 FIRST_PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = 60.0
-MAX_SHARD_BYTES = 2**36  # 64 GiB; a server that sends more has no shard, or no end
+MAX_SHARD_BYTES = 2**36  # 64 GiB; a server that sends more does not send a shard
 
 
 def list_shards(patterns: Sequence[str]) -> list[str]:
-    """The shards that brace patterns name, paths or URLs.
+    """Expand brace patterns to the names of shards, paths or URLs.
 
     Raises:
-        ValueError: if a local one does not exist, one is named twice, there is none, or there are far too many.
+        ValueError: if a local shard does not exist, one is named twice, there is none, or there are far too many.
     """
     shards = expand_patterns(patterns)
     if not shards:
@@ -39,20 +39,20 @@ def list_shards(patterns: Sequence[str]) -> list[str]:
     missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(shards)} shards do not exist or are no regular files, such as "
-            f"{', '.join(missing[:3])}. Check the pattern, or run where they are."
+            f"{len(missing)} of {len(shards)} shards do not exist or are not regular files, such as "
+            f"{', '.join(missing[:3])}. Check the pattern, or run on a machine that has them."
         )
     return shards
 
 
 def describe_shards(patterns: Sequence[str], held_out: Sequence[str]) -> list[str]:
-    """How many shards there are to train on and to measure on, a line each; whether they exist is counted, too.
+    """Describe in one line each how many training and held-out shards there are, and how many are missing.
 
     Raises:
-        ValueError: if a pattern makes no sense.
+        ValueError: if a pattern is invalid.
     """
     lines = []
-    for named, purpose in ((patterns, "to train on"), (held_out, "held out")):
+    for named, purpose in ((patterns, "for training"), (held_out, "held out")):
         shards = expand_patterns(named)
         missing = sum(not is_remote(shard) and not Path(shard).is_file() for shard in shards)
         lacking = f", of which {missing:,} are not on this machine" if missing else ""
@@ -62,15 +62,16 @@ def describe_shards(patterns: Sequence[str], held_out: Sequence[str]) -> list[st
 
 
 def is_remote(shard: str) -> bool:
-    """Whether a shard is named by a URL."""
+    """Return whether a shard is named by a URL."""
     return "://" in shard
 
 
 class ShardFiles:
-    """Local tar files of shards, and their contents.
+    """The local tar files of shards, and their indexes.
 
-    A shard behind a URL (https, or what fsspec opens: hf, s3 …) is fetched as a whole into a temporary folder. It is
-    removed when it was retired and `lag` more samples were counted: by then no sample of it is on its way.
+    A shard with a URL (https, or anything that fsspec opens: hf, s3 …) is downloaded completely into a temporary
+    folder. It is deleted after it was retired and `lag` more samples were counted, when none of its samples can still
+    be in use.
     """
 
     def __init__(self, lag: int = 0):
@@ -81,18 +82,20 @@ class ShardFiles:
         self._number = 0
 
     def index(self, shard: str) -> TarIndex:
-        """The samples of a shard, fetched if need be; one call at a time."""
+        """Return the index of a shard, which is downloaded if necessary; not thread-safe."""
         if not is_remote(shard):
             return index_tar(shard)
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="shards-")
-        self._number += 1  # an epoch may begin anew before the shard's last file is removed
+        self._number += 1  # a new epoch may begin before the shard's previous file is deleted
         path = str(Path(self._folder.name) / f"{self._number:06d}.tar")
         fetch(shard, path)
         return index_tar(path, shard)
 
     def retire(self, path: str, count: int) -> None:
-        """Say that sample number `count` of the stream was the last one of a file, and remove what is out of use."""
+        """Record that sample number `count` of the stream was the last one of a file, and delete files no longer in
+        use.
+        """
         if self._folder is not None and path.startswith(self._folder.name):
             self._retired.append((path, count))
         while self._retired and self._retired[0][1] + self.lag < count:
@@ -100,11 +103,11 @@ class ShardFiles:
 
 
 def fetch(url: str, path: str) -> None:
-    """Copy what is behind `url` to `path`, with some patience.
+    """Download `url` to `path`, with several attempts.
 
     Raises:
-        OSError: if it cannot be had now.
-        ValueError: if it is not there at all.
+        OSError: if it cannot be downloaded at the moment.
+        ValueError: if it does not exist.
     """
     pause = FIRST_PAUSE_SECONDS
     for attempt in range(1, TRIES + 1):
@@ -117,8 +120,10 @@ def fetch(url: str, path: str) -> None:
             if isinstance(error, FileNotFoundError) or getattr(error, "code", None) in (403, 404, 410):
                 raise ValueError(f"There is no shard at {url} ({error}).") from error
             if attempt == TRIES:
-                raise OSError(f"The shard {url} cannot be fetched ({error}); repeat the command to go on.") from error
-            logger.warning("%s could not be fetched (%s); trying again in %.0f s.", url, error, pause)
+                raise OSError(
+                    f"The shard {url} cannot be downloaded ({error}); repeat the command to continue."
+                ) from error
+            logger.warning("%s could not be downloaded (%s); trying again in %.0f s.", url, error, pause)
             time.sleep(pause)
             pause *= 4
 
@@ -136,7 +141,7 @@ def _copy(url: str, path: str) -> None:
         while piece := source.read(2**20):
             size += len(piece)
             if size > MAX_SHARD_BYTES:
-                raise ValueError(f"{url} has more than {MAX_SHARD_BYTES >> 30} GiB; cut it into smaller shards.")
+                raise ValueError(f"{url} has more than {MAX_SHARD_BYTES >> 30} GiB; split it into smaller shards.")
             target.write(piece)
     if expected is not None and str(size) != expected.strip():
         raise OSError(f"got {size} of {expected} bytes")

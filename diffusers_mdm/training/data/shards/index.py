@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a WebDataset tar file holds: its samples, and where their parts are.
+"""Index of a WebDataset tar file: its samples, and where their parts are.
 
-A sample is a run of files with the same name up to the first dot of the last component: 000001.jpg, 000001.txt,
-000001.json. Only the headers are read; of the data nothing is touched until a sample is wanted, and nothing is ever
+A sample is a sequence of files whose names are equal up to the first dot of the last component: 000001.jpg,
+000001.txt, 000001.json. Only headers are read; data is not touched until a sample is needed, and nothing is ever
 unpacked to disk or executed.
 """
 
@@ -17,10 +17,10 @@ from ..images import MAX_FILE_BYTES
 from ..skip_budget import UnusableSampleError
 from ..text.captions import clean_caption
 
-MAX_TEXT_BYTES = 2**20  # of a caption file, or the .json of a sample
-MAX_HEADER_BYTES = 2**20  # tar files can have headers of any size, which say more than a name and numbers
-MAX_FILES = 20_000_000  # in one tar file
-# What tarfile raises at headers that make no sense, beside its own errors.
+MAX_TEXT_BYTES = 2**20  # limit of a caption file, or of the .json of a sample
+MAX_HEADER_BYTES = 2**20  # extended tar headers can have any size
+MAX_FILES = 20_000_000  # limit of files in one tar file
+# What tarfile raises on malformed headers, besides its own errors.
 _HEADER_ERRORS = (
     OSError,
     EOFError,
@@ -34,7 +34,7 @@ _HEADER_ERRORS = (
 
 
 class Part(NamedTuple):
-    """One file of a sample: what follows the first dot of its name (lower case), and its bytes in the tar file."""
+    """One file of a sample: what follows the first dot of its name (lower case), and its place in the tar file."""
 
     suffix: str
     offset: int
@@ -46,9 +46,9 @@ class TarSample(NamedTuple):
 
     Attributes:
         path: the local tar file.
-        shard: how messages call it.
+        shard: name of the shard in messages.
         key: the common name of its parts.
-        parts: its files, in their order.
+        parts: its files, in order.
     """
 
     path: str
@@ -58,22 +58,22 @@ class TarSample(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How a message calls the sample."""
+        """Return the name of the sample for messages."""
         return f"{self.shard}:{clean_caption(self.key)}"
 
     def find(self, *suffixes: str) -> Part | None:
-        """The first part with one of the suffixes, in the order of these."""
+        """Return the first part with one of the suffixes, in the order of the suffixes."""
         return next((part for suffix in suffixes for part in self.parts if part.suffix == suffix), None)
 
     def read(self, part: Part, limit: int = MAX_FILE_BYTES) -> bytes:
-        """The bytes of one part.
+        """Read one part.
 
         Args:
             part: one of `parts`.
-            limit: it may have so many bytes.
+            limit: maximum number of bytes.
 
         Raises:
-            UnusableSampleError: if they are too many, or the tar file has become shorter or unreadable.
+            UnusableSampleError: if the part is larger, or the tar file has become shorter or unreadable.
         """
         if not 0 <= part.size <= limit:
             raise UnusableSampleError(f".{part.suffix} has {part.size:,} bytes, expected at most {limit >> 20} MiB")
@@ -84,12 +84,12 @@ class TarSample(NamedTuple):
         except (OSError, OverflowError) as error:
             raise UnusableSampleError(f"its tar file cannot be read ({error})") from error
         if len(content) < part.size:
-            raise UnusableSampleError(f".{part.suffix} is cut short")
+            raise UnusableSampleError(f".{part.suffix} is truncated")
         return content
 
 
 class TarIndex(NamedTuple):
-    """The complete samples of the tar file at `path`, and what is wrong with it."""
+    """The complete samples of the tar file at `path`, and what is wrong with the file."""
 
     path: str
     samples: list[TarSample]
@@ -99,8 +99,8 @@ class TarIndex(NamedTuple):
 def index_tar(path: str | Path, shard: str | None = None) -> TarIndex:
     """List the samples of an uncompressed tar file.
 
-    A file that ends in the middle of something keeps the samples before it. What was cut off cannot be known: it
-    counts as one problem, whatever its size.
+    Of a truncated file the samples before the end are kept. How many are missing is unknown, so this counts as one
+    problem.
 
     Args:
         path: the local file.
@@ -114,7 +114,7 @@ def index_tar(path: str | Path, shard: str | None = None) -> TarIndex:
             if member.isreg() and (name := _split_name(member.name)):
                 files.append((name[0], Part(name[1], member.offset_data, member.size)))
     except tarfile.ReadError as error:
-        problem = f"it is no tar file ({error})" if not files else f"it is truncated ({error})"
+        problem = f"it is not a tar file ({error})" if not files else f"it is truncated ({error})"
     except (tarfile.TarError, *_HEADER_ERRORS) as error:
         problem = f"it is broken ({str(error)[:200] or type(error).__name__})"
     samples = [
@@ -122,21 +122,21 @@ def index_tar(path: str | Path, shard: str | None = None) -> TarIndex:
         for key, group in itertools.groupby(files, key=lambda file: file[0])
     ]
     if problem is not None and samples:
-        samples.pop()  # the sample that the break is in, or may be in
-        problem += f"; {len(samples)} samples before the break are used, the rest is lost"
+        samples.pop()  # the sample in which the damage is, or may be
+        problem += f"; {len(samples)} samples before the damage are used, the rest is lost"
     return TarIndex(str(path), samples, problem)
 
 
 def _members(path: str | Path) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar file, one after the other; errors are tarfile's, and `_HEADER_ERRORS`."""
+    """Yield the headers of a tar file; raises tarfile's errors and `_HEADER_ERRORS`."""
     with open(path, "rb") as file, tarfile.open(fileobj=cast(Any, HeaderFile(file)), mode="r:") as tar:
         place = -1
         for _ in range(MAX_FILES):
             member = tar.next()
             if member is None:
                 return
-            tar.members = []  # type: ignore[attr-defined]  # or the tar file's own list would keep every header
-            # A header can claim any size, and with a negative one the file would begin again and never end.
+            tar.members = []  # type: ignore[attr-defined]  # otherwise the tar file's own list would keep every header
+            # A header can claim any size, and with a negative one reading would go back and never end.
             if member.size < 0 or member.offset_data <= place:
                 raise tarfile.HeaderError(f"{clean_caption(member.name)!r} claims a size of {member.size} bytes")
             place = member.offset_data
@@ -145,10 +145,10 @@ def _members(path: str | Path) -> Iterator[tarfile.TarInfo]:
 
 
 class HeaderFile:
-    """A tar file to read headers from: what is longer than any sensible one is refused, not read.
+    """A file object for reading tar headers that refuses headers longer than `MAX_HEADER_BYTES`.
 
     Args:
-        file: that is open for reading, with seeking.
+        file: a seekable file that is open for reading.
     """
 
     def __init__(self, file: BinaryIO):
@@ -156,10 +156,10 @@ class HeaderFile:
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes, or what there is of them.
+        """Read up to `size` bytes.
 
         Raises:
-            tarfile.HeaderError: if they are more than `MAX_HEADER_BYTES`.
+            tarfile.HeaderError: if `size` is more than `MAX_HEADER_BYTES`.
         """
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.HeaderError(f"a header has {size:,} bytes, expected at most {MAX_HEADER_BYTES:,}")

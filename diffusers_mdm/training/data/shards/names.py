@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brace patterns in the names of shards: "{000..123}" counts, with leading zeros, and "{a,b}" lists.
+"""Brace patterns in the names of shards: "{000..123}" is a range, with leading zeros, and "{a,b}" a list.
 
-The number of names is known before the first one is made, so that a slip of the keyboard is an error and not a full
-memory. (The braceexpand library, which WebDataset uses, puts every range into memory first.)
+The number of names is known before the first one is created, so that a typo leads to an error instead of filling the
+memory. (The braceexpand library, which WebDataset uses, expands every range in memory first.)
 """
 
 import itertools
@@ -17,10 +17,10 @@ _MAX_DIGITS = 18
 
 
 def expand_patterns(patterns: Sequence[str]) -> list[str]:
-    """All names that some patterns stand for, in their order.
+    """Expand patterns to all names that they stand for, in order.
 
     Raises:
-        ValueError: if braces hold something else, or there are more than `MAX_SHARDS` names.
+        ValueError: if braces contain something else, or there are more than `MAX_SHARDS` names.
     """
     parsed = [_parse(pattern) for pattern in patterns]
     count = sum(math.prod(len(choices) for choices in parts) for parts in parsed)
@@ -42,13 +42,13 @@ def _largest(patterns: Sequence[str], parsed: Sequence[Sequence[Sequence[str]]])
 
 
 def _parse(pattern: str) -> list[Sequence[str]]:
-    """A pattern as a list of choices, one of which is taken from each place."""
+    """Parse a pattern into a list of the choices at each place."""
     parts: list[Sequence[str]] = []
     for position, text in enumerate(_BRACES.split(pattern)):
         if position % 2:
             parts.append(_choices(text, pattern))
         elif "{" in text or "}" in text:
-            raise ValueError(f"The shard pattern {pattern!r} has a brace without its partner.")
+            raise ValueError(f"The shard pattern {pattern!r} has an unmatched brace.")
         else:
             parts.append((text,))
     return parts
@@ -69,12 +69,12 @@ def _choices(text: str, pattern: str) -> Sequence[str]:
 
 
 class NumberedNames(Sequence[str]):
-    """The numbers from `first` to `last` as text, made only when they are asked for.
+    """The numbers from `first` to `last` as text, created only when accessed.
 
     Args:
-        first: number.
-        last: number, which is among them.
-        width: they are filled with zeros to so many digits.
+        first: first number.
+        last: last number, included.
+        width: number of digits, filled with leading zeros.
     """
 
     def __init__(self, first: int, last: int, width: int):

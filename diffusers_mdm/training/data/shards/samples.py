@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of a WebDataset sample mean, in the layout of CC12M: picture or clip, caption, class, numbers."""
+"""The meaning of the parts of a WebDataset sample, in the layout of CC12M: image or clip, caption, class, numbers."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,32 +16,31 @@ from .index import MAX_TEXT_BYTES, TarIndex, TarSample
 
 
 class TarSamples:
-    """How samples of shards are read: picture or clip, caption, class and micro-conditions.
+    """Reads samples of shards: image or clip, caption, class and micro-conditioning.
 
-    The caption is the text of .txt, or without one the field "caption" or "text" of .json; if the recipe's
-    `caption_column` is neither "text" nor "txt", it is that field of .json and nothing else. The picture is the first
-    of .jpg, .jpeg, .png, .webp …, or the file with the suffix `image_column`, if that is not "image". With a
-    `video_column`, whatever its name, it is a clip in place of the picture: the first of .mp4, .webm, .mkv, .mov …,
-    .gif, .webp, .avif, .apng. The class is the number in the file with the suffix `label_column` (such as .cls), or
-    that field of .json.
+    The caption is the text of .txt, or if there is none the field "caption" or "text" of .json; if the recipe's
+    `caption_column` is neither "text" nor "txt", only that field of .json is used. The image is the first of .jpg,
+    .jpeg, .png, .webp …, or the file with the suffix `image_column`, if that is not "image". With any `video_column`,
+    it is a clip instead of an image: the first of .mp4, .webm, .mkv, .mov …, .gif, .webp, .avif, .apng. The class is
+    the number in the file with the suffix `label_column` (such as .cls), or that field of .json.
     """
 
     def __init__(self, recipe: DataRecipe):
         self.recipe = recipe
 
     def name(self, sample: TarSample) -> str:
-        """How a message calls the sample."""
+        """Return the name of the sample for messages."""
         return sample.name
 
     def substitutes(self, sample: TarSample, request: Request) -> Sequence[TarSample]:
-        """The samples that follow in the block."""
+        """Return the samples that follow in the block."""
         return request.spares
 
     def read(self, sample: TarSample) -> Sample:
-        """The sample, with its picture still encoded.
+        """Read the sample, without decoding its image.
 
         Raises:
-            UnusableSampleError: if a part is missing or broken.
+            UnusableSampleError: if a part is missing or damaged.
         """
         recipe = self.recipe
         suffixes = PICTURE_SUFFIXES if recipe.image_column == "image" else (recipe.image_column.lower(),)
@@ -53,7 +52,7 @@ class TarSamples:
         return Sample(sample.read(image), self._captions(sample, fields), fields, self._label(sample, fields))
 
     def captions(self, sample: TarSample) -> str | list[str]:
-        """The caption of a sample, or its captions, without its picture."""
+        """Read the caption of a sample, or its captions, without its image."""
         return self._captions(sample, self._fields(sample))
 
     def _fields(self, sample: TarSample) -> dict[str, Any]:
@@ -65,7 +64,9 @@ class TarSamples:
         except (ValueError, RecursionError) as error:
             raise UnusableSampleError(f"its .json cannot be read ({error})") from error
         if not isinstance(fields, dict):
-            raise UnusableSampleError(f"its .json holds a {type(fields).__name__}, expected names and values")
+            raise UnusableSampleError(
+                f"its .json holds a {type(fields).__name__}; expected an object with names and values"
+            )
         return fields
 
     def _captions(self, sample: TarSample, fields: dict[str, Any]) -> str | list[str]:
@@ -111,15 +112,15 @@ def _first(names: Sequence[str]) -> str:
 
 
 class ListedSamples:
-    """All samples of some shards by number, for sets that are small enough to list.
+    """All samples of shards by number, for data sets that are small enough to list.
 
     Raises:
-        ValueError: if there are none, or more is broken than `skipped` allows.
+        ValueError: if there are none, or more are damaged than `skipped` allows.
     """
 
     def __init__(self, recipe: DataRecipe, shards: Sequence[str], skipped: SkipBudget):
         self.content = TarSamples(recipe)
-        self.files = ShardFiles()  # fetched ones stay as this object
+        self.files = ShardFiles()  # downloaded shards are kept as long as this object
         self.samples = [sample for index in indices_of(shards, self.files, skipped) for sample in index.samples]
         if not self.samples:
             raise ValueError(
@@ -130,7 +131,7 @@ class ListedSamples:
         return len(self.samples)
 
     def name(self, number: int) -> str:
-        """How a message calls the sample."""
+        """Return the name of the sample for messages."""
         return self.samples[number].name
 
     def read(self, number: int) -> Sample:
@@ -138,12 +139,12 @@ class ListedSamples:
         return self.content.read(self.samples[number])
 
     def substitutes(self, number: int, request: Request) -> Iterable[int]:
-        """The samples that follow."""
+        """Return the samples that follow."""
         return ((number + step) % len(self) for step in range(1, len(self)))
 
 
 def indices_of(shards: Sequence[str], files: ShardFiles, skipped: SkipBudget) -> Iterator[TarIndex]:
-    """What each shard holds, in turn; broken ones are counted."""
+    """Yield the index of each shard; damaged ones are counted."""
     for shard in shards:
         index = files.index(shard)
         if index.problem is not None:
@@ -152,7 +153,7 @@ def indices_of(shards: Sequence[str], files: ShardFiles, skipped: SkipBudget) ->
 
 
 def iterate_shard_captions(recipe: DataRecipe, shards: Sequence[str]) -> Iterator[str]:
-    """All captions of shards in their order; samples without one are passed over, as training does."""
+    """Yield all captions of shards in order; samples without one are skipped, as in training."""
     files, skipped, content, count = ShardFiles(), SkipBudget(recipe.max_skipped_images), TarSamples(recipe), 0
     for index in indices_of(shards, files, skipped):
         for sample in index.samples:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebDataset shards as what is trained on: streamed for training, listed where they are held out."""
+"""WebDataset shards as a data source: streamed for training, listed if held out."""
 
 from collections.abc import Generator, Iterator, Sequence
 
@@ -17,13 +17,13 @@ from .stream import ShardStream
 
 
 class StreamedImages:
-    """Pictures or clips that are streamed from shards; see `stream.py`.
+    """Images or clips that are streamed from shards; see `stream.py`.
 
     Args:
-        recipe: how their parts are read.
+        recipe: how the parts of samples are read.
         shards: paths and URLs of tar files.
-        decoder: makes rows of a batch of them.
-        embeddings: features of their captions.
+        decoder: decodes samples.
+        embeddings: precomputed features of their captions.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class StreamedImages:
         self.skipped = SkipBudget(recipe.max_skipped_images)
 
     def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
-        """The micro-batches of one process from optimizer step `start_step` on, without end."""
+        """Yield the micro-batches of this process from optimizer step `start_step` on, without end."""
         stream = ShardStream(self.shards, order, self.recipe.shuffle_buffer, self.skipped, num_workers)
         source = TarSamples(self.recipe)
         reader = BatchReader(source, self.decoder, order.seed, self.skipped.limit, self.embeddings)
@@ -48,18 +48,18 @@ class ShardSource:
     """The shards that a recipe names; see `DataSource`.
 
     Args:
-        recipe: patterns of their names, and how their parts are read.
+        recipe: patterns of their names, and how the parts of samples are read.
     """
 
     def __init__(self, recipe: ShardData):
         self.recipe = recipe
 
     def training_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> StreamedImages:
-        """A stream of the samples, shuffled in blocks."""
+        """Return a stream of the samples, shuffled in blocks."""
         return StreamedImages(self.recipe, list_shards(self.recipe.shards), decoder, embeddings)
 
     def held_out_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> CaptionedImages | None:
-        """All samples of the shards that are held out, if there are some."""
+        """Return all samples of the held-out shards, if there are any."""
         if self.recipe.validation_shards is None:
             return None
         skipped = SkipBudget(self.recipe.max_skipped_images)
@@ -67,21 +67,21 @@ class ShardSource:
         return CaptionedImages(listed, decoder, skipped, embeddings)
 
     def training_captions(self) -> Iterator[str]:
-        """The captions of all samples."""
+        """Yield the captions of all samples."""
         return iterate_shard_captions(self.recipe, list_shards(self.recipe.shards))
 
     def held_out_captions(self) -> Iterator[str]:
-        """The captions of what is held out, if there is something."""
+        """Yield the captions of the held-out samples, if there are any."""
         shards = self.recipe.validation_shards
         return iter(()) if shards is None else iterate_shard_captions(self.recipe, list_shards(shards))
 
     def class_names(self) -> tuple[str, ...]:
-        """None: classes of shards are numbers alone."""
+        """Return no names: classes in shards are only numbers."""
         return ()
 
     def num_samples(self) -> None:
-        """Shards do not say how many samples they hold."""
+        """Return None: the number of samples in shards is unknown."""
 
     def describe(self) -> list[str]:
-        """How many shards there are."""
+        """Describe how many shards there are."""
         return describe_shards(self.recipe.shards, self.recipe.validation_shards or ())

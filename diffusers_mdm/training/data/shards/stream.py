@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of samples that are streamed from WebDataset tar files, and how a run goes on in the middle of it.
+"""The order of samples streamed from WebDataset tar files, and resuming in the middle of it.
 
-One reader in each process decides on the order and hands out references; the workers read and decode. So the order
-does not depend on the number of workers, and samples before the place where a run goes on are counted, not read.
+One reader in each process determines the order and passes references to the workers, which read and decode. So the
+order does not depend on the number of workers, and when a run resumes, earlier samples are counted but not read.
 
-Of S shards and W processes, S div W whole shards belong to each process; those that are left over are shared, each
-process takes every W-th of their samples. An epoch of a process is all of its samples: its shards in an order drawn
-from (seed, process, epoch), their samples one after the other, cut into blocks of `shuffle_buffer` that are shuffled
-as a whole. The numbers of places are those of every other data set, but what stands at a place depends on W.
+With S shards and W processes, each process has S div W whole shards; the remaining shards are shared, and each process
+takes every W-th of their samples. An epoch of a process consists of all of its samples: its shards in an order seeded
+with (seed, process, epoch), their samples in sequence, divided into blocks of `shuffle_buffer` samples, each of which
+is shuffled as a whole. Positions are numbered as for all other data, but the sample at a position depends on W.
 
-The reader is our own, on tarfile, for one reason: a run that was stopped goes on with exactly the samples that it
-would have seen, at once. A streamed data set of `datasets` can be resumed (`state_dict`), but the samples in its
-shuffle buffer are lost; the webdataset library has no place to go on from; and both read all that they pass over.
+This is our own reader, based on tarfile, for one reason: a resumed run continues at once with exactly the samples that
+it would otherwise have seen. A streamed data set of `datasets` can be resumed (`state_dict`), but loses the samples in
+its shuffle buffer; the webdataset library cannot resume; and both read everything that they skip.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from .files import ShardFiles
 from .index import TarIndex, TarSample
 
 MAX_SPARES = 64
-KEPT_SAMPLES = 200_000  # so many samples' places are remembered from one epoch to the next
+KEPT_SAMPLES = 200_000  # how many samples' places are remembered from one epoch to the next
 _SHARD_STREAM, _BLOCK_STREAM = 201, 202
 
 
@@ -41,7 +41,9 @@ class Share(NamedTuple):
 
 
 def shares_of(num_shards: int, seed: int, rank: int, world: int) -> list[Share]:
-    """What belongs to one of `world` processes: whole shards, and every `world`-th sample of those left over."""
+    """Return the shares of one of `world` processes: whole shards, and every `world`-th sample of the remaining
+    ones.
+    """
     order = epoch_order(num_shards, derive_seed(seed, _SHARD_STREAM), 0).tolist()
     num_whole = num_shards // world * world
     whole = [Share(shard, 0, 1) for shard in order[:num_whole][rank::world]]
@@ -49,27 +51,27 @@ def shares_of(num_shards: int, seed: int, rank: int, world: int) -> list[Share]:
 
 
 class Block(NamedTuple):
-    """Samples in the order in which they are used, and some of the block before."""
+    """Samples in the order in which they are used, and some samples of the previous block."""
 
     samples: list[TarSample]
     before: list[TarSample]
 
     def spares_after(self, number: int) -> list[TarSample]:
-        """What may stand in for broken samples up to `number`: those that follow, then those of the block before."""
+        """Return substitutes for samples up to `number`: those that follow, then those of the previous block."""
         size = len(self.samples)
         ahead = [self.samples[(number + 1 + step) % size] for step in range(min(MAX_SPARES, size - 1))]
         return (ahead + self.before)[:MAX_SPARES]
 
 
 class ShardStream:
-    """The endless sequence of one process' samples.
+    """The endless sequence of one process's samples.
 
     Args:
         shards: paths or URLs.
         order: seed, process and batch size.
-        buffer: samples that are shuffled together.
-        skipped: is told of broken shards.
-        num_workers: that read; a fetched shard is kept while they may.
+        buffer: number of samples that are shuffled together.
+        skipped: counts damaged shards.
+        num_workers: number of reading workers; a downloaded shard is kept as long as they may need it.
     """
 
     def __init__(self, shards: Sequence[str], order: BatchOrder, buffer: int, skipped: SkipBudget, num_workers: int):
@@ -83,7 +85,7 @@ class ShardStream:
         self._num_streamed = 0
 
     def requests(self, start_step: int = 0) -> Iterator[Request]:
-        """The micro-batches from step `start_step` on, without end."""
+        """Yield the micro-batches from step `start_step` on, without end."""
         order = self.order
         places = self.places(start_step * order.batch_size * order.accumulation)
         for positions in order.micro_batches(start_step):
@@ -92,7 +94,7 @@ class ShardStream:
             yield Request(positions, references, taken[-1][0].spares_after(taken[-1][1]))
 
     def places(self, skip: int) -> Iterator[tuple[Block, int]]:
-        """Each sample from number `skip` on, as a block and the place in it."""
+        """Yield each sample from number `skip` on, as a block and the index in it."""
         with ThreadPoolExecutor(max_workers=1) as ahead:
             epoch = 0
             while True:
@@ -106,14 +108,14 @@ class ShardStream:
                     skip = max(skip - size, 0)
                 if not sum(self._counts.values()):
                     raise ValueError(
-                        f"The shards of this process hold no samples; they are {', '.join(self.shards[:3])} … "
+                        f"The shards of this process contain no samples; they are {', '.join(self.shards[:3])} … "
                         "Expected tar files with 000001.jpg, 000001.txt (or .json) and so on, and more samples than "
                         "processes."
                     )
                 epoch += 1
 
     def blocks(self, epoch: int, ahead: ThreadPoolExecutor) -> Iterator[Block]:
-        """The samples of one epoch in shuffled blocks."""
+        """Yield the samples of one epoch in shuffled blocks."""
         pending, block, number = list[TarSample](), Block([], []), 0
         shards = self._shards_of_epoch(epoch, ahead)
         while True:
@@ -142,7 +144,7 @@ class ShardStream:
             self.files.retire(index.path, self._num_streamed)
 
     def _index(self, share: Share) -> TarIndex:
-        """The process' samples of a shard; runs in the thread that works ahead."""
+        """Return this process's samples of a shard; called in the thread that reads ahead."""
         if share in self._kept:
             return self._kept[share]
         index = self.files.index(self.shards[share.shard])
@@ -155,6 +157,6 @@ class ShardStream:
 
 
 def shuffled(samples: list[TarSample], seed: int) -> list[TarSample]:
-    """The samples in an order drawn from `seed`."""
+    """Return the samples in a random order seeded with `seed`."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     return [samples[number] for number in order.tolist()]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of records with numbers and columns: folders of parquet, picture or clip files, and those of the Hub."""
+"""Data sets of numbered records with columns: folders of parquet, image or clip files, and data sets on the Hub."""

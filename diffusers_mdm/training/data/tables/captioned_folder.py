@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of picture or clip files as a data set: which of them are samples, their captions, classes and splits.
+"""A folder of image or clip files as a data set: its samples with their captions, classes and splits.
 
-A caption is that of a record in a metadata file, or the text of `x.txt` beside `x.png`. A class is a column of the
-records, or else (the column "label") the folder that the file is in. What cannot be used is left out and counted by
-its reason; nothing is left out in silence.
+A caption comes from a record in a metadata file, or from `x.txt` beside `x.png`. A class comes from a column of the
+records or, for the column "label", from the name of the folder that contains the file. Files that cannot be used are
+left out and counted by reason, never silently.
 """
 
 import posixpath
@@ -31,12 +31,12 @@ Values = dict[str, Any]
 
 
 class Found(NamedTuple):
-    """A picture or clip of the folder.
+    """An image or clip in the folder.
 
     Attributes:
-        name: of its file or, for the frames of a clip, folder, relative to the data folder.
+        name: name of its file or, for a clip of frames, of its folder, relative to the data folder.
         values: its other columns.
-        place: the file and line of its record, for messages; "" without one.
+        place: file and line of its record, for messages; "" without a record.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class CaptionedFolder:
-    """What a folder of pictures or clips offers.
+    """The contents of a folder of images or clips.
 
     Attributes:
-        splits: the samples of each, with their columns; files are named relative to the folder.
-        left_out: what is not used, by the reason.
+        splits: the samples of each split, with their columns; files are named relative to the folder.
+        left_out: files that are not used, by reason.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -58,10 +58,10 @@ class CaptionedFolder:
 
 
 def read_captioned_folder(listing: Listing, recipe: TableData) -> CaptionedFolder | None:
-    """The pictures, or with `video_column` the clips, of a folder; None if it has none.
+    """Read the images or, with `video_column`, the clips of a folder; None if there are none.
 
     Raises:
-        ValueError: if a metadata file is broken, or the folder can be read in two ways.
+        ValueError: if a metadata file is invalid, or the folder is ambiguous.
     """
     left_out = {reason: list(names) for reason, names in listing.left_out.items()}
     records = read_metadata(listing, recipe.media_column)
@@ -81,7 +81,7 @@ def read_captioned_folder(listing: Listing, recipe: TableData) -> CaptionedFolde
 
 
 def _recorded(listing: Listing, records: Iterable[Record], left_out: LeftOut) -> list[Found]:
-    """The samples that records name, each with the record's values."""
+    """Return the samples that records name, with the values of the records."""
     files = set(listing.files)
     folders = {parent.as_posix() for name in listing.files for parent in Path(name).parents}
     samples = []
@@ -89,14 +89,12 @@ def _recorded(listing: Listing, records: Iterable[Record], left_out: LeftOut) ->
         if record.media in files or record.media in folders:
             samples.append(Found(record.media, record.values, record.place))
         elif not any(record.media in names for names in listing.left_out.values()):
-            left_out.setdefault("named in a metadata file, but not there", []).append(
-                f"{record.media} ({record.place})"
-            )
+            left_out.setdefault("named in a metadata file, but missing", []).append(f"{record.media} ({record.place})")
     return samples
 
 
 def _unrecorded(listing: Listing, recipe: TableData, known: set[str], texts: Mapping[str, str]) -> list[str]:
-    """The pictures or clips that no record names."""
+    """Return the images or clips that no record names."""
     if recipe.video_column is None:
         return [name for name in listing.files if name not in known and suffix_of(name) in PICTURE_SUFFIXES]
     holders = {posixpath.dirname(name) for name in listing.files if suffix_of(name) in PICTURE_SUFFIXES}
@@ -107,19 +105,19 @@ def _unrecorded(listing: Listing, recipe: TableData, known: set[str], texts: Map
 
 
 def _note_other_files(listing: Listing, used: Sequence[str], texts: Mapping[str, str], left_out: LeftOut) -> None:
-    """Count the files that are no samples, and do not belong to one."""
+    """Count the files that are not samples and do not belong to one."""
     names = {*used, *(texts[stem] for name in used for stem in (name, without_suffix(name)) if stem in texts)}
     for name in listing.files:
         base = posixpath.basename(name)
         belongs = name in names or posixpath.dirname(name) in names or base in METADATA_NAMES
         if not belongs and not base.lower().startswith(_SILENT_NAMES):
-            left_out.setdefault("files of other kinds, or texts without a file of their name", []).append(name)
+            left_out.setdefault("files of other kinds, or texts without a sample of the same name", []).append(name)
 
 
 def _with_captions(
     listing: Listing, samples: list[Found], column: str, texts: Mapping[str, str], left_out: LeftOut
 ) -> list[Found]:
-    """The samples that have captions, these cleaned; all of them, if none has one."""
+    """Return the samples that have captions, with these cleaned; all samples if none has a caption."""
     for name, values, place in samples:
         stem = next((stem for stem in (name, without_suffix(name)) if stem in texts), None)
         if column in values:
@@ -129,11 +127,11 @@ def _with_captions(
                 text = read_file(listing.folder / texts[stem], MAX_CAPTION_BYTES).decode("utf-8-sig")
                 values[column] = clean_caption(text.strip())
             except UnicodeDecodeError:
-                left_out.setdefault("texts that are no UTF-8", []).append(texts[stem])
+                left_out.setdefault("texts that are not UTF-8", []).append(texts[stem])
             except UnusableSampleError as error:
                 left_out.setdefault(f"texts that cannot be read: {error}", []).append(texts[stem])
     if not any(column in values for _, values, _ in samples):
-        return samples  # the column is missing, which is an error of its own
+        return samples  # the column is missing, which is reported separately
     return _with_column(samples, column, NO_CAPTION, left_out)
 
 
@@ -152,11 +150,11 @@ def _with_column(samples: list[Found], column: str, reason: str, left_out: LeftO
 
 
 def _add_folder_labels(samples: list[Found], column: str | None, skips_split: bool) -> None:
-    """Give each sample the folder that it is in as its class, where the column of classes means that.
+    """Use the folder of each sample as its class, if the column of classes is "label" and does not exist.
 
     Args:
         samples: names and values.
-        column: that is asked for; None for none.
+        column: the column of classes; None for none.
         skips_split: whether the first folder of each name is that of a split.
     """
     if column != LABEL_COLUMN or any(column in values for _, values, _ in samples):
@@ -172,7 +170,7 @@ def _add_folder_labels(samples: list[Found], column: str | None, skips_split: bo
 
 
 class FolderName(str):
-    """The name of a folder that stands for a class."""
+    """The name of a folder that is a class name."""
 
 
 def _as_tables(
@@ -195,11 +193,11 @@ def _as_tables(
     return tables
 
 
-MEDIA = datasets.Image(decode=False)  # which is stored as {"bytes", "path"}, for clips as well
+MEDIA = datasets.Image(decode=False)  # stored as {"bytes", "path"}, for clips as well
 
 
 def _typed(values: list[Any], is_caption: bool) -> tuple[Any, list[Any]] | None:
-    """The feature of a column and its values in that type; None for a column that has no single one."""
+    """Return the feature type of a column and its values in that type; None if the values have no common type."""
     known = [value for value in values if value is not None]
     if not known:
         return None

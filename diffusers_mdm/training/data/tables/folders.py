@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data folder of this machine, whatever is in it: its splits, how many samples each has, and what is left out."""
+"""A local data folder of any kind: its splits, the number of samples in each, and what is left out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class DataFolder:
     """The splits of a folder.
 
     Attributes:
-        kind: what its samples are: "pictures", "clips" or "records in parquet files".
-        counts: samples of each split.
+        kind: kind of its samples: "pictures", "clips" or "records in parquet files".
+        counts: number of samples in each split.
         load: opens a split.
-        left_out: what is there and not used, by the reason.
+        left_out: files that are not used, by reason.
     """
 
     kind: str
@@ -32,16 +32,16 @@ class DataFolder:
     left_out: LeftOut
 
     def describe(self) -> list[str]:
-        """How many samples were found, and what was left out and why, a line each."""
+        """Describe in one line each how many samples were found, and what was left out and why."""
         found = ", ".join(f"{count:,} in {split}" for split, count in self.counts.items())
         return [f"found {sum(self.counts.values()):,} {self.kind}: {found}", *describe_left_out(self.left_out)]
 
 
 def open_folder(path: Path, recipe: TableData) -> DataFolder | None:
-    """The folder of parquet, picture or clip files at `path`; None if it holds none of these.
+    """Open the folder of parquet, image or clip files at `path`; None if it contains none of these.
 
     Raises:
-        ValueError: if something in it is broken, or can be meant in two ways.
+        ValueError: if something in it is invalid or ambiguous.
     """
     listing = list_folder(path)
     names = parquet_splits(listing, recipe.config_name)
@@ -54,7 +54,9 @@ def open_folder(path: Path, recipe: TableData) -> DataFolder | None:
     files = read_captioned_folder(listing, recipe)
     if files is None:
         if listing.left_out:
-            raise ValueError(f"{path} holds nothing to train on; {'; '.join(describe_left_out(listing.left_out))}.")
+            raise ValueError(
+                f"{path} contains nothing to train on;  {'; '.join(describe_left_out(listing.left_out))}."
+            )
         return None
     counts = {split: len(table) for split, table in files.splits.items()}
     kind = "pictures" if recipe.video_column is None else "clips"
@@ -62,7 +64,7 @@ def open_folder(path: Path, recipe: TableData) -> DataFolder | None:
 
 
 def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> list[str]:
-    """How many files are left out for each reason, and the names of the first ones."""
+    """Describe how many files are left out for each reason, with the names of the first ones."""
     return [
         f"left out {len(names):,}: {reason} ({', '.join(names[:NAMED_FILES])}{' …' * (len(names) > NAMED_FILES)})"
         for reason, names in left_out.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets that `datasets` finds by itself, on the Hub or in files of other kinds, and its errors in one line."""
+"""Loading data sets with `datasets`, from the Hub or from files of other kinds, with its errors in one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import datasets
 import pyarrow  # type: ignore[import-untyped]
 import yaml
 
-# What `datasets` and its readers raise at data that they cannot read, beside OSError (network, disk), which passes.
+# What `datasets` and its readers raise for data that they cannot read, besides OSError (network, disk).
 _ERRORS = (
     datasets.exceptions.DatasetsError,
     pyarrow.ArrowException,
@@ -29,10 +29,10 @@ _ERRORS = (
 
 @contextlib.contextmanager
 def reasons_of_datasets(path: str) -> Iterator[None]:
-    """Turn what `datasets` raises at data that it cannot read into a `ValueError` with its first cause.
+    """Convert errors of `datasets` for unreadable data inside the block to a `ValueError` with the first cause.
 
     Args:
-        path: of the data set, for the message.
+        path: path of the data set, for the message.
     """
     try:
         yield
@@ -47,17 +47,17 @@ def reasons_of_datasets(path: str) -> Iterator[None]:
 
 
 def load_with_datasets(path: str, config_name: str | None) -> datasets.DatasetDict:
-    """All splits of a data set of the Hub, or of a folder of files that `datasets` knows.
+    """Load all splits of a data set on the Hub, or of a folder of files that `datasets` supports.
 
     Raises:
-        ValueError: if it cannot be read, or the name of the folder would be taken for a pattern.
-        FileNotFoundError: if there is none.
-        OSError: if it cannot be fetched now.
+        ValueError: if it cannot be read, or the name of the folder would be taken as a pattern.
+        FileNotFoundError: if it does not exist.
+        OSError: if it cannot be downloaded at the moment.
     """
     if Path(path).is_dir() and has_magic(str(Path(path).resolve())):
         raise ValueError(
-            f"The name of the folder {path} has one of the characters * ? [ ], which `datasets` takes for a pattern; "
-            "rename it. (Folders of parquet, picture or clip files may have any name.)"
+            f"The name of the folder {path} has one of the characters * ? [ ], which `datasets` takes as a "
+            f"pattern; rename it. (Folders of parquet, image or clip files can have any name.)"
         )
     with reasons_of_datasets(path):
         return datasets.load_dataset(path, config_name)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a data folder that may be read, and which of its splits each belongs to.
+"""The readable files of a data folder, and the split that each belongs to.
 
-**Splits of pictures and clips are folders.** If all of them lie in folders named train, validation and test (or
-training, valid, val, dev, testing, eval, evaluation) directly in the data folder, with train among these, they are its
-splits. In every other case all of them are training data, whatever files and folders are called: a class named "train"
-is a class.
+**Splits of images and clips are folders.** If all of them are in folders named train, validation and test (or
+training, valid, val, dev, testing, eval, evaluation) directly in the data folder, and train is among these, the
+folders are splits. In all other cases everything is training data, whatever files and folders are called: a class can
+be named "train".
 """
 
 import os
@@ -22,16 +22,16 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 LeftOut = dict[str, list[str]]
-"""Names of files that are not used, by the reason."""
+"""Names of files that are not used, by reason."""
 
 
 class Listing(NamedTuple):
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
-        folder: the folder, without links in its path.
-        files: names of regular files relative to it, with "/" between folders, in their order.
-        left_out: what is there and must not be read.
+        folder: the folder, as a path without links.
+        files: sorted names of regular files relative to it, with "/" between folders.
+        left_out: files that must not be read, by reason.
     """
 
     folder: Path
@@ -40,9 +40,9 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """List a folder with all folders in it; hidden ones (`.name`, `__name__`) are passed over.
+    """List a folder recursively; hidden files and folders (`.name`, `__name__`) are ignored.
 
-    Links are followed to files inside the folder and nowhere else.
+    Links are followed only to files inside the folder.
     """
     allowed = AllowedFolders.of_folder(folder)
     root = folder.resolve()
@@ -66,31 +66,31 @@ def _is_hidden(name: str) -> bool:
 
 
 def _refusal(path: Path, allowed: AllowedFolders, is_folder: bool) -> str | None:
-    """Why an entry of the folder must not be read."""
+    """Return why an entry of the folder must not be read."""
     try:
         str(path).encode("utf-8")
         mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode):  # anything else lies where it seems to
+        if stat.S_ISLNK(mode):  # anything else is not a link
             found = path.resolve(strict=True)
             if not allowed.holds(found):
                 return "links that lead out of the folder (copy the files into it)"
             mode = found.stat().st_mode
     except UnicodeEncodeError:
-        return "their names are no UTF-8"
+        return "their names are not UTF-8"
     except (OSError, RuntimeError):
         return "links that lead nowhere"
-    return None if is_folder or stat.S_ISREG(mode) else "no regular files, but pipes or devices"
+    return None if is_folder or stat.S_ISREG(mode) else "not regular files, but pipes or devices"
 
 
 def splits_by_folder(names: Iterable[str], where: str) -> dict[str, list[str]]:
-    """The splits of pictures or clips, by the rule at the top of this file.
+    """Assign images or clips to splits, by the rule at the top of this file.
 
     Args:
-        names: of files relative to the data folder.
-        where: how a message calls the data folder.
+        names: names of files relative to the data folder.
+        where: name of the data folder in messages.
 
     Raises:
-        ValueError: if there are split folders and pictures beside them, so that either meaning is possible.
+        ValueError: if there are split folders and other folders with images, so that both readings are possible.
     """
     names = list(names)
     tops = {name: name.partition("/")[0] if "/" in name else "" for name in names}
@@ -100,9 +100,9 @@ def splits_by_folder(names: Iterable[str], where: str) -> dict[str, list[str]]:
     if "" in found:
         beside = next(name for name in names if tops[name].lower() not in SPLIT_WORDS)
         raise ValueError(
-            f"{where} has folders for splits ({', '.join(sorted(found - {''}))}) and others beside them, such as "
-            f"{beside}. If they are splits, move what is beside them into one of them; if they are classes, move all "
-            "folders into one that is called train."
+            f"{where} has folders with the names of splits ({', '.join(sorted(found - {''}))}) and others beside "
+            f"them, such as {beside}. If they are splits, move the others into one of them; if they are classes, "
+            f"move all folders into one folder named train."
         )
     splits: dict[str, list[str]] = {split: [] for split in (TRAIN, "validation", "test") if split in found}
     for name in names:
@@ -111,5 +111,5 @@ def splits_by_folder(names: Iterable[str], where: str) -> dict[str, list[str]]:
 
 
 def has_split_folders(splits: dict[str, list[str]]) -> bool:
-    """Whether the first folder in the names of `splits_by_folder` is that of the split."""
+    """Return whether the splits of `splits_by_folder` are folders, which are then the first part of each name."""
     return all(SPLIT_WORDS.get(name.partition("/")[0].lower()) == TRAIN and "/" in name for name in splits[TRAIN])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata files beside pictures or clips: one record a file, with its name, its caption and other columns.
+"""Metadata files of images or clips: one record per file, with its name, its caption and other columns.
 
-`metadata.jsonl` has a JSON object a line, `metadata.csv` a first line with the names of its columns,
-`metadata.parquet` is a table. `file_name` is relative to the folder that the metadata file is in. A mistake is an
-error that names the file and the line.
+`metadata.jsonl` has one JSON object per line, `metadata.csv` has the names of its columns in the first line, and
+`metadata.parquet` is a table. `file_name` is relative to the folder of the metadata file. Errors name the file and the
+line.
 """
 
 import csv
@@ -23,11 +23,11 @@ MAX_LINE_BYTES = 2**24
 
 
 class Record(NamedTuple):
-    """What a metadata file says about one picture or clip.
+    """The record of one image or clip in a metadata file.
 
     Attributes:
         place: the file and the line, for messages.
-        media: the name of the picture or clip, relative to the data folder.
+        media: name of the image or clip, relative to the data folder.
         values: the other columns.
     """
 
@@ -37,14 +37,14 @@ class Record(NamedTuple):
 
 
 def read_metadata(listing: Listing, media_column: str) -> list[Record]:
-    """The records of all metadata files of a folder, in their order.
+    """Read the records of all metadata files of a folder, in order.
 
     Args:
-        listing: of the data folder.
-        media_column: `<media_column>_file_name` is another name for the column `file_name`.
+        listing: listing of the data folder.
+        media_column: `<media_column>_file_name` is accepted as another name for the column `file_name`.
 
     Raises:
-        ValueError: if a file is broken, or a record names none or one that is not in the folder.
+        ValueError: if a file is invalid, or a record names no file or one outside the folder.
     """
     records = []
     for name in listing.files:
@@ -59,7 +59,7 @@ def _record(root: Path, folder: str, place: str, values: dict[str, Any], media_c
     keys = [key for key in ("file_name", f"{media_column}_file_name") if key in values]
     if not keys:
         raise ValueError(
-            f"{place}: there is no `file_name`, which says what file the record belongs to; it has "
+            f"{place}: there is no `file_name`, the file that the record belongs to; it has "
             f"{', '.join(map(str, values)) or 'nothing'}."
         )
     file_name = values.pop(keys[0])
@@ -79,7 +79,7 @@ def _record(root: Path, folder: str, place: str, values: dict[str, Any], media_c
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers, from 1 on."""
+    """Yield the lines of a text file with their numbers, starting at 1."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
@@ -104,7 +104,7 @@ def _json_records(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{place}: it is no JSON ({error}); expected one object a line, such as "
+                f"{place}: it is not JSON ({error}); expected one object per line, such as "
                 '{"file_name": "1.png", "text": "a caption"}.'
             ) from error
         if not isinstance(values, dict):
@@ -132,7 +132,7 @@ def _csv_records(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 )
             yield place, dict(zip(columns, row, strict=True))
     except csv.Error as error:
-        raise ValueError(f"{name}, line {reader.line_num}: it is no CSV ({error}).") from error
+        raise ValueError(f"{name}, line {reader.line_num}: it is not CSV ({error}).") from error
 
 
 def _parquet_records(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

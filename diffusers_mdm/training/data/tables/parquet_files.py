@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of parquet files as a data set: which files are which split, and their records.
+"""A folder of parquet files as a data set: its splits and their records.
 
-**Splits are in the names of files**, or of folders directly in the data folder: a file belongs to the split that its
-name begins with (`train-00000-of-00001.parquet`, `validation.parquet`, `test_2.parquet`), else to that of its folder
-(`test/0.parquet`), else to train. A `README.md` that lists files under `configs`, as data sets of the Hub have it,
-decides in place of names.
+**Splits are determined by names of files**, or of folders directly in the data folder: a file belongs to the split
+that its name begins with (`train-00000-of-00001.parquet`, `validation.parquet`, `test_2.parquet`), otherwise to that
+of its folder (`test/0.parquet`), otherwise to train. If a `README.md` lists files under `configs`, as data sets on the
+Hub do, that decides instead of the names.
 """
 
 import glob
@@ -27,14 +27,14 @@ _FIRST_WORD = re.compile(r"[a-z]+(?=$|[-_. \d])")
 
 
 def parquet_splits(listing: Listing, config_name: str | None) -> dict[str, list[str]]:
-    """The parquet files of each split, by name; empty if there are none.
+    """Return the parquet files of each split, by name; empty if there are none.
 
     Args:
-        listing: of the data folder.
+        listing: listing of the data folder.
         config_name: one of the configurations in its README.md.
 
     Raises:
-        ValueError: if the README.md has no such configuration, or names files that are not there.
+        ValueError: if the README.md has no such configuration, or names files that do not exist.
     """
     names = [
         name for name in listing.files if name.endswith(".parquet") and name.rpartition("/")[2] not in METADATA_NAMES
@@ -44,8 +44,8 @@ def parquet_splits(listing: Listing, config_name: str | None) -> dict[str, list[
         return _configured(listing, names, configs, config_name)
     if names and config_name is not None:
         raise ValueError(
-            f"{listing.folder} has no configuration {config_name!r}: its README.md lists none; leave "
-            "`data.config_name` out."
+            f"{listing.folder} has no configuration {config_name!r}: its README.md lists none; omit "
+            f"`data.config_name`."
         )
     splits: dict[str, list[str]] = {}
     for name in names:
@@ -65,7 +65,7 @@ def _split_of(name: str) -> str:
 
 
 def _configs(listing: Listing) -> dict[str, dict[str, Any]]:
-    """The configurations in the head of README.md that name files; none if it cannot be read, as it need not be."""
+    """Return the configurations in the header of README.md that name files; none if the header cannot be read."""
     path = listing.folder / "README.md"
     if "README.md" not in listing.files or path.stat().st_size > MAX_CARD_BYTES:
         return {}
@@ -119,27 +119,27 @@ def _patterns(data_files: Any) -> dict[str, list[str]]:
 def _matches(listing: Listing, pattern: str) -> set[str]:
     try:
         return {path.relative_to(listing.folder).as_posix() for path in listing.folder.glob(pattern)}
-    except (ValueError, NotImplementedError, IndexError):  # an absolute one, or one that leads out of the folder
+    except (ValueError, NotImplementedError, IndexError):  # an absolute pattern, or one that leads out of the folder
         return set()
 
 
 def load_parquet(listing: Listing, names: list[str]) -> datasets.Dataset:
-    """The records of some parquet files, mapped from disk.
+    """Load the records of parquet files, memory-mapped from disk.
 
     Raises:
-        ValueError: if they are broken, or have different columns.
+        ValueError: if they are damaged, or have different columns.
     """
-    # What stands in a name for itself must not be taken for a pattern.
+    # Characters of a name must not be taken as parts of a pattern.
     paths = [glob.escape(str(listing.folder / name)) for name in names]
     with reasons_of_datasets(str(listing.folder)):
         return datasets.load_dataset("parquet", data_files={TRAIN: paths}, split=TRAIN)
 
 
 def count_records(listing: Listing, names: list[str]) -> int:
-    """The records that parquet files say they have.
+    """Return the number of records in parquet files, from their metadata.
 
     Raises:
-        ValueError: if one is broken.
+        ValueError: if a file is damaged.
     """
     count = 0
     for name in names:
@@ -151,7 +151,7 @@ def count_records(listing: Listing, names: list[str]) -> int:
 
 
 def other_files(listing: Listing, splits: dict[str, list[str]]) -> LeftOut:
-    """What a folder of parquet files holds beside them."""
+    """Return the other files in a folder of parquet files."""
     used = {name for names in splits.values() for name in names}
     others = [
         name for name in listing.files if name not in used and Path(name).suffix not in (".md", ".txt", ".json", "")

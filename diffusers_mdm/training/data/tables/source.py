@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder or a data set of the Hub as what is trained on."""
+"""A folder or a data set on the Hub as a data source."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +26,11 @@ class TableSource:
         self.recipe = recipe
 
     def training_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> ShuffledImages:
-        """The training split, in an order drawn anew in every epoch."""
+        """Return the training split, shuffled anew in every epoch."""
         return ShuffledImages(self._images(self.training_records(), self.recipe.train_split, decoder, embeddings))
 
     def held_out_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> CaptionedImages | None:
-        """The validation split, if there is one."""
+        """Return the validation split, if there is one."""
         split = self.recipe.validation_split
         if split is None:
             return None
@@ -45,22 +45,22 @@ class TableSource:
         return CaptionedImages(source, decoder, SkipBudget(self.recipe.max_skipped_images), embeddings)
 
     def training_records(self) -> datasets.Dataset:
-        """The training split, or the first `max_train_samples` records of it."""
+        """Return the training split, or its first `max_train_samples` records."""
         records = load_captioned_split(self.recipe, self.recipe.train_split)
         limit = self.recipe.max_train_samples
         return records if limit is None else records.select(range(min(limit, len(records))))
 
     def training_captions(self) -> Iterator[str]:
-        """The captions of the training split."""
+        """Yield the captions of the training split."""
         return iterate_captions(self.training_records(), self.recipe)
 
     def held_out_captions(self) -> Iterator[str]:
-        """The captions of the validation split, if there is one."""
+        """Yield the captions of the validation split, if there is one."""
         split = self.recipe.validation_split
         return iter(()) if split is None else iterate_captions(load_captioned_split(self.recipe, split), self.recipe)
 
     def class_names(self) -> tuple[str, ...]:
-        """The names in a `ClassLabel` column; columns of numbers have none."""
+        """Return the names of a `ClassLabel` column; columns of numbers have none."""
         column = self.recipe.label_column
         if column is None:
             return ()
@@ -68,11 +68,11 @@ class TableSource:
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
     def num_samples(self) -> int:
-        """The records of the training split, up to the limit."""
+        """Return the number of records of the training split, up to `max_train_samples`."""
         return len(self.training_records())
 
     def describe(self) -> list[str]:
-        """The splits of a folder of this machine, and what in it is left out; data sets of the Hub are not opened."""
+        """Describe the splits of a local folder, and what is left out; data sets on the Hub are not opened."""
         path = Path(self.recipe.path)
         folder = open_folder(path, self.recipe) if path.is_dir() else None
         if folder is None:

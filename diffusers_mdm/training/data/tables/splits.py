@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The splits of a data set, in a folder or on the Hub: columns of captions, classes, encoded pictures or clips."""
+"""The splits of a data set in a folder or on the Hub: columns of captions, classes, and encoded images or clips."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,11 @@ CAPTIONS_AT_A_TIME = 10_000
 
 
 def load_captioned_split(recipe: TableData, split: str) -> datasets.Dataset:
-    """Open one split and check the columns that training reads; what is in them stays encoded until it is needed.
+    """Open one split and check the columns that training reads, without decoding their contents.
 
     Raises:
-        ValueError: if the data set, the split or a column does not exist, is broken or has the wrong type; the
-            message lists what there is.
+        ValueError: if the data set, the split or a column does not exist, is damaged or has a wrong type; the message
+            lists what there is.
     """
     records = _open_split(recipe, split)
     _check_column(records, recipe, recipe.media_column)
@@ -44,10 +44,10 @@ def load_captioned_split(recipe: TableData, split: str) -> datasets.Dataset:
 
 
 def load_all_splits(recipe: TableData) -> dict[str, datasets.Dataset]:
-    """All splits of a data set, by name, with whatever columns they have.
+    """Load all splits of a data set, by name, with all their columns.
 
     Raises:
-        ValueError: if there is no such data set, or it is broken.
+        ValueError: if there is no such data set, or it is damaged.
     """
     folder = open_folder(Path(recipe.path), recipe) if Path(recipe.path).is_dir() else None
     if folder is not None:
@@ -56,12 +56,12 @@ def load_all_splits(recipe: TableData) -> dict[str, datasets.Dataset]:
         return dict(load_with_datasets(recipe.path, recipe.config_name))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{recipe.path} is neither a folder with pictures nor a data set on the Hub: {error}"
+            f"{recipe.path} is neither a folder with images nor a data set on the Hub: {error}"
         ) from error
 
 
 def own_files(recipe: TableData) -> AllowedFolders:
-    """Where the files that a data set names may be."""
+    """Return the folders in which the files that a data set names may be."""
     path = Path(recipe.path)
     return AllowedFolders.of_folder(path) if path.is_dir() else AllowedFolders.of_hub()
 
@@ -72,8 +72,8 @@ def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
     if folder is not None:
         if split not in folder.counts:
             raise ValueError(
-                f"{path} has no split {split!r}; it has {', '.join(folder.counts)}. (What makes a split is in "
-                "training/README.md.)"
+                f"{path} has no split {split!r}; it has {', '.join(folder.counts)}. (training/README.md explains "
+                f"how splits are determined.)"
             )
         return folder.load(split)
     kind = "pictures" if recipe.video_column is None else "clips, with their captions beside them,"
@@ -89,32 +89,32 @@ def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
 
 
 def _with_encoded_pictures(records: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
-    """The split with a column of pictures that gives `{"bytes", "path"}`."""
+    """Return the split with its image column cast to `{"bytes", "path"}`."""
     feature = records.features[column]
     is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     dtype = getattr(feature, "dtype", None)
     if not (isinstance(feature, datasets.Image) or is_struct or dtype in ("binary", "large_binary", "string")):
         raise ValueError(
-            f"Column {column!r} of {recipe.path} must hold pictures, as Image, the bytes of their files (binary) or "
-            f"their paths (string); it holds {feature}."
+            f"Column {column!r} of {recipe.path} must contain images, as Image, as the bytes of files (binary) or "
+            f"as paths (string); it contains {feature}."
         )
     with reasons_of_datasets(recipe.path):
         return records.cast_column(column, datasets.Image(decode=False))
 
 
 def _with_encoded_clips(records: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
-    """The split with a column of clips that gives bytes, or `{"bytes", "path"}`."""
+    """Return the split with its clip column cast to bytes, or to `{"bytes", "path"}`."""
     feature = records.features[column]
     if isinstance(feature, datasets.Video):
         return records.cast_column(column, datasets.Video(decode=False))
-    if isinstance(feature, datasets.Image):  # animated ones
+    if isinstance(feature, datasets.Image):  # animated images
         return records.cast_column(column, datasets.Image(decode=False))
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
         return records
     if getattr(feature, "dtype", None) not in ("binary", "large_binary"):
         raise ValueError(
-            f"Column {column!r} of {recipe.path} must hold clips, as the bytes of their files (binary) or as Video; "
-            f"it holds {feature}."
+            f"Column {column!r} of {recipe.path} must contain clips, as the bytes of files (binary) or as Video; "
+            f"it contains {feature}."
         )
     return records
 
@@ -126,24 +126,27 @@ def _check_column(records: datasets.Dataset, recipe: TableData, column: str) -> 
     if column == recipe.caption_column:
         kind = "picture" if recipe.video_column is None else "clip"
         hint = (
-            f" Captions of a folder of {kind}s are in a file 1.txt beside each {kind} 1.*, or in a metadata.jsonl or "
-            f"metadata.csv with the columns `file_name` and {column!r}; or one caption for all is `data.caption` "
-            "(--instance_prompt)."
+            f" Give the captions of a folder of {kind}s in a file 1.txt beside each {kind} 1.*, or in a "
+            f"metadata.jsonl or metadata.csv with the columns `file_name` and {column!r}; or give one caption for "
+            f"all by `data.caption` (--instance_prompt)."
         )
     elif column == recipe.media_column:
-        hint = " Name the column as `data.image_column` (--image_column) or `data.video_column` (--video_column)."
+        hint = " Name the column by `data.image_column` (--image_column) or `data.video_column` (--video_column)."
     elif column == LABEL_COLUMN:
-        hint = " Classes of a folder of pictures are its folders, all equally deep, or that column of a metadata file."
+        hint = (
+            " The classes of a folder of images are its subfolders, all at the same depth, or that column of a "
+            "metadata file."
+        )
     raise ValueError(f"{recipe.path} has no column {column!r}; it has {', '.join(records.column_names)}.{hint}")
 
 
 def _check_captions(records: datasets.Dataset, recipe: TableData) -> None:
     feature = records.features[recipe.caption_column]
-    feature = getattr(feature, "feature", feature)  # of a list's entries
+    feature = getattr(feature, "feature", feature)  # the type of a list's entries
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         raise ValueError(
-            f"Column {recipe.caption_column!r} of {recipe.path} must hold texts, or lists of texts of which every "
-            f"epoch sees one; it holds {records.features[recipe.caption_column]}."
+            f"Column {recipe.caption_column!r} of {recipe.path} must contain texts, or lists of texts of which one "
+            f"is used per epoch; it contains {records.features[recipe.caption_column]}."
         )
 
 
@@ -151,8 +154,9 @@ def _check_labels(records: datasets.Dataset, recipe: TableData, column: str) -> 
     numbered = [name for name, feature in records.features.items() if _holds_whole_numbers(feature)]
     if column not in numbered:
         raise ValueError(
-            f"Column {column!r} of {recipe.path} must hold classes, whole numbers with or without names (ClassLabel); "
-            f"it holds {records.features[column]}. Columns with whole numbers: {', '.join(numbered) or 'none'}."
+            f"Column {column!r} of {recipe.path} must contain classes, integers with or without names "
+            f"(ClassLabel); it contains {records.features[column]}. Columns with integers: "
+            f"{', '.join(numbered) or 'none'}."
         )
 
 
@@ -165,9 +169,9 @@ class SplitRecords:
 
     Args:
         records: from `load_captioned_split`.
-        recipe: which columns are read.
-        name: of the split, for messages.
-        extra_columns: further ones that are handed on, where they exist (micro-conditions).
+        recipe: names the columns to read.
+        name: name of the split, for messages.
+        extra_columns: further columns to pass on, if they exist (micro-conditioning).
     """
 
     def __init__(self, records: datasets.Dataset, recipe: TableData, name: str, extra_columns: Sequence[str] = ()):
@@ -185,19 +189,19 @@ class SplitRecords:
         return len(self.records)
 
     def name(self, number: int) -> str:
-        """How a message calls the sample."""
+        """Return the name of the sample for messages."""
         return f"record {number} of {self.recipe.path} ({self.split})"
 
     def read(self, number: int) -> Sample:
-        """The sample, with its picture or clip still encoded.
+        """Read the sample, without decoding its image or clip.
 
         Raises:
-            UnusableSampleError: if it has none, or one that is elsewhere.
+            UnusableSampleError: if it has none, or one outside the data set.
         """
         try:
             values = self.records[number]
         except UnicodeDecodeError as error:
-            raise UnusableSampleError(f"a text of it is no UTF-8 ({error.reason})") from error
+            raise UnusableSampleError(f"one of its texts is not UTF-8 ({error.reason})") from error
         kind = "picture" if self.recipe.video_column is None else "clip"
         image = encoded_file(values[self.recipe.media_column], self.allowed, kind)
         fields = {column: values[column] for column in self.extra_columns}
@@ -205,20 +209,20 @@ class SplitRecords:
         return Sample(image, captions_of(values, self.recipe), fields, label)
 
     def substitutes(self, number: int, request: Request) -> Iterator[int]:
-        """Those that follow, so that it does not depend on the batch what stands in for a broken one."""
+        """Return the samples that follow, so that substitutes do not depend on the batch."""
         return ((number + step) % len(self) for step in range(1, len(self)))
 
 
 def encoded_file(cell: Any, allowed: AllowedFolders, kind: str = "picture") -> bytes | Path:
-    """The bytes or the file of an undecoded cell of a column of pictures or clips.
+    """Return the bytes or the file of an undecoded cell in a column of images or clips.
 
     Args:
         cell: bytes, or `{"bytes", "path"}`.
-        allowed: where the file may be.
-        kind: what it holds, for messages.
+        allowed: the folders in which the file may be.
+        kind: what the cell contains, for messages.
 
     Raises:
-        UnusableSampleError: if there is neither, or the file is not the data set's own.
+        UnusableSampleError: if there is neither, or the file is outside the data set.
     """
     if isinstance(cell, bytes):
         return cell
@@ -232,10 +236,10 @@ def encoded_file(cell: Any, allowed: AllowedFolders, kind: str = "picture") -> b
 
 
 def captions_of(values: dict[str, Any], recipe: TableData) -> str | list[str]:
-    """A record's caption or captions, cleaned; none at all is an empty caption.
+    """Return a record's caption or captions, cleaned; a missing caption is the empty one.
 
     Raises:
-        UnusableSampleError: if it is no text.
+        UnusableSampleError: if it is not text.
     """
     if recipe.caption is not None:
         return clean_caption(recipe.caption)
@@ -246,7 +250,7 @@ def captions_of(values: dict[str, Any], recipe: TableData) -> str | list[str]:
 
 
 def iterate_captions(records: datasets.Dataset, recipe: TableData) -> Iterator[str]:
-    """All captions of a split in order, those of a list one after the other; what is no text is passed over."""
+    """Yield all captions of a split in order, including all entries of lists; what is not text is skipped."""
     if recipe.caption is not None:
         yield clean_caption(recipe.caption)
         return
@@ -258,7 +262,7 @@ def iterate_captions(records: datasets.Dataset, recipe: TableData) -> Iterator[s
 
 
 def _cells(records: datasets.Dataset, column: str, numbers: range) -> Iterator[Any]:
-    """Some values of a column; one by one where a text among them is no UTF-8, and without that."""
+    """Return values of a column; if a text is not UTF-8, they are read one by one, without it."""
     try:
         yield from records[numbers.start : numbers.stop][column]
     except UnicodeDecodeError:

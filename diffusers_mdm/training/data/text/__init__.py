@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions: cleaned where they enter, and encoded beforehand where the text encoder is to stay out of memory."""
+"""Captions: cleaning them when they are read, and encoding them in advance to train without a text encoder in
+memory.
+"""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions as they enter from files that nobody vouches for: text that tokenizers, trackers and image files can take.
+"""Cleaning of captions from untrusted files, so that tokenizers, trackers and image files can handle them.
 
-Every caption passes through here once, where it is read, so that nothing behind this has to expect half a character,
-a NUL, or a book. Ordinary captions stay as they are, to the letter.
+Every caption is cleaned once, when it is read, so that later code never encounters a lone surrogate, a NUL or a whole
+book. Ordinary captions are not changed at all.
 """
 
 import re
@@ -10,21 +10,21 @@ from typing import Any
 
 from ..skip_budget import shown
 
-MAX_CHARACTERS = 16_384  # of a caption; a text encoder reads the first few hundred words at most
+MAX_CHARACTERS = 16_384  # maximum length of a caption; text encoders read a few hundred words at most
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")  # direction of writing, byte order
-# Control characters except tab and line breaks, and the separators that some programs take for line breaks.
+_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")  # writing direction, byte order
+# Control characters except tab and line breaks, and separators that some programs treat as line breaks.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 _NO_CHARACTERS = re.compile("[\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def clean_caption(text: str) -> str:
-    """The caption in a form that any tokenizer, tracker, model card or PNG text chunk takes.
+    """Return the caption in a form that any tokenizer, tracker, model card or PNG text chunk accepts.
 
-    - Half a character (a lone surrogate) and code points that are no characters become U+FFFD; two halves are joined.
-    - Control characters, NUL among them, become spaces; tab and line breaks stay.
-    - Marks that turn the direction of writing, and byte order marks, go.
-    - What is longer than `MAX_CHARACTERS` is cut there.
+    - Lone surrogates and code points that are not characters become U+FFFD; pairs of surrogates are joined.
+    - Control characters, including NUL, become spaces; tabs and line breaks are kept.
+    - Marks that change the writing direction, and byte order marks, are removed.
+    - Captions are cut after `MAX_CHARACTERS`.
     """
     text = text[:MAX_CHARACTERS]
     if text.isascii() and text.isprintable():
@@ -35,7 +35,8 @@ def clean_caption(text: str) -> str:
 
 
 def clean_captions(value: Any) -> str | list[str]:
-    """One caption, or several of which every epoch sees one, as they are stored; none at all is the empty caption.
+    """Clean a stored caption, or a list of captions of which one is used per epoch; a missing one becomes the empty
+    caption.
 
     Raises:
         ValueError: if it is neither text nor a list of texts.
@@ -46,4 +47,6 @@ def clean_captions(value: Any) -> str | list[str]:
         return clean_caption(value)
     if isinstance(value, (list, tuple)) and all(entry is None or isinstance(entry, str) for entry in value):
         return [clean_caption(entry or "") for entry in value]
-    raise ValueError(f"a caption must be text, or a list of texts of which every epoch sees one; it is {shown(value)}")
+    raise ValueError(
+        f"a caption must be text, or a list of texts of which one is used per epoch; it is {shown(value)}"
+    )

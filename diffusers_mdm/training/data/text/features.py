@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text features that were computed beforehand, read from disk in place of a text encoder in memory.
+"""Precomputed text features, read from disk instead of using a text encoder in memory.
 
-A folder holds
+A folder contains
 
-    index.json                      what they were made with, and how many captions each file has
+    index.json                      how they were made, and how many captions each file has
     embeddings-00000.safetensors    "keys" (n,) int64: hashes of the captions, sorted
                                     "offsets" (n + 1,) int64: caption i has the tokens offsets[i] … offsets[i + 1] - 1
-                                    "tokens" (offsets[n], D): features of the tokens of all captions, without pads
+                                    "tokens" (offsets[n], D): features of the tokens of all captions, without padding
 
-Each caption is there once, whatever the number of its pictures. The files are mapped into memory, so that all
-processes of a machine share what the system has read of them. `features_writer.py` makes them.
+Each caption is stored once, even if several images have it. The files are memory-mapped, so that all processes of a
+machine share what has been read. `features_writer.py` writes them.
 """
 
 import dataclasses
@@ -31,28 +31,31 @@ from .captions import clean_caption
 
 INDEX_NAME = "index.json"
 FORMAT = "diffusers-mdm text embeddings 1"
-FILE_NAME = re.compile(r"embeddings-\d{5,}\.safetensors")  # of a folder; none that leads out of it
+FILE_NAME = re.compile(r"embeddings-\d{5,}\.safetensors")  # names of files in the folder; no paths
 COMMAND = "training/precompute_text_embeddings.py"
 NAMED_IN_ERROR = 3
 
 
 def caption_key(caption: str) -> int:
-    """The first 64 bits of its SHA-256 when it is clean, signed: of 12 million, two are alike once in 250,000 sets."""
+    """Return the first 64 bits, signed, of the SHA-256 of the cleaned caption.
+
+    Among 12 million captions, the probability that two have the same key is 1 in 250,000.
+    """
     return int.from_bytes(hashlib.sha256(clean_caption(caption).encode()).digest()[:8], "little", signed=True)
 
 
 @dataclass(frozen=True)
 class EmbeddingsIndex:
-    """What a folder of text embeddings says of itself.
+    """The index of a folder of text embeddings.
 
     Attributes:
-        text_encoder: what the command was given, a folder or Hub id.
+        text_encoder: folder or Hub id of the encoder, as given to the command.
         fingerprint: hash of the encoder's weights.
         width: D of the features.
-        dtype: of the features, and of the encoder that made them: "fp32", "bf16" or "fp16".
-        max_sequence_length: captions were cut after so many tokens.
+        dtype: dtype of the features, and of the encoder that made them: "fp32", "bf16" or "fp16".
+        max_sequence_length: number of tokens after which captions were truncated.
         files: number of captions by file.
-        is_complete: whether the command came to its end.
+        is_complete: whether the command ran to its end.
     """
 
     text_encoder: str
@@ -66,49 +69,54 @@ class EmbeddingsIndex:
 
 
 def read_index(folder: Path) -> EmbeddingsIndex:
-    """The index of a folder.
+    """Read the index of a folder.
 
     Raises:
-        ValueError: if there is none, or one of another format.
+        ValueError: if there is none, or it has another format.
     """
     path = folder / INDEX_NAME
     if not path.is_file():
-        raise ValueError(f"{folder} holds no text embeddings (there is no {INDEX_NAME}); write them with {COMMAND}.")
+        raise ValueError(
+            f"{folder} contains no text embeddings (there is no {INDEX_NAME}); create them with {COMMAND}."
+        )
     values = read_json(path)
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is no index of text embeddings. Write them anew with {COMMAND}.")
+        raise ValueError(f"{path} is not an index of text embeddings. Create them again with {COMMAND}.")
     if values.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has the format {describe(values.get('format'))}, expected {FORMAT!r}; write them anew."
+            f"{path} has the format {describe(values.get('format'))}, expected {FORMAT!r}; create the embeddings "
+            f"again."
         )
     if not values.get("fingerprint"):
         raise ValueError(
-            f"{path} does not say which text encoder its text embeddings are of (it has no `fingerprint`): an older "
-            f"version wrote it. Write them anew with {COMMAND} into another folder."
+            f"{path} does not identify the text encoder of its embeddings (it has no `fingerprint`): an older "
+            f"version wrote it. Create them again with {COMMAND} in another folder."
         )
     try:
         index = read_fields(EmbeddingsIndex, {**values, "files": values.get("files", {})})
     except ValueError as error:
-        raise ValueError(f"{path} is no index of text embeddings: {error} Write them anew with {COMMAND}.") from error
+        raise ValueError(
+            f"{path} is not an index of text embeddings: {error} Create them again with {COMMAND}."
+        ) from error
     for name, count in index.files.items():
         if not FILE_NAME.fullmatch(name) or isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise ValueError(
                 f"{path} lists a file {describe(name)} with {describe(count)} captions; expected names such as "
-                f"embeddings-00000.safetensors. Write them anew with {COMMAND}."
+                f"embeddings-00000.safetensors. Create the embeddings again with {COMMAND}."
             )
     return index
 
 
 class TextEmbeddings:
-    """The features of many captions, by caption.
+    """The precomputed features of captions, by caption.
 
     Args:
-        folder: that the command wrote.
+        folder: folder written by the command.
         width: D that the model takes; None for any.
-        max_sequence_length: after which the run cuts captions; None for any.
+        max_sequence_length: number of tokens after which the run truncates captions; None for any.
 
     Raises:
-        ValueError: if the folder is unfinished, broken, or was made for another model; the message says what to do.
+        ValueError: if the folder is incomplete, damaged, or made for another model; the message says what to do.
     """
 
     def __init__(self, folder: str | Path, width: int | None = None, max_sequence_length: int | None = None):
@@ -117,40 +125,42 @@ class TextEmbeddings:
         self._check(width, max_sequence_length)
         self._open_files()
         if (empty := self._find("")) is None:
-            raise ValueError(f"{folder} lacks the empty caption, which guidance needs; write it anew with {COMMAND}.")
+            raise ValueError(
+                f"{folder} lacks the empty caption, which guidance needs; create it again with {COMMAND}."
+            )
         self.empty = empty.clone()
 
     def _check(self, width: int | None, max_sequence_length: int | None) -> None:
         index = self.index
         if not index.is_complete:
-            raise ValueError(f"{self.folder} is unfinished; repeat the command that writes it, and it will go on.")
+            raise ValueError(f"{self.folder} is incomplete; repeat the command that writes it, which will continue.")
         if width is not None and width != index.width:
             raise ValueError(
-                f"The text embeddings in {self.folder} are {index.width} wide (made with {index.text_encoder}), but "
-                f"the model takes {width}; write them with the model's own text encoder."
+                f"The text embeddings in {self.folder} are {index.width} wide (made with {index.text_encoder}), "
+                f"but the model takes {width}; create them with the model's own text encoder."
             )
         if max_sequence_length is not None and max_sequence_length != index.max_sequence_length:
             raise ValueError(
-                f"The captions of {self.folder} were cut after {index.max_sequence_length} tokens, the recipe cuts "
-                f"after {max_sequence_length} (`text_encoder.max_sequence_length`); give both the same number."
+                f"The captions of {self.folder} were truncated after {index.max_sequence_length} tokens, but the "
+                f"recipe has {max_sequence_length} (`text_encoder.max_sequence_length`); use the same number for both."
             )
 
     def check_encoder(self, name: str, fingerprint: str) -> None:
-        """Refuse features of another text encoder or tokenizer than that which the pipeline is saved with.
+        """Check that the features are from the text encoder and tokenizer with which the pipeline will be saved.
 
         Args:
-            name: where the run's text encoder comes from, for the message.
-            fingerprint: of it, in the dtype of the features.
+            name: name of the run's text encoder, for the message.
+            fingerprint: fingerprint of that encoder in the dtype of the features.
 
         Raises:
-            ValueError: if they differ.
+            ValueError: if the fingerprints differ.
         """
         if fingerprint != self.index.fingerprint:
             raise ValueError(
                 f"The text embeddings in {self.folder} were made with another text encoder or tokenizer "
-                f"({self.index.text_encoder}) than the one of this run ({name}): a model that learnt from them would "
-                f"not understand its own prompts. Write them with {COMMAND} and this run's text encoder, into another "
-                "folder; or start from the pipeline whose encoder made them."
+                f"({self.index.text_encoder}) than that of this run ({name}): a model trained on them would not "
+                f"understand prompts encoded by its own encoder. Create them with {COMMAND} and this run's text "
+                f"encoder in another folder; or start from the pipeline whose encoder made them."
             )
 
     def _open_files(self) -> None:
@@ -161,10 +171,10 @@ class TextEmbeddings:
                 with safe_open(path, framework="pt") as file:
                     stored, offsets, tokens = (file.get_tensor(key) for key in ("keys", "offsets", "tokens"))
             except (OSError, SafetensorError) as error:
-                raise ValueError(f"{path} is missing or broken ({error}); remove it and repeat {COMMAND}.") from error
+                raise ValueError(f"{path} is missing or damaged ({error}); remove it and repeat {COMMAND}.") from error
             starts = offsets.numpy()
             if len(stored) != count or len(starts) != count + 1 or tokens.shape != (starts[-1], self.index.width):
-                raise ValueError(f"{path} does not hold what {INDEX_NAME} says; remove it and repeat {COMMAND}.")
+                raise ValueError(f"{path} does not match {INDEX_NAME}; remove it and repeat {COMMAND}.")
             keys.append(stored.numpy())
             places.append(np.stack([np.full(count, number), starts[:-1], starts[1:]], axis=1))
             self._tokens.append(tokens)
@@ -174,7 +184,7 @@ class TextEmbeddings:
         self._places = np.concatenate(places)[order] if places else np.empty((0, 3), np.int64)
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return type(self), (self.folder,)  # another process maps the files for itself
+        return type(self), (self.folder,)  # another process maps the files itself
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -191,14 +201,13 @@ class TextEmbeddings:
         return self._tokens[file][start:end]
 
     def look_up(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of captions as an encoder would give them.
+        """Return the features of captions in the form in which an encoder would return them.
 
         Returns:
-            `(B, L, D)`, zero at pads, L the length of the longest, and the mask `(B, L)` bool, True where there is a
-            token.
+            `(B, L, D)`, zero at padding, with L the length of the longest, and the mask `(B, L)` bool, True for tokens.
 
         Raises:
-            ValueError: if a caption is not there.
+            ValueError: if a caption is missing.
         """
         found = [self._find(caption) for caption in captions]
         rows = [row for row in found if row is not None]
@@ -209,23 +218,23 @@ class TextEmbeddings:
         return pad_sequence(rows, batch_first=True), mask
 
     def add_to(self, batch: Batch) -> Batch:
-        """The batch with the features of its captions."""
+        """Return the batch with the features of its captions."""
         embeds, mask = self.look_up(batch.captions)
         return dataclasses.replace(
             batch, prompt_embeds=embeds, prompt_attention_mask=mask, empty_prompt_embeds=self.empty
         )
 
     def check_captions(self, captions: Iterable[str]) -> None:
-        """Make sure that captions are there.
+        """Check that the features of captions are available.
 
         Raises:
-            ValueError: naming the first ones that are not.
+            ValueError: names the first captions that are missing.
         """
         unique = dict.fromkeys(captions)
         missing = [caption for caption in unique if caption not in self]
         if missing:
             named = ", ".join(repr(caption) for caption in missing[:NAMED_IN_ERROR])
             raise ValueError(
-                f"{self.folder} lacks {len(missing)} of {len(unique)} captions, such as {named}. It was written for "
-                f"others; repeat {COMMAND} with this data set and the same folder, which adds what is missing."
+                f"{self.folder} lacks {len(missing)} of {len(unique)} captions, such as {named}. It was created "
+                f"for other captions; repeat {COMMAND} with this data set and the same folder to add the missing ones."
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encode captions once and keep their features on disk, in the format that `TextEmbeddings` reads."""
+"""Encoding captions once and saving their features, in the format that `TextEmbeddings` reads."""
 
 import dataclasses
 import hashlib
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class CaptionEncoder:
-    """A text encoder, and how it is asked.
+    """A text encoder with its tokenizer and settings.
 
     Attributes:
-        name: where it came from, for messages.
-        text_encoder: the encoder, in the dtype that the features get.
-        tokenizer: of the encoder.
-        max_sequence_length: captions are cut after so many tokens.
-        batch_size: captions that are encoded together; they have equally many tokens, so that none sees a pad.
+        name: folder or Hub id of the encoder, for messages.
+        text_encoder: the encoder, in the dtype of the features.
+        tokenizer: tokenizer of the encoder.
+        max_sequence_length: number of tokens after which captions are truncated.
+        batch_size: number of captions that are encoded together; they have equal lengths, so there is no padding.
     """
 
     name: str
@@ -42,7 +42,7 @@ class CaptionEncoder:
     batch_size: int = 32
 
     def identity(self) -> EmbeddingsIndex:
-        """What has to be equal for features to go into one folder, as an index without files."""
+        """Return an index without files, which must be equal for all features in one folder."""
         dtypes = {dtype: name for name, dtype in DTYPES.items()}
         return EmbeddingsIndex(
             text_encoder=self.name,
@@ -54,7 +54,7 @@ class CaptionEncoder:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[torch.Tensor]:
-        """Features (L_i, D) of each caption, on the CPU."""
+        """Return the features (L_i, D) of each caption, on the CPU."""
         captions = list(captions)
         limit = min(self.max_sequence_length, self.tokenizer.model_max_length)
         lengths = [len(ids) for ids in self.tokenizer(captions, truncation=True, max_length=limit).input_ids]
@@ -73,7 +73,7 @@ class CaptionEncoder:
 
 
 def batches_of_equal_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of texts with the same number of tokens, up to `batch_size` of them at a time."""
+    """Yield the numbers of texts with equal lengths in tokens, up to `batch_size` at a time."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     batch: list[int] = []
     for row in order:
@@ -86,7 +86,7 @@ def batches_of_equal_length(lengths: Sequence[int], batch_size: int) -> Iterator
 
 
 def fingerprint(text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over the weights of an encoder and the vocabulary of its tokenizer."""
+    """Return the SHA-256 of an encoder's weights and its tokenizer's vocabulary."""
     digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     for name, weight in sorted(text_encoder.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -97,12 +97,12 @@ def fingerprint(text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 def write_text_embeddings(
     folder: Path, captions: Iterable[str], encoder: CaptionEncoder, captions_per_file: int = 8192
 ) -> EmbeddingsIndex:
-    """Encode the empty caption and all of `captions`, each once, and write them into `folder`.
+    """Encode the empty caption and all `captions`, each once, and write them into `folder`.
 
-    Every finished file counts: a repeated call goes on where the last one stopped, and adds captions that are new.
+    Finished files are kept: a repeated call continues where the last one stopped, and adds new captions.
 
     Raises:
-        ValueError: if the folder has features of another encoder or other settings.
+        ValueError: if the folder has features of another encoder or with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = resume_index(folder, encoder.identity())
@@ -134,10 +134,10 @@ def _with_empty(captions: Iterable[str]) -> Iterator[str]:
 
 
 def resume_index(folder: Path, identity: EmbeddingsIndex) -> EmbeddingsIndex:
-    """The index to go on with: the folder's own without files that are lost or broken, or a new one.
+    """Return the index to continue with: the folder's own, without missing or damaged files, or a new one.
 
     Raises:
-        ValueError: if the folder was begun with something else.
+        ValueError: if the folder was begun with another encoder or other settings.
     """
     if not (folder / INDEX_NAME).exists():
         return identity
@@ -146,8 +146,8 @@ def resume_index(folder: Path, identity: EmbeddingsIndex) -> EmbeddingsIndex:
         old, new = getattr(index, field), getattr(identity, field)
         if old != new:
             raise ValueError(
-                f"{folder} was begun with {field} {old} (text encoder {index.text_encoder}), now it is {new}; give "
-                "the same settings, or another folder."
+                f"{folder} was begun with {field} {old} (text encoder {index.text_encoder}), now it is {new}; use "
+                f"the same settings, or another folder."
             )
     usable = {}
     for name, count in index.files.items():
@@ -155,14 +155,14 @@ def resume_index(folder: Path, identity: EmbeddingsIndex) -> EmbeddingsIndex:
             if len(_read_keys(folder / name)) == count:
                 usable[name] = count
         except (OSError, SafetensorError) as error:
-            logger.warning("%s is lost (%s) and is written anew.", folder / name, error)
+            logger.warning("%s is lost (%s) and will be written again.", folder / name, error)
     return dataclasses.replace(index, files=usable, is_complete=False)
 
 
 def write_file(
     folder: Path, index: EmbeddingsIndex, captions: dict[int, str], encoder: CaptionEncoder
 ) -> EmbeddingsIndex:
-    """Encode `captions` (by key), write them as the next file, and then the index that lists it."""
+    """Encode `captions` (by key), write them to the next file, and then update the index."""
     keys = sorted(captions)
     features = encoder.encode([captions[key] for key in keys])
     lengths = torch.tensor([len(feature) for feature in features])
@@ -192,7 +192,7 @@ def _read_keys(path: Path) -> torch.Tensor:
 
 
 def write_index(folder: Path, index: EmbeddingsIndex) -> None:
-    """Replace the folder's index in one go."""
+    """Replace the folder's index atomically."""
     beside = folder / f"{INDEX_NAME}.partial"
     beside.write_text(json.dumps(dataclasses.asdict(index), indent=2), encoding="utf-8")
     os.replace(beside, folder / INDEX_NAME)
