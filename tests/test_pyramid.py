@@ -26,7 +26,7 @@ def test_levels_are_averages():
 
 @pytest.mark.parametrize(
     ("sides", "message"),
-    [((4, 16), "last side"), ((), "outermost side"), ((3, 8), "whole number"), ((8, 8), "whole number")],
+    [((4, 16), "last side"), ((), "last side"), ((3, 8), "whole number"), ((8, 8), "whole number")],
 )
 def test_sides_that_do_not_divide_are_refused(sides, message):
     with pytest.raises(ValueError, match=message):

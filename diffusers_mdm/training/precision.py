@@ -7,5 +7,5 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def frozen_dtype(mixed_precision: str) -> torch.dtype:
-    """The dtype of weights that are not trained in a run of accelerate's `mixed_precision` ("no" is float32)."""
+    """Return the dtype of frozen weights in a run with accelerate's `mixed_precision` ("no" is float32)."""
     return DTYPES.get(mixed_precision, torch.float32)

@@ -155,7 +155,7 @@ def test_models_that_the_published_code_lacks_do_not_go_back():
         ((dataclasses.replace(picture, num_frames=4),), "innermost and has several frames"),
         ((picture, video, untiled), "process each frame separately"),
         ((picture, video, pixels), "process each frame separately"),
-        ((picture, video, dataclasses.replace(pixels, tiled_adapters=True), untiled), "outside a level that adds"),
+        ((picture, video, dataclasses.replace(pixels, tiled_adapters=True), untiled), "around a level that adds"),
         (
             (picture, video, dataclasses.replace(pixels, temporal_layers_per_block=(1, 0), tiled_adapters=True)),
             "without temporal_downsample",

@@ -77,7 +77,7 @@ def test_other_folders_are_left_alone(pipeline, tmp_path):
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(ValueError, match=r"is not empty and has no generation\.json"):
         run(pipeline, tmp_path)
-    with pytest.raises(ValueError, match="no captions to draw"):
+    with pytest.raises(ValueError, match="no captions to generate"):
         run(pipeline, tmp_path / "none", captions=[])
 
 

@@ -75,7 +75,7 @@ def test_impossible_requests_say_what_is_missing(reference):
         score(levels, reference, [INCEPTION], ["cmmd"])
     with pytest.raises(ValueError, match="cannot be compared"):
         score(levels, reference, [MeanColours(fingerprint="other weights")], ["fid"])
-    with pytest.raises(ValueError, match="give them as `truth`"):
+    with pytest.raises(ValueError, match="pass them as `truth`"):
         score(levels, reference, [INCEPTION], ["noise"])
     with pytest.raises(ValueError, match="have 8 pixels, and the reference has features of 16, 32; make one of 8"):
         score([random_pictures(60, side=8)], reference, [INCEPTION], ["fid"])

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained, and what stays frozen beside it."""
+"""The trained modules, and the frozen ones beside them."""

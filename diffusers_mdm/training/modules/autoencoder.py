@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen autoencoder of a run over latents: where it comes from, and whether it fits the model."""
+"""The frozen autoencoder of a run on latents: loading it, and checking that it fits the model."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -13,16 +13,16 @@ from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..recipe.recipe import PretrainedRecipe, Recipe
 from ..recipe.vae import VaeRecipe
 
-PIPELINE_FOLDER = "vae"  # where pipelines keep theirs
+PIPELINE_FOLDER = "vae"  # the subfolder of a pipeline
 PICTURE_CHANNELS = 3
 
 
 def open_vae(recipe: Recipe, cache_dir: str | None = None) -> AutoencoderKL | None:
-    """The recipe's autoencoder, frozen, in float32 on the CPU; None for a model of pixels.
+    """Load the recipe's autoencoder, frozen, in float32 on the CPU; None for a model on pixels.
 
     Raises:
-        ValueError: there is none where the recipe says, it does not fit the recipe's model, or the pipeline that the
-            recipe starts from works in another space.
+        ValueError: it does not exist, does not fit the recipe's model, or the pipeline that the recipe starts from
+            works on other latents or on pixels.
     """
     if recipe.pretrained is not None:
         check_same_space(recipe, recipe.pretrained, cache_dir)
@@ -39,10 +39,10 @@ def open_vae(recipe: Recipe, cache_dir: str | None = None) -> AutoencoderKL | No
 
 
 def source_of(vae: VaeRecipe, pipeline: PretrainedRecipe | None) -> dict[str, str | None]:
-    """`path`, `subfolder` and `revision` of a recipe's autoencoder."""
+    """Return `path`, `subfolder` and `revision` of a recipe's autoencoder."""
     if vae.pretrained is not None:
         return {"path": vae.pretrained, "subfolder": vae.subfolder, "revision": vae.revision}
-    assert pipeline is not None  # the recipe has checked that
+    assert pipeline is not None  # guaranteed by the recipe's checks
     return {"path": pipeline.path, "subfolder": PIPELINE_FOLDER, "revision": pipeline.revision}
 
 
@@ -55,16 +55,16 @@ def _variant(recipe: Recipe) -> str | None:
 def vae_config(
     vae: VaeRecipe, pipeline: PretrainedRecipe | None, cache_dir: str | None = None, local_files_only: bool = False
 ) -> dict[str, Any]:
-    """The config of an autoencoder, whose weights are not read; what a file leaves out has the class's default.
+    """Read the config of an autoencoder, without its weights; missing keys have the class's defaults.
 
     Args:
-        vae: where it is.
-        pipeline: that the recipe starts from.
-        cache_dir: where downloaded files are kept.
+        vae: where the autoencoder is.
+        pipeline: the pipeline that the recipe starts from.
+        cache_dir: folder for downloaded files.
         local_files_only: download nothing.
 
     Raises:
-        ValueError: there is none, or it is of another class.
+        ValueError: there is no such autoencoder, or it is of another class.
     """
     where = source_of(vae, pipeline)
     path = where.pop("path")
@@ -73,8 +73,8 @@ def vae_config(
     except OSError as error:
         inside = f" (subfolder {where['subfolder']!r})" if where["subfolder"] else ""
         raise ValueError(
-            f"`vae`: there is no autoencoder in {path}{inside}: {error} Give the folder or Hub id of a "
-            "saved AutoencoderKL; of a whole pipeline it is the folder `vae` (`vae.subfolder`)."
+            f"`vae`: there is no autoencoder in {path}{inside}: {error} Pass the folder or Hub id of a saved "
+            f"AutoencoderKL; in a whole pipeline it is in the subfolder `vae` (`vae.subfolder`)."
         ) from error
     saved = cast(dict[str, Any], found)
     if saved.get("_class_name", AutoencoderKL.__name__) != AutoencoderKL.__name__:
@@ -85,12 +85,12 @@ def vae_config(
 def _defaults() -> dict[str, Any]:
     with torch.device("meta"):
         config = AutoencoderKL().config
-    # What diffusers notes there for itself is about this one.
+    # diffusers' own entries refer to this object.
     return {name: value for name, value in config.items() if name[0] != "_"}
 
 
 def check_fits(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """Refuse an autoencoder of other latents than the recipe's model denoises, or of other pictures than colours.
+    """Check that an autoencoder has as many latent channels as the recipe's model, and takes RGB images.
 
     Raises:
         ValueError: names the channels of both.
@@ -101,18 +101,18 @@ def check_fits(recipe: Recipe, config: Mapping[str, Any]) -> None:
         if channels != latents:
             raise ValueError(
                 f"`model.{name}` is {channels}, but the latents of the autoencoder have {latents} channels "
-                f"(`latent_channels`); set `in_channels` and `out_channels` of the model to {latents}, or take "
-                "another `vae`."
+                f"(`latent_channels`); set `in_channels` and `out_channels` of the model to {latents}, or use "
+                f"another `vae`."
             )
     if config["in_channels"] != PICTURE_CHANNELS:
         raise ValueError(
-            f"`vae`: the autoencoder takes pictures of {config['in_channels']} channels; pictures are read with "
+            f"`vae`: the autoencoder takes images with {config['in_channels']} channels, but images are read with "
             f"{PICTURE_CHANNELS}."
         )
 
 
 def check_same_space(recipe: Recipe, pipeline: PretrainedRecipe, cache_dir: str | None = None) -> None:
-    """Refuse to train a model of latents on pixels, the other way round, or on latents of another size.
+    """Check that a model on latents is not trained on pixels, or vice versa, or on latents of another size.
 
     Raises:
         ValueError: says what to write into the recipe.
@@ -120,16 +120,16 @@ def check_same_space(recipe: Recipe, pipeline: PretrainedRecipe, cache_dir: str 
     own = has_vae(pipeline, cache_dir)
     if own and recipe.vae is None:
         raise ValueError(
-            f"{pipeline.path} has an autoencoder: its model denoises latents. Add `vae: {{from_pipeline: true}}` to "
-            "the recipe, or name another autoencoder of such latents with `vae.pretrained` "
+            f"{pipeline.path} has an autoencoder: its model denoises latents. Add `vae: {{from_pipeline: true}}` "
+            f"to the recipe, or name another autoencoder with the same latents with `vae.pretrained` "
             "(--pretrained_vae_model_name_or_path)."
         )
     if recipe.vae is None:
         return
     if not own:
         raise ValueError(
-            f"{pipeline.path} has no autoencoder: its model denoises pixels. Leave out `vae` "
-            "(--pretrained_vae_model_name_or_path), or start from a pipeline of latents, or from scratch."
+            f"{pipeline.path} has no autoencoder: its model denoises pixels. Omit `vae` "
+            f"(--pretrained_vae_model_name_or_path), or start from a pipeline with an autoencoder, or from scratch."
         )
     factors = [
         config_scale_factor(vae_config(vae, pipeline, cache_dir))
@@ -137,13 +137,13 @@ def check_same_space(recipe: Recipe, pipeline: PretrainedRecipe, cache_dir: str 
     ]
     if factors[0] != factors[1]:
         raise ValueError(
-            f"`vae`: the autoencoder makes pictures {factors[1]} times smaller, that of {pipeline.path} {factors[0]} "
-            "times; take one of the same kind."
+            f"`vae`: the latents of the autoencoder are {factors[1]} times smaller than images, those of "
+            f"{pipeline.path} {factors[0]} times; use an autoencoder with the same factor."
         )
 
 
 def has_vae(pipeline: PretrainedRecipe, cache_dir: str | None = None) -> bool:
-    """Whether a saved pipeline has an autoencoder; only its index is read.
+    """Return whether a saved pipeline has an autoencoder; reads only its index.
 
     Raises:
         ValueError: there is no such pipeline.
@@ -152,30 +152,31 @@ def has_vae(pipeline: PretrainedRecipe, cache_dir: str | None = None) -> bool:
         index = MDMPipeline.load_config(pipeline.path, cache_dir=cache_dir, revision=pipeline.revision)
     except OSError as error:
         raise ValueError(
-            f"{pipeline.path} is no saved pipeline: {error} Give a folder that `save_pretrained` wrote, or a Hub id."
+            f"{pipeline.path} is not a saved pipeline: {error} Pass a folder that `save_pretrained` wrote, or a "
+            f"Hub id."
         ) from error
     return bool((index.get("vae") or [None, None])[1])
 
 
 def check_clipping(recipe: Recipe, scheduler: MatryoshkaScheduler) -> None:
-    """Refuse a scheduler that would cut off latents.
+    """Check that the scheduler does not clip latents.
 
     Raises:
-        ValueError: says how it does not.
+        ValueError: says how to turn clipping off.
     """
     if recipe.vae is not None and clips_to_pictures(scheduler):
         raise ValueError(
-            "The scheduler clips what is predicted to [-1, 1], but latents of unit variance reach beyond that: set "
+            "The scheduler clips predictions to [-1, 1], but latents of unit variance exceed that range: set "
             "`scheduler: {clip_sample: false}` in the recipe, or in the scheduler_config.json of the pipeline that "
             "the run starts from."
         )
 
 
 def scale_factor_of(recipe: Recipe, cache_dir: str | None = None, local_files_only: bool = False) -> int:
-    """Pixels for one latent along a side, by the autoencoder's config; 1 for a model of pixels.
+    """Return the number of pixels per latent along a side, from the autoencoder's config; 1 for a model on pixels.
 
     Raises:
-        ValueError: as `vae_config`.
+        ValueError: as for `vae_config`.
     """
     if recipe.vae is None:
         return 1
@@ -183,7 +184,7 @@ def scale_factor_of(recipe: Recipe, cache_dir: str | None = None, local_files_on
 
 
 def count_vae_parameters(recipe: Recipe) -> int | None:
-    """Parameters of the autoencoder: 0 without one, None if its config is not on this machine."""
+    """Count the parameters of the autoencoder: 0 without one, None if its config is not on this machine."""
     if recipe.vae is None:
         return 0
     try:
@@ -196,5 +197,5 @@ def count_vae_parameters(recipe: Recipe) -> int | None:
 
 
 def vae_dtype(weight_dtype: torch.dtype, config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype of a frozen autoencoder: that of all frozen weights, or float32 where float16 would overflow."""
+    """Return the dtype of a frozen autoencoder: that of all frozen weights, or float32 if float16 would overflow."""
     return torch.float32 if weight_dtype == torch.float16 and config["force_upcast"] else weight_dtype

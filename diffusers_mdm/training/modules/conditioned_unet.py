@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text encoder and U-Net as one module, so that one wrapper (DDP, FSDP) sees every parameter that is trained."""
+"""Text encoder and U-Net in one module, so that one wrapper (DDP, FSDP) contains all trained parameters."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -13,13 +13,13 @@ from ...pyramid import Pyramid
 
 
 class ConditionedUNet(torch.nn.Module):
-    """Captions and a noisy pyramid in, predictions out.
+    """Predicts v of a noisy pyramid, given captions.
 
     Args:
         unet: the U-Net.
-        text_encoder: the encoder where it is trained; otherwise captions come encoded.
-        tokenizer: of the text encoder.
-        max_sequence_length: number of tokens after which captions are cut.
+        text_encoder: the text encoder, if it is trained; otherwise captions are passed as features.
+        tokenizer: tokenizer of the text encoder.
+        max_sequence_length: number of tokens after which captions are truncated.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ConditionedUNet(torch.nn.Module):
         max_sequence_length: int = 128,
     ):
         super().__init__()
-        # The encoder comes first, as in the order of the optimizer's groups.
+        # The text encoder comes first, as in the order of the optimizer's parameter groups.
         if text_encoder is not None:
             self.text_encoder = text_encoder
         self.unet = unet
@@ -52,11 +52,11 @@ class ConditionedUNet(torch.nn.Module):
         Args:
             noisy: levels `(B_i, C, H_i, W_i)`, innermost first.
             timesteps: `(B_0,)`.
-            captions: B_0 texts, encoded here with gradients.
-            prompt_embeds: `(B_0, L, D)` in their place.
-            prompt_attention_mask: `(B_0, L)` of `prompt_embeds`.
-            class_labels: `(B_0,)` for models with classes.
-            added_cond_kwargs: micro-conditions `(B_0,)` by name.
+            captions: B_0 captions, which are encoded with gradients.
+            prompt_embeds: features `(B_0, L, D)`, instead of captions.
+            prompt_attention_mask: `(B_0, L)`, the mask of `prompt_embeds`.
+            class_labels: `(B_0,)`, for class-conditional models.
+            added_cond_kwargs: micro-conditioning `(B_0,)` by name.
         """
         if captions is not None:
             prompt_embeds, prompt_attention_mask = encode_texts(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Growing a model in the middle of training: what old parameters have learnt, and their averages, stay.
+"""Adding levels or frames to a model during training, without losing weights or averages.
 
-A grown `NestedUNetModel` keeps the names of its old parameters. With one more level it also lists them first and in
-their old order; with frames it does not: layers that connect these stand in the midst of the old ones. So what is
-known of parameters is kept by name: see `averaging.py` and `optimizer.py`.
+The parameters of a `NestedUNetModel` keep their names when it grows. After adding a level they also come first and in
+their old order; after adding frames they do not, because temporal layers are inserted between them. Therefore averages
+and optimizer state are stored by name: see `state/moving_average.py` and `state/optimizer.py`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..recipe.clip_rows import as_picture_row
 
 
 def grow_model(unet: NestedUNetModel, row: LevelConfig) -> NestedUNetModel:
-    """Wrap one more level around `unet`; its inner prediction does not change by a bit.
+    """Add a level around `unet`; the predictions of the inner levels remain exactly the same.
 
     Raises:
         RuntimeError: if the old parameters are not a prefix of the new ones.
@@ -24,22 +24,24 @@ def grow_model(unet: NestedUNetModel, row: LevelConfig) -> NestedUNetModel:
     old = [(name, tuple(value.shape)) for name, value in unet.named_parameters()]
     new = [(name, tuple(value.shape)) for name, value in grown.named_parameters()]
     if new[: len(old)] != old:
-        raise RuntimeError("The grown model does not begin with the parameters of the old one, in their order.")
+        raise RuntimeError(
+            "The parameters of the larger model do not begin with those of the old one, in the same order."
+        )
     return grown
 
 
 def grow_to_rows(unet: NestedUNetModel, rows: Sequence[LevelConfig]) -> NestedUNetModel:
-    """Give a model the frames and the levels that it lacks; `unet` itself if it lacks none.
+    """Add the frames and levels that a model lacks; returns `unet` itself if it lacks none.
 
-    At first, a model of pictures that gets frames predicts each of them as a picture of its own, and single frames bit
-    for bit as before.
+    An image model to which frames are added at first predicts each frame like a separate image, and single frames
+    exactly as before.
 
     Args:
-        unet: has these levels' inner ones, with these frames or as a model of pictures.
-        rows: of the grown model, innermost first.
+        unet: a model with the inner ones of these levels, with these frames or as an image model.
+        rows: level configs of the result, innermost first.
 
     Raises:
-        ValueError: the frames are not those of the rows, and cannot become them.
+        ValueError: the model has other frames, and these cannot be added.
     """
     inner = tuple(rows[: unet.num_levels])
     wanted = tuple(row.num_frames for row in inner)
@@ -53,7 +55,7 @@ def grow_to_rows(unet: NestedUNetModel, rows: Sequence[LevelConfig]) -> NestedUN
 
 
 def check_frames_can_become(unet: NestedUNetModel, rows: tuple[LevelConfig, ...]) -> None:
-    """Refuse to make clips of `rows` of a model that is none of their pictures.
+    """Check that a model is the image model to which the frames of `rows` can be added.
 
     Raises:
         ValueError: says what the model is, and what was expected.
@@ -62,20 +64,21 @@ def check_frames_can_become(unet: NestedUNetModel, rows: tuple[LevelConfig, ...]
     if set(unet.level_frames) != {1} or len(set(wanted)) != 1:
         raise ValueError(
             f"The levels of the model have {spell_frames(unet.level_frames)} frames, but those of the recipe (or of "
-            f"its stage) {spell_frames(wanted)}. Only a model of pictures gets frames, the same number on all of its "
-            "levels; levels that resample frames are added around it. Write the model's frames into `levels`, or "
-            "start from a model of pictures."
+            f"its stage) {spell_frames(wanted)}. Frames can only be added to an image model, the same number at "
+            f"all of its levels; levels that resample frames are added around it. Use the model's numbers of "
+            f"frames in `levels`, or start from an image model."
         )
     check_becomes_clips(rows)
     shapes = [row.block_out_channels for row in map(as_picture_row, rows)]
     if [row.block_out_channels for row in unet.level_rows] != shapes:
         raise ValueError(
-            f"The model that gets frames has the channels {[row.block_out_channels for row in unet.level_rows]}, "
-            f"innermost level first, but the recipe's levels have {shapes}. Write the model's own rows into `levels`, "
-            "and add frames and temporal layers to them."
+            f"The model to which frames are to be added has the channels "
+            f"{[row.block_out_channels for row in unet.level_rows]}, innermost level first, but the recipe's "
+            f"levels have {shapes}. Use the model's own levels in `levels`, and add frames and temporal layers to "
+            f"them."
         )
 
 
 def spell_frames(frames: Sequence[int]) -> str:
-    """Write (1, 4, 4) as "1, 4, 4"."""
+    """Format (1, 4, 4) as "1, 4, 4"."""
     return ", ".join(map(str, frames))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA for training: small trainable matrices beside frozen layers, saved as `load_lora_weights` reads them."""
+"""LoRA training: adding adapters to a frozen model, and saving them in the format of `load_lora_weights`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,32 +14,33 @@ from ...pipelines.pipeline_mdm import MDMPipeline
 from ..recipe.recipe import LoraRecipe
 
 ADAPTER_NAME = "default"
-# Every projection of every attention: of the own tokens, of the text, and back.
+# All projections of all attention layers: of self-attention, of the text, and of the output.
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
-_MARK = ".lora_"  # in the names of all that LoRA adds
+_MARK = ".lora_"  # part of the names of all parameters that LoRA adds
 
 
 def add_lora(unet: NestedUNetModel, recipe: LoraRecipe) -> None:
-    """Freeze `unet` and add an adapter of fp32 weights, the only ones that then need gradients.
+    """Freeze `unet` and add an adapter with fp32 weights, which are then the only trainable ones.
 
-    The second matrix of every pair starts at zero, so that the model's prediction does not change by a bit.
+    The second matrix of every pair is initialised with zeros, so the model's predictions remain exactly the same.
 
     Raises:
-        ValueError: a target is not in the model or cannot carry LoRA, or the model has an adapter already.
+        ValueError: a target is not in the model or does not support LoRA, or the model already has an adapter.
     """
     if ADAPTER_NAME in getattr(unet, "peft_config", {}):
         raise ValueError(
-            "The model has a LoRA adapter already; add it to the plain model, and read a saved one with `load_lora`."
+            "The model already has a LoRA adapter; add one to a model without adapters, or load a saved one with "
+            "`load_lora`."
         )
     unet.add_adapter(adapter_config(unet, recipe), adapter_name=ADAPTER_NAME)
     _train_adapter_alone(unet)
 
 
 def adapter_config(unet: NestedUNetModel, recipe: LoraRecipe) -> LoraConfig:
-    """What peft needs to know; without `target_modules` those attention projections that the model has.
+    """Return the config for peft; without `target_modules`, its targets are the model's attention projections.
 
     Raises:
-        ValueError: a target names nothing in the model that can carry LoRA; the message lists what can.
+        ValueError: a target matches no layer of the model that supports LoRA; the message lists those that do.
     """
     suitable = suitable_targets(unet)
     wanted = recipe.target_modules
@@ -48,9 +49,9 @@ def adapter_config(unet: NestedUNetModel, recipe: LoraRecipe) -> LoraConfig:
     unknown = [name for name in wanted if not any(_is_at(name, place) for place in suitable)]
     if unknown or not wanted:
         kinds = sorted({_short_name(place) for place in suitable})
-        problem = f"No layer of the model is called {unknown}" if unknown else "There is nothing to put LoRA on"
+        problem = f"No layer of the model is called {unknown}" if unknown else "There are no layers for LoRA"
         raise ValueError(
-            f"{problem}. LoRA can go on linear and convolution layers, named by their whole path or by its end: "
+            f"{problem}. LoRA supports linear and convolution layers, named by their full path or its end: "
             f"{', '.join(kinds)}."
         )
     return LoraConfig(
@@ -63,18 +64,18 @@ def adapter_config(unet: NestedUNetModel, recipe: LoraRecipe) -> LoraConfig:
 
 
 def suitable_targets(unet: NestedUNetModel) -> list[str]:
-    """Paths of all layers that can carry LoRA."""
+    """Return the paths of all layers that support LoRA."""
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     return [name for name, module in unet.named_modules() if isinstance(module, layers)]
 
 
 def _is_at(target: str, place: str) -> bool:
-    """Whether peft takes the layer at the path `place` for `target`."""
+    """Return whether peft matches the layer with path `place` to `target`."""
     return place == target or place.endswith(f".{target}")
 
 
 def _short_name(place: str) -> str:
-    """The end of a path that tells what a layer is: "to_q", "to_out.0"."""
+    """Return the end of a path that identifies the kind of layer: "to_q", "to_out.0"."""
     *parents, last = place.split(".")
     return f"{parents[-1]}.{last}" if last.isdigit() and parents else last
 
@@ -82,20 +83,20 @@ def _short_name(place: str) -> str:
 def save_lora(
     unet: NestedUNetModel, output_dir: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
 ) -> Path:
-    """Write `pytorch_lora_weights.safetensors`, as `MDMPipeline.load_lora_weights` reads it.
+    """Write `pytorch_lora_weights.safetensors` in the format of `MDMPipeline.load_lora_weights`.
 
     Args:
         unet: a model with the adapter of `add_lora`.
-        output_dir: made if missing.
-        state_dict: the model's whole state, where `unet` holds only a part of it (FSDP).
+        output_dir: folder, created if missing.
+        state_dict: the model's full state dict, if `unet` has only a shard of it (FSDP).
 
     Returns:
-        The file.
+        The path of the file.
     """
     layers = get_peft_model_state_dict(
         unet, state_dict=None if state_dict is None else dict(state_dict), adapter_name=ADAPTER_NAME
     )
-    # Without its settings a file is taken to have an alpha that equals the rank.
+    # Without the settings in its metadata, a file is assumed to have an alpha equal to the rank.
     MDMPipeline.save_lora_weights(
         output_dir,
         unet_lora_layers={name: value.detach().cpu().contiguous() for name, value in layers.items()},
@@ -105,10 +106,10 @@ def save_lora(
 
 
 def load_lora(unet: NestedUNetModel, folder: str | Path) -> None:
-    """Read what `save_lora` wrote, bit for bit, to train on; a model without an adapter gets the saved one's.
+    """Load exactly what `save_lora` wrote, to continue training; adds the adapter if the model has none.
 
     Raises:
-        ValueError: the adapter that the model has is not of the saved one's shape.
+        ValueError: the model has an adapter of another shape.
     """
     state_dict, metadata = cast(
         tuple[dict[str, torch.Tensor], dict[str, Any] | None],
@@ -128,13 +129,15 @@ def load_lora(unet: NestedUNetModel, folder: str | Path) -> None:
     if different:
         raise ValueError(
             f"The LoRA weights in {folder} do not fit the model's adapter: {len(different)} of {len(expected)} "
-            f"differ, e.g. {different[0]}. Continue with the rank and the target modules it was saved with."
+            f"differ, e.g. {different[0]}. Use the rank and target modules with which it was saved."
         )
     set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
 
 
 def _train_adapter_alone(unet: NestedUNetModel) -> None:
-    """Adapter weights in fp32, whatever the frozen model is in: small updates would be lost in half precision."""
+    """Make only the adapter trainable, in fp32 regardless of the model's dtype: half precision would lose small
+    updates.
+    """
     for name, parameter in unet.named_parameters():
         is_adapter = _MARK in name
         parameter.requires_grad_(is_adapter)

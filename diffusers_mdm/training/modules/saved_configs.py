@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is put right in a component before it is saved."""
+"""Corrections of a component's config before it is saved."""
 
 import torch
 from diffusers.configuration_utils import FrozenDict
@@ -9,18 +9,19 @@ from ...library_internals import ORIGIN_KEY, replace_config
 
 
 def forget_origin(*modules: torch.nn.Module) -> None:
-    """Take out of models where they were loaded from, so that what is saved does not name a folder of this machine.
+    """Remove from models where they were loaded from, so that saved files do not name a local folder.
 
-    diffusers keeps what `from_pretrained` was given as `_name_or_path` in a model's config, hands it on to models made
-    from that config, and writes it into `config.json`; transformers keeps it, too, and writes it or not by version.
+    diffusers stores the argument of `from_pretrained` as `_name_or_path` in a model's config, passes it on to models
+    created from that config, and writes it to `config.json`; transformers also stores it, and writes it depending on
+    the version.
 
     Args:
-        modules: models of diffusers or transformers; modules without such a config stay as they are.
+        modules: models of diffusers or transformers; modules without such a config are not changed.
     """
     for module in modules:
         config = getattr(module, "config", None)
         if isinstance(config, FrozenDict):
-            # A frozen config loses no key; a new one takes its place, as in diffusers' `register_to_config`.
+            # Keys of a frozen config cannot be removed, so it is replaced, as in diffusers' `register_to_config`.
             kept = {key: value for key, value in config.items() if key != ORIGIN_KEY}
             replace_config(module, FrozenDict(kept))
         elif isinstance(config, PretrainedConfig):

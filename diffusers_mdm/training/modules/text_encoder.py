@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text encoder of a run: a saved one of any kind, or a small T5 and a tokenizer made for the captions at hand."""
+"""The text encoder of a run: a saved one of any kind, or a new small T5 with a tokenizer trained on the captions."""
 
 import contextlib
 from collections.abc import Iterable
@@ -26,19 +26,19 @@ from ..recipe.recipe import Recipe
 from ..recipe.text_encoder import TextEncoderRecipe
 from .classes import pipeline_class
 
-# Models of pictures and texts, and the class that loads their text half alone.
+# Image-text models, and the class that loads only their text encoder.
 _TEXT_HALVES = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel", "siglip2": "Siglip2TextModel"}
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a lower-casing sub-word tokenizer that ends every text with `</s>`, as T5's do.
+    """Train a lower-casing sub-word tokenizer that ends every text with `</s>`, like T5's.
 
-    Merging the most frequent pairs first (BPE) turns every word that occurs a few times into one token, which a
-    small encoder learns faster than pieces; unseen words still split into known pieces.
+    BPE merges the most frequent pairs first, so that every word that occurs a few times becomes one token, which a
+    small encoder learns faster than pieces of words; unseen words are split into known pieces.
 
     Raises:
-        ValueError: if `vocab_size` leaves no room beside the special tokens.
+        ValueError: if `vocab_size` is too small for letters and special tokens.
     """
     if vocab_size < 64:
         raise ValueError(f"`vocab_size` must be at least 64 to hold letters and special tokens, got {vocab_size}.")
@@ -63,14 +63,14 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
 def build_text_encoder(
     recipe: TextEncoderRecipe, captions: Iterable[str]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Make or load the text encoder and its tokenizer; `captions` are read only for a new tokenizer.
+    """Create or load the text encoder and its tokenizer; `captions` are read only for a new tokenizer.
 
     Raises:
-        ValueError: there is no saved encoder where the recipe says, or none that gives features of texts.
+        ValueError: the saved encoder does not exist, or does not output features of text.
     """
     if recipe.pretrained is not None:
         return load_text_encoder(recipe.pretrained)
-    assert recipe.tokenizer is not None  # the recipe has checked that the sizes of a new encoder are all there
+    assert recipe.tokenizer is not None  # the recipe's checks guarantee that all sizes of a new encoder are set
     tokenizer = train_tokenizer(captions, recipe.tokenizer.vocab_size)
     config = new_encoder_config(
         recipe, len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
@@ -79,7 +79,7 @@ def build_text_encoder(
 
 
 def new_encoder_config(recipe: TextEncoderRecipe, vocab_size: int, **token_ids: int) -> T5Config:
-    """The config of a new small T5."""
+    """Return the config of a new small T5."""
     assert recipe.d_model is not None
     assert recipe.num_heads is not None
     return T5Config(
@@ -97,37 +97,37 @@ def new_encoder_config(recipe: TextEncoderRecipe, vocab_size: int, **token_ids: 
 
 
 def load_text_encoder(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a saved encoder as what it is, T5 or not, and its tokenizer. Of encoder-decoders it is the encoder.
+    """Load a saved text encoder of any kind, and its tokenizer. Of encoder-decoder models only the encoder is loaded.
 
     Args:
-        path: a folder or an id on the Hub.
+        path: a folder or Hub id.
 
     Raises:
-        ValueError: there is none, or it has no features of texts, or its tokenizer cannot pad.
+        ValueError: it does not exist, it does not output features of text, or its tokenizer cannot pad.
     """
     try:
         encoder = type(without_weights(AutoConfig.from_pretrained(path), path)).from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except OSError as error:
         raise ValueError(
-            f"`text_encoder.pretrained`: there is no text encoder with a tokenizer in {path}: {error} Give a folder "
-            "or Hub id that transformers can load; of a whole pipeline use `pretrained` and "
+            f"`text_encoder.pretrained`: there is no text encoder with a tokenizer in {path}: {error} Pass a "
+            f"folder or Hub id that transformers can load; for a whole pipeline use `pretrained` and "
             "`text_encoder: {from_pipeline: true}`."
         ) from error
     if tokenizer.pad_token is None:
         raise ValueError(
-            f"The tokenizer in {path} has no padding token, so that captions of different lengths make no batch: set "
-            "its `pad_token` (often its `eos_token` serves) and save it with the encoder into a folder."
+            f"The tokenizer in {path} has no padding token, so captions of different lengths cannot be batched: "
+            f"set its `pad_token` (its `eos_token` often works) and save it with the encoder in a folder."
         )
     return encoder, tokenizer
 
 
 def without_weights(config: PretrainedConfig, path: str) -> PreTrainedModel:
-    """The encoder of texts that a saved model is or has, on the meta device, where weights have no contents.
+    """Build the text encoder that a saved model is or contains, on the meta device, where weights have no contents.
 
     Args:
-        config: of the saved model.
-        path: where it is, for messages.
+        config: config of the saved model.
+        path: folder or Hub id of the model, for messages.
 
     Raises:
         ValueError: transformers has no class for it.
@@ -136,34 +136,34 @@ def without_weights(config: PretrainedConfig, path: str) -> PreTrainedModel:
     with torch.device("meta"):
         if kind in _TEXT_HALVES:
             return getattr(transformers, _TEXT_HALVES[kind])(config.text_config)
-        with contextlib.suppress(ValueError):  # the class does not know this kind
+        with contextlib.suppress(ValueError):  # the class does not support this kind
             return AutoModelForTextEncoding.from_config(config)
         if config.is_encoder_decoder:
             raise ValueError(
-                f"`text_encoder.pretrained`: {path} is a {kind}, of which transformers cannot load the encoder alone; "
-                "take a T5, or a model that is an encoder."
+                f"`text_encoder.pretrained`: {path} is a {kind}, of which transformers cannot load only the "
+                f"encoder; use a T5, or a model that is an encoder."
             )
         try:
             return AutoModel.from_config(config)
         except ValueError as error:
-            raise ValueError(f"`text_encoder.pretrained`: {path} is no encoder of texts: {error}") from error
+            raise ValueError(f"`text_encoder.pretrained`: {path} is not a text encoder: {error}") from error
 
 
 def frozen_text_encoder(
     recipe: Recipe, cache_dir: str | None = None
 ) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
-    """The saved text encoder that a recipe names, or that of the pipeline it starts from, and where it is from.
+    """Load the saved text encoder of a recipe, or of the pipeline it starts from; returns it with its name.
 
     Args:
-        recipe: of the run.
-        cache_dir: where downloaded models are kept.
+        recipe: recipe of the run.
+        cache_dir: folder for downloaded models.
 
     Raises:
-        ValueError: there is none, or it is trained, so that texts cannot be encoded beforehand.
+        ValueError: there is none, or it is trained, so that texts cannot be encoded in advance.
     """
     encoder, source = recipe.text_encoder, recipe.pretrained
     if encoder is None or encoder.train_text_encoder:
-        raise ValueError("Texts can be encoded beforehand only by a saved text encoder that is not trained.")
+        raise ValueError("Texts can be encoded in advance only by a saved text encoder that is not trained.")
     if encoder.pretrained is not None:
         return encoder.pretrained, *build_text_encoder(encoder, ())
     if source is None:
@@ -175,7 +175,7 @@ def frozen_text_encoder(
 
 
 def check_text_width(recipe: Recipe, encoder: PreTrainedModel | None) -> None:
-    """Refuse a text encoder whose features the recipe's model does not take.
+    """Check that the features of a text encoder have the width that the recipe's model takes.
 
     Raises:
         ValueError: names both widths.
@@ -185,13 +185,14 @@ def check_text_width(recipe: Recipe, encoder: PreTrainedModel | None) -> None:
     if width is not None and width != expected:
         name = "encoder_hid_dim" if recipe.model.get("encoder_hid_dim") else "cross_attention_dim"
         raise ValueError(
-            f"`model.{name}` is {expected}, but the features of the text encoder have a width of {width}; set it to "
-            f"{width} (a projection to `cross_attention_dim` follows `encoder_hid_dim`), or take another encoder."
+            f"`model.{name}` is {expected}, but the features of the text encoder have a width of {width}; set it "
+            f"to {width} (with `encoder_hid_dim`, features are projected to `cross_attention_dim`), or use another "
+            f"encoder."
         )
 
 
 def count_text_parameters(recipe: Recipe) -> int | None:
-    """Parameters of the text encoder that a run keeps in memory: 0 without one, None if its config is not at hand."""
+    """Count the parameters of the text encoder in memory: 0 without one, None if its config is not available."""
     encoder, source = recipe.text_encoder, recipe.pretrained
     if encoder is None or recipe.data.embeddings_dir is not None:
         return 0
@@ -201,7 +202,7 @@ def count_text_parameters(recipe: Recipe) -> int | None:
         if encoder.pretrained is not None:
             config = AutoConfig.from_pretrained(encoder.pretrained, local_files_only=True)
             return _count(without_weights(config, encoder.pretrained))
-        assert source is not None  # the recipe has checked that
+        assert source is not None  # guaranteed by the recipe's checks
         where = {"revision": source.revision, "local_files_only": True}
         name = MDMPipeline.load_config(source.path, **where)["text_encoder"][1]
         config = AutoConfig.from_pretrained(source.path, subfolder="text_encoder", **where)

@@ -127,8 +127,8 @@ def _csv_records(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             if len(row) != len(columns):
                 raise ValueError(
-                    f"{place}: it has {len(row)} values, expected {len(columns)} ({', '.join(columns)}); a text with "
-                    'commas stands in quotes, "like this, for example".'
+                    f"{place}: it has {len(row)} values, expected {len(columns)} ({', '.join(columns)}); put text "
+                    'with commas in quotes, "like this, for example".'
                 )
             yield place, dict(zip(columns, row, strict=True))
     except csv.Error as error:

@@ -204,7 +204,7 @@ class TextEmbeddings:
         """Return the features of captions in the form in which an encoder would return them.
 
         Returns:
-            `(B, L, D)`, zero at padding, with L the length of the longest, and the mask `(B, L)` bool, True for tokens.
+            `(B, L, D)`, zero at padding, with L the length of the longest, and the mask `(B, L)`, True for tokens.
 
         Raises:
             ValueError: if a caption is missing.
