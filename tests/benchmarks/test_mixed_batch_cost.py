@@ -14,7 +14,7 @@ def test_half_a_batch_costs_less_and_says_so(tiny_model):
 
 @pytest.mark.parametrize("fractions", [[1.0], [0.5, 0.5], [1.0, 0.1]])
 def test_fractions_that_make_no_batch_are_refused(tiny_model, fractions):
-    with pytest.raises(ValueError, match="that leave each level a row"):
+    with pytest.raises(ValueError, match="that leave each level at least one sample"):
         mixed_batch_cost.measure_cost(tiny_model, 2, fractions, rounds=1)
 
 

@@ -29,7 +29,7 @@ def test_forward(capsys):
 def test_demo(tmp_path, capsys):
     make_pipeline().save_pretrained(tmp_path)
     demo_speed.main(["--model", str(tmp_path), "--num_inference_steps", "1", "--rounds", "1"])
-    assert "8 pictures of 8 and 16 pixels, 1 steps, cpu" in capsys.readouterr().out
+    assert "8 images of 8 and 16 pixels, 1 steps, cpu" in capsys.readouterr().out
 
 
 @pytest.mark.slow

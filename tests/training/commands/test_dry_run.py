@@ -49,7 +49,7 @@ def test_it_counts_the_parameters_that_a_run_has(text):
 def test_it_says_when_stages_end_and_what_a_step_is(text):
     assert "stage inner: levels 0-0, 8 pixels, 4 steps x 8 = 32 images" in text
     assert "a step: 16 images = 2 process(es) x 2 accumulated x 4" in text
-    assert "batch rows per level [4, 2], weights [1.0, 2.0], epsilon loss, lr 0.001 cosine" in text
+    assert "batch per level [4, 2], weights [1.0, 2.0], epsilon loss, lr 0.001 cosine" in text
 
 
 def test_an_end_by_metric_is_said():
@@ -59,7 +59,7 @@ def test_an_end_by_metric_is_said():
     )
     data = dataclasses.replace(TINY.data, validation_split="test")
     described = describe_run(dataclasses.replace(TINY, stages=(stage,), data=data))
-    assert "8 pixels, until 3 measurements, one every 50 steps, bring no gain, batch rows" in described
+    assert "8 pixels, until 3 measurements, one every 50 steps, bring no gain, batch per level" in described
 
 
 def test_memory_is_a_sum_and_follows_the_options():
@@ -113,11 +113,11 @@ def test_adapters_and_frozen_levels_show_in_what_learns(pipeline_dir):
     )
     described = describe_run(recipe)
     adapters = re.search(r"LoRA of rank 2: ([\d,]+) parameters", described).group(1)
-    assert f"{adapters} parameters of the U-Net learn" in described
+    assert f"{adapters} parameters of the U-Net trained" in described
     assert f"U-Net up to it: {count(build_unet(TINY, 2)):,}" in described  # without the adapters
     frozen = dataclasses.replace(TINY, stages=(dataclasses.replace(TINY.stages[1], frozen_levels=1),))
     outer = count(build_unet(TINY, 2).levels[1])
-    assert f"{outer:,} parameters of the U-Net learn" in describe_run(frozen)
+    assert f"{outer:,} parameters of the U-Net trained" in describe_run(frozen)
 
 
 def test_the_published_sizes():

@@ -59,7 +59,7 @@ def test_levels_that_are_not_there_are_refused(pipeline_dir):
 
 
 def test_folders_without_a_pipeline_are_refused(pipeline_dir, tmp_path):
-    with pytest.raises(ValueError, match="no saved pipeline"):
+    with pytest.raises(ValueError, match="not a saved pipeline"):
         recipe_of(tmp_path)
     index = json.loads((pipeline_dir / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", "DDPMScheduler"]

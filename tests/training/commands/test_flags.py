@@ -206,7 +206,7 @@ RECIPE_MISTAKES = [
     (["--resolution", "12"], "8, 16 pixels"),
     (["--resolution", "8", "--train_levels", "2"], "--train_levels is 2"),
     (["--level_weights", "1,2,3"], "--level_weights needs 2 entries"),
-    (["--validation_epochs", "1"], "--validation_epochs needs stages of one batch size"),
+    (["--validation_epochs", "1"], "--validation_epochs needs stages with the same batch size"),
     (["--embeddings_dir", "features"], "data.embeddings_dir"),
     (["--pre_compute_text_embeddings"], "data.embeddings_dir"),
     (["--shards", "a.tar", "--num_train_epochs", "3"], "--num_train_epochs counts passes"),

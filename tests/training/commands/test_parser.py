@@ -56,7 +56,7 @@ def test_help_says_what_kind_of_value_a_flag_takes():
 UNKNOWN = {
     "--lerning-rate": "did you mean --learning_rate?",
     "--learning-rate": "did you mean --learning_rate?",
-    "--xyzzy": "--xyzzy is no flag of this command; --help lists all.",
+    "--xyzzy": "--xyzzy is not a flag of this command; --help lists all flags.",
     "frog": "'frog' belongs to no flag",
 }
 

@@ -125,7 +125,7 @@ def test_fields_that_contradict_each_other_are_refused(recipe):
     with pytest.raises(FieldError, match=r"`vae\.from_pipeline` needs `pretrained`"):
         dataclasses.replace(recipe, vae=VaeRecipe(from_pipeline=True))
     for values in ({}, {"pretrained": "x", "from_pipeline": True}):
-        with pytest.raises(ValueError, match=r"`vae`: give either `pretrained`"):
+        with pytest.raises(ValueError, match=r"`vae`: set either `pretrained`"):
             read_fields(VaeRecipe, values, "vae")
     with pytest.raises(ValueError, match="with `from_pipeline` those of the pipeline hold"):
         VaeRecipe(from_pipeline=True, subfolder="vae")

@@ -55,7 +55,7 @@ WRONG = {
     "pictures beside pictures": (lambda r: with_stage(r, 0, joint_pictures=1), r"stages\[0\].joint_pictures"),
     "no pictures for a level": (
         lambda r: with_stage(r, 2, joint_pictures=1),
-        r"stages\[2\].joint_pictures.*no batch row",
+        r"stages\[2\].joint_pictures.*no sample of a batch",
     ),
     "fewer than none": (lambda r: with_stage(r, 2, joint_pictures=-1), "joint_pictures.*at least 0"),
     "no clips": (lambda r: with_data(r, video_column=None), "data.video_column"),
@@ -117,7 +117,7 @@ def test_recipes_of_pictures_have_nothing_beside_clips(pictures_dir):
     for field, value in (("as_pictures", True), ("joint_pictures", 2)):
         with pytest.raises(ValueError, match=rf"stages\[0\].{field}.*num_frames"):
             with_stage(tiny, 0, **{field: value})
-    with pytest.raises(ValueError, match="`pictures` go beside clips"):
+    with pytest.raises(ValueError, match="`pictures` is for training on images together with clips"):
         dataclasses.replace(tiny, pictures=DataRecipe(path="x"))
 
 
@@ -146,7 +146,7 @@ def test_the_demo_model_fits_into_six_megabytes():
     described = describe_run(recipe)
     assert "stage pictures-16: levels 0-0, 16 pixels, pictures" in described
     assert "stage clips-64: levels 0-1, 64 pixels, clips of 8 frames" in described
-    assert "16 pictures through all levels" in described
+    assert "16 images through all levels" in described
     memory = estimate_stage(recipe, dataclasses.replace(recipe.stages[2], joint_pictures=0, batch_size=3), OPTIONS, 0)
     text = count_text_parameters(recipe)
     assert (memory.weights // 4 + text) * 2 < 6e6
@@ -176,7 +176,7 @@ def error_of(capsys, kind, *words) -> str:
 
 def test_each_command_refuses_the_recipes_of_the_other(capsys):
     tiny, clips = RECIPES / "tiny.yaml", RECIPES / "tiny_video.yaml"
-    assert "'tiny' makes pictures: set `num_frames`" in error_of(capsys, TEXT_TO_VIDEO, "--recipe", tiny)
+    assert "'tiny' is for an image model: set `num_frames`" in error_of(capsys, TEXT_TO_VIDEO, "--recipe", tiny)
     for kind in (TEXT_TO_IMAGE, CLASS_CONDITIONAL):
         error = error_of(capsys, kind, "--recipe", clips)
         assert "'tiny_video' makes clips" in error
@@ -196,6 +196,6 @@ def test_flags_change_a_recipe_of_clips(capsys, tmp_path):
 
 def test_pipelines_of_pictures_get_frames(pipeline_dir, clips_dir, capsys):
     words = ["--pretrained_model_name_or_path", pipeline_dir, "--train_data_dir", clips_dir, "--max_train_steps", 1]
-    assert "makes pictures" in error_of(capsys, TEXT_TO_VIDEO, *words)
+    assert "is for an image model" in error_of(capsys, TEXT_TO_VIDEO, *words)
     # Its channels are too narrow for temporal attention.
     assert "No level would have temporal attention" in error_of(capsys, TEXT_TO_VIDEO, *words, "--num_frames", 8)

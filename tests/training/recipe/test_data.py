@@ -49,11 +49,17 @@ def test_recipes_that_people_wrote_before_still_load(fields, expected):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "`data` cannot be read: give either `path` .* or `shards`"),
-        ({"path": "a", "shards": ["b"]}, "give either `path`"),
-        ({"path": "a", "shuffle_buffer": 5}, "`shuffle_buffer` goes with `shards`, not with `path`: leave it out"),
-        ({"path": "a", "validation_shards": ["b"]}, "goes with `shards`.*: name a `validation_split`"),
-        ({"shards": ["a"], "max_train_samples": 5}, "goes with `path`, not with `shards`: name fewer shards"),
+        ({}, "`data` cannot be read: set either `path` .* or `shards`"),
+        ({"path": "a", "shards": ["b"]}, "set either `path`"),
+        (
+            {"path": "a", "shuffle_buffer": 5},
+            "`shuffle_buffer` belongs to data with `shards`, not to data with `path`: omit it",
+        ),
+        ({"path": "a", "validation_shards": ["b"]}, "belongs to data with `shards`.*: name a `validation_split`"),
+        (
+            {"shards": ["a"], "max_train_samples": 5},
+            "belongs to data with `path`, not to data with `shards`: name fewer shards",
+        ),
         ({"shards": ["a"], "validation_split": "x"}, "name others as `validation_shards`"),
         (
             {"path": "a", "caption_colum": "b"},

@@ -91,7 +91,7 @@ MISTAKES = [
     ("stages.1.levels", 1, "level_weights"),
     ("stages.1.level_weights", [1.0, 1.0, 1.0], "level_weights"),
     ("stages.1.batch_fractions", [0.5, 1.0], "batch_fractions"),
-    ("stages.1.batch_fractions", [1.0, 0.1], "no batch row"),
+    ("stages.1.batch_fractions", [1.0, 0.1], "no sample of a batch"),
     ("stages.0.lr_num_cycles", 0, "lr_num_cycles"),
     ("stages.1.frozen_levels", 2, "frozen_levels"),
     ("stages.1.level_learning_rate_scales", [1.0], "level_learning_rate_scales"),

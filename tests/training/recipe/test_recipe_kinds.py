@@ -77,7 +77,7 @@ def lora_recipe(**fields) -> Recipe:
 
 def test_adapters_cannot_grow():
     assert lora_recipe().stages[0].levels == 2
-    with pytest.raises(ValueError, match=r"`lora` cannot grow.*\[1, 2\]"):
+    with pytest.raises(ValueError, match=r"`lora` cannot be combined with added levels.*\[1, 2\]"):
         lora_recipe(stages=(learning_stage(levels=1), learning_stage(levels=2)))
     same = lora_recipe(stages=(learning_stage(levels=2), learning_stage(levels=2, name="two")))
     assert len(same.stages) == 2

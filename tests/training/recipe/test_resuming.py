@@ -84,7 +84,7 @@ def test_what_the_checkpoint_fixes_is_an_error_with_both_values(case):
     recipe, words = WRONG[case]
     with pytest.raises(ValueError, match=words) as caught:
         compare(recipe)
-    assert str(caught.value).startswith("checkpoint-6 cannot go on")
+    assert str(caught.value).startswith("checkpoint-6 cannot be resumed with these changes")
     assert "--output_dir" in str(caught.value)
     assert "--resume_from_checkpoint none" in str(caught.value)
 
@@ -101,7 +101,7 @@ def test_what_may_change_is_said_and_counts_from_here_on():
     resumption = compare(new)
     assert resumption.recipe == new
     (line,) = resumption.lines()
-    assert line.startswith("Changed, from here on: ")
+    assert line.startswith("Changed from here on: ")
     for words in ("`stages[1].learning_rate` 0.001 -> 1e-05", "`stages[1].steps` 4 -> 9", "`optimizer.adam_beta1`"):
         assert words in line
 
@@ -137,7 +137,7 @@ def test_what_an_older_version_did_not_know_has_its_default():
 
 def test_a_newer_versions_recipe_is_refused_by_name():
     newer = {**dataclasses.asdict(TINY), "novelty": 1}
-    with pytest.raises(ValueError, match=r"checkpoint-6 holds a recipe.*`novelty`"):
+    with pytest.raises(ValueError, match=r"checkpoint-6 has a recipe.*`novelty`"):
         compare_with_checkpoint(TINY, 0, Saved("checkpoint-6", newer, 1, 2))
 
 

@@ -117,7 +117,7 @@ def test_a_wrong_token_is_known_before_training(hub, pictures_dir, tmp_path, par
     with pytest.raises(ValueError, match="hf auth login"):
         run_recipe(tiny_recipe(pictures_dir), options(tmp_path / "my-model"))
     failures.clear()
-    with pytest.raises(ValueError, match=r"refuses .* 'my-model'.*401"):
+    with pytest.raises(ValueError, match=r"does not let this run write to 'my-model'.*401"):
         run_recipe(tiny_recipe(pictures_dir), options(tmp_path / "my-model", hub_token="hf_wrong"))
     assert not (tmp_path / "my-model").exists()
 
@@ -133,7 +133,7 @@ def test_a_hub_that_is_down_at_the_start_is_a_warning(hub, tmp_path, caplog):
     wanted = options(tmp_path / "my-model")
     assert prepare_repository(wanted) == wanted
     assert "503" in caplog.text
-    assert "Training goes on" in caplog.text
+    assert "Training continues" in caplog.text
 
 
 def test_without_the_flag_nothing_is_asked(tmp_path):
@@ -165,7 +165,7 @@ def test_a_hub_that_never_answers_holds_nothing_up(finished, tmp_path, caplog, m
     with silent_hub() as endpoint, hub_at(endpoint):
         wanted = options(tmp_path / "my-model")
         assert prepare_repository(wanted) == wanted
-        assert "Training goes on" in caplog.text
+        assert "Training continues" in caplog.text
         assert push_output(finished) is None
     assert "Upload it later with" in caplog.text
 

@@ -213,7 +213,7 @@ def test_a_full_disk_does_not_stop_training(history, caplog):
     with Meter(accelerator_with(FullDisk()), history, "inner", logging_steps=1, total=1) as meter:
         meter.record(table([0.25]), step=1, images=4, learning_rate=1e-3)
     assert "No space left" in caplog.text
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
 
 
 def test_a_failing_process_closes_its_bar_without_a_report(history):

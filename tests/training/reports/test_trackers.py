@@ -77,7 +77,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
 
 
 def test_an_unknown_tracker_is_answered_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"'tensorbord' is no tracker.*tensorboard.*wandb.*'all'.*'none'"):
+    with pytest.raises(ValueError, match=r"'tensorbord' is not a tracker.*tensorboard.*wandb.*'all'.*'none'"):
         tracker_names("tensorbord")
 
 

@@ -54,7 +54,7 @@ def test_captions_come_from_one_place(pipeline_dir, pictures_dir, tmp_path):
         run(*words)
     captions = tmp_path / "captions.txt"
     captions.write_text("\n  \n", encoding="utf-8")
-    with pytest.raises(ValueError, match="has no captions; write one a line"):
+    with pytest.raises(ValueError, match="has no captions; write one per line"):
         run(*words, "--captions_file", captions)
     captions.write_text("a red apple\n\nthe blue cat\n", encoding="utf-8")
     run(*words, "--captions_file", captions, "--num_inference_steps", 1, "--height", 8)
@@ -71,7 +71,7 @@ def test_truth_of_other_captions_is_refused(pipeline_dir, pictures_dir, referenc
     words = ["--num_inference_steps", 1, "--height", 8, "--output_dir", tmp_path / "drawn"]
     run("generate", "--model_dir", pipeline_dir, "--captions_file", captions, *words)
     scored = ["score", "--drawings", tmp_path / "drawn", "--reference", reference_dir, "--metrics", "noise"]
-    with pytest.raises(ValueError, match=r"1 captions of the drawings are not in .*'nobody wrote this'"):
+    with pytest.raises(ValueError, match=r"1 captions of the generated images are not in .*'nobody wrote this'"):
         run(*scored, "--data_dir", pictures_dir)
 
 
@@ -79,5 +79,5 @@ def test_choices_are_drawn_from_the_seed_without_repetition():
     assert choose(5, None, 3) == [0, 1, 2, 3, 4]
     assert sorted(choose(5, 5, 3)) == [0, 1, 2, 3, 4]
     assert choose(50, 10, 3) == choose(50, 10, 3) != choose(50, 10, 4)
-    with pytest.raises(ValueError, match="6 were asked for, and there are 5"):
+    with pytest.raises(ValueError, match="6 were requested, but there are 5"):
         choose(5, 6, 0)
