@@ -7,12 +7,13 @@ the file and the line, so that the result can safely be traversed, compared and 
 """
 
 import json
-import reprlib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .checked_values import describe
 
 MAX_YAML_BYTES = 1 << 20
 MAX_JSON_BYTES = 1 << 26  # the weight index of a large sharded model takes a few MiB
@@ -58,32 +59,6 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not JSON that can be read here: its lists are nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON that can be read here: {error}") from error
-
-
-def describe(value: Any) -> str:
-    """Return the `repr` of a value, cut to a length and depth that fit in a message.
-
-    Unlike `repr`, it is also fast and short for values that contain themselves, or that share parts so often that
-    their full text would not fit in memory.
-    """
-    return _SHORT.repr(value)
-
-
-class _ShortRepr(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = 3
-        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 6
-        self.maxstring = self.maxother = self.maxlong = 80
-
-    def repr_int(self, number: int, level: int) -> str:
-        # Python refuses to write integers of more than 4,300 digits.
-        if number.bit_length() > 1024:
-            return f"an integer of {number.bit_length()} bits"
-        return super().repr_int(number, level)
-
-
-_SHORT = _ShortRepr()
 
 
 def _read_text(path: Path, max_bytes: int) -> str:

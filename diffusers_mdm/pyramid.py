@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 
-from .config_reading import describe
+from .checked_values import describe
 
 Pyramid = list[torch.Tensor]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..config_reading import describe, read_yaml
+from ..checked_values import describe
+from ..config_reading import read_yaml
 from ..models.level_config import LevelConfig
 from .config_facts import (
     REQUIRED,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..config_reading import describe
+from ..checked_values import describe
 from .inert_objects import PickledObject, mapping_of
 from .state_dict_table import INNER, MAX_LISTED, MAX_NAME_LENGTH, StateDict, check_names
 

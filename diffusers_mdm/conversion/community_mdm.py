@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..config_reading import describe, read_json
+from ..checked_values import describe
+from ..config_reading import read_json
 from ..models.level_config import LevelConfig
 from ..schedulers.scheduler_config import SHARED_KEYS
 from ..schedulers.scheduling_matryoshka import MatryoshkaScheduler

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..config_reading import describe
+from ..checked_values import describe
 from .inert_objects import PickledObject, mapping_of
 
 # Members of ml-mdm's enums by value, as its trainer pickles them.

@@ -8,8 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..checked_values import check_number
-from ..config_reading import describe
+from ..checked_values import check_number, describe
 
 Strength = float | Mapping[str, float] | None
 

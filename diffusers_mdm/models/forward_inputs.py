@@ -11,8 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from ..checked_values import check_number
-from ..config_reading import describe
+from ..checked_values import check_number, describe
 from ..pyramid import Pyramid, check_pyramid, check_tensor
 from .level_geometry import LevelGeometry
 

@@ -8,8 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checked_values import check_flag, check_number, check_whole_number
-from ..config_reading import describe
+from ..checked_values import check_flag, check_number, check_whole_number, describe
 from .frames import frame_grid_side
 
 # Far above any model that fits a machine: what lies above is a mistake, and would only be noticed when memory ends.

@@ -9,13 +9,13 @@ that at the timestep after the step (1 after the last one); alpha = sqrt(g), sig
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from ..checked_values import is_number
 from ..pyramid import (
     Pyramid,
     as_pyramid,
@@ -343,8 +343,7 @@ def _half_log_snr(power: float) -> float:
 
 def check_eta(eta: Any) -> None:
     """Refuse an `eta` that is neither None nor a number from 0 to 1."""
-    is_number = isinstance(eta, numbers.Real) and not isinstance(eta, bool)
-    if eta is not None and not (is_number and 0 <= eta <= 1):
+    if eta is not None and not is_number(eta, 0, 1):
         raise ValueError(f"`eta` is {eta!r}; expected 0 (deterministic) to 1 (ancestral), or None (ancestral).")
 
 

@@ -8,13 +8,12 @@ between two predicted levels, enlarged, is added to the outer one; a strength sa
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ..config_reading import describe
+from ..checked_values import describe, is_number
 from ..pyramid import Pyramid
 from .block_averages import average_down, enlarge, project_onto_average
 
@@ -36,8 +35,7 @@ def agreement_strengths(level_agreement: Any, num_levels: int) -> list[float]:
     several = isinstance(level_agreement, (list, tuple))
     strengths = list(level_agreement) if several else [level_agreement] * num_outer
     for strength in strengths if several else [level_agreement]:
-        is_number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
-        if not is_number or not 0 <= strength <= 1:
+        if not is_number(strength, 0, 1):
             raise ValueError(
                 f"`level_agreement` is {describe(level_agreement)}; expected a number from 0 (each level by itself) "
                 "to 1 (the averages of a level are the level inside), or one for every level but the innermost."

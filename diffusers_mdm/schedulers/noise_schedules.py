@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from ..config_reading import describe
+from ..checked_values import describe
 
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear", "cosine_log_snr")
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import diffusers
 
-from ..checked_values import check_flag, check_number, check_whole_number
-from ..config_reading import describe
+from ..checked_values import check_flag, check_number, check_whole_number, describe
 from ..library_internals import DEFAULTED_KEYS
 from .noise_schedules import BETA_SCHEDULES
 from .predictions import PREDICTION_TYPES

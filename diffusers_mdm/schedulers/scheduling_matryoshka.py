@@ -14,7 +14,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from ..config_reading import describe
+from ..checked_values import describe
 from ..pyramid import Pyramid, check_finite, in_full_precision, matching_levels, pyramid_noise
 from .diffusion_process import (
     LevelPowers,

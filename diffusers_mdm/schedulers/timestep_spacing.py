@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
+
+from ..checked_values import is_number, is_whole_number
 
 TIMESTEP_SPACINGS = ("matryoshka", "leading", "trailing", "linspace", "log_snr")
 
@@ -39,8 +39,7 @@ def spaced_timesteps(
             the range.
     """
     num_train_timesteps = len(alphas_cumprod)
-    is_whole = isinstance(num_inference_steps, numbers.Integral) and not isinstance(num_inference_steps, bool)
-    if not is_whole or not 1 <= num_inference_steps <= num_train_timesteps:
+    if not is_whole_number(num_inference_steps, 1, num_train_timesteps):
         raise ValueError(
             f"`num_inference_steps` is {num_inference_steps!r}; the model was trained with {num_train_timesteps} "
             f"timesteps, so expected a whole number between 1 and {num_train_timesteps}."
@@ -128,7 +127,6 @@ def whole_timestep(timestep: int | float | torch.Tensor, num_train_timesteps: in
                 "timestep, pass a single number."
             )
         timestep = timestep.item()
-    is_number = isinstance(timestep, numbers.Real) and not isinstance(timestep, bool) and math.isfinite(timestep)
-    if not is_number or timestep != int(timestep) or not 0 <= timestep < num_train_timesteps:
+    if not is_number(timestep, 0, num_train_timesteps - 1) or timestep != int(timestep):
         raise ValueError(f"`timestep` is {timestep!r}; expected a whole number from 0 to {num_train_timesteps - 1}.")
     return int(timestep)

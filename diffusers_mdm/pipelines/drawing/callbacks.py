@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from diffusers_mdm.checked_values import describe
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, pad_to_length, take_features
-from diffusers_mdm.pipelines.drawing.request import Sample, check_argument, describe
+from diffusers_mdm.pipelines.drawing.request import Sample, check_argument
 from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pyramid import as_pyramid
 

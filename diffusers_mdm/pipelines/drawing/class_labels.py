@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import difflib
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 
 from diffusers_mdm.pipelines.drawing.request import Request
+
+from ...checked_values import is_whole_number
 
 # One label or several, by number or by name; or whole numbers `(B,)`.
 ClassLabels = int | str | list[int] | list[str] | list[int | str] | torch.Tensor
@@ -98,7 +99,7 @@ class ClassTable:
     def _number(self, label: Any, name: str) -> int:
         if isinstance(label, str):
             return self.ids_of_names(label)[0]
-        if isinstance(label, bool) or not isinstance(label, numbers.Integral):
+        if not is_whole_number(label):
             raise ValueError(
                 f"`{name}` has an entry of type {type(label).__name__}; expected whole numbers or names of classes."
             )

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from diffusers_mdm.checked_values import describe, is_number
 from diffusers_mdm.library_internals import inside_of
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.other_schedulers import check_draws_one_level
-from diffusers_mdm.pipelines.drawing.request import MAX_IMAGES, Prompt, Request, describe, is_number
+from diffusers_mdm.pipelines.drawing.request import MAX_IMAGES, Prompt, Request
 from diffusers_mdm.pipelines.drawing.setup import level_shapes
 
 Shape = tuple[int, ...]

@@ -10,7 +10,6 @@ A small model trained for an hour wants other guidance than the published ones. 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from diffusers_mdm.checked_values import describe, is_number, is_whole_number
 from diffusers_mdm.pyramid import Pyramid
 
 # A pyramid, or a bare tensor where one level is drawn: what diffusers' schedulers and callbacks expect.
@@ -45,7 +45,6 @@ PUBLISHED_DEFAULTS: Mapping[str, Any] = {
 UPSCALE_DEFAULTS: Mapping[str, Any] = {**PUBLISHED_DEFAULTS, "eta": 0.0}
 UPSCALE_PREFIX = "upscale_"
 _KNOWN = (*PUBLISHED_DEFAULTS, *(UPSCALE_PREFIX + name for name in UPSCALE_DEFAULTS))
-_LONGEST_SHOWN = 80  # characters of a wrong value in an error message
 
 
 @dataclass
@@ -178,38 +177,6 @@ def check_argument(name: str, value: Any) -> Any:
     return kind.read(value)
 
 
-def describe(value: Any) -> str:
-    """A wrong value in an error message: short, and with its type where the value alone would not tell."""
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        where = f" on {value.device}" if isinstance(value, torch.Tensor) and value.device.type != "cpu" else ""
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}{where}"
-    if isinstance(value, (bool, int, str)) or value is None:
-        shown = repr(value)
-        return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]} ..."
-    if isinstance(value, float):
-        return f"{value!r} (float)"
-    if isinstance(value, (list, tuple)) and not value:
-        return f"an empty {type(value).__name__}"
-    if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {', '.join(sorted({type(entry).__name__ for entry in value}))}"
-    return f"of type {type(value).__name__}"
-
-
-def is_whole(value: Any, least: int) -> bool:
-    """Whether a value is a whole number (no bool) of at least `least`."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether a value is a finite number (no bool) from `low` to `high`."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value) and low <= float(value) <= high
-    except OverflowError:  # a whole number beyond the range of floats
-        return False
-
-
 def are_all(value: Any, kind: type | tuple[type, ...]) -> bool:
     """Whether a value is a list or tuple of nothing but this type."""
     return isinstance(value, (list, tuple)) and all(isinstance(entry, kind) for entry in value)
@@ -276,8 +243,10 @@ def _is_list(value: Any) -> bool:
 
 
 _PICTURES = Kind("pictures whose values are in memory", _are_pictures)
-_COUNT = Kind("a whole number of at least 1", lambda value: is_whole(value, 1), int)
-_PIXELS = _optional(Kind("a whole number of pixels", lambda value: isinstance(value, int) or is_whole(value, 0), int))
+_COUNT = Kind("a whole number of at least 1", lambda value: is_whole_number(value, 1), int)
+_PIXELS = _optional(
+    Kind("a whole number of pixels", lambda value: isinstance(value, int) or is_whole_number(value, 0), int)
+)
 _SHARE = Kind("a number from 0 to 1", lambda value: is_number(value, 0, 1), float)
 _FLAG = Kind("True or False", lambda value: isinstance(value, (bool, np.bool_)), bool)
 _FEATURES = _optional(Kind("a tensor of floating-point numbers (batch, tokens, width)", _is_features))
@@ -287,7 +256,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys((*COPIES_NAMES, "jump_length", "max_sequence_length"), _COUNT),
     "num_resampling_steps": Kind(
         f"a whole number of at least 1, and at most {MAX_RESAMPLING_STEPS}",
-        lambda value: is_whole(value, 1) and value <= MAX_RESAMPLING_STEPS,
+        lambda value: is_whole_number(value, 1) and value <= MAX_RESAMPLING_STEPS,
         int,
     ),
     "num_inference_steps": _optional(_COUNT),

@@ -5,8 +5,6 @@ A field is written "options.seed" (of `RunOptions`), "data.path" (of a part of `
 recipe itself) or "stages.batch_size" (of every stage). Flags without a field are handled in flags.py.
 """
 
-import argparse
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from ..recipe.data import DataRecipe
 from ..recipe.optimizer import Precision
 from ..recipe.pretrained import PriorRecipe
 from ..recipe.stage import StageRecipe
+from .flag_values import count, names, natural, number, numbers, seed, tracker
 
 SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -42,61 +41,6 @@ def choices_of(cls: type, field: str) -> tuple[str, ...]:
     hint = get_type_hints(cls)[field]
     options = [option for option in get_args(hint) if option is not type(None)]
     return tuple(option for option in options if isinstance(option, str)) or get_args(options[0])
-
-
-def whole(text: str) -> int:
-    """Parse a whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def count(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if (number := whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def natural(text: str) -> int:
-    """Parse a whole number of at least 0."""
-    if (number := whole(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
-    return number
-
-
-def seed(text: str) -> int:
-    """Parse a seed for random generators."""
-    if not 0 <= (number := whole(text)) < 2**32:
-        raise argparse.ArgumentTypeError(f"must be 0 to {2**32 - 1}, got {number}")
-    return number
-
-
-def number(text: str) -> float:
-    """Parse a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a number, such as 0.5 or 1e-5, got {text!r}")
-    return value
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Parse numbers separated by commas, as in "1,0.5,0.25"."""
-    return tuple(number(part) for part in text.split(","))
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Parse names separated by commas, as in "to_q,to_k"."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def tracker(text: str) -> str | None:
-    """Parse the name of a tracker; "none" for no tracker."""
-    return None if text == "none" else text
 
 
 WHAT = (
@@ -419,38 +363,3 @@ def fields_of(part: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if target is not None and target.startswith(f"{part}."):
             fields[target.removeprefix(f"{part}.")] = value
     return fields
-
-
-# The placeholder in `--help` for a flag's value, by flag or by conversion function.
-_BY_READING = {
-    **dict.fromkeys(("count", "natural", "seed"), "N"),
-    "number": "NUMBER",
-    "numbers": "NUMBER,...",
-    "names": "NAME,...",
-}
-_BY_NAME = {
-    "recipe": "FILE",
-    "pretrained_model_name_or_path": "FOLDER_OR_ID",
-    "pretrained_vae_model_name_or_path": "FOLDER_OR_ID",
-    "dataset_name": "FOLDER_OR_ID",
-    "shards": "TAR",
-    "validation_shards": "TAR",
-    "instance_prompt": "TEXT",
-    "class_prompt": "TEXT",
-    "validation_prompt": "TEXT",
-    "validation_prompts": "TEXT",
-    "resume_from_checkpoint": "CHECKPOINT",
-    "hub_model_id": "ID",
-    "hub_token": "TOKEN",
-}
-
-
-def metavar(flag: Flag) -> str:
-    """Return the placeholder in `--help` for a flag's value."""
-    if flag.name in _BY_NAME:
-        return _BY_NAME[flag.name]
-    reading = getattr(flag.convert, "__name__", "")
-    if reading in _BY_READING:
-        return _BY_READING[reading]
-    ends = {"_dir": "FOLDER", "_column": "COLUMN"}
-    return next((word for end, word in ends.items() if flag.name.endswith(end)), "NAME")

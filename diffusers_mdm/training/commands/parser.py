@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from .flag_table import GROUPS, Flag, metavar
+from .flag_table import GROUPS, Flag
 from .inapplicable_flags import ALWAYS_SO, REASONS
 from .kinds import TEXT_TO_IMAGE, CommandKind
 from .messages import one_line
@@ -151,3 +151,38 @@ def check_together(given: Mapping[str, Any]) -> None:
         )
     if not sources:
         raise ValueError(f"Choose the training data: pass one of --{', --'.join(_SOURCES)}.")
+
+
+# The placeholder in `--help` for a flag's value, by flag or by conversion function.
+_BY_READING = {
+    **dict.fromkeys(("count", "natural", "seed"), "N"),
+    "number": "NUMBER",
+    "numbers": "NUMBER,...",
+    "names": "NAME,...",
+}
+_BY_NAME = {
+    "recipe": "FILE",
+    "pretrained_model_name_or_path": "FOLDER_OR_ID",
+    "pretrained_vae_model_name_or_path": "FOLDER_OR_ID",
+    "dataset_name": "FOLDER_OR_ID",
+    "shards": "TAR",
+    "validation_shards": "TAR",
+    "instance_prompt": "TEXT",
+    "class_prompt": "TEXT",
+    "validation_prompt": "TEXT",
+    "validation_prompts": "TEXT",
+    "resume_from_checkpoint": "CHECKPOINT",
+    "hub_model_id": "ID",
+    "hub_token": "TOKEN",
+}
+
+
+def metavar(flag: Flag) -> str:
+    """Return the placeholder in `--help` for a flag's value."""
+    if flag.name in _BY_NAME:
+        return _BY_NAME[flag.name]
+    reading = getattr(flag.convert, "__name__", "")
+    if reading in _BY_READING:
+        return _BY_READING[reading]
+    ends = {"_dir": "FOLDER", "_column": "COLUMN"}
+    return next((word for end, word in ends.items() if flag.name.endswith(end)), "NAME")

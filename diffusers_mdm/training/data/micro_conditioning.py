@@ -18,6 +18,7 @@ smaller than they are, {scale: 1024.0} declares all of them large.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...checked_values import is_number
 from ...models.level_config import LevelConfig
 from .skip_budget import shown
 
@@ -55,8 +56,7 @@ def micro_values(
     for key, default in defaults.items():
         value = short_side if key == SCALE else fields.get(key)
         value = default if value is None else value
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not -MAX_VALUE <= value <= MAX_VALUE:
+        if not is_number(value, -MAX_VALUE, MAX_VALUE):
             raise ValueError(
                 f"micro-condition {key!r} must be a number from {-MAX_VALUE:g} to {MAX_VALUE:g}; it is {shown(value)}"
             )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from ...checked_values import is_whole_number
 from ..recipe.data import DataRecipe
 from ..seeds import derive_seed
 from .clips.frame_choice import FrameChoice
@@ -151,7 +152,7 @@ def class_of(value: Any, what: str = "its class") -> int:
     Raises:
         UnusableSampleError: if it is something else; the message begins with `what`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**31:
+    if not is_whole_number(value, 1 - 2**31, 2**31 - 1):
         raise UnusableSampleError(f"{what} is {shown(value)}, expected an integer")
     return value
 

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from ...config_reading import describe
+from ...checked_values import describe
 
 T = TypeVar("T")
 # No setting is larger; a larger value would overflow somewhere inside a library.

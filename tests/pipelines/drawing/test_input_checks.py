@@ -58,7 +58,7 @@ BAD_INPUTS = {
     ),
     "wrong batch": ({"latents": torch.zeros(2, 3, 8, 8)}, r"\[\(1, 3, 8, 8\)\]"),
     "empty pyramid": ({"latents": []}, r"0 level\(s\)"),
-    "no tensors": ({"latents": [1, 2], "height": 16}, "`latents` has to be a tensor .* a list of int"),
+    "no tensors": ({"latents": [1, 2], "height": 16}, r"`latents` has to be a tensor .* but is \[1, 2\]"),
     "generators": ({"generator": [seed(0), seed(1)]}, "list of 2 generators for 1 pictures"),
     "no picture": ({"num_images_per_prompt": 0}, "at least 1, but is 0"),
     "output type": ({"output_type": "jpg"}, "one of pil, np, pt, latent, but is 'jpg'"),

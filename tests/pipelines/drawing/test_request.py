@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.callbacks import SDCFGCutoffCallback
 
-from diffusers_mdm.pipelines.drawing.request import Request, describe, is_number, is_whole, read_call, whole_numbers
+from diffusers_mdm.pipelines.drawing.request import Request, read_call, whole_numbers
 from tests.pipelines.tiny_pipeline import seed
 
 
@@ -49,30 +49,3 @@ def test_prompts_are_counted():
     assert Request(prompt_embeds=torch.zeros(3, 1, 4)).num_prompts == 3
     assert not Request(class_labels=3).has_text
     assert Request(negative_prompt="a").has_text
-
-
-@pytest.mark.parametrize("value", [True, "3", 3.5, None, 1 + 0j, 0])
-def test_what_is_no_whole_number_of_at_least_1(value):
-    assert not is_whole(value, 1)
-
-
-@pytest.mark.parametrize("value", [True, "3", math.nan, math.inf, None, 1j, 10**400, -0.5, 1.5])
-def test_what_is_no_number_from_0_to_1(value):
-    assert not is_number(value, 0, 1)
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (16.0, "16.0 (float)"),
-        (None, "None"),
-        ("a" * 200, f"'{'a' * 79} ..."),
-        ([1, "a"], "a list of int, str"),
-        ((), "an empty tuple"),
-        (np.zeros((2, 3)), "ndarray of shape (2, 3) and type float64"),
-        (torch.zeros(2, device="meta"), "Tensor of shape (2,) and type torch.float32 on meta"),
-        ({}, "of type dict"),
-    ],
-)
-def test_wrong_values_are_shown_shortly(value, shown):
-    assert describe(value) == shown

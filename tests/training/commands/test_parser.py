@@ -3,9 +3,9 @@
 
 import pytest
 
-from diffusers_mdm.training.commands.flag_table import FLAGS, metavar
+from diffusers_mdm.training.commands.flag_table import FLAGS
 from diffusers_mdm.training.commands.inapplicable_flags import REASONS
-from diffusers_mdm.training.commands.parser import build_parser, given_flags, parse_command
+from diffusers_mdm.training.commands.parser import build_parser, given_flags, metavar, parse_command
 
 START = ["--output_dir", "out", "--pretrained_model_name_or_path", "model", "--dataset_name", "a"]
 

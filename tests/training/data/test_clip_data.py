@@ -261,7 +261,7 @@ def test_the_size_of_clips_is_a_micro_condition(tmp_path):
 BROKEN = {
     "3 frames, expected at least 4": animation("PNG", grey_frames(3)),
     "1 frame, expected": png(),
-    "it is no clip": b"this is text",
+    "it is not a clip": b"this is text",
     "has no clip": None,
     "cut short": clip(0, "GIF")[:-20],
     "4 x 4 pixels, and `min_image_side` is 5": animation("PNG", grey_frames(5, (4, 4))),
@@ -300,8 +300,8 @@ def test_broken_clips_of_shards_are_replaced(tmp_path):
     [
         ({"train_split": "test"}, 4, "no split 'test'; it has train"),
         ({"video_column": "clip"}, 4, "no column 'clip'; it has video, text"),
-        ({"video_column": "text"}, 4, r"'text' .* must hold clips, as the bytes of their files"),
-        ({"caption_column": "video"}, 4, "'video' .* must hold texts"),
+        ({"video_column": "text"}, 4, r"'text' .* must contain clips, as the bytes of files"),
+        ({"caption_column": "video"}, 4, "'video' .* must contain texts"),
         ({"video_column": None}, 4, r"`num_frames` is 4; .* `data\.video_column`"),
         ({}, 0, "`num_frames` is 0; expected at least 1"),
     ],

@@ -34,7 +34,7 @@ def test_offsets_are_added_and_nothing_falls_below_zero():
     assert micro_values({"scale": 64.0}, 48, {}, {"scale": 16.0}) == {"scale": 64.0}
     assert micro_values({"scale": 64.0}, 48, {}, {"scale": -60.0}) == {"scale": 0.0}
     check_offsets({"scale": 64.0}, {"scale": 1.0})
-    with pytest.raises(ValueError, match="names 'size', but the micro-conditions of this model are: scale"):
+    with pytest.raises(ValueError, match="names 'size', but the micro-conditioning keys of this model are: scale"):
         check_offsets({"scale": 64.0}, {"size": 1.0})
 
 

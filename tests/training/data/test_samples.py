@@ -23,7 +23,7 @@ def test_pictures_become_rows():
 
 
 def test_small_pictures_are_refused():
-    with pytest.raises(UnusableSampleError, match="3 x 5 pixels, and `min_image_side` is 4"):
+    with pytest.raises(UnusableSampleError, match="3 x 5 pixels, but `min_image_side` is 4"):
         SampleDecoder(side=4, min_image_side=4).decode(Sample(png(size=(3, 5)), ""), 0, 0)
     assert SampleDecoder(side=4, min_image_side=3).decode(Sample(png(size=(3, 5)), ""), 0, 0).pixels.shape == (3, 4, 4)
 

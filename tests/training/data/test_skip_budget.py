@@ -28,7 +28,7 @@ def test_each_sample_is_counted_and_logged_once(caplog):
 def test_over_the_limit_ten_are_named():
     budget = SkipBudget(limit=12)
     skips = [Skip(f"row {number}", f"reason {number}") for number in range(20)]
-    with pytest.raises(ValueError, match="13 pictures") as error:
+    with pytest.raises(ValueError, match="13 samples") as error:
         budget.add(skips)
     message = str(error.value)
     assert "`max_skipped_images` allows 12" in message

@@ -81,7 +81,7 @@ def test_a_limit_takes_the_first_pictures(pictures_dir):
         ({"image_column": "picture"}, "no column 'picture'; it has image, text"),
         ({"caption_column": "caption"}, "no column 'caption'; it has image, text"),
         ({"label_column": "class"}, "no column 'class'; it has image, text"),
-        ({"caption_column": "image"}, "'image' .* must hold texts"),
+        ({"caption_column": "image"}, "'image' .* must contain texts"),
     ],
 )
 def test_missing_splits_and_columns_name_those_there_are(pictures_dir, fields, message):
@@ -215,7 +215,7 @@ def test_a_truncated_tar_is_read_as_far_as_it_goes(tmp_path):
     assert "1 0" in captions
     assert "1 7" not in captions
     assert sum("00001.tar" in name for name in images.skipped.reasons) >= 1
-    assert any("no tar file" in reason for reason in images.skipped.reasons.values())
+    assert any("not a tar file" in reason for reason in images.skipped.reasons.values())
 
 
 def test_broken_samples_of_a_shard_are_replaced_by_others(tmp_path):
@@ -238,7 +238,7 @@ def test_broken_samples_of_a_shard_are_replaced_by_others(tmp_path):
 def test_missing_shards_and_repeated_ones_are_refused(tmp_path):
     recipe = shards_recipe(tmp_path)
     missing = DataRecipe(shards=(str(tmp_path / "{00000..00004}.tar"),))
-    with pytest.raises(ValueError, match=r"2 of 5 shards do not exist or are no regular files, such as .*00003\.tar"):
+    with pytest.raises(ValueError, match=r"2 of 5 shards do not exist or are not regular files, such as .*00003\.tar"):
         open_training_images(missing, 8)
     with pytest.raises(ValueError, match="named twice"):
         open_training_images(DataRecipe(shards=(*recipe.shards, str(tmp_path / "00000.tar"))), 8)
@@ -247,7 +247,7 @@ def test_missing_shards_and_repeated_ones_are_refused(tmp_path):
 def test_shards_without_pictures_are_an_error(tmp_path):
     write_tar(tmp_path / "0.tar", [("a", {"md": "nothing to see"})])
     write_tar(tmp_path / "1.tar", [])
-    for shard, message in ((0, r"no usable picture.*0\.tar:a.*it has \.md"), (1, r"hold no samples.*000001\.jpg")):
+    for shard, message in ((0, r"no usable image.*0\.tar:a.*it has \.md"), (1, r"contain no samples.*000001\.jpg")):
         images = open_training_images(DataRecipe(shards=(str(tmp_path / f"{shard}.tar"),)), 8)
         with pytest.raises(ValueError, match=message):
             first(images, 1)

@@ -197,7 +197,7 @@ def test_a_full_folder_needs_no_pipeline_and_an_empty_one_does(folder, tmp_path)
     prepare_class_pictures(recipe, Accelerator())
     assert drawn(folder) == {}
     more = dataclasses.replace(recipe, prior_preservation=PriorRecipe(str(folder / "class"), "a square", 7))
-    with pytest.raises(ValueError, match="lacks 2 of 7 pictures"):
+    with pytest.raises(ValueError, match="lacks 2 of 7 class images"):
         prepare_class_pictures(more, Accelerator())
 
 

@@ -82,7 +82,7 @@ def test_channels_that_differ_are_named(recipe, pictures_dir, vae_dir):
 
 def test_pictures_have_three_channels(recipe, tmp_path):
     save_vae(tmp_path, in_channels=1)
-    with pytest.raises(ValueError, match="takes pictures of 1 channels"):
+    with pytest.raises(ValueError, match="takes images with 1 channels"):
         open_vae(dataclasses.replace(recipe, vae=VaeRecipe(str(tmp_path))))
 
 
@@ -102,7 +102,7 @@ def test_a_pipeline_of_latents_needs_an_autoencoder_and_one_of_pixels_has_none(
 ):
     with pytest.raises(ValueError, match=r"its model denoises latents\. Add `vae: \{from_pipeline: true\}`"):
         open_vae(starting_from(recipe, latent_pipeline_dir, vae=None))
-    with pytest.raises(ValueError, match=r"its model denoises pixels\. Leave out `vae`"):
+    with pytest.raises(ValueError, match=r"its model denoises pixels\. Omit `vae`"):
         open_vae(starting_from(recipe, pipeline_dir))
 
 
@@ -111,7 +111,7 @@ def test_another_size_of_latents_is_refused(recipe, latent_pipeline_dir, tmp_pat
     save_vae(tmp_path, block_out_channels=(8, 8, 8), **kinds)
     other = VaeRecipe(str(tmp_path))
     assert scale_factor_of(dataclasses.replace(recipe, vae=other)) == 4
-    with pytest.raises(ValueError, match=r"makes pictures 4 times smaller, that of .* 2 times"):
+    with pytest.raises(ValueError, match=r"are 4 times smaller than images, those of .* 2 times"):
         open_vae(starting_from(recipe, latent_pipeline_dir, vae=other))
 
 
@@ -127,7 +127,7 @@ def test_fields_that_contradict_each_other_are_refused(recipe):
     for values in ({}, {"pretrained": "x", "from_pipeline": True}):
         with pytest.raises(ValueError, match=r"`vae`: set either `pretrained`"):
             read_fields(VaeRecipe, values, "vae")
-    with pytest.raises(ValueError, match="with `from_pipeline` those of the pipeline hold"):
+    with pytest.raises(ValueError, match="with `from_pipeline`, those of the pipeline are used"):
         VaeRecipe(from_pipeline=True, subfolder="vae")
 
 

@@ -56,10 +56,10 @@ def test_too_few_embeddings_for_the_named_classes_are_refused(named_dir):
 
 def test_a_column_without_whole_numbers_is_refused_with_those_that_have_them(pictures_dir, named_dir):
     data = DataRecipe(path=str(pictures_dir), label_column="text", caption="")
-    with pytest.raises(ValueError, match=r"'text' .* must hold classes.*Columns with whole numbers: none"):
+    with pytest.raises(ValueError, match=r"'text' .* must contain classes.*Columns with integers: none"):
         find_class_names(class_recipe(named_dir, data=data))
     data = DataRecipe(path=str(named_dir), label_column="image", caption="")
-    with pytest.raises(ValueError, match="Columns with whole numbers: kind"):
+    with pytest.raises(ValueError, match="Columns with integers: kind"):
         find_class_names(class_recipe(named_dir, data=data))
 
 
@@ -69,8 +69,8 @@ def test_a_pipeline_keeps_its_names_and_takes_those_it_lacks(caplog):
     assert keep_class_names({}, NAMES) == NAMES
     assert not caplog.records
     assert keep_class_names(saved, {0: "cat", 1: "tench"}) == saved
-    assert "2 class(es) have other names" in caplog.text
-    assert "0 is 'tench, Tinca tinca' there, and 'cat' in the data" in caplog.text
+    assert "2 class(es) have different names" in caplog.text
+    assert "0 is 'tench, Tinca tinca' in the pipeline, and 'cat' in the data" in caplog.text
 
 
 # --- labels ---
@@ -80,7 +80,7 @@ def test_labels_outside_of_the_model_are_refused():
     check_class_labels(torch.tensor([0, 2]), 4)
     check_class_labels(None, 4)
     for wrong in (3, 7, -1):  # 3 stands for no class
-        with pytest.raises(ValueError, match=rf"of class {wrong}, but the model has the classes 0 to 2.*its 4 emb"):
+        with pytest.raises(ValueError, match=rf"has class {wrong}, but the model has the classes 0 to 2.*its 4 emb"):
             check_class_labels(torch.tensor([0, wrong]), 4)
 
 

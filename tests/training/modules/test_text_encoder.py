@@ -110,7 +110,7 @@ def test_what_gives_no_features_of_texts_is_refused(tmp_path):
         load_text_encoder(str(tmp_path / "nothing"))
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 200}
-    with pytest.raises(ValueError, match="is a bart, of which transformers cannot load the encoder alone"):
+    with pytest.raises(ValueError, match="is a bart, of which transformers cannot load only the encoder"):
         load_text_encoder(saved_encoder(BartModel(BartConfig(**sizes, **heads)), tmp_path))
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers_mdm.checked_values import describe
 from diffusers_mdm.pipelines.drawing.guidance.interval import IntervalGuidance
 from diffusers_mdm.pipelines.drawing.guidance.method import GuidanceMethod, PlainGuidance
 from diffusers_mdm.pipelines.drawing.guidance.projected import ProjectedGuidance
 from diffusers_mdm.pipelines.drawing.guidance.zero_star import ZeroStarGuidance
-from diffusers_mdm.pipelines.drawing.request import Request, describe
+from diffusers_mdm.pipelines.drawing.request import Request
 
 METHODS: dict[str, type[GuidanceMethod]] = {
     "plain": PlainGuidance,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers_mdm.checked_values import describe
 from diffusers_mdm.models import NestedUNetModel
-from diffusers_mdm.pipelines.drawing.request import describe
 
 _SAME = ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds", "encoder_hid_dim")
 

@@ -54,9 +54,7 @@ def open_folder(path: Path, recipe: TableData) -> DataFolder | None:
     files = read_captioned_folder(listing, recipe)
     if files is None:
         if listing.left_out:
-            raise ValueError(
-                f"{path} contains nothing to train on;  {'; '.join(describe_left_out(listing.left_out))}."
-            )
+            raise ValueError(f"{path} contains nothing to train on; {'; '.join(describe_left_out(listing.left_out))}.")
         return None
     counts = {split: len(table) for split, table in files.splits.items()}
     kind = "pictures" if recipe.video_column is None else "clips"

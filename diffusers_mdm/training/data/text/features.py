@@ -24,7 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 
-from ....config_reading import describe, read_json
+from ....checked_values import describe, is_whole_number
+from ....config_reading import read_json
 from ...recipe.fields import read_fields
 from ..batch import Batch
 from .captions import clean_caption
@@ -99,7 +100,7 @@ def read_index(folder: Path) -> EmbeddingsIndex:
             f"{path} is not an index of text embeddings: {error} Create them again with {COMMAND}."
         ) from error
     for name, count in index.files.items():
-        if not FILE_NAME.fullmatch(name) or isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        if not FILE_NAME.fullmatch(name) or not is_whole_number(count, 0):
             raise ValueError(
                 f"{path} lists a file {describe(name)} with {describe(count)} captions; expected names such as "
                 f"embeddings-00000.safetensors. Create the embeddings again with {COMMAND}."

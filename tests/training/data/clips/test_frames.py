@@ -63,7 +63,7 @@ def test_folders_of_numbered_pictures_are_clips(tmp_path):
     with pytest.raises(UnusableSampleError, match=r"frame 3\.png: it cannot be decoded"):
         read(folder, range)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UnusableSampleError, match="has no pictures"):
+    with pytest.raises(UnusableSampleError, match="has no images"):
         read(tmp_path / "empty")
 
 
@@ -75,14 +75,14 @@ def test_frames_of_changing_size_are_refused(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"this is text", b"#EXTM3U\n#EXTINF:3,\nclip.ts\n", b"\x89PNG but no more"])
 def test_what_is_no_clip_is_refused(content, tmp_path):
-    with pytest.raises(UnusableSampleError, match=r"it is no clip; expected an animated|cannot be decoded"):
+    with pytest.raises(UnusableSampleError, match=r"it is not a clip; expected an animated|cannot be decoded"):
         read(content)
     with pytest.raises(UnusableSampleError, match="cannot be found"):
         read(tmp_path / "missing.gif")
 
 
 def test_pages_are_no_frames():
-    with pytest.raises(UnusableSampleError, match="it is no clip"):
+    with pytest.raises(UnusableSampleError, match="it is not a clip"):
         read(animation("TIFF", grey_frames(3)))
 
 

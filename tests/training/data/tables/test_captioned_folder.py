@@ -85,7 +85,7 @@ def test_folders_are_classes_whatever_they_are_called(tmp_path, folders, inside)
 
 def test_folders_of_different_depth_are_no_classes(tmp_path):
     pictures(tmp_path, "bus/1.png", "train/steam/1.png")
-    with pytest.raises(ValueError, match=r"no column 'label'.*all equally deep"):
+    with pytest.raises(ValueError, match=r"no column 'label'.*all at the same depth"):
         load_captioned_split(DataRecipe(path=str(tmp_path), caption="", label_column="label"), "train")
 
 
@@ -105,7 +105,7 @@ def test_pictures_that_records_name_and_nobody_has_are_counted(tmp_path):
     (tmp_path / "b.png").unlink()
     recipe = DataRecipe(path=str(tmp_path))
     assert captions_of(tmp_path) == ["a"]
-    assert "not there (b.png (" in open_source(recipe).describe()[-1]
+    assert "missing (b.png (" in open_source(recipe).describe()[-1]
 
 
 def test_a_folder_of_links_that_lead_elsewhere_is_an_error(tmp_path):

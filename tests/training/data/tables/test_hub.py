@@ -37,5 +37,5 @@ def test_a_folder_whose_name_would_be_a_pattern_is_refused(tmp_path):
     folder = tmp_path / "tables [1]"
     folder.mkdir()
     (folder / "a.csv").write_text("text\na\n")
-    with pytest.raises(ValueError, match=r"\* \? \[ \], which `datasets` takes for a pattern; rename it"):
+    with pytest.raises(ValueError, match=r"\* \? \[ \], which `datasets` takes as a pattern; rename it"):
         load_with_datasets(str(folder), None)

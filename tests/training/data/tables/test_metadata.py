@@ -12,10 +12,10 @@ from diffusers_mdm.training.data.tables.metadata import read_metadata
 
 GOOD = b'{"file_name": "0.png", "text": "a"}\n'
 BROKEN = {
-    "cut short": ("metadata.jsonl", GOOD + b'{"file_name": "1.png", "te', r"metadata\.jsonl, line 2: it is no JSON"),
+    "cut short": ("metadata.jsonl", GOOD + b'{"file_name": "1.png", "te', r"metadata\.jsonl, line 2: it is not JSON"),
     "a list": ("metadata.jsonl", GOOD + b"\n[1]", r"metadata\.jsonl, line 3: expected an object"),
     "no UTF-8": ("metadata.jsonl", GOOD + b'{"file_name": "\xe9"}', r"metadata\.jsonl, line 2: it is not UTF-8"),
-    "deep": ("metadata.jsonl", b'{"a": ' * 100_000, r"metadata\.jsonl, line 1: it is no JSON"),
+    "deep": ("metadata.jsonl", b'{"a": ' * 100_000, r"metadata\.jsonl, line 1: it is not JSON"),
     "no name": ("metadata.jsonl", GOOD + b'{"text": "b"}', r"line 2: there is no `file_name`.*it has text"),
     "number": ("metadata.jsonl", b'{"file_name": 5}', r"line 1: `file_name` must be the name of a file"),
     "outside": ("metadata.jsonl", GOOD + b'{"file_name": "../x.png"}', r"line 2: `file_name` is '../x.png', outside"),
@@ -32,7 +32,7 @@ BROKEN = {
         r"line 2: it has 3 values, expected 2 .*in quotes",
     ),
     "twice": ("metadata.csv", b"file_name,text,text\n", r"line 1: a column is named twice"),
-    "quotes": ("metadata.csv", b'file_name,text\n0.png,"open\n', r"metadata\.csv, line 2: it is no CSV"),
+    "quotes": ("metadata.csv", b'file_name,text\n0.png,"open\n', r"metadata\.csv, line 2: it is not CSV"),
     "no table": ("metadata.parquet", b"PAR1 no more", r"metadata\.parquet, row 1: it cannot be read as parquet"),
 }
 

@@ -91,8 +91,8 @@ def test_what_stands_beside_the_tables_is_named(tmp_path):
 
 
 FAULTS = {
-    "numbers": (pyarrow.array([1, 2]), "'image' of .* must hold pictures"),
-    "lists": (pyarrow.array([[{"bytes": b"", "path": None}]] * 2), "'image' of .* must hold pictures"),
+    "numbers": (pyarrow.array([1, 2]), "'image' of .* must contain images"),
+    "lists": (pyarrow.array([[{"bytes": b"", "path": None}]] * 2), "'image' of .* must contain images"),
 }
 
 
@@ -127,5 +127,5 @@ def test_rows_name_files_inside_the_folder_alone(tmp_path):
     assert images.images.load([0]).pixels[0, 2].float().mean() > 200
     rows = SplitRecords(load_captioned_split(recipe, "train"), recipe, "train")
     for row in (1, 2, 4):
-        with pytest.raises(UnusableSampleError, match=r"outside of the data set|cannot be found"):
+        with pytest.raises(UnusableSampleError, match=r"outside the data set|cannot be found"):
             rows.read(row)

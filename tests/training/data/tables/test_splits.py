@@ -38,7 +38,7 @@ def test_a_text_that_is_no_utf8_costs_one_record(folder):
     assert list(iterate_captions(rows, recipe)) == ["good", "fine"]
     records = SplitRecords(rows, recipe, "train")
     assert records.read(2).captions == "fine"
-    with pytest.raises(UnusableSampleError, match="no UTF-8"):
+    with pytest.raises(UnusableSampleError, match="not UTF-8"):
         records.read(1)
     assert records.name(1) == f"record 1 of {folder} (train)"
 
@@ -66,7 +66,7 @@ def test_classes_must_be_whole_numbers(folder):
         (None, "it has no picture"),
         ({"bytes": None, "path": None}, "it has no picture"),
         ({"bytes": None, "path": "https://example.org/a.png"}, "download it first"),
-        ({"bytes": None, "path": "/dev/zero"}, "outside of the data set|cannot be found"),
+        ({"bytes": None, "path": "/dev/zero"}, "outside the data set|cannot be found"),
     ],
 )
 def test_cells_without_a_picture_of_their_own_say_why(tmp_path, cell, message):

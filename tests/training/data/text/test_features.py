@@ -34,7 +34,7 @@ def test_another_encoder_or_tokenizer_is_refused(encoder, folder):
 
 
 SPOILT = {
-    "fingerprint": ("", "does not say which text encoder.*an older version wrote it"),
+    "fingerprint": ("", "does not identify the text encoder.*an older version wrote it"),
     "format": (["x"] * 10**5, "has the format .*, expected"),
     "width": ("32", "`width` must be an integer"),
     "files": ({"../embeddings-00000.safetensors": 3}, "lists a file '../embeddings"),

@@ -46,7 +46,7 @@ def test_long_captions_are_cut_where_the_run_cuts_them(encoder, tmp_path):
     short = dataclasses.replace(encoder, max_sequence_length=3)
     write_text_embeddings(tmp_path, CAPTIONS, short)
     assert int(TextEmbeddings(tmp_path, max_sequence_length=3).look_up(CAPTIONS)[1].sum(1).max()) == 3
-    with pytest.raises(ValueError, match="cut after 3 tokens"):
+    with pytest.raises(ValueError, match="truncated after 3 tokens"):
         TextEmbeddings(tmp_path, max_sequence_length=16)
 
 
@@ -61,7 +61,7 @@ def test_a_stopped_call_is_continued_and_its_files_are_kept(encoder, tmp_path, m
     monkeypatch.setattr(features_writer, "save_file", save_once)
     with pytest.raises(OSError, match="No space"):
         write_text_embeddings(tmp_path, CAPTIONS, encoder, captions_per_file=2)
-    with pytest.raises(ValueError, match="unfinished"):
+    with pytest.raises(ValueError, match="incomplete"):
         TextEmbeddings(tmp_path)
     monkeypatch.setattr(features_writer, "save_file", written)
     first = (tmp_path / "embeddings-00000.safetensors").stat().st_mtime_ns

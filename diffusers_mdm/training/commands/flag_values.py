@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parsing the values of flags: numbers, seeds and lists; argparse reports their errors."""
+
+import argparse
+import math
+
+
+def whole(text: str) -> int:
+    """Parse a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def count(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if (number := whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def natural(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if (number := whole(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
+    return number
+
+
+def seed(text: str) -> int:
+    """Parse a seed for random generators."""
+    if not 0 <= (number := whole(text)) < 2**32:
+        raise argparse.ArgumentTypeError(f"must be 0 to {2**32 - 1}, got {number}")
+    return number
+
+
+def number(text: str) -> float:
+    """Parse a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number, such as 0.5 or 1e-5, got {text!r}")
+    return value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers separated by commas, as in "1,0.5,0.25"."""
+    return tuple(number(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parse names separated by commas, as in "to_q,to_k"."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def tracker(text: str) -> str | None:
+    """Parse the name of a tracker; "none" for no tracker."""
+    return None if text == "none" else text
