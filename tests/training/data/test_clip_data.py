@@ -263,8 +263,8 @@ BROKEN = {
     "1 frame, expected": png(),
     "it is not a clip": b"this is text",
     "has no clip": None,
-    "cut short": clip(0, "GIF")[:-20],
-    "4 x 4 pixels, and `min_image_side` is 5": animation("PNG", grey_frames(5, (4, 4))),
+    "truncated": clip(0, "GIF")[:-20],
+    "4 x 4 pixels, but `min_image_side` is 5": animation("PNG", grey_frames(5, (4, 4))),
 }
 
 
