@@ -39,7 +39,7 @@ class _ShortRepr(reprlib.Repr):
         return super().repr_int(number, level)
 
     def repr_instance(self, value: Any, level: int) -> str:
-        if hasattr(value, "shape") and hasattr(value, "dtype") and getattr(value, "ndim", 0):
+        if hasattr(value, "shape") and hasattr(value, "dtype") and value.ndim:
             device = getattr(value, "device", "cpu")
             where = "" if str(device) == "cpu" else f" on {device}"
             return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}{where}"

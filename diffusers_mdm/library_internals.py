@@ -78,8 +78,8 @@ INTERNALS = (
     FOREACH_SUB_IN_PLACE,
     STORAGE_ADDRESS,
 )
-# Attributes that subclasses of diffusers' classes set or read, as diffusers' own models, attention layers and pipelines
-# do, although their names are private.
+# Attributes that subclasses of diffusers' classes set or read, although their names are private; diffusers' own
+# models, attention layers and pipelines do so too.
 OF_SUBCLASSES = tuple(
     Internal(module, name, "do what its models and pipelines do in diffusers")
     for module, cls, names in (
