@@ -15,7 +15,7 @@ import torch
 from measuring import describe_machine
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
-from diffusers_mdm.models.attention import MatryoshkaAttnProcessor
+from diffusers_mdm.models.layers import MatryoshkaAttnProcessor
 
 TEXT_WIDTH = 2048  # FLAN-T5 XL
 TEXT_LENGTH = 32

@@ -11,12 +11,10 @@ from typing import Any, cast
 
 import torch
 from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from .attention import SpatialAttention, zero_
 from .forward_inputs import TextConditioning
+from .layers import ResidualLayer, SpatialAttention, Upsample, zero_
 from .level_config import LevelConfig
 from .temporal import FrameDownsample, FrameUpsample, TemporalAttention
 
@@ -74,17 +72,10 @@ class BlockSettings:
             temporal_downsample=row.temporal_downsample,
         )
 
-    def resnet(self, in_channels: int, out_channels: int) -> ResnetBlock2D:
-        """A residual layer whose second norm is scaled and shifted by the time embedding."""
-        return ResnetBlock2D(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            temb_channels=self.time_embed_dim,
-            groups=self.norm_num_groups,
-            eps=self.norm_eps,
-            dropout=self.dropout,
-            non_linearity="silu",
-            time_embedding_norm="scale_shift",
+    def resnet(self, in_channels: int, out_channels: int) -> ResidualLayer:
+        """A residual layer whose second norm is scaled and shifted by the embedding."""
+        return ResidualLayer(
+            in_channels, out_channels, self.time_embed_dim, self.norm_num_groups, self.norm_eps, self.dropout
         )
 
     def attention(self, channels: int) -> SpatialAttention:
@@ -111,7 +102,7 @@ class BlockSettings:
 
     def upsampler(self, channels: int) -> nn.Module:
         """Twice the pixels of each side, or twice the frames."""
-        return FrameUpsample(channels) if self.temporal_downsample else Upsample2D(channels, use_conv=True)
+        return FrameUpsample(channels) if self.temporal_downsample else Upsample(channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +206,9 @@ class ResolutionBlock(LayerBorrower):
         text: TextConditioning | None,
         num_frames: int,
     ) -> torch.Tensor:
-        """Residual layer `index` and the attention layers that follow it; `embedding` has a row for each frame."""
+        """Residual layer `index` and the attention layers that follow it; `embedding`, after its silu, has a row for
+        each frame.
+        """
         hidden_states = self.run(self.layer("resnets", index), hidden_states, embedding)
         count = self.num_attentions
         for position in range(index * count, (index + 1) * count):
@@ -259,7 +252,7 @@ class ResolutionBlock(LayerBorrower):
         """Zero the last layer of every residual branch; shared layers are left to the level they belong to."""
         for resnet in self.resnets:
             if resnet is not None:
-                zero_(cast(ResnetBlock2D, resnet).conv2)
+                zero_(cast(ResidualLayer, resnet).conv2)
         for attention in (*self.attentions, *self.temporal_attentions):
             if attention is not None:
                 cast("SpatialAttention | TemporalAttention", attention).zero_init_()

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import nn
 
-from .attention import zero_
 from .blocks import BlockAttentions, BlockSettings, DownBlock, LayerBorrower, MidBlock, UpBlock
 from .forward_inputs import TextConditioning
 from .frames import on_tiled_frames
+from .layers import add, norm_silu, zero_
 from .level_config import LevelConfig
 
 # A micro-condition other than "scale" lies in [0, 1] and is stretched to the range of the time (ml-mdm).
@@ -133,7 +133,7 @@ class LevelEncoder(nn.Module):
         Args:
             sample: `(B, in_channels, H, W)`, noisy.
             features: `(B', C_0, H, W)` with B' <= B from the level outside, or `None`; missing rows count as zero.
-            embedding: of time and conditions.
+            embedding: of time and conditions, after its silu.
             text: the prompt.
             num_frames: of each sample.
 
@@ -146,7 +146,9 @@ class LevelEncoder(nn.Module):
         hidden_states = self.conv_in(sample)
         if features is not None:
             num_missing = hidden_states.shape[0] - features.shape[0]
-            hidden_states = hidden_states + F.pad(features, (0, 0, 0, 0, 0, 0, 0, num_missing))
+            # Padded by nothing, features would be copied.
+            padded = F.pad(features, (0, 0, 0, 0, 0, 0, 0, num_missing)) if num_missing else features
+            hidden_states = add(hidden_states, padded)
         skips: tuple[torch.Tensor, ...] = (hidden_states,)
         for index, block in enumerate(self.down_blocks):
             frames_here = num_frames >> index if self.frame_ratio > 1 else num_frames
@@ -215,7 +217,7 @@ class LevelDecoder(nn.Module):
             hidden_states: `(B, C_last, h, w)`, the encoder's coarsest features.
             skips: of the encoder, in the order they were made.
             inner_features: `(B', c_0, h, w)` with B' >= B of the level inside, or `None` for level 0.
-            embedding: of time and conditions.
+            embedding: of time and conditions, after its silu.
             text: the prompt.
             num_frames: of each sample of the prediction.
 
@@ -225,7 +227,7 @@ class LevelDecoder(nn.Module):
         frames_here = num_frames // self.frame_ratio
         if inner_features is not None:
             inner_features = inner_features[: hidden_states.shape[0]]
-            hidden_states = hidden_states + self.from_inner(inner_features, frames_here)
+            hidden_states = add(self.from_inner(inner_features, frames_here), hidden_states)
         if self.mid_block is not None:
             hidden_states = self.mid_block(hidden_states, embedding, text, frames_here)
         remaining = skips
@@ -235,7 +237,7 @@ class LevelDecoder(nn.Module):
             used = remaining[: -num_layers - 1 : -1]
             hidden_states = block(hidden_states, used, embedding, text, frames_here << steps)
             remaining = remaining[:-num_layers]
-        return self.conv_out(F.silu(self.norm_out(hidden_states))), hidden_states
+        return self.conv_out(norm_silu(self.norm_out, hidden_states)), hidden_states
 
     def from_inner(self, features: torch.Tensor, num_frames: int) -> torch.Tensor:
         """What the level inside, of `num_frames` frames, adds to the coarsest features."""
@@ -285,9 +287,10 @@ class Level(nn.Module):
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None, torch.Tensor]:
         """Embed time and conditions, then run the way down; the result is what `decode` needs."""
-        embedding = self.embedding(timestep, micro_conditioning, pooled)
-        hidden_states, skips, inner = self.encoder(sample, features, embedding.to(sample.dtype), text, num_frames)
-        return hidden_states, skips, inner, embedding.to(sample.dtype)
+        # Every residual layer begins with the same activation.
+        embedding = F.silu(self.embedding(timestep, micro_conditioning, pooled)).to(sample.dtype)
+        hidden_states, skips, inner = self.encoder(sample, features, embedding, text, num_frames)
+        return hidden_states, skips, inner, embedding
 
     def decode(
         self,

@@ -18,7 +18,6 @@ from torch import nn
 
 from ..pyramid import Pyramid, as_pyramid
 from .adapter_strengths import AdapterStrengthMixin
-from .attention import MatryoshkaAttention, TextSelfAttention
 from .blocks import BlockSettings
 from .compilation import CompilationMixin
 from .config_checks import check_model_config, resolve_time_embed_dim
@@ -35,6 +34,7 @@ from .forward_inputs import (
 )
 from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
+from .layers import MatryoshkaAttention, TextSelfAttention
 from .level import Level
 from .level_config import LevelConfig
 from .level_geometry import LevelGeometry

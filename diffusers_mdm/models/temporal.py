@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import nn
 
-from .attention import FeedForward, MatryoshkaAttention, zero_
 from .frames import unfold_frames
+from .layers import FeedForward, MatryoshkaAttention, zero_
 from .level_config import TEMPORAL_HEAD_DIM
 
 # Attention kernels put rows into a dimension of their launch grid, of which there are at most 65535.

@@ -4,8 +4,8 @@
 import pytest
 import torch
 
-from diffusers_mdm.models.attention import MatryoshkaAttnProcessor, SpatialAttention
 from diffusers_mdm.models.forward_inputs import TextConditioning, masked_mean
+from diffusers_mdm.models.layers import MatryoshkaAttnProcessor, SpatialAttention
 from tests.models.tiny_models import softmax_attention
 
 ROUNDING = {"rtol": 0, "atol": 2e-5}
