@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from diffusers_mdm.pipelines.drawing.guidance.prediction import (
     each_level,
-    encodes_text_ahead,
+    has_weights_in_place,
     is_guided,
     plain,
     predict,
@@ -122,7 +122,23 @@ def test_adapters_that_a_callback_rescales_count_from_then_on():
 def test_weights_that_are_brought_layer_by_layer_are_not_asked_for_before():
     pipe = make_pipeline()
     plain = draw(pipe, num_inference_steps=2, guidance_scale=3.0)
-    assert encodes_text_ahead(pipe.unet)
+    assert has_weights_in_place(pipe.unet)
     pipe.unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
-    assert not encodes_text_ahead(pipe.unet)
+    assert not has_weights_in_place(pipe.unet)
     torch.testing.assert_close(draw(pipe, num_inference_steps=2, guidance_scale=3.0), plain, atol=1e-5, rtol=0)
+
+
+def test_a_drawing_on_cpus_lays_weights_out_and_changes_no_number(tmp_path):
+    pipe = make_pipeline()
+    before = {name: parameter.detach().clone() for name, parameter in pipe.unet.named_parameters()}
+    with torch.no_grad():
+        inputs = (torch.randn(2, 3, 8, 8), 500, torch.randn(2, 4, pipe.unet.config.encoder_hid_dim))
+        plain = pipe.unet(*inputs).sample
+        draw(pipe)
+        kernels = [parameter for parameter in pipe.unet.parameters() if parameter.ndim == 4]
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+        torch.testing.assert_close(pipe.unet(*inputs).sample, plain, atol=1e-5, rtol=0)
+    pipe.unet.save_pretrained(tmp_path)
+    saved = type(pipe.unet).from_pretrained(tmp_path)
+    for name, parameter in saved.named_parameters():
+        assert torch.equal(parameter, before[name]), name
