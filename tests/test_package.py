@@ -230,7 +230,7 @@ MODEL_LAYERS = (
     {"level_config", "loading", "compilation", "adapter_strengths"},
     {"level_geometry", "config_checks"},
     {"forward_inputs"},
-    {"attention"},
+    {"layers"},
     {"temporal"},
     {"blocks"},
     {"level"},
