@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DiffusionPipeline",
+    "InnerLevelCacheConfig",
     "LevelConfig",
     "MDMClassConditionalPipeline",
     "MDMImg2ImgPipeline",

@@ -4,7 +4,7 @@
 # diffusers looks up these base classes in the module that `model_index.json` records, which is the package root.
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
-from .models import LevelConfig, NestedUNetModel, TextConditioning
+from .models import InnerLevelCacheConfig, LevelConfig, NestedUNetModel, TextConditioning
 from .pipelines import (
     MDMClassConditionalPipeline,
     MDMImg2ImgPipeline,
@@ -26,6 +26,7 @@ register_with_diffusers()
 
 __all__ = [
     "DiffusionPipeline",
+    "InnerLevelCacheConfig",
     "LevelConfig",
     "MDMClassConditionalPipeline",
     "MDMImg2ImgPipeline",

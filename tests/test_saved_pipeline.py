@@ -53,6 +53,7 @@ def test_the_public_names_are_these():
     """Names that programs import; a name goes only with a new major version."""
     assert sorted(diffusers_mdm.__all__) == [
         "DiffusionPipeline",
+        "InnerLevelCacheConfig",
         "LevelConfig",
         "MDMClassConditionalPipeline",
         "MDMImg2ImgPipeline",

@@ -2,7 +2,8 @@
 """The network."""
 
 from .forward_inputs import TextConditioning
+from .inner_level_cache import InnerLevelCacheConfig
 from .level_config import LevelConfig
 from .nested_unet import NestedUNetModel, NestedUNetOutput
 
-__all__ = ["LevelConfig", "NestedUNetModel", "NestedUNetOutput", "TextConditioning"]
+__all__ = ["InnerLevelCacheConfig", "LevelConfig", "NestedUNetModel", "NestedUNetOutput", "TextConditioning"]

@@ -34,6 +34,7 @@ from .forward_inputs import (
 )
 from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
+from .inner_level_cache import InnerLevelCacheMixin
 from .layers import MatryoshkaAttention, TextSelfAttention
 from .level import Level
 from .level_config import LevelConfig
@@ -55,6 +56,7 @@ class NestedUNetOutput(BaseOutput):
 
 
 class NestedUNetModel(
+    InnerLevelCacheMixin,
     GrowthMixin,
     VariantMixin,
     CompilationMixin,
@@ -284,16 +286,17 @@ class NestedUNetModel(
         pooled = self._pooled(text, class_labels, batch, dtype)
         texts = [None if text is None else text.first_rows(level.shape[0]) for level in pyramid]
 
-        # In: from the outermost level to the innermost one.
-        features = None
+        predictions, features = self._reused(pyramid, timesteps)
+        # In: from the outermost level to the innermost one that runs.
+        inward = None
         encoded: list[Any] = []
-        for index in reversed(range(len(pyramid))):
+        for index in reversed(range(len(predictions), len(pyramid))):
             rows = pyramid[index].shape[0]
             level, num_frames = fold_frames(pyramid[index]) if is_clip else (pyramid[index], 1)
-            hidden_states, skips, features, embedding = self.levels[index](
+            hidden_states, skips, inward, embedding = self.levels[index](
                 "encode",
                 level,
-                features,
+                inward,
                 timesteps[:rows],
                 {key: value[:rows] for key, value in micro.items()},
                 None if pooled is None else pooled[:rows],
@@ -301,16 +304,26 @@ class NestedUNetModel(
                 num_frames,
             )
             encoded.insert(0, (hidden_states, skips, embedding, num_frames))
-        # Out: from the innermost level to the outermost one.
-        features, predictions = None, []
-        for index, (hidden_states, skips, embedding, num_frames) in enumerate(encoded):
+        # Out: from the innermost level that runs to the outermost one.
+        for index, (hidden_states, skips, embedding, num_frames) in enumerate(encoded, start=len(predictions)):
             prediction, features = self.levels[index](
                 "decode", hidden_states, skips, features, embedding, texts[index], num_frames
             )
             predictions.append(self._bound(unfold_frames(prediction, num_frames) if is_clip else prediction))
+            if self.inner_cache is not None:
+                self.inner_cache.keep(predictions, features, pyramid, timesteps)
 
         output = predictions[0] if is_tensor else predictions
         return NestedUNetOutput(sample=output) if return_dict else (output,)
+
+    def _reused(self, pyramid: Pyramid, timesteps: torch.Tensor) -> tuple[Pyramid, torch.Tensor | None]:
+        """Predictions of inner levels that need not run, and what they gave the next level, if any."""
+        return ([], None) if self.inner_cache is None else self.inner_cache.reused(pyramid, timesteps)
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        """Drop what inner levels have left for further steps; diffusers' pipelines do so after each drawing."""
+        if self.inner_cache is not None:
+            self.inner_cache.forget()
 
     def _bound(self, prediction: torch.Tensor) -> torch.Tensor:
         bound = self.config["output_bound"]

@@ -183,6 +183,7 @@ class Drawing:
         known: what is given of the pictures, None for nothing.
         average: `(B, C, h, w)` in [-1, 1], what the predicted pictures have to average to, None for anything.
         guidance: how the predictions of each level are guided, None for plain guidance.
+        step: how many steps were done before the one that goes on.
     """
 
     pipeline: Any
@@ -201,12 +202,15 @@ class Drawing:
     known: KnownPixels | None = None
     average: torch.Tensor | None = None
     guidance: Any = None
+    step: int = 0
 
     def condition_on(self, conditioning: Conditioning) -> None:
         """Draw from these conditions from now on."""
         self.conditioning = conditioning
         self.groups = group_rows_by_text(conditioning, own_columns=self.own_columns)
         self.model_inputs.clear()
+        if getattr(self.pipeline.unet, "inner_cache", None) is not None:
+            self.pipeline.unet.inner_cache.forget()
 
 
 @contextlib.contextmanager

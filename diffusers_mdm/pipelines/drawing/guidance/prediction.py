@@ -6,6 +6,7 @@ Other ways of guiding are files beside this one; see `method`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 import threading
@@ -85,6 +86,7 @@ def predict(drawing: Drawing, latents: Sample, timestep: torch.Tensor, step: int
         timestep: one t for the whole batch.
         step: how many steps were done before this one.
     """
+    drawing.step = step
     scales = level_scales(drawing.controls.guidance_scale, len(as_pyramid(latents)[0]))
     rescale = drawing.controls.guidance_rescale
     if drawing.guidance is not None:
@@ -150,7 +152,7 @@ def _run_group(
     """Predict for those pictures of a batch that may go through the model together: group number `group`."""
     innermost = as_pyramid(latents)[0][0]
     dtype, sample_dtype = unet.dtype, innermost.dtype
-    with adapters_to_itself(unet):
+    with adapters_to_itself(unet), _call_of(unet, drawing.step, group, guided=guided):
         prediction = unet(
             each_level(lambda level: (torch.cat([level, level]) if guided else level).to(dtype), latents),
             timestep.expand(2 * len(innermost) if guided else len(innermost)),
@@ -163,6 +165,13 @@ def _run_group(
         )[0]
     # Guidance multiplies rounding errors: it is done in the precision of the samples, not of the model.
     return each_level(lambda level: level.to(sample_dtype), prediction)
+
+
+def _call_of(unet: Any, step: int, group: int, *, guided: bool) -> contextlib.AbstractContextManager[Any]:
+    """For one call of a model that reuses something of earlier steps: which call it goes on from."""
+    if getattr(unet, "inner_cache", None) is None:
+        return contextlib.nullcontext()
+    return unet.cache_context(f"group {group}, {'guided' if guided else 'alone'}", step_index=step)
 
 
 def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dict[str, Any]:

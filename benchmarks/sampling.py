@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure ways of drawing against their cost: spacings, solvers, levels that agree or wait, guidance, steps per level.
+
+Captions of the training data are drawn by each setting from the same noise, once a seed. Against the true pictures of
+the captions are measured, on the outermost level:
+
+- noise: standard deviation of the pixels in corners that are white in truth;
+- distance: root mean square difference to the true picture, mean over pictures;
+- own: share of drawings whose nearest picture of the data set is their caption's;
+- levels: root mean square difference of the outer level, averaged down, to the inner one;
+- fid: Fréchet distance of Inception-v3's features of all seeds' drawings together, with `--reference` (a folder of
+  `training/evaluate.py reference`).
+
+Costs are calls of the model and counted operations a picture. Beside each measure stands its standard error over the
+seeds, and beside each difference to the first setting that of the paired difference. A run that is cut off goes on
+where it was, and new settings may be added to it:
+
+python benchmarks/sampling.py --output_dir runs/sampling --num_captions 32 --num_seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from measuring import ROOT, count_flops, describe_machine
+
+from diffusers_mdm import InnerLevelCacheConfig, MatryoshkaScheduler, MDMPipeline
+from diffusers_mdm.evaluation.distances import frechet_distance
+from diffusers_mdm.evaluation.features import InceptionFeatures, extract
+from diffusers_mdm.evaluation.generate import generate, open_levels
+from diffusers_mdm.evaluation.levels import corner_noise, disagreement
+from diffusers_mdm.evaluation.pictures import batches_of
+from diffusers_mdm.evaluation.reference import load_reference
+from diffusers_mdm.evaluation.retrieval import retrieve, thumbnail
+from diffusers_mdm.training.commands.evaluation.measure import choose
+from diffusers_mdm.training.data.sources import open_validation_images, validation_captions
+from diffusers_mdm.training.recipe.data import TableData
+
+MODEL_DIR = ROOT / "model_cards" / "mdm-emoji-64"
+DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
+EVEN = {"timestep_spacing": "log_snr"}
+PAIR = {"timestep_spacing": "log_snr", "algorithm": "dpmsolver++"}
+MEASURES = {"noise": "noise", "distance": "distance", "own": "own picture", "levels": "levels"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way of drawing.
+
+    Attributes:
+        call: arguments of the pipeline's call.
+        scheduler: changes of the scheduler's config.
+        reuse_every: n, the inner level runs at every n-th step; 1 at every one.
+    """
+
+    call: Mapping[str, Any]
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    reuse_every: int = 1
+
+
+def drawn_in(num_steps: int, scheduler: Mapping[str, Any], reuse_every: int = 1, **call: Any) -> Setting:
+    """So many steps, at guidance 2 unless `call` says otherwise."""
+    return Setting({"num_inference_steps": num_steps, "guidance_scale": 2.0, **call}, scheduler, reuse_every)
+
+
+SETTINGS: dict[str, Setting] = {
+    "25 DDIM, guidance 3": drawn_in(25, {}, guidance_scale=3.0),
+    "25 DDIM": drawn_in(25, {}),
+    "25 DDIM, log SNR": drawn_in(25, EVEN),
+    "25 DDIM, agree": drawn_in(25, {}, level_agreement=1.0),
+    "25 DDIM, log SNR, agree": drawn_in(25, EVEN, level_agreement=1.0),
+    "12 DDIM, log SNR, agree": drawn_in(12, EVEN, level_agreement=1.0),
+    "12 2M": drawn_in(12, {"algorithm": "dpmsolver++"}),
+    "12 2M, log SNR": drawn_in(12, PAIR),
+    "12 2M, log SNR, agree": drawn_in(12, PAIR, level_agreement=1.0),
+    "8 2M, log SNR, agree": drawn_in(8, PAIR, level_agreement=1.0),
+    "12 2M, log SNR, agree, open at -4": drawn_in(12, PAIR, level_agreement=1.0, open_levels_at=-4.0),
+    "8 2M, log SNR, agree, open at -4": drawn_in(8, PAIR, level_agreement=1.0, open_levels_at=-4.0),
+    "12 inner, then 4": drawn_in(4, PAIR, num_inner_steps=12),
+    "12 2M, log SNR, agree, interval -4 to 2": drawn_in(
+        12, PAIR, level_agreement=1.0, guider={"name": "interval", "low": -4.0, "high": 2.0}
+    ),
+    "12 2M, log SNR, agree, projected": drawn_in(12, PAIR, level_agreement=1.0, guider="projected"),
+    "12 2M, log SNR, agree, zero star": drawn_in(12, PAIR, level_agreement=1.0, guider="zero_star"),
+    "12 2M, log SNR, agree, inner every 2nd": drawn_in(12, PAIR, 2, level_agreement=1.0),
+    "24 2M, log SNR, agree, inner every 2nd": drawn_in(24, PAIR, 2, level_agreement=1.0),
+    "24 2M, log SNR, agree, inner every 3rd": drawn_in(24, PAIR, 3, level_agreement=1.0),
+    "12 2M, log SNR, agree, guidance 2 and 1": drawn_in(12, PAIR, level_agreement=1.0, guidance_scale=[2.0, 1.0]),
+}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What drawings are compared with.
+
+    Attributes:
+        captions: N, which are drawn.
+        pictures: `(N, 3, S, S)`, uint8.
+        thumbnails: of the whole data set, see `retrieval.thumbnail`.
+        all_captions: of the whole data set.
+    """
+
+    captions: list[str]
+    pictures: torch.Tensor
+    thumbnails: torch.Tensor
+    all_captions: list[str]
+
+
+def load_truth(data_dir: Path, side: int, num_captions: int) -> Truth:
+    """Captions of the training data, the same every time, and all pictures."""
+    recipe = TableData(path=data_dir, validation_split="train", max_skipped_images=0)
+    images, captions = open_validation_images(recipe, side), list(validation_captions(recipe))
+    if images is None:
+        raise ValueError(f"{data_dir} has no training pictures.")
+    numbers = choose(len(captions), num_captions, seed=0)
+    batches = [range(start, min(start + 256, len(captions))) for start in range(0, len(captions), 256)]
+    small = torch.cat([thumbnail(images.load(list(batch)).pixels) for batch in batches])
+    return Truth([captions[number] for number in numbers], images.load(numbers).pixels, small, captions)
+
+
+def prepared(pipeline: MDMPipeline, setting: Setting) -> MDMPipeline:
+    """The pipeline with the scheduler of a setting; its model is shared, and reuses as the setting says."""
+    scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **setting.scheduler)
+    other = MDMPipeline.from_pipe(pipeline, scheduler=scheduler)
+    other.set_progress_bar_config(disable=True)
+    pipeline.unet.disable_cache()
+    if setting.reuse_every > 1:
+        pipeline.unet.enable_cache(InnerLevelCacheConfig(scheduler, setting.reuse_every))
+    return other
+
+
+def costs(pipeline: MDMPipeline, setting: Setting, caption: str) -> dict[str, float]:
+    """Calls of the model and operations that one picture takes."""
+    calls: list[int] = []
+    handle = pipeline.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0][0])))
+    drawing = prepared(pipeline, setting)
+    generator = torch.Generator().manual_seed(0)
+    operations = count_flops(lambda: drawing(caption, generator=generator, output_type="pt", **setting.call))
+    handle.remove()
+    return {"calls": sum(calls), "gigaflops": operations / 1e9}
+
+
+def measure(levels: Sequence[torch.Tensor], truth: Truth) -> dict[str, float]:
+    """The measures of one seed's drawings, `(N, 3, S, S)` uint8 a level, innermost first."""
+    outer = levels[-1]
+    difference = (outer.float() - truth.pictures.float()) / 255
+    return {
+        "noise": corner_noise(outer, truth.pictures)[0],
+        "distance": float(difference.square().flatten(1).mean(1).sqrt().mean()),
+        "own": retrieve(outer, truth.captions, truth.thumbnails, truth.all_captions).own_picture,
+        "levels": disagreement(levels)[-1] if len(levels) > 1 else math.nan,
+    }
+
+
+def folder_of(output_dir: Path, name: str, seed: int) -> Path:
+    """Where the drawings of a setting and seed lie."""
+    return output_dir / name.replace(",", "").replace(" ", "-") / str(seed)
+
+
+def draw_and_measure(
+    pipeline: MDMPipeline, name: str, seed: int, truth: Truth, output_dir: Path, batch_size: int
+) -> dict[str, float]:
+    """Draw with one setting and seed, as far as that was not done, and measure."""
+    setting, folder = SETTINGS[name], folder_of(output_dir, name, seed)
+    reuse = {"reuse_every": setting.reuse_every} if setting.reuse_every > 1 else {}
+    model = json.dumps({"scheduler": dict(setting.scheduler), **reuse})
+    # Seeds of captions do not overlap.
+    first = seed * 10_000
+    generate(prepared(pipeline, setting), truth.captions, folder, model, first, batch_size, setting.call)
+    levels = [torch.cat(list(batches_of(level, batch_size))) for level in open_levels(folder)]
+    return measure(levels, truth)
+
+
+def summarised(name: str, by_seed: Sequence[Mapping[str, float]], first: Sequence[Mapping[str, float]]) -> dict:
+    """Mean over seeds with its standard error, and the difference to the first setting with its own."""
+    summary: dict[str, Any] = {"name": name}
+    for measure_name in MEASURES:
+        values = [entry[measure_name] for entry in by_seed]
+        gains = [entry[measure_name] - other[measure_name] for entry, other in zip(by_seed, first, strict=False)]
+        summary[measure_name] = [statistics.fmean(values), standard_error(values)]
+        summary[f"{measure_name} difference"] = [statistics.fmean(gains), standard_error(gains)]
+    return summary
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of some values; NaN for a single one."""
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+
+
+def inception_distance(name: str, num_seeds: int, output_dir: Path, reference: Path) -> float:
+    """Fréchet distance of the outermost level's drawings of all seeds."""
+    extractor, real = InceptionFeatures(), load_reference(reference)
+    levels = [open_levels(folder_of(output_dir, name, seed))[-1] for seed in range(num_seeds)]
+    drawn = torch.cat([extract(extractor, batches_of(level, 16)) for level in levels])
+    return frechet_distance(drawn, real.features["inception", levels[0].load([0]).shape[-1]])
+
+
+def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """A row a setting; the errors are standard errors over seeds."""
+    has_fid = any("fid" in entry for entry in summaries)
+    names = [*MEASURES.values(), *(["FID"] if has_fid else [])]
+    lines = ["| setting | calls | GFLOP | " + " | ".join(names) + " |", "|---|--:|--:|" + "--:|" * len(names)]
+    for entry in summaries:
+        cells = [f"{entry[key][0]:.4f} ± {entry[key][1]:.4f}" for key in MEASURES]
+        cells += [f"{entry['fid']:.1f}" if "fid" in entry else "–"] if has_fid else []
+        lines.append(f"| {entry['name']} | {entry['calls']:.0f} | {entry['gigaflops']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Noise and distance over operations."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 2), ("noise", "distance"), strict=True):
+        for number, entry in enumerate(summaries, start=1):
+            axes.errorbar(
+                entry["gigaflops"], entry[key][0], entry[key][1], fmt="o", label=f"{number}: {entry['name']}"
+            )
+            axes.annotate(f" {number}", (entry["gigaflops"], entry[key][0]))
+        axes.set(xlabel="GFLOP a picture", ylabel=MEASURES[key], ylim=(0, None))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
+    figure.savefig(path, dpi=110)
+
+
+def parse_args() -> argparse.Namespace:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True, help="takes drawings, results.json, table and plot")
+    parser.add_argument("--model_dir", type=Path, default=MODEL_DIR)
+    parser.add_argument("--data_dir", type=Path, default=DATA_DIR)
+    parser.add_argument("--num_captions", type=int, default=48)
+    parser.add_argument("--num_seeds", type=int, default=3)
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="NAME")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--reference", type=Path, help="features of real pictures, for the Fréchet distance")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Draw, measure, print and save."""
+    args = parse_args()
+    pipeline = MDMPipeline.from_pretrained(args.model_dir, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    truth = load_truth(args.data_dir, pipeline.picture_sides[-1], args.num_captions)
+    by_name: dict[str, list[dict[str, float]]] = {name: [] for name in args.settings}
+    price = {name: costs(pipeline, SETTINGS[name], truth.captions[0]) for name in args.settings}
+    # A run that is cut off leaves all settings with the seeds that are done.
+    for seed in range(args.num_seeds):
+        for name, found in by_name.items():
+            found.append(draw_and_measure(pipeline, name, seed, truth, args.output_dir, args.batch_size))
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in found[-1].items())
+            print(f"seed {seed}, {name}: {shown}", flush=True)
+        first = by_name[args.settings[0]]
+        summaries = [{**summarised(name, found, first), **price[name]} for name, found in by_name.items()]
+        write_results(summaries, args, seed + 1)
+    if args.reference is not None:
+        for entry in summaries:
+            entry["fid"] = inception_distance(entry["name"], args.num_seeds, args.output_dir, args.reference)
+        write_results(summaries, args, args.num_seeds)
+    print(markdown_table(summaries))
+
+
+def write_results(summaries: Sequence[Mapping[str, Any]], args: argparse.Namespace, num_seeds: int) -> None:
+    """Numbers, table and plot of the seeds that are done."""
+    result = {
+        "machine": describe_machine("cpu"),
+        "num_captions": args.num_captions,
+        "num_seeds": num_seeds,
+        "settings": list(summaries),
+    }
+    text = json.dumps(result, indent=1)
+    (args.output_dir / "results.json").write_text(text.replace("NaN", "null") + "\n", encoding="utf-8")
+    (args.output_dir / "table.md").write_text(markdown_table(summaries) + "\n", encoding="utf-8")
+    plot(summaries, args.output_dir / "sampling.png")
+
+
+if __name__ == "__main__":
+    main()
