@@ -79,7 +79,8 @@ def read_scheduler_arguments(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = read_arguments(MatryoshkaScheduler, scheduler, "scheduler")
     _check("scheduler", values, SCHEDULER_RANGES)
-    if "trained_betas" in values and not 0 < len(values["trained_betas"] or (0,)) <= 100_000:
+    betas = values.get("trained_betas")
+    if betas is not None and not 0 < len(betas) <= 100_000:
         raise FieldError("scheduler.trained_betas", "must have 1 to 100,000 entries.")
     return values
 
