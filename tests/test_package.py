@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.tested_elsewhere import TESTED_ELSEWHERE
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "diffusers_mdm"
 MAX_FILE_LINES = 400
@@ -256,6 +258,19 @@ def test_model_imports_run_one_way():
         below |= layer
     assert not wrong
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == below - {"loading"}
+
+
+def test_every_module_has_its_tests():
+    """In the file that mirrors it, or in one that `tested_elsewhere` names, with the reason."""
+    tests, without = ROOT / "tests", []
+    names = {path.relative_to(ROOT / PACKAGE) for path in MODULES if path.name != "__init__.py"}
+    for name in sorted(names):
+        mirrored = (tests / name).with_name(f"test_{name.name}").is_file()
+        if mirrored == (name.as_posix() in TESTED_ELSEWHERE):
+            without.append(f"{name.as_posix()}: {'needs no reason' if mirrored else 'needs tests, or a reason'}")
+    assert not without
+    assert {Path(name) for name in TESTED_ELSEWHERE} <= names
+    assert all((tests / file).is_file() and reason for file, reason in TESTED_ELSEWHERE.values())
 
 
 def test_importing_the_package_leaves_commands_alone():

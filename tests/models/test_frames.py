@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from diffusers_mdm.models import temporal
-from diffusers_mdm.models.blocks import repeat_for_frames
 from diffusers_mdm.models.frames import (
     fold_frames,
     on_tiled_frames,
@@ -27,7 +26,6 @@ def test_rows_are_frames_of_one_clip_after_the_other():
     assert (num_frames, tuple(rows.shape)) == (4, (8, 3, 5, 6))
     assert torch.equal(rows[5], clips[1, :, 1])
     assert torch.equal(unfold_frames(rows, 4), clips)
-    assert repeat_for_frames(torch.tensor([[1], [2]]), 3).flatten().tolist() == [1, 1, 1, 2, 2, 2]
 
 
 def test_tiles_are_laid_row_by_row():

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules of the package without a test file of their own: the file that tests them, and why it does."""
+
+_STRUCTURES = "one test walks through every entry of the table"
+_GUIDANCE = "every method is put through the same tests"
+_SOURCES = "what is read is compared with what other kinds of data give"
+_RUNS = "it is a few calls in order, which only a run shows to be right"
+
+TESTED_ELSEWHERE = {
+    "evaluation/pictures.py": ("evaluation/test_reference.py", "it is how sets of pictures are read there"),
+    "evaluation/report.py": ("evaluation/test_score.py", "it spells the scores that are measured there"),
+    "models/temporal.py": ("models/test_frames.py", "its layers run on the layouts that are tested there"),
+    "pipelines/drawing/guidance/diffusers_guiders.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
+    "pipelines/drawing/guidance/interval.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
+    "pipelines/drawing/guidance/method.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
+    "pipelines/drawing/guidance/projected.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
+    "pipelines/drawing/guidance/registry.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
+    "pipelines/drawing/guidance/weaker_model.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
+    "pipelines/drawing/guidance/zero_star.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
+    "public_names.py": ("test_documentation.py", "it holds nothing but names, which the pages import"),
+    "schedulers/block_averages.py": ("pipelines/drawing/test_consistency.py", "given pictures are held by it"),
+    "schedulers/scheduler_config.py": ("schedulers/test_refusals.py", "configs are refused where a scheduler is made"),
+    "training/commands/flag_table.py": ("training/commands/test_flags.py", _STRUCTURES),
+    "training/commands/inapplicable_flags.py": ("training/commands/test_parser.py", _STRUCTURES),
+    "training/commands/run_command.py": ("commands/test_help.py", "it decides what is imported when, in a process"),
+    "training/data/class_names.py": ("training/modules/test_classes.py", "names are looked up for models of classes"),
+    "training/data/shards/source.py": ("training/data/test_sources.py", _SOURCES),
+    "training/data/source.py": ("training/data/test_new_kind.py", "it is a protocol, which a new kind of data fills"),
+    "training/data/tables/source.py": ("training/data/test_sources.py", _SOURCES),
+    "training/loop/held_out.py": ("training/loop/test_latent_runs.py", _RUNS),
+    "training/loop/stage_data.py": ("training/loop/test_engine.py", _RUNS),
+    "training/recipe/clip_rows.py": (
+        "training/recipe/test_clip_checks.py",
+        "recipes of clips are asked there",
+    ),
+    "training/reports/card_example.py": ("training/reports/test_model_card.py", "it is a part of the card"),
+    "training/reports/moving_grids.py": ("training/loop/test_video_runs.py", _RUNS),
+    "training/state/checkpoints.py": ("training/loop/test_resuming.py", _RUNS),
+    "training/state/resuming.py": ("training/loop/test_resuming.py", _RUNS),
+    "training/state/run.py": (
+        "training/loop/test_step.py",
+        "it holds what steps change, and does nothing by itself",
+    ),
+}
