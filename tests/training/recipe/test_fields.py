@@ -4,6 +4,7 @@
 import dataclasses
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from diffusers_mdm.training.recipe.fields import FieldError, Range, check_ranges, read_arguments, read_fields
@@ -52,7 +53,13 @@ def test_mistakes_name_the_field(case):
 
 
 class Made:
-    def __init__(self, size: int = 3, name: str | None = None, scales: list[float] | None = None) -> None: ...
+    def __init__(
+        self,
+        size: int = 3,
+        name: str | None = None,
+        scales: np.ndarray | list[float] | None = None,
+        kinds: str | list[str] = "a",
+    ) -> None: ...
 
 
 def test_arguments_are_checked_by_their_annotations():
@@ -61,6 +68,27 @@ def test_arguments_are_checked_by_their_annotations():
         read_arguments(Made, {"size": "2"}, "made")
     with pytest.raises(FieldError, match=r"`made\.name` is not a known field"):
         read_arguments(Made, {"name": "x"}, "made", leave_out=("name",))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("kinds", "a"), ("kinds", ["a", "b"]), ("scales", [0.5]), ("scales", None)]
+)
+def test_a_value_is_read_as_the_kind_that_it_is(field, value):
+    assert read_arguments(Made, {field: value}, "made") == {field: value}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("kinds", 3, r"`made\.kinds` must be text"),
+        ("kinds", ["a", 3], r"`made\.kinds\[1\]` must be text"),
+        ("scales", 0.5, r"`made\.scales` must be a list"),
+        ("scales", ["a"], r"`made\.scales\[0\]` must be a number"),
+    ],
+)
+def test_a_value_that_is_of_no_kind_is_refused(field, value, message):
+    with pytest.raises(FieldError, match=message):
+        read_arguments(Made, {field: value}, "made")
 
 
 def test_ranges_say_what_they_allow():
