@@ -91,5 +91,5 @@ def test_a_shuffled_block_has_the_same_samples():
 
 def test_a_process_without_samples_says_so(tmp_path):
     empty = [str(write_tar(tmp_path / "0.tar", []))]
-    with pytest.raises(ValueError, match=r"hold no samples.*more samples than processes"):
+    with pytest.raises(ValueError, match=r"no samples.*more samples than processes"):
         next(stream(empty).places(0))
