@@ -172,7 +172,7 @@ def _read_union(hint: Any, value: Any, where: str) -> Any:
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     if value is None and type(None) in typing.get_args(hint):
         return None
-    # Of `numpy.ndarray | list[float]` only the list can occur in a file; of `str | list[str]` the value is one of both.
+    # Of `numpy.ndarray | list[float]` a file can only have the list; of `str | list[str]` it has one of both.
     readable = [option for option in options if option.__module__ != "numpy"]
     is_list = isinstance(value, (list, tuple))
     fitting = [option for option in readable if (typing.get_origin(option) in (list, tuple)) == is_list]
