@@ -24,11 +24,19 @@ class Internal:
         module: where it is.
         name: its name in the module, with dots for parts of a class.
         purpose: what does not work without it, as in "cannot <purpose>".
+        older_name: its name in older releases that are still supported.
     """
 
     module: str
     name: str
     purpose: str
+    older_name: str | None = None
+
+    def name_here(self) -> str:
+        """The name that the installed release has for it."""
+        if self.older_name is None or hasattr(importlib.import_module(self.module), self.name):
+            return self.name
+        return self.older_name
 
     def get(self) -> Any:
         """Return the part itself.
@@ -39,7 +47,7 @@ class Internal:
         library = self.module.partition(".")[0]
         try:
             found: Any = importlib.import_module(self.module)
-            for step in self.name.split("."):
+            for step in self.name_here().split("."):
                 found = getattr(found, step)
         except (ImportError, AttributeError) as error:
             raise ImportError(
@@ -61,7 +69,12 @@ SINGLE_FILE_CLASSES = Internal(
 COMPATIBLE_SCHEDULERS = Internal(
     "diffusers.schedulers.scheduling_utils", "SchedulerMixin._get_compatibles", "name compatible schedulers"
 )
-GRAPH_LIMIT = Internal("torch._dynamo.config", "recompile_limit", "compile a model for several batches and sizes")
+GRAPH_LIMIT = Internal(
+    "torch._dynamo.config",
+    "recompile_limit",
+    "compile a model for several batches and sizes",
+    older_name="cache_size_limit",  # torch 2.6
+)
 FAKE_TENSORS = Internal("torch._subclasses.fake_tensor", "FakeTensorMode", "estimate the memory that training takes")
 FOREACH_SUB = Internal("torch", "_foreach_sub", "average weights in few kernels")
 FOREACH_SUB_IN_PLACE = Internal("torch", "_foreach_sub_", FOREACH_SUB.purpose)
@@ -123,7 +136,7 @@ def raise_graph_limit(limit: int) -> None:
     """Raise torch's limit on graphs per function to `limit`, for functions of torch that have no such argument."""
     current = GRAPH_LIMIT.get()
     settings = importlib.import_module(GRAPH_LIMIT.module)
-    setattr(settings, GRAPH_LIMIT.name, max(current, limit))
+    setattr(settings, GRAPH_LIMIT.name_here(), max(current, limit))
 
 
 def subtract_each(ours: list[torch.Tensor], theirs: list[torch.Tensor], share: float) -> None:

@@ -16,6 +16,7 @@ from diffusers_mdm import MatryoshkaScheduler, registration
 from diffusers_mdm.library_internals import (
     DEFAULTED_KEYS,
     FETCH_LORA,
+    GRAPH_LIMIT,
     INTERNALS,
     LOADABLE_CLASSES,
     OF_SUBCLASSES,
@@ -30,6 +31,7 @@ from diffusers_mdm.library_internals import (
     storage_address,
     subtract_each,
 )
+from tests.group_offloading import needs_group_offloading
 from tests.pipelines.tiny_pipeline import make_unet
 
 
@@ -80,6 +82,7 @@ def test_configs_are_where_they_are_replaced():
     assert dict(unet.config) == kept
 
 
+@needs_group_offloading
 def test_hooks_are_found(tmp_path):
     unet = make_unet()
     assert not is_hooked(unet.modules())
@@ -96,10 +99,10 @@ def test_models_are_found_inside_of_what_wraps_them():
 
 def test_the_limit_of_graphs_is_only_raised():
     # torch's own way to change a setting for a while: it hides one that is deleted, as other ways do on the way back.
-    with torch._dynamo.config.patch(recompile_limit=8):
+    with torch._dynamo.config.patch({GRAPH_LIMIT.name_here(): 8}):
         raise_graph_limit(64)
         raise_graph_limit(16)
-        assert torch._dynamo.config.recompile_limit == 64
+        assert GRAPH_LIMIT.get() == 64
 
 
 @pytest.mark.parametrize("internal", [LOADABLE_CLASSES, SINGLE_FILE_CLASSES], ids=lambda internal: internal.name)

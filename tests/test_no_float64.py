@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No double precision is made where pictures are: devices such as Apple's have none."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,26 @@ class NoFloat64(TorchDispatchMode):
     def __init__(self, device: str) -> None:
         super().__init__()
         self.device = device
+        self.looks = True
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         made = [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
-        assert not any(value.dtype == torch.float64 and value.device.type == self.device for value in made), function
+        found = any(value.dtype == torch.float64 and value.device.type == self.device for value in made)
+        assert not (found and self.looks), function
         return result
+
+    def looking_away_from(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """A function of torch, which knows itself what its devices have."""
+
+        def called(*args: Any, **kwargs: Any) -> torch.Tensor:
+            self.looks = False
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.looks = True
+
+        return called
 
 
 @torch.no_grad()
@@ -49,12 +64,15 @@ def test_a_model_of_clips_makes_none():
 
 @pytest.mark.parametrize("algorithm", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("thresholding", [False, True])
-def test_the_scheduler_makes_none(algorithm, thresholding):
+def test_the_scheduler_makes_none(algorithm, thresholding, monkeypatch):
     scheduler = MatryoshkaScheduler(base_sample_size=4, algorithm=algorithm, thresholding=thresholding)
     scheduler.set_timesteps(3)
     sample = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 8)]
     output = [torch.randn_like(level) for level in sample]
-    with NoFloat64("cpu"):
+    watch = NoFloat64("cpu")
+    # From torch 2.14 on, it counts ranks in double precision where there is one.
+    monkeypatch.setattr(torch, "quantile", watch.looking_away_from(torch.quantile))
+    with watch:
         for timestep in scheduler.timesteps:
             sample = scheduler.step(output, timestep, sample, eta=0.0 if algorithm != "ddim" else 0.5).prev_sample
         scheduler.add_noise(sample, output, torch.tensor([3, 5]))

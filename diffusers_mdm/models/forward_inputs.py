@@ -107,7 +107,7 @@ def check_sample(pyramid: Pyramid, geometry: LevelGeometry, in_channels: int) ->
         raise ValueError(
             f"Level 0 of `sample` is {height} x {width}; both must be multiples of {multiple}.{even} Crop or pad."
         )
-    for index, (level, ratio) in enumerate(zip(pyramid, ratios, strict=False)):
+    for index, (level, ratio) in enumerate(zip(pyramid, ratios[:num_levels], strict=True)):
         if level.shape[1] != in_channels:
             raise ValueError(
                 f"Level {index} of `sample` has {level.shape[1]} channels; the model takes {in_channels}."

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
 
 from diffusers_mdm import MDMPipelineOutput, MDMVideoPipelineOutput
+from tests.group_offloading import needs_group_offloading
 from tests.pipelines.tiny_tasks import TASKS, Task
 from tests.pipelines.tiny_tasks import task as find_task
 
@@ -146,6 +147,7 @@ def test_half_precision_draws_nearly_the_same(task, pipe, dtype):
     assert pipe.unet.dtype == dtype
 
 
+@needs_group_offloading
 def test_group_offload_changes_nothing(task, pipe):
     images = task.draw(pipe)
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")

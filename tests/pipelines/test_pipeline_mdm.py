@@ -11,6 +11,7 @@ from diffusers.utils import is_accelerate_available
 
 from diffusers_mdm import MDMPipeline, MDMPipelineOutput
 from diffusers_mdm.pyramid import pyramid_noise
+from tests.group_offloading import needs_group_offloading
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, make_scheduler, seed
 
 # Rows of a batch differ from the same rows alone by rounding only; observed: 2e-6.
@@ -304,6 +305,7 @@ def test_layerwise_casting_keeps_the_compute_precision(pipe):
     assert (draw(pipe) - images).abs().mean() < 0.1
 
 
+@needs_group_offloading
 @pytest.mark.parametrize("options", [{"offload_type": "leaf_level"}, {"num_blocks_per_group": 1}])
 def test_group_offload_changes_nothing(pipe, options):
     images = draw(pipe)

@@ -212,5 +212,6 @@ def count_text_parameters(recipe: Recipe) -> int | None:
         return _count(getattr(transformers, name)(config))
 
 
-def _count(encoder: torch.nn.Module) -> int:
+def _count(encoder: PreTrainedModel) -> int:
+    encoder.tie_weights()  # transformers 5.0 leaves shared weights apart where they have no contents
     return sum(value.numel() for value in encoder.parameters())

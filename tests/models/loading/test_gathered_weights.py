@@ -11,6 +11,7 @@ from peft import LoraConfig
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
 from diffusers_mdm.models.loading.gathered_weights import common_device, gathered_state_dict
+from tests.group_offloading import needs_group_offloading
 from tests.models.tiny_models import randomize, two_level_config
 
 ROW = LevelConfig((8, 16), (1, 1), (0, 0), norm_num_groups=4)
@@ -81,6 +82,7 @@ def test_weights_in_several_places_meet_on_the_cpu():
 
 
 @torch.no_grad()
+@needs_group_offloading
 def test_weights_in_files_of_group_offloading_are_refused(model, tmp_path):
     model.enable_group_offload(
         CPU, offload_type="leaf_level", offload_to_disk_path=str(tmp_path), low_cpu_mem_usage=True

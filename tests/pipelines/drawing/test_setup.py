@@ -11,6 +11,7 @@ from peft import LoraConfig
 
 from diffusers_mdm import MatryoshkaScheduler, MDMImg2ImgPipeline, MDMPipeline
 from diffusers_mdm.pipelines.drawing.setup import Controls, RunningDrawings, scheduler_of_its_own
+from tests.group_offloading import needs_group_offloading
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, make_scheduler, seed
 from tests.pipelines.tiny_tasks import eight_bit_pictures
 
@@ -159,7 +160,10 @@ def test_another_thread_may_stop_a_drawing():
 @pytest.mark.parametrize(
     "move",
     [
-        lambda pipe: pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level"),
+        pytest.param(
+            lambda pipe: pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level"),
+            marks=needs_group_offloading,
+        ),
         lambda pipe: pipe.unet.enable_layerwise_casting(torch.bfloat16, torch.float32),
     ],
     ids=["offloaded", "cast"],

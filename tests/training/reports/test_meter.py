@@ -164,7 +164,8 @@ def test_a_report_in_a_pause_counts_each_part_of_it_once(history, clock):
     assert [row["images_per_second"] for row in history.read()] == [100, 50]
 
 
-def test_bar_shows_losses_speed_and_what_is_left(history, capsys, caplog):
+def test_bar_shows_losses_speed_and_what_is_left(history, capsys, caplog, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     caplog.set_level(logging.INFO)
     with Meter(accelerator_with(), history, "inner", logging_steps=2, total=10) as meter:
         for step in (1, 2):

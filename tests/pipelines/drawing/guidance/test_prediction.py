@@ -17,6 +17,7 @@ from diffusers_mdm.pipelines.drawing.guidance.prediction import (
 )
 from diffusers_mdm.pipelines.drawing.request import read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
+from tests.group_offloading import needs_group_offloading
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
 
 WITHOUT, WITH = torch.randn(2, 3, 8, 8, generator=seed(0)), torch.randn(2, 3, 8, 8, generator=seed(1))
@@ -119,6 +120,7 @@ def test_adapters_that_a_callback_rescales_count_from_then_on():
     assert (partly - whole).abs().max() > 1e-5
 
 
+@needs_group_offloading
 def test_weights_that_are_brought_layer_by_layer_are_not_asked_for_before():
     pipe = make_pipeline()
     plain = draw(pipe, num_inference_steps=2, guidance_scale=3.0)
