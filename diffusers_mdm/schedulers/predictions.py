@@ -189,6 +189,26 @@ class PyramidPredictions(PyramidForwardProcess):
             velocities.append(LevelPrediction("v_prediction", alpha, sigma).output(found, noisy))
         return velocities
 
+    def own_error_factors(self, powers: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        """What turns squared errors of v into those of what each level itself predicts.
+
+        Args:
+            powers: signal power of every batch row, element i `(B_i,)`, see `level_alphas_cumprod`.
+
+        Returns:
+            `(B_i,)` for every level, innermost first; None where the level predicts v.
+        """
+        kinds, sigmas = self._kinds(len(powers), [1.0], is_alone=False)
+        factors: list[torch.Tensor | None] = []
+        for kind, sigma_data, power in zip(kinds, sigmas, powers, strict=True):
+            if kind == "v_prediction":
+                factors.append(None)
+            elif kind == "residual":
+                factors.append(power + (1 - power) / sigma_data**2)
+            else:
+                factors.append(power if kind == "epsilon" else 1 - power)
+        return factors
+
     def with_clean_changed(
         self, model_output: Sample, sample: Sample, timestep: torch.Tensor, change: Change
     ) -> Pyramid:

@@ -104,6 +104,8 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         fields = fields_of(part, given)
         if fields:
             changes[part] = dataclasses.replace(getattr(recipe, part), **fields)
+    if kinds := given.get("prediction_type"):
+        changes["scheduler"] = {**recipe.scheduler, "prediction_type": kinds[0] if len(kinds) == 1 else list(kinds)}
     changes["data"] = override_data(recipe.data, given)
     if recipe.pictures is not None and changes["data"].embeddings_dir != recipe.data.embeddings_dir:
         folder = changes["data"].embeddings_dir  # contains the captions of both

@@ -16,7 +16,7 @@ USAGE = """
   %(prog)s --pretrained_model_name_or_path MODEL --train_data_dir FOLDER --output_dir FOLDER [flags]
   %(prog)s --help"""
 _SOURCES = ("dataset_name", "train_data_dir", "shards", "instance_data_dir")
-_ELSEWHERE = ("local_rank", "prediction_type", *ALWAYS_SO)  # accepted, but they set nothing
+_ELSEWHERE = ("local_rank", *ALWAYS_SO)  # accepted, but they set nothing
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -67,9 +67,6 @@ def build_parser(description: str = TEXT_TO_IMAGE.description) -> argparse.Argum
         for flag in flags:
             add_flag(group, flag)
     always = parser.add_argument_group("always so", "accepted; always the case")
-    always.add_argument(
-        "--prediction_type", choices=["v_prediction"], help="the model predicts v at every level; it cannot be changed"
-    )
     for name, text in ALWAYS_SO.items():
         always.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by launchers

@@ -27,6 +27,7 @@ from ..state.run import Run
 from .held_out import measure_validation_loss
 from .interruption import Interruption, RunInterrupted
 from .plateau import Plateau
+from .residuals import fix_sigma_data
 from .stage_data import StageData
 from .stage_setup import begin_stage, end_stage
 from .step import StepPlan, optimizer_step, plan_steps
@@ -48,6 +49,7 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
         RunInterrupted: if a signal asked for it; a checkpoint is saved.
     """
     begin_stage(run, stage)
+    fix_sigma_data(run, stage, data.images, batch_order(run, stage))
     progress, last_step = run.progress, run.progress.last_step(stage, run.accelerator.num_processes)
     progress.stage_ended = why_over(stage, progress, last_step)
     if progress.stage_step > 0:

@@ -2,6 +2,7 @@
 """How a run begins: its modules, new or of a saved pipeline, and the checkpoint that it goes on from."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -9,9 +10,11 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...models.level import Level
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ...processes import join_processes, wait_for_everyone
+from ...schedulers.predictions import level_predictions
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..data.class_names import find_class_names
 from ..data.subjects import prepare_class_pictures
@@ -131,11 +134,46 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
     check_growth(recipe, unet)
     text_encoder, tokenizer = (pipeline.text_encoder, pipeline.tokenizer) if own_encoder else open_text_encoder(recipe)
     scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **recipe.scheduler)
+    renew_outputs(recipe, unet, pipeline.scheduler.config, scheduler.config)
     run = Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
     run.drawing_defaults = pipeline.config.get("drawing_defaults")
     if num_class_embeds(recipe) is not None:
         run.id2label = keep_class_names(pipeline.id2label, find_class_names(recipe))
     return run
+
+
+def renew_outputs(recipe: Recipe, unet: NestedUNetModel, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Silence the last layer of every level that is to predict something else than it has learnt to.
+
+    Everything below that layer stays: what a level knows of pictures serves whatever it predicts.
+
+    Args:
+        recipe: of the run.
+        unet: its model, changed.
+        before: config of the scheduler that the model learnt with.
+        after: config of the run's scheduler.
+
+    Raises:
+        ValueError: the run adapts the model with LoRA, which cannot learn a last layer anew.
+    """
+    kinds = [level_predictions(config["prediction_type"], unet.num_levels) for config in (before, after)]
+    changed = [level for level, (old, new) in enumerate(zip(*kinds, strict=True)) if old != new]
+    if changed and recipe.lora is not None:
+        raise ValueError(
+            f"`scheduler.prediction_type` makes level {changed[0]} predict {kinds[1][changed[0]]!r}, but the pipeline "
+            f"has learnt to predict {kinds[0][changed[0]]!r} there. LoRA cannot learn that: leave "
+            "`prediction_type` (--prediction_type) away, or train without LoRA (--rank)."
+        )
+    for level in changed:
+        output = cast(Level, unet.levels[level]).decoder.conv_out
+        torch.nn.init.zeros_(output.weight)
+        torch.nn.init.zeros_(cast(torch.Tensor, output.bias))
+        logger.info(
+            "Level %d learns to predict %s in place of %s; its last layer begins anew.",
+            level,
+            kinds[1][level],
+            kinds[0][level],
+        )
 
 
 def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> NestedUNetModel:

@@ -135,7 +135,7 @@ def clean_pyramid(
 
 
 def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> Pyramid:
-    """What the model makes of noisy levels: v of every level, in float32."""
+    """What the model makes of noisy levels: what each of them predicts, in float32."""
     if run.model is None:
         raise RuntimeError("`begin_stage` has not prepared the model.")
     if run.recipe.channels_last:
@@ -181,14 +181,16 @@ def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, t
     noisy = cast(Pyramid, scheduler.add_noise(drawn.clean, drawn.noise, drawn.timesteps))
     velocities = cast(Pyramid, scheduler.get_velocity(drawn.clean, drawn.noise, drawn.timesteps))
     predictions = predict(run, noisy, drawn.timesteps, drawn.batch)
+    powers = scheduler.level_alphas_cumprod(drawn.clean, drawn.timesteps)
     loss = pyramid_loss(
-        predictions,
+        scheduler.velocities_of(predictions, drawn.clean, noisy, drawn.timesteps),
         velocities,
-        scheduler.level_alphas_cumprod(drawn.clean, drawn.timesteps),
+        powers,
         ramped_level_weights(stage, plan.num_old_levels, run.progress.stage_step),
         stage.loss_weighting,
         stage.snr_gamma,
         drawn.batch.row_weights,
+        scheduler.own_error_factors(powers),
     )
     return loss, loss_table(loss.row_errors, drawn.timesteps, len(scheduler))
 

@@ -129,7 +129,7 @@ def validation_loss_table(
             noise = samples.noise(records, [level.shape for level in clean], device)
             timesteps = all_timesteps[indices].to(device)
             noisy = cast(Pyramid, scheduler.add_noise(clean, noise, timesteps))
-            predictions = list(predict(noisy, timesteps, batch))
+            predictions = scheduler.velocities_of(predict(noisy, timesteps, batch), clean, noisy, timesteps)
             velocities = cast(Pyramid, scheduler.get_velocity(clean, noise, timesteps))
             alphas = scheduler.level_alphas_cumprod(clean, timesteps)
             errors = pyramid_loss(predictions, velocities, alphas, [1.0] * num_levels, "v").row_errors

@@ -22,7 +22,12 @@ from ...pyramid import Pyramid
 from ..recipe.stage import StageRecipe
 
 # The squared error that a weighting of the errors of v gives, in words: what `loss_weighting` may be.
-WEIGHTINGS = {"epsilon": "of the noise", "v": "of v"}
+WEIGHTINGS = {
+    "epsilon": "of the noise",
+    "v": "of v",
+    "sample": "of the picture",
+    "prediction": "of what each level predicts",
+}
 NUM_QUARTILES = 4
 
 
@@ -51,19 +56,21 @@ def pyramid_loss(
     weighting: str = "epsilon",
     snr_gamma: float | None = None,
     row_weights: torch.Tensor | None = None,
+    own_factors: Sequence[torch.Tensor | None] | None = None,
 ) -> PyramidLoss:
     """Sum over levels i of w_i * mean over its B_i rows b of r_b u_i(t_b) |v^ - v|^2 (eq. 5 of the paper).
 
     Args:
-        predictions: v as the model predicts it, element i (B_i, C, H_i, W_i), innermost first.
+        predictions: v as the model predicts it, or that of what it predicts (`MatryoshkaScheduler.velocities_of`),
+            element i (B_i, C, H_i, W_i), innermost first.
         velocities: the true v, same shapes.
         alphas: signal power of every batch row, element i (B_i,).
         level_weights: w_i, innermost first.
-        weighting: u_i, "v": 1. "epsilon": alpha, which turns the error of v into that of the noise it implies, because
-            eps^ - eps = sqrt(alpha) (v^ - v).
+        weighting: u_i, which turns the error of v into another one; see `error_weights`.
         snr_gamma: bend u_i by Min-SNR-gamma; see `error_weights`.
         row_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for the batch rows of its class.
             They multiply, and are not divided by their sum: a row's gradient does not depend on the other rows.
+        own_factors: of the weighting "prediction", for every level; see `MatryoshkaScheduler.own_error_factors`.
     """
     num_rows = predictions[0].shape[0]
     if row_weights is not None and row_weights.shape != (num_rows,):
@@ -72,9 +79,12 @@ def pyramid_loss(
         )
     per_row = predictions[0].new_zeros(num_rows, dtype=torch.float32)
     row_errors = []
-    for prediction, velocity, alpha, weight in zip(predictions, velocities, alphas, level_weights, strict=True):
+    own = own_factors or [None] * len(predictions)
+    for level, (prediction, velocity, alpha, weight) in enumerate(
+        zip(predictions, velocities, alphas, level_weights, strict=True)
+    ):
         errors = (prediction.float() - velocity.float()).square().flatten(1).mean(1)
-        timestep_weights = error_weights(alpha.to(errors), weighting, snr_gamma)
+        timestep_weights = error_weights(alpha.to(errors), weighting, snr_gamma, own[level])
         if timestep_weights is not None:
             errors = errors * timestep_weights
         row_errors.append(errors)
@@ -97,13 +107,19 @@ def thin_rows(pyramid: Pyramid, rows_per_level: Sequence[int]) -> Pyramid:
 
 
 def error_weights(
-    alphas: torch.Tensor, weighting: str = "epsilon", snr_gamma: float | None = None
+    alphas: torch.Tensor,
+    weighting: str = "epsilon",
+    snr_gamma: float | None = None,
+    own_factor: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """What the squared errors of v of one level are multiplied by.
 
-    - "v": 1. "epsilon": alpha, which gives the squared error of the noise that v implies (ml-mdm's DDPM target).
-    - `snr_gamma` (Min-SNR-gamma, Hang et al. 2023, arXiv 2303.09556) multiplies either by min(SNR, gamma) / SNR. With
-      "epsilon" that is min(SNR, gamma) / (SNR + 1), the paper's weight of an error of v and what `--snr_gamma` of
+    - "v": 1. "epsilon": alpha, which gives the squared error of the noise that v implies (ml-mdm's DDPM target),
+      because eps^ - eps = sqrt(alpha) (v^ - v). "sample": 1 - alpha, the squared error of the picture. "prediction":
+      the squared error of what the network itself predicts, whose target for a "residual" has unit variance at every
+      t (the weighting of EDM, Karras et al. 2022, arXiv 2206.00364).
+    - `snr_gamma` (Min-SNR-gamma, Hang et al. 2023, arXiv 2303.09556) multiplies any of them by min(SNR, gamma) / SNR.
+      With "epsilon" that is min(SNR, gamma) / (SNR + 1), the paper's weight of an error of v and what `--snr_gamma` of
       diffusers' scripts does to a v-prediction model: the squared error of the picture times min(SNR, gamma). With "v"
       nearly clean rows lose weight in the same proportion, and the noisiest keep 1 where the paper's weight vanishes.
 
@@ -113,6 +129,7 @@ def error_weights(
         alphas: (B_i,), in [0, 1].
         weighting: one of `WEIGHTINGS`.
         snr_gamma: gamma > 0 (the paper uses 5), or None.
+        own_factor: (B_i,), of "prediction"; None for a level that predicts v.
 
     Returns:
         (B_i,) float32, or None where all are 1.
@@ -122,7 +139,7 @@ def error_weights(
     if snr_gamma is not None and not snr_gamma > 0:
         raise ValueError(f"`snr_gamma` must be positive (the paper uses 5), or None; got {snr_gamma}.")
     alphas = alphas.float()
-    weights = alphas if weighting == "epsilon" else None
+    weights = {"epsilon": alphas, "sample": 1 - alphas, "prediction": own_factor}.get(weighting)
     if snr_gamma is not None:
         snr = alphas / (1 - alphas)
         # The comparison keeps infinite SNR and infinite gamma from meeting in a quotient.

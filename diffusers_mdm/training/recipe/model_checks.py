@@ -56,6 +56,7 @@ SCHEDULER_RANGES = {
     "sample_max_value": POSITIVE,
     "steps_offset": NOT_NEGATIVE,
     "solver_order": COUNT,
+    "sigma_data": POSITIVE,
 }
 _LEVEL_FIELD = re.compile(rf"`?\b({'|'.join(LevelConfig.__dataclass_fields__)})`?\[(\d+)\]`?")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...models.level_config import LevelConfig
 from ...models.level_geometry import level_sides
+from ...schedulers.scheduler_config import check_predictions
 from .clip_checks import check_clips
 from .clip_rows import data_of
 from .data import DataRecipe
@@ -83,8 +84,7 @@ class Recipe:
         base = self.scheduler.get("base_sample_size", self.sample_size)
         if base != self.sample_size:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
-        if self.scheduler.get("prediction_type", "v_prediction") != "v_prediction":
-            raise FieldError("scheduler.prediction_type", "must be 'v_prediction', on which the loss is defined.")
+        self._check_predictions()
         if self.vae is not None and self.vae.from_pipeline and self.pretrained is None:
             raise FieldError("vae.from_pipeline", "needs `pretrained`, the pipeline with the autoencoder.")
         self._check_validation()
@@ -92,6 +92,22 @@ class Recipe:
         self._check_stages()
         self._check_lora()
         check_clips(self)
+
+    def _check_predictions(self) -> None:
+        """Refuse predictions that do not fit the levels."""
+        kind, sigma_data = self.scheduler.get("prediction_type", "v_prediction"), self.scheduler.get("sigma_data", 1.0)
+        try:
+            check_predictions(kind, sigma_data)
+        except ValueError as error:
+            raise ValueError(f"`scheduler`: {error}") from error
+        for field, values, number in (
+            ("prediction_type", kind, len(self.levels)),
+            ("sigma_data", sigma_data, len(self.levels) - 1),
+        ):
+            if isinstance(values, (list, tuple)) and len(values) != number:
+                raise FieldError(
+                    f"scheduler.{field}", f"has {len(values)} entries, but {number} are needed for the levels."
+                )
 
     def _check_validation(self) -> None:
         betas = self.scheduler.get("trained_betas")

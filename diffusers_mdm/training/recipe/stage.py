@@ -82,10 +82,8 @@ class StageRecipe:
     lr_num_cycles: int = 1  # for "cosine_with_restarts"
     lr_power: float = 1.0  # for "polynomial"
     level_learning_rate_scales: tuple[float, ...] | None = None  # factor on the learning rate; None: 1 for every level
-    frozen_levels: int = (
-        0  # number of innermost levels that are not trained, together with what levels share (text, classes)
-    )
-    loss_weighting: Literal["epsilon", "v"] = "epsilon"
+    frozen_levels: int = 0  # innermost levels that are not trained, nor is what levels share (text, classes)
+    loss_weighting: Literal["epsilon", "v", "sample", "prediction"] = "epsilon"
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
     level_weights: tuple[float, ...] | None = None  # None: 1 for every level
     new_level_ramp_steps: int = 0  # steps over which the loss weight of levels that are new in this stage rises from 0

@@ -42,6 +42,7 @@ class Progress:
     finished_steps: tuple[int | None, ...] = ()  # of each finished stage; None where an older version did not count
     finished_images: tuple[int | None, ...] = ()
     plateau: PlateauState = field(default_factory=PlateauState)  # of the current stage
+    sigma_data: tuple[float, ...] = ()  # of the outer levels' residuals, where the run has measured it
 
     def images_of(self, stage: StageRecipe, num_processes: int = 1) -> int:
         """Images that the current stage has seen."""
@@ -105,6 +106,9 @@ def _check_ranges(progress: Progress) -> None:
     columns = {name: getattr(progress, name) for name in ("finished_steps", "finished_images")}
     numbers = {**vars(progress), **{f"plateau.{name}": value for name, value in vars(progress.plateau).items()}}
     numbers |= {f"{name}[{place}]": value for name, column in columns.items() for place, value in enumerate(column)}
+    for place, sigma in enumerate(progress.sigma_data):
+        if not 0 < sigma <= _MOST:
+            raise FieldError(f"progress.sigma_data[{place}]", f"must be positive, got {sigma}.")
     for name, number in numbers.items():
         if isinstance(number, float) and not math.isfinite(number):
             raise FieldError(f"progress.{name}", f"must be finite, got {number}.")

@@ -166,8 +166,17 @@ def test_flags_that_are_left_out_change_nothing(name):
     assert run_options(recipe, given) == RunOptions(output_dir=given["output_dir"])
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"), [("epsilon", "epsilon"), ("v_prediction,residual", ["v_prediction", "residual"])]
+)
+def test_levels_predict_one_thing_or_one_each(words, expected):
+    recipe = load_recipe(RECIPES / "tiny.yaml")
+    given = parse("--recipe", str(RECIPES / "tiny.yaml"), "--prediction_type", words)
+    assert override(recipe, given).scheduler == {**recipe.scheduler, "prediction_type": expected}
+
+
 def test_every_flag_of_diffusers_scripts_is_known_or_refused_with_a_reason():
-    known = {*FLAGS, *REASONS, *ALWAYS_SO, "prediction_type", "local_rank"}
+    known = {*FLAGS, *REASONS, *ALWAYS_SO, "local_rank"}
     assert set(DIFFUSERS_FLAGS.split()) - known == set()
     assert FLAGS.keys() & REASONS.keys() == set()
     assert set(REASONS) <= set(DIFFUSERS_FLAGS.split())

@@ -31,7 +31,7 @@ def test_flags_that_do_not_apply_say_why(name, capsys):
 
 
 def test_what_is_always_so_may_be_asked_for():
-    asked = parse("--set_grads_to_none", "--prediction_type", "v_prediction", "--local_rank", "0")
+    asked = parse("--set_grads_to_none", "--local_rank", "0")
     assert asked == parse()
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers.training_utils import compute_snr
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_mdm import MatryoshkaScheduler, pyramid_noise
+from diffusers_mdm import MatryoshkaScheduler, build_pyramid, pyramid_noise
 from diffusers_mdm.training.loss.pyramid_loss import (
     error_weights,
     level_means,
@@ -184,6 +184,32 @@ def test_no_noise_and_no_signal_have_finite_weights(weighting, gamma):
     assert weights.isfinite().all()
     assert weights[0] == (0 if weighting == "epsilon" else 1)
     assert weights[1] == (0 if gamma == 5.0 else 1)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "residual"])
+def test_errors_of_what_is_predicted_follow_from_those_of_v(kind):
+    scheduler = MatryoshkaScheduler(prediction_type=["v_prediction", kind], sigma_data=0.3, base_sample_size=4)
+    clean = build_pyramid(torch.rand(2, 3, 8, 8) * 2 - 1, [4, 8])
+    noise, timesteps = pyramid_noise([level.shape for level in clean]), torch.tensor([200, 800])
+    sample, powers = scheduler.add_noise(clean, noise, timesteps), scheduler.level_alphas_cumprod(clean, timesteps)
+    outputs = [torch.randn_like(level) for level in clean]
+    moved = [output + 0.5 for output in outputs]
+    one, other = (scheduler.velocities_of(given, clean, sample, timesteps) for given in (outputs, moved))
+    for level, factor in enumerate(scheduler.own_error_factors(powers)):
+        errors = (other[level] - one[level]).square().flatten(1).mean(1)
+        weights = error_weights(powers[level], "prediction", own_factor=factor)
+        found = errors if weights is None else errors * weights
+        torch.testing.assert_close(found, torch.full((2,), 0.25), rtol=1e-3, atol=0)
+
+
+def test_an_error_of_the_picture_is_weighted_by_one():
+    alphas = torch.linspace(0.01, 0.99, 50)
+    errors_of_v = torch.rand(50)
+    torch.testing.assert_close(errors_of_v * error_weights(alphas, "sample"), errors_of_v * (1 - alphas))
+    # Min-SNR of the paper, min(SNR, gamma) times the error of the picture, is that of the noise that is bent.
+    snr = alphas / (1 - alphas)
+    bent = error_weights(alphas, "epsilon", 5.0)
+    torch.testing.assert_close(bent, error_weights(alphas, "sample") * snr.clamp(max=5.0))
 
 
 def test_an_outer_level_is_bent_at_its_own_snr():
