@@ -18,13 +18,11 @@ METADATA_FILE = "metadata.jsonl"
 
 
 class Pictures(Protocol):
-    """A set of captioned images of one size.
+    """A set of captioned images of one size."""
 
-    Attributes:
-        captions: one per image.
-    """
-
-    captions: Sequence[str]
+    @property
+    def captions(self) -> Sequence[str]:
+        """One per image."""
 
     def __len__(self) -> int: ...
 

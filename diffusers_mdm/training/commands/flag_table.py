@@ -307,6 +307,14 @@ VALIDATION = (
         "generate samples and measure the validation loss every N steps",
         count,
     ),
+    Flag(
+        "validation_metrics",
+        "validation.metrics",
+        "metrics of images generated for held-out captions, such as fid,clip (also kid, retrieval)",
+        lambda text: tuple(name.strip() for name in text.split(",")),
+    ),
+    Flag("num_metric_images", "validation.num_metric_images", "held-out captions to generate for them", count),
+    Flag("clip_model", "validation.clip_model", "folder or Hub id of the CLIP model of the metric clip"),
     Flag("validation_epochs", None, "the same as --validation_steps, in passes over the data", count),
 )
 

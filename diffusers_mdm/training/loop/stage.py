@@ -31,6 +31,7 @@ from .residuals import fix_sigma_data
 from .stage_data import StageData
 from .stage_setup import begin_stage, end_stage
 from .step import StepPlan, optimizer_step, plan_steps
+from .validation_metrics import ValidationMetrics, measure_validation_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
             )
             with meter.paused():
                 progress.stage_ended = why_ended(run, stage, last_step, data.held_out, meter)
-                keep_what_is_due(run, interruption, meter)
+                keep_what_is_due(run, interruption, meter, data.metrics)
     logger.info("Stage %s ended after %d steps: %s.", stage.name, progress.stage_step, progress.stage_ended)
     end_stage(run, stage)
 
@@ -193,7 +194,9 @@ def is_validation_step(run: Run) -> bool:
     return run.progress.total_steps % every == 0
 
 
-def keep_what_is_due(run: Run, interruption: Interruption, meter: Meter) -> None:
+def keep_what_is_due(
+    run: Run, interruption: Interruption, meter: Meter, metrics: ValidationMetrics | None = None
+) -> None:
     """Save a checkpoint and draw the validation prompts where it is time for that; stop if a signal came.
 
     Raises:
@@ -211,6 +214,10 @@ def keep_what_is_due(run: Run, interruption: Interruption, meter: Meter) -> None
         )
     if is_validation_step(run) or is_last:
         draw_validation(run)
+        values = measure_validation_metrics(run, metrics)
+        if values:
+            meter.report()  # before the metrics' own line, which belongs to the same step
+            meter.write(values)
 
 
 def keep_checkpoint(run: Run, needed: bool) -> None:

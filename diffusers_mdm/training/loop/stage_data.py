@@ -33,6 +33,7 @@ from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 from ..state.run import Run
+from .validation_metrics import ValidationMetrics, open_validation_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +94,13 @@ class StageData:
         images: its pictures or clips.
         pictures: those beside its clips; None without.
         held_out: pictures or clips of the validation loss; None without.
+        metrics: what samples for held-out captions are measured with; None without.
     """
 
     images: TrainingImages
     pictures: TrainingImages | None = None
     held_out: HeldOutSamples[Batch] | None = None
+    metrics: ValidationMetrics | None = None
 
 
 def open_stage_data(run: Run, stage: StageRecipe, embeddings: Embeddings) -> StageData:
@@ -110,6 +113,7 @@ def open_stage_data(run: Run, stage: StageRecipe, embeddings: Embeddings) -> Sta
         open_stage_images(recipe, stage, embeddings, factor),
         open_joint_pictures(recipe, stage, embeddings, factor),
         open_held_out(run, stage, embeddings),
+        open_validation_metrics(run, side),
     )
 
 

@@ -39,6 +39,7 @@ from ..state.run import Run, RunOptions
 from ..state.sharding import check_supported
 from .stage_data import all_training_captions
 from .text_features import write_own_embeddings
+from .validation_metrics import check_validation_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
     check_clipping(recipe, run.scheduler)
     check_text_width(recipe, run.text_encoder)
     check_prompts(run)
+    check_validation_metrics(run)
     if recipe.lora is not None:
         check_lora_levels(recipe, run.unet)
         add_lora(run.unet, recipe.lora)

@@ -20,6 +20,9 @@ from .stage import StageRecipe
 from .text_encoder import TextEncoderRecipe
 from .vae import VaeRecipe
 
+# Metrics of images generated for held-out captions, with the number of images below which each says nothing.
+VALIDATION_METRICS = {"fid": 50, "kid": 50, "clip": 1, "retrieval": 2}
+
 
 @dataclass(frozen=True)
 class ValidationRecipe:
@@ -30,6 +33,9 @@ class ValidationRecipe:
     guidance_scale: float = 3.0
     num_validation_images: int = 1  # per prompt; 0 for none
     num_loss_images: int = 64  # number of images of the validation split for the validation loss
+    metrics: tuple[str, ...] = ()  # of images generated for held-out captions: fid, kid, clip, retrieval
+    num_metric_images: int = 64  # number of held-out captions to generate and compare
+    clip_model: str = "openai/clip-vit-large-patch14-336"  # of the metric clip
 
     @property
     def drawn_prompts(self) -> tuple[str, ...]:
@@ -44,8 +50,18 @@ class ValidationRecipe:
                 "guidance_scale": NOT_NEGATIVE,
                 "num_validation_images": NOT_NEGATIVE,
                 "num_loss_images": COUNT,
+                "num_metric_images": COUNT,
             },
         )
+        unknown = [name for name in self.metrics if name not in VALIDATION_METRICS]
+        if unknown:
+            raise FieldError("metrics", f"has {unknown[0]!r}; choose from {', '.join(VALIDATION_METRICS)}.")
+        for name in self.metrics:
+            if self.num_metric_images < VALIDATION_METRICS[name]:
+                raise FieldError(
+                    "num_metric_images",
+                    f"is {self.num_metric_images}, but the metric {name!r} needs {VALIDATION_METRICS[name]} at least.",
+                )
 
 
 @dataclass(frozen=True)

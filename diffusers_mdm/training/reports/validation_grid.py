@@ -6,7 +6,7 @@ grid.
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -58,26 +58,45 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
     settings, is_main = run.recipe.validation, run.accelerator.is_main_process
     if not settings.drawn_prompts or not (is_main or run.is_sharded):
         return None
-    if run.text_encoder is not None:
-        features = None
-    elif features is None and run.recipe.data.embeddings_dir is not None:
-        features = TextEmbeddings(run.recipe.data.embeddings_dir)
+    features = prompt_features(run, features)
     reason = why_not_drawn(run, features)
     if reason is not None:
         if is_main:
             logger.info("No validation samples: %s", reason)
         return None
-    with averaged_weights(run), torch.random.fork_rng(devices=[]), _eagerly(run):
-        pipeline = _whole_pipeline(run)
-        if not is_main:
+    with validation_pipeline(run) as pipeline:
+        if pipeline is None:
             return None
-        with run.accelerator.autocast():
-            pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
+        pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
     labels = settings.drawn_prompts
     if not isinstance(pipeline, MDMVideoPipeline):
         return _keep(run, make_grid(pyramid, labels))
     moving = clip_animation(pyramid, labels) if frames_of(pyramid) > 1 else []
     return _keep(run, clip_grid(pyramid, labels), moving)
+
+
+def prompt_features(run: Run, features: PromptFeatures | None = None) -> PromptFeatures | None:
+    """Return where a run without a text encoder finds features of prompts; None if it has an encoder, or nothing."""
+    if run.text_encoder is not None:
+        return None
+    if features is None and run.recipe.data.embeddings_dir is not None:
+        return TextEmbeddings(run.recipe.data.embeddings_dir)
+    return features
+
+
+@contextlib.contextmanager
+def validation_pipeline(run: Run) -> Iterator[TrainedPipeline | None]:
+    """Yield the run's pipeline with the averaged weights, ready to draw; None on all but the main process.
+
+    If weights are sharded, every process must enter this. Randomness inside does not change that of training.
+    """
+    with averaged_weights(run), torch.random.fork_rng(devices=[]), _eagerly(run):
+        pipeline = _whole_pipeline(run)
+        if not run.accelerator.is_main_process:
+            yield None
+            return
+        with run.accelerator.autocast():
+            yield pipeline
 
 
 def grid_path(run: Run) -> Path:
@@ -120,9 +139,11 @@ def check_prompts(run: Run) -> None:
                 ) from error
 
 
-def why_not_drawn(run: Run, features: PromptFeatures | None) -> str | None:
-    """Return why no samples of the validation prompts can be generated; None if they can."""
-    settings = run.recipe.validation
+def why_not_drawn(run: Run, features: PromptFeatures | None, settings: ValidationRecipe | None = None) -> str | None:
+    """Return why no samples of the prompts of `settings` (by default the recipe's) can be generated; None if they
+    can.
+    """
+    settings = run.recipe.validation if settings is None else settings
     if draws_classes_alone(run.recipe):
         return None
     if run.unet.config["num_class_embeds"] is not None:

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Validation metrics of a run: images generated for held-out captions, compared with the held-out images.
+
+The same captions and noise are used every time, so that the numbers of different steps can be compared with one
+another. They are not comparable with those of `evaluate.py`, which uses more images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...processes import wait_for_everyone
+from ..data.sources import open_validation_images, validation_captions
+from ..reports.validation_grid import draw_prompts, prompt_features, validation_pipeline, why_not_drawn
+from ..state.run import Run
+
+if TYPE_CHECKING:
+    from ...evaluation.features import FeatureExtractor
+    from ...evaluation.reference import Reference
+
+logger = logging.getLogger(__name__)
+
+# What the recipe calls a metric, and its name in the evaluation package.
+MEASURES = {"fid": "fid", "kid": "kid", "clip": "clip_score", "retrieval": "retrieval"}
+BATCH_SIZE = 16
+
+
+@dataclasses.dataclass
+class ValidationMetrics:
+    """What a stage's samples for held-out captions are measured with, on the main process.
+
+    Attributes:
+        metrics: names as in the evaluation package.
+        extractors: the networks that they need.
+        captions: the held-out captions that are drawn.
+        images: their images `(N, 3, S, S)`, uint8, of the stage's size.
+        reference: features of the images by level, computed when the metrics are first measured.
+    """
+
+    metrics: Sequence[str]
+    extractors: list[FeatureExtractor]
+    captions: list[str]
+    images: torch.Tensor
+    reference: Reference | None = None
+
+    def measure(self, pyramid: Sequence[Sequence[Any]]) -> dict[str, float]:
+        """Compare samples of all captions with the held-out images.
+
+        Args:
+            pyramid: PIL images of every level, innermost first.
+
+        Returns:
+            Values by the names under which they are logged, e.g. "validation_fid/16px".
+        """
+        # The evaluation is slow to import, and most runs do without.
+        from ...evaluation.pictures import TensorPictures
+        from ...evaluation.reference import make_reference
+        from ...evaluation.score import score
+
+        levels = [TensorPictures(_pixels(level), self.captions) for level in pyramid]
+        sides = [level.pixels.shape[-1] for level in levels]
+        if self.reference is None:
+            self.reference = make_reference(
+                TensorPictures(self.images, self.captions), self.extractors, sides, BATCH_SIZE
+            )
+        found = score(levels, self.reference, self.extractors, self.metrics, batch_size=BATCH_SIZE)
+        return {
+            f"validation_{name}/{side}px": value
+            for side, values in found.levels.items()
+            for name, value in values.items()
+            if not math.isnan(value)
+        }
+
+
+def open_validation_metrics(run: Run, side: int) -> ValidationMetrics | None:
+    """Open what the validation metrics of a stage need; None without metrics, and on all but the main process.
+
+    Args:
+        run: its recipe names the metrics.
+        side: of the stage's outermost level, in pixels.
+
+    Raises:
+        ValueError: there are fewer held-out images than the recipe asks for, or the network of a metric is missing.
+    """
+    settings = run.recipe.validation
+    if not settings.metrics or not run.accelerator.is_main_process:
+        return None
+    from ...evaluation.features import InceptionFeatures, TransformersFeatures
+    from ...evaluation.score import FEATURES_OF
+
+    number = settings.num_metric_images
+    images = open_validation_images(run.recipe.data, side)
+    if images is None or len(images) < number:
+        raise ValueError(
+            f"`validation.num_metric_images` is {number}, but there are {0 if images is None else len(images)} "
+            "held-out images; use more held-out data, or lower it."
+        )
+    metrics = [MEASURES[name] for name in settings.metrics]
+    needed = dict.fromkeys(FEATURES_OF[metric] for metric in metrics if metric in FEATURES_OF)
+    device = run.accelerator.device
+    extractors: list[FeatureExtractor] = [
+        InceptionFeatures(device) if name == "inception" else TransformersFeatures(name, settings.clip_model, device)
+        for name in needed
+    ]
+    captions = list(itertools.islice(validation_captions(run.recipe.data), number))
+    return ValidationMetrics(metrics, extractors, captions, images.load(list(range(number))).pixels)
+
+
+def measure_validation_metrics(run: Run, metrics: ValidationMetrics | None) -> dict[str, float]:
+    """Generate samples for the held-out captions with the averaged weights, and measure them.
+
+    If weights are sharded, every process must call this; the main one generates, and the others wait.
+
+    Returns:
+        Values by the names under which they are logged; none on other processes, and none, with a line in the log,
+        where samples of captions cannot be generated.
+    """
+    values: dict[str, float] = {}
+    if run.recipe.validation.metrics and (metrics is not None or run.is_sharded):
+        values = _drawn_and_measured(run, metrics)
+    wait_for_everyone(run.accelerator)
+    return values
+
+
+def _drawn_and_measured(run: Run, metrics: ValidationMetrics | None) -> dict[str, float]:
+    captions = () if metrics is None else tuple(metrics.captions)
+    settings = dataclasses.replace(run.recipe.validation, prompts=captions, num_validation_images=1)
+    features = prompt_features(run)
+    reason = why_not_drawn(run, features, settings)
+    if reason is not None:
+        if metrics is not None:
+            logger.info("No validation metrics: %s", reason)
+        return {}
+    with validation_pipeline(run) as pipeline:
+        if pipeline is None or metrics is None:
+            return {}
+        pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
+        return metrics.measure(pyramid)
+
+
+def check_validation_metrics(run: Run) -> None:
+    """Check, before training, that a run with validation metrics has what they compare.
+
+    Raises:
+        ValueError: says what is missing.
+    """
+    recipe = run.recipe
+    if not recipe.validation.metrics:
+        return
+    if run.unet.config["cross_attention_dim"] is None:
+        raise ValueError("`validation.metrics` compare samples of held-out captions, and this model takes no text.")
+    if max(run.unet.level_frames) > 1:
+        raise ValueError("`validation.metrics` compare images, and this is a model of clips.")
+    if not recipe.data.has_validation:
+        raise ValueError(
+            "`validation.metrics` compare samples with held-out images, and the data have none: give a validation "
+            "split."
+        )
+
+
+def _pixels(images: Sequence[Any]) -> torch.Tensor:
+    """PIL images as `(N, 3, S, S)`, uint8."""
+    return torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images])
