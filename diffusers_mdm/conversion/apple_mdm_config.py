@@ -186,6 +186,11 @@ def _grid_ratio(row: LevelConfig) -> int:
 def check_published_frames(rows: Sequence[LevelConfig]) -> None:
     """Raise a ValueError if a model has levels that a config of the published code cannot describe."""
     for index, row in enumerate(rows):
+        if row.patch_size > 1:
+            raise ValueError(
+                f"The published code has no patches: level {index} has patch_size {row.patch_size}, and only models "
+                "with 1 at every level can be converted."
+            )
         frames_inside = rows[index - 1].num_frames if index else 1
         tiles = math.prod(_grid_ratio(inner) for inner in rows[1:index]) ** 2
         if index == 0 and row.num_frames > 1:

@@ -14,6 +14,7 @@ from torch import nn
 from ..library_internals import DEFAULTED_KEYS
 from .level import Level
 from .level_config import TEMPORAL_HEAD_DIM, LevelConfig
+from .level_geometry import level_sides
 from .loading.gathered_weights import StateDict, common_device, gathered_state_dict
 from .temporal import TemporalAttention
 from .weight_sharing import unshared_state_dict
@@ -177,9 +178,9 @@ class GrowthMixin:
 
 def _everywhere(rows: Sequence[LevelConfig], sample_size: int) -> list[tuple[int, ...]]:
     """One temporal layer at every resolution that can have one."""
-    layers, side = [], sample_size
-    for index, row in enumerate(rows):
-        side *= row.ratio if index else 1
+    layers = []
+    for row, pixels in zip(rows, level_sides(sample_size, rows), strict=True):
+        side = pixels // row.patch_size
         layers.append(
             tuple(
                 int(channels % TEMPORAL_HEAD_DIM == 0 and (side >> step) % 2 == 0)

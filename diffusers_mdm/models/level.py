@@ -101,9 +101,10 @@ class LevelEncoder(nn.Module):
         super().__init__()
         channels = row.block_out_channels
         self.normalize_input = row.normalize_input
+        self.patch_size = row.patch_size
         self.tiled_adapters = row.tiled_adapters
         self.frame_ratio = row.frame_ratio
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * row.patch_size**2, channels[0], 3, padding=1)
         last = len(channels) - 1
         self.down_blocks = nn.ModuleList(
             [
@@ -132,7 +133,8 @@ class LevelEncoder(nn.Module):
 
         Args:
             sample: `(B, in_channels, H, W)`, noisy.
-            features: `(B', C_0, H, W)` with B' <= B from the level outside, or `None`; missing rows count as zero.
+            features: `(B', C_0, H / p, W / p)` with B' <= B from the level outside, or `None`; missing rows count as
+                zero.
             embedding: of time and conditions, after its silu.
             text: the prompt.
             num_frames: of each sample.
@@ -143,7 +145,7 @@ class LevelEncoder(nn.Module):
         if self.normalize_input:
             std = sample.float().std(dim=(1, 2, 3), keepdim=True).clamp(min=_SMALLEST_STD)
             sample = sample / std.to(sample.dtype)
-        hidden_states = self.conv_in(sample)
+        hidden_states = self.conv_in(sample if self.patch_size == 1 else F.pixel_unshuffle(sample, self.patch_size))
         if features is not None:
             num_missing = hidden_states.shape[0] - features.shape[0]
             # Padded by nothing, features would be copied.
@@ -200,7 +202,8 @@ class LevelDecoder(nn.Module):
                 )
             )
         self.norm_out = nn.GroupNorm(settings.norm_num_groups, channels[0], eps=settings.norm_eps)
-        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+        self.patch_size = row.patch_size
+        self.conv_out = nn.Conv2d(channels[0], out_channels * row.patch_size**2, 3, padding=1)
 
     def forward(
         self,
@@ -222,7 +225,7 @@ class LevelDecoder(nn.Module):
             num_frames: of each sample of the prediction.
 
         Returns:
-            prediction `(B, out_channels, H, W)` and the features it was made of `(B, C_0, H, W)`.
+            prediction `(B, out_channels, H, W)` and the features it was made of `(B, C_0, H / p, W / p)`.
         """
         frames_here = num_frames // self.frame_ratio
         if inner_features is not None:
@@ -237,7 +240,8 @@ class LevelDecoder(nn.Module):
             used = remaining[: -num_layers - 1 : -1]
             hidden_states = block(hidden_states, used, embedding, text, frames_here << steps)
             remaining = remaining[:-num_layers]
-        return self.conv_out(norm_silu(self.norm_out, hidden_states)), hidden_states
+        prediction = self.conv_out(norm_silu(self.norm_out, hidden_states))
+        return prediction if self.patch_size == 1 else F.pixel_shuffle(prediction, self.patch_size), hidden_states
 
     def from_inner(self, features: torch.Tensor, num_frames: int) -> torch.Tensor:
         """What the level inside, of `num_frames` frames, adds to the coarsest features."""

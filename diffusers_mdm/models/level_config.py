@@ -17,6 +17,7 @@ MAX_RESOLUTIONS = 16
 MAX_LAYERS = 1024
 MAX_CHANNELS = 65536
 MAX_FRAMES = 65536
+MAX_PATCH = 256
 
 # Channels of a head of the attention among frames; ml-mdm has no other.
 TEMPORAL_HEAD_DIM = 32
@@ -25,6 +26,7 @@ _SETTINGS_OF_SHARED_LAYERS = ("norm_num_groups", "dropout")
 
 # Columns that a config may leave out (as older saved ones do) or leave empty (None), with what every level then has.
 _OPTIONAL_COLUMNS: dict[str, Any] = {
+    "patch_size": 1,
     "num_frames": 1,
     "temporal_layers_per_block": None,
     "temporal_downsample": False,
@@ -52,7 +54,8 @@ class LevelConfig:
 
     Args:
         block_out_channels: channels at each of the level's own resolutions, finest first. With n entries the level is
-            2^(n-1) times larger than the one it wraps, in pixels of a side or (`temporal_downsample`) in frames.
+            2^(n-1) times larger than the one it wraps, in pixels of a side or (`temporal_downsample`) in frames; and
+            `patch_size` of this level over that of the one inside, in pixels of a side.
         layers_per_block: residual blocks at each resolution on the way down (one more on the way up).
         attention_layers_per_block: spatial attention layers after each residual block at each resolution; 0 for none.
         has_mid_block: residual, attention, residual at the coarsest resolution. Only level 0 can have one: the
@@ -63,6 +66,9 @@ class LevelConfig:
         dropout: probability, in the residual blocks.
         micro_conditioning_keys: names of the scalars that are embedded beside the time, e.g. ("scale",).
         micro_conditioning_defaults: value of each when it is not given; for "scale" also its upper bound.
+        patch_size: p: squares of p x p pixels are one place of the finest features, so that a large level costs a
+            p^2-th of what its pixels would (space to depth in front of the level, depth to space behind it); 1 as
+            published.
         num_frames: frames a sample; 1 for pictures.
         temporal_layers_per_block: temporal attention layers after each residual block at each resolution; `None` for
             none. Channels there must be multiples of 32, sides even.
@@ -86,6 +92,7 @@ class LevelConfig:
     dropout: float = 0.0
     micro_conditioning_keys: tuple[str, ...] = ("scale",)
     micro_conditioning_defaults: tuple[float, ...] = (64.0,)
+    patch_size: int = 1
     num_frames: int = 1
     temporal_layers_per_block: tuple[int, ...] | None = None
     temporal_downsample: bool = False
@@ -96,7 +103,7 @@ class LevelConfig:
 
     @property
     def ratio(self) -> int:
-        """Side of this level over the side of the level inside it (its coarsest resolution)."""
+        """Side of the finest features over that of the coarsest, which is that of the finest of the level inside."""
         return 1 if self.temporal_downsample else 2 ** (len(self.block_out_channels) - 1)
 
     @property
@@ -126,6 +133,7 @@ class LevelConfig:
             row.check(index)
             _check_sharing(row, rows[index - 1] if index else None, index)
             if index > 0:
+                _check_sides(row, rows[index - 1], index)
                 _check_frames(row, rows[index - 1], index)
         return rows
 
@@ -153,11 +161,6 @@ class LevelConfig:
             raise ValueError(
                 f"has_mid_block[{index}] is True, but the middle of an outer level is the level inside it; set it to "
                 "False."
-            )
-        if index > 0 and len(self.block_out_channels) < 2:
-            raise ValueError(
-                f"block_out_channels[{index}] = {self.block_out_channels} has one resolution, so level {index} would "
-                "be no larger than the level inside it; give at least two."
             )
 
 
@@ -237,6 +240,7 @@ def _check_values(row: LevelConfig, index: int) -> None:
         check_whole_number(layers, f"attention_layers_per_block[{index}]", 0, MAX_LAYERS, "Use 0 for none.")
     for layers in row.temporal_layers_per_block or ():
         check_whole_number(layers, f"temporal_layers_per_block[{index}]", 0, MAX_LAYERS, "Use 0 for none.")
+    check_whole_number(row.patch_size, f"patch_size[{index}]", 1, MAX_PATCH)
     check_whole_number(row.num_frames, f"num_frames[{index}]", 1, MAX_FRAMES, "A model of pictures has 1.")
     check_whole_number(row.norm_num_groups, f"norm_num_groups[{index}]", 1, MAX_CHANNELS)
     for name in _FLAGS:
@@ -291,6 +295,26 @@ def _check_temporal(row: LevelConfig, index: int) -> None:
         raise ValueError(
             "temporal_downsample[0] and tiled_adapters[0] must be False: they are about the level inside, and level 0 "
             "has none."
+        )
+
+
+def _check_sides(row: LevelConfig, inner: LevelConfig, index: int) -> None:
+    """Refuse a level that is not a whole number of times larger than the level inside it."""
+    patches = f"patch_size[{index}] = {row.patch_size} and patch_size[{index - 1}] = {inner.patch_size}"
+    if row.temporal_downsample and row.patch_size != inner.patch_size:
+        raise ValueError(
+            f"temporal_downsample[{index}] is True, so level {index} has the side of the level inside it, but "
+            f"{patches}; make them equal."
+        )
+    if row.ratio * row.patch_size % inner.patch_size:
+        raise ValueError(
+            f"{patches}, with {len(row.block_out_channels)} resolutions in block_out_channels[{index}], do not make "
+            f"level {index} a whole number of times larger than the level inside it."
+        )
+    if row.frame_ratio == 1 and row.ratio * row.patch_size == inner.patch_size:
+        raise ValueError(
+            f"block_out_channels[{index}] = {row.block_out_channels} has too few resolutions: with {patches}, level "
+            f"{index} would be no larger than the level inside it; give one more, or a larger patch_size."
         )
 
 

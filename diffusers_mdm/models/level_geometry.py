@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -41,8 +42,8 @@ class LevelGeometry:
 def side_ratios(rows: Sequence[LevelConfig]) -> tuple[int, ...]:
     """Side of every level over that of level 0, e.g. (1, 4, 16)."""
     ratios = [1]
-    for row in rows[1:]:
-        ratios.append(ratios[-1] * row.ratio)
+    for inner, row in itertools.pairwise(rows):
+        ratios.append(ratios[-1] * row.ratio * row.patch_size // inner.patch_size)
     return tuple(ratios)
 
 
@@ -52,10 +53,10 @@ def level_sides(sample_size: int, rows: Sequence[LevelConfig]) -> tuple[int, ...
 
 
 def _size_multiple(rows: Sequence[LevelConfig]) -> int:
-    multiple = 2 ** (len(rows[0].block_out_channels) - 1)
+    multiple = rows[0].patch_size * 2 ** (len(rows[0].block_out_channels) - 1)
     for row, ratio in zip(rows, side_ratios(rows), strict=True):
         for step, layers in enumerate(row.temporal_layers_per_block or ()):
             if layers:
-                needed = 2 if row.temporal_downsample else 2 ** (step + 1)
+                needed = row.patch_size * (2 if row.temporal_downsample else 2 ** (step + 1))
                 multiple = math.lcm(multiple, needed // math.gcd(needed, ratio))
     return multiple

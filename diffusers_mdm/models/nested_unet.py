@@ -74,7 +74,7 @@ class NestedUNetModel(
 
     Args:
         sample_size: side of level 0 in pixels. Level i, of n resolutions, is 2^(n - 1) times larger than level i - 1,
-            in pixels of a side or (`temporal_downsample`) in frames.
+            in pixels of a side or (`temporal_downsample`) in frames; and as many times as its patches are larger.
         in_channels: channels of the noisy picture.
         out_channels: channels of the prediction.
         num_attention_heads: of every attention.
@@ -112,6 +112,7 @@ class NestedUNetModel(
         dropout: tuple[float, ...] = (0.0,),
         micro_conditioning_keys: tuple[tuple[str, ...], ...] = (("scale",),),
         micro_conditioning_defaults: tuple[tuple[float, ...], ...] = ((64.0,),),
+        patch_size: tuple[int, ...] | None = None,
         num_frames: tuple[int, ...] | None = None,
         temporal_layers_per_block: tuple[tuple[int, ...] | None, ...] | None = None,
         temporal_downsample: tuple[bool, ...] | None = None,
@@ -144,9 +145,12 @@ class NestedUNetModel(
         for slot, attention in enumerate(self._text_attentions()):
             attention.text_slot = slot
         if any(row.share_time_embedding or row.share_blocks for row in rows):
-            # A level that runs layers of another one must find them where it is itself.
-            self._no_split_modules = ["ModuleList"]
-            self._supports_group_offloading = False
+            self._keep_levels_together()
+
+    def _keep_levels_together(self) -> None:
+        """Have all levels placed on one device: a level that runs layers of another one must find them there."""
+        self._no_split_modules = ["ModuleList"]
+        self._supports_group_offloading = False
 
     def _add_conditions(self, time_embed_dim: int) -> None:
         """Modules for text and classes, as the config says."""

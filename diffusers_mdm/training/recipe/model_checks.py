@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...models.level_config import LevelConfig
+from ...models.level_geometry import level_sides
 from ...models.nested_unet import NestedUNetModel
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, FieldError, Range, check_ranges, read_arguments
@@ -44,6 +45,7 @@ LEVEL_RANGES = {
     "norm_num_groups": _WIDTH,
     "dropout": SHARE_BELOW_ONE,
     "num_frames": Range(1, 2**12),
+    "patch_size": Range(1, 256),
 }
 SCHEDULER_RANGES = {
     "num_train_timesteps": Range(1, 100_000),
@@ -94,18 +96,17 @@ def check_levels(rows: Sequence[LevelConfig], sample_size: int) -> None:
     """
     if len(rows) > MAX_LEVELS:
         raise FieldError("levels", f"has {len(rows)} entries; at most {MAX_LEVELS} are allowed.")
-    side = sample_size
     for position, row in enumerate(rows):
         if len(row.block_out_channels) > MAX_RESOLUTIONS:
             raise FieldError(f"levels[{position}].block_out_channels", f"must have at most {MAX_RESOLUTIONS} entries.")
         _check(f"levels[{position}]", vars(row), LEVEL_RANGES)
-        side *= row.ratio if position and row.block_out_channels else 1
-    if side > MAX_SIDE:
-        raise FieldError("levels", f"has a side of {side:,} pixels or latents; at most {MAX_SIDE:,} are allowed.")
     try:
         LevelConfig.rows_from(LevelConfig.columns_from(tuple(rows)))
     except ValueError as error:
         raise ValueError(spell_level_fields(str(error))) from error
+    side = level_sides(sample_size, rows)[-1]
+    if side > MAX_SIDE:
+        raise FieldError("levels", f"has a side of {side:,} pixels or latents; at most {MAX_SIDE:,} are allowed.")
 
 
 def check_can_be_made(model: Mapping[str, Any], rows: Sequence[LevelConfig], scheduler: Mapping[str, Any]) -> None:
