@@ -51,7 +51,9 @@ def encode_texts(
     max_length = min(max_sequence_length, tokenizer.model_max_length, _LONGEST)
     with _TOKENIZING:
         tokens = tokenizer(texts, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
-        _warn_if_truncated(texts, tokenizer, max_length)
+        # Only texts that fill all places may have been longer: no others are tokenised twice.
+        full = tokens.attention_mask.sum(dim=1) >= max_length
+        _warn_if_truncated([text for text, is_full in zip(texts, full, strict=True) if is_full], tokenizer, max_length)
     mask = tokens.attention_mask.to(device)
     features = text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
     return features * mask.to(features.dtype)[..., None], mask.bool()

@@ -9,6 +9,7 @@ from diffusers.utils import logging as host_logging
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
 
 from diffusers_mdm import MDMPipeline
+from diffusers_mdm.pipelines.drawing.conditioning import encode_texts
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, WORDS, draw, make_text_encoder, make_tokenizer, seed
 
 VOCABULARY = len(WORDS) + 3
@@ -81,6 +82,22 @@ def test_long_prompts_are_cut_with_a_warning(text_pipe, caplog):
     assert embeds.shape[1] == 8
     assert "21 tokens and was cut after 8" in caplog.text
     assert text_pipe.encode_prompt("very " * 900)[0].shape[1] == text_pipe.tokenizer.model_max_length
+
+
+def test_only_texts_that_may_have_been_cut_are_tokenised_twice():
+    read: list[str] = []
+    tokenizer = make_tokenizer()
+
+    class Counting:
+        model_max_length = tokenizer.model_max_length
+
+        def __call__(self, texts, **options):
+            read.extend([texts] if isinstance(texts, str) else texts)
+            return tokenizer(texts, **options)
+
+    with torch.no_grad():
+        encode_texts(["a cat", "very long picture of"], Counting(), make_text_encoder(), torch.device("cpu"), 5)
+    assert sorted(read) == ["a cat", "very long picture of", "very long picture of"]
 
 
 @pytest.mark.parametrize("kind", ["clip", "bert"])
