@@ -3,9 +3,43 @@
 
 import torch
 
+EMULATION = (
+    "This machine's processor has no units for bf16 and emulates it, many times slower than float32: pass "
+    "--mixed_precision no."
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def frozen_dtype(mixed_precision: str) -> torch.dtype:
     """Return the dtype of frozen weights in a run with accelerate's `mixed_precision` ("no" is float32)."""
     return DTYPES.get(mixed_precision, torch.float32)
+
+
+def emulates_bf16() -> bool:
+    """Whether this machine computes on a processor that has no units for bf16, where it is many times slower.
+
+    Known of x86 only (AMX, AVX-512 BF16), and of torch releases that tell.
+    """
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") not in ("x86_64", "AMD64"):
+        return False
+    return not any(capabilities.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+
+
+def check_precision(mixed_precision: str, *, is_asked_for: bool) -> None:
+    """Refuse bf16 where it would only be emulated, unless it was asked for.
+
+    Args:
+        mixed_precision: of the run.
+        is_asked_for: by a flag, not by the recipe alone, which may have been written for another machine.
+
+    Raises:
+        ValueError: names both ways out.
+    """
+    if mixed_precision == "bf16" and not is_asked_for and emulates_bf16():
+        raise ValueError(
+            f"The recipe says `mixed_precision: bf16`. {EMULATION} (Or --mixed_precision bf16, to train in "
+            "it all the same.)"
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
 from ..modules.text_encoder import count_text_parameters
+from ..precision import EMULATION, emulates_bf16
 from ..recipe.clip_rows import data_of, has_clips, joint_stage, sources, stage_frames
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
@@ -43,6 +44,8 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
         "  memory: weights, gradients, optimizer and averages from numbers of parameters, activations from a "
         "simulated forward pass; kernels and the allocator need more."
     )
+    if (options.mixed_precision or recipe.mixed_precision) == "bf16" and emulates_bf16():
+        lines.append(f"  precision: bf16. {EMULATION}")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from ..modules.classes import keep_class_names, num_class_embeds, pipeline_class
 from ..modules.growth import check_frames_can_become
 from ..modules.lora import add_lora
 from ..modules.text_encoder import build_text_encoder, check_text_width
+from ..precision import check_precision
 from ..recipe.clip_rows import inner_rows, stage_rows
 from ..recipe.recipe import Recipe
 from ..recipe.writing import write_recipe
@@ -50,6 +51,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
     Raises:
         ValueError: something in the recipe, the data or the checkpoint does not fit; nothing is written then.
     """
+    check_precision(recipe.mixed_precision, is_asked_for=options.mixed_precision is not None)
     accelerator = join_processes(
         mixed_precision=recipe.mixed_precision,
         log_with=cast(Any, tracker_names(options.report_to)),

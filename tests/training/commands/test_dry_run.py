@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_mdm.training.commands import memory_estimate
+from diffusers_mdm.training.commands import dry_run, memory_estimate
 from diffusers_mdm.training.commands.dry_run import describe_run
 from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder, count_text_parameters
@@ -125,3 +125,11 @@ def test_the_published_sizes():
     described = describe_run(load_recipe(RECIPES / "cc12m_256.yaml"))
     assert "U-Net up to it: 461,359,107" in described
     assert "U-Net up to it: 476,613,958" in described
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_it_says_that_bf16_would_be_emulated(emulated, monkeypatch):
+    monkeypatch.setattr(dry_run, "emulates_bf16", lambda: emulated)
+    half = RunOptions(output_dir=Path("run"), mixed_precision="bf16")
+    assert ("emulates it" in describe_run(TINY, half)) == emulated
+    assert "emulates it" not in describe_run(TINY)

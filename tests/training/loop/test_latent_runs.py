@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from diffusers_mdm import DiffusionPipeline, MDMClassConditionalPipeline, MDMPipeline, MDMVideoPipeline
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, run_command
-from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.engine import resolve_recipe, run_recipe
 from diffusers_mdm.training.loop.held_out import measure_validation_loss
 from diffusers_mdm.training.loop.stage_data import open_held_out
 from diffusers_mdm.training.loop.stage_setup import begin_stage
@@ -174,11 +174,12 @@ def other_precision():
 @pytest.mark.usefixtures("other_precision")
 def test_half_precision_keeps_the_autoencoder_exact(recipe, vae_dir, tmp_path):
     """The run's autoencoder is rounded to bf16; the saved one is not."""
-    first = dataclasses.replace(recipe, stages=recipe.stages[:1], mixed_precision="bf16")
-    folder = run_recipe(first, options(tmp_path / "half", max_train_steps=2))
+    first = dataclasses.replace(recipe, stages=recipe.stages[:1])
+    folder = run_recipe(first, options(tmp_path / "half", max_train_steps=2, mixed_precision="bf16"))
     saved, original = weights(folder, "vae"), weights(vae_dir.parent, vae_dir.name)
     assert all(torch.equal(value, saved[name]) for name, value in original.items())
-    again = start_run(first, options(tmp_path / "other"))
+    half = options(tmp_path / "other", mixed_precision="bf16")
+    again = start_run(resolve_recipe(first, half), half)
     begin_stage(again, first.stages[0])
     assert again.vae.dtype == torch.bfloat16
 
