@@ -16,7 +16,7 @@ WORKERS ?= 2
 # Tests and the demo read local files only.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: demo test test-slow quality style
+.PHONY: demo test test-slow quality style bench
 
 demo: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m diffusers_mdm.demo --model "$(MODEL)" --output "$(OUTPUT)" --seed $(SEED) \
@@ -27,6 +27,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m pytest -m "slow or gpu"
+
+bench: $(STAMP)
+	cd benchmarks && for name in forward drawing training_step memory; do \
+		$(OFFLINE) ../$(BIN)/python $$name.py $(if $(RESULTS),--output "$(RESULTS)/$$name.json") || exit 1; done
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

@@ -35,7 +35,9 @@ def describe_machine(device: str) -> str:
     return f"torch {torch.__version__}, diffusers {diffusers.__version__}, {where}"
 
 
-def time_by_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def time_by_turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Time each call `rounds` times, in alternation, after one warm-up round; return the seconds of each.
 
     Other load on the machine then affects all calls alike, so that ratios of medians are meaningful.
@@ -43,12 +45,12 @@ def time_by_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[s
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-1, rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

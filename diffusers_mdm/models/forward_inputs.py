@@ -59,6 +59,10 @@ class TextConditioning:
             return self
         return self.with_tensors([None if tensor is None else tensor[:num_rows] for tensor in self.tensors()])
 
+    def row(self, index: int) -> TextConditioning:
+        """The same for one batch row."""
+        return self.with_tensors([None if tensor is None else tensor[index : index + 1] for tensor in self.tensors()])
+
 
 def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over the tokens that `mask` keeps; over all without one; zero where it keeps none.

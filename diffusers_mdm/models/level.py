@@ -269,6 +269,7 @@ class Level(nn.Module):
         inner_channels: int | None,
     ) -> None:
         super().__init__()
+        self.slices_rows = False
         self.embedding = LevelEmbedding(row, settings.time_embed_dim)
         self.encoder = LevelEncoder(row, settings, in_channels, inner_channels)
         self.decoder = LevelDecoder(row, settings, out_channels, inner_channels)
@@ -278,6 +279,8 @@ class Level(nn.Module):
 
     def forward(self, part: Literal["encode", "decode"], *inputs: Any) -> Any:
         """Run one half of the level: `encode` on the way in, `decode` on the way out."""
+        if self.slices_rows:
+            return self.encode_rows(*inputs) if part == "encode" else self.decode_rows(*inputs)
         return self.encode(*inputs) if part == "encode" else self.decode(*inputs)
 
     def encode(
@@ -308,6 +311,48 @@ class Level(nn.Module):
         """Run the way up: prediction and features."""
         return self.decoder(hidden_states, skips, inner_features, embedding, text, num_frames)
 
+    def encode_rows(
+        self,
+        sample: torch.Tensor,
+        features: torch.Tensor | None,
+        timestep: torch.Tensor,
+        micro_conditioning: Mapping[str, torch.Tensor],
+        pooled: torch.Tensor | None,
+        text: TextConditioning | None,
+        num_frames: int = 1,
+    ) -> tuple[Any, ...]:
+        """As `encode`, row after row: lists for `decode_rows`, which need no copies; features for inside are whole."""
+        made = []
+        for row in range(timestep.shape[0]):
+            one, frames = slice(row, row + 1), slice(row * num_frames, (row + 1) * num_frames)
+            # The level outside may have fewer rows.
+            given = None if features is None or features.shape[0] <= frames.start else features[frames]
+            micro = {key: value[one] for key, value in micro_conditioning.items()}
+            own_text = None if text is None else text.row(row)
+            own_pooled = None if pooled is None else pooled[one]
+            made.append(self.encode(sample[frames], given, timestep[one], micro, own_pooled, own_text, num_frames))
+        hidden_states, skips, inner, embedding = map(list, zip(*made, strict=True))
+        return hidden_states, skips, torch.cat(inner), embedding
+
+    def decode_rows(
+        self,
+        hidden_states: list[torch.Tensor],
+        skips: list[tuple[torch.Tensor, ...]],
+        inner_features: torch.Tensor,
+        embedding: list[torch.Tensor],
+        text: TextConditioning | None,
+        num_frames: int = 1,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `decode`, of the lists of `encode_rows`, which are emptied on the way."""
+        made: list[tuple[torch.Tensor, torch.Tensor]] = []
+        inner = inner_features.split(hidden_states[0].shape[0])
+        while hidden_states:
+            own_text = None if text is None else text.row(len(made))
+            own = (hidden_states.pop(0), skips.pop(0), inner[len(made)], embedding.pop(0))
+            made.append(self.decode(*own, own_text, num_frames))
+        predictions, features = zip(*made, strict=True)
+        return torch.cat(predictions), torch.cat(features)
+
     @torch.no_grad()
     def zero_init_(self) -> None:
         """Zero the output, the adapters and the last layer of every residual branch (ml-mdm's zero_module)."""
@@ -316,3 +361,21 @@ class Level(nn.Module):
         for module in self.modules():
             if isinstance(module, (DownBlock, UpBlock, MidBlock)):
                 module.zero_init_()
+
+
+class LevelSlicingMixin:
+    """`enable_level_slicing`, in the manner of diffusers' `enable_vae_slicing`."""
+
+    levels: Any
+
+    def enable_level_slicing(self) -> None:
+        """Run every level but the innermost one batch row after the other: what layers need for the moment is then
+        needed for one row. Numbers are the same up to rounding; many rows at once may be faster.
+        """
+        for level in self.levels[1:]:
+            level.slices_rows = True
+
+    def disable_level_slicing(self) -> None:
+        """Run all batch rows of a level at once again."""
+        for level in self.levels:
+            level.slices_rows = False

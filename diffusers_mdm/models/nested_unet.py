@@ -36,7 +36,7 @@ from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
 from .inner_level_cache import InnerLevelCacheMixin
 from .layers import MatryoshkaAttention, TextSelfAttention
-from .level import Level
+from .level import Level, LevelSlicingMixin
 from .level_config import LevelConfig
 from .level_geometry import LevelGeometry
 from .loading.single_file import SingleFileMixin
@@ -60,6 +60,7 @@ class NestedUNetModel(
     GrowthMixin,
     VariantMixin,
     CompilationMixin,
+    LevelSlicingMixin,
     AdapterStrengthMixin,
     ModelMixin,
     AttentionMixin,

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of precisions in flags and recipes, and their dtypes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 EMULATION = (
@@ -22,7 +25,7 @@ def emulates_bf16() -> bool:
     """
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return False
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities.get("architecture") not in ("x86_64", "AMD64"):
         return False
     return not any(capabilities.get(unit) for unit in ("amx_bf16", "avx512_bf16"))

@@ -19,9 +19,10 @@ def assert_close(outputs: list[torch.Tensor], io: dict[str, torch.Tensor], name:
         torch.testing.assert_close(output, io[f"{name}.{index}"], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", APPLE_MODELS)
-def test_apple_checkpoint_predicts_what_was_recorded(name):
-    unet = convert_apple_checkpoint(checkpoint(name), config(name)).unet
+def test_apple_checkpoint_predicts_what_was_recorded(name, memory_format):
+    unet = convert_apple_checkpoint(checkpoint(name), config(name)).unet.to(memory_format=memory_format)
     io = load_file(GOLDEN / name / "io.safetensors")
     # Recorded before the bound, which the published code applies in a wrapper.
     unet.register_to_config(output_bound=None)
