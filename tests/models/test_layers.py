@@ -85,7 +85,9 @@ def test_a_residual_layer_is_that_of_diffusers(memory_format, channels):
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_doubled_pixels_are_convolved_with_fewer_operations(memory_format):
     layer = Upsample(4).to(memory_format=memory_format)
-    states = torch.randn(2, 4, 5, 3).to(memory_format=memory_format)
+    states = torch.randn(2, 4, 16, 18).to(memory_format=memory_format)
+    assert layer.saves_operations(states)
+    assert not layer.saves_operations(states[:, :, :4])
     expected = layer.conv(F.interpolate(states, scale_factor=2.0, mode="nearest"))
     torch.testing.assert_close(layer(states), expected, **ROUNDING)
     assert upsampling_kernel(layer.conv.weight).shape == (4, 4, 4, 4)
@@ -97,7 +99,7 @@ def test_doubled_pixels_are_convolved_with_fewer_operations(memory_format):
 
 
 def test_an_adapter_on_doubled_pixels_counts():
-    layer, states = Upsample(4), torch.randn(1, 4, 3, 3)
+    layer, states = Upsample(4), torch.randn(1, 4, 32, 32)
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["conv"], init_lora_weights=False), layer)
     doubled = F.interpolate(states, scale_factor=2.0, mode="nearest")
     torch.testing.assert_close(layer(states), layer.conv(doubled), **ROUNDING)
