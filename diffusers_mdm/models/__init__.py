@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network."""
+"""The model: `NestedUNetModel` and its parts."""
 
 from .forward_inputs import TextConditioning
 from .inner_level_cache import InnerLevelCacheConfig

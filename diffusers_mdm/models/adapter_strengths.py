@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strengths of LoRA adapters by part of the network."""
+"""Different strengths of LoRA adapters for different parts of the model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Strength = float | Mapping[str, float] | None
 
 
 class AdapterStrengthMixin:
-    """`set_adapters` with strengths that are numbers, or numbers by part of the network."""
+    """Mixin for `set_adapters` with strengths that are numbers, or numbers by part of the model."""
 
     def set_adapters(self, adapter_names: Sequence[str] | str, weights: Strength | Sequence[Strength] = None) -> None:
         """Activate adapters, each with a strength.
 
         Args:
             adapter_names: one name or several.
-            weights: the strength of all adapters, or a list with one for each: a number, `None` for 1, or a dict of
+            weights: one strength for all adapters, or a list with one per adapter: a number, None for 1, or a dict of
                 numbers by parts of module names, e.g. `{"levels.0": 0.5, "up_blocks": 0.8}`. The first part that a
-                layer's name contains counts; layers whose name contains none have strength 1.
+                layer's name contains applies; layers whose name contains none have strength 1.
 
         Raises:
-            ValueError: a dict in a dict, a strength that is no number, or a part that no adapted layer has.
+            ValueError: a dict is nested, a strength is not a number, or no adapted layer has a part in its name.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         given = weights if isinstance(weights, (list, tuple)) else [weights] * len(names)
@@ -35,7 +35,7 @@ class AdapterStrengthMixin:
 
 
 def _by_layer(model: nn.Module, strength: Any) -> Any:
-    """A dict of strengths by the whole names of the adapted layers; a number as it is."""
+    """Expand a dict of strengths to the full names of the adapted layers; a number is returned as it is."""
     if strength is None:
         return None
     if not isinstance(strength, Mapping):
@@ -44,11 +44,11 @@ def _by_layer(model: nn.Module, strength: Any) -> Any:
     for part, value in strength.items():
         if isinstance(value, (Mapping, list, tuple)):
             raise ValueError(
-                f"The strength of {part!r} is {describe(value)}; expected a number: strengths go one level deep, by "
-                "parts of module names, e.g. {'levels.0.encoder': 0.5}."
+                f"The strength of {part!r} is {describe(value)}; expected a number: the dict of strengths cannot "
+                f"be nested; its keys are parts of module names, e.g. {{'levels.0.encoder': 0.5}}."
             )
         check_number(value, f"The strength of {part!r}")
-    # peft's adapted layers are the ones with scales.
+    # The layers that peft has adapted are the ones with scales.
     layers = [name for name, module in model.named_modules() if isinstance(getattr(module, "scaling", None), dict)]
     unknown = [part for part in strength if not any(str(part) in name for name in layers)]
     if unknown:
@@ -59,5 +59,6 @@ def _by_layer(model: nn.Module, strength: Any) -> Any:
             else "The model has no adapters; load or add one first."
         )
     found = {name: next((value for part, value in strength.items() if part in name), 1.0) for name in layers}
-    # diffusers takes the first entry that a layer's name contains: no name may come before one that it begins.
+    # diffusers takes the first entry that a layer's name contains, so a name must come after the ones that it is a
+    # prefix of.
     return dict(sorted(found.items(), key=lambda entry: len(entry[0]), reverse=True))

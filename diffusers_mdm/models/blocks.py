@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of one resolution: residual layers, attention after each, resampling at the end; each layer may be another
-block's, borrowed.
+"""Blocks of one resolution: residual layers, each followed by attention, and resampling at the end.
+
+A block can share layers with a block of another level (see `LayerBorrower`).
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from .temporal import FrameDownsample, FrameUpsample, TemporalAttention
 
 @dataclasses.dataclass(frozen=True)
 class BlockSettings:
-    """What every block of a level shares.
+    """Settings that all blocks of a level have in common.
 
     Args:
         time_embed_dim: width of the time embedding.
-        norm_num_groups: of the group norms outside attention.
-        norm_eps: of all norms.
-        dropout: in the residual layers.
-        num_attention_heads: of every attention.
-        attention_norm_num_groups: of the group norms in attention.
-        has_attention_ffn: feed-forward part after each attention.
-        text_dim: width of the text, or `None`.
-        has_temporal_rotary: rotary positions in the temporal attention.
-        temporal_downsample: resample frames instead of pixels.
+        norm_num_groups: groups of the group norms outside attention.
+        norm_eps: epsilon of all norms.
+        dropout: dropout probability in the residual layers.
+        num_attention_heads: heads of every attention layer.
+        attention_norm_num_groups: groups of the group norms in attention.
+        has_attention_ffn: whether a feed-forward part follows each attention layer.
+        text_dim: width of the text features, None without text.
+        has_temporal_rotary: whether temporal attention has rotary positions.
+        temporal_downsample: whether frames are resampled instead of pixels.
     """
 
     time_embed_dim: int
@@ -58,7 +59,7 @@ class BlockSettings:
         attention_norm_num_groups: int,
         text_dim: int | None,
     ) -> BlockSettings:
-        """Join what a level says with what the whole model says."""
+        """Combine the settings of a level with those of the whole model."""
         return cls(
             time_embed_dim=time_embed_dim,
             norm_num_groups=row.norm_num_groups,
@@ -79,7 +80,7 @@ class BlockSettings:
         )
 
     def attention(self, channels: int) -> SpatialAttention:
-        """A spatial attention layer."""
+        """Return a spatial attention layer."""
         return SpatialAttention(
             channels,
             self.num_attention_heads,
@@ -90,28 +91,28 @@ class BlockSettings:
         )
 
     def temporal_attention(self, channels: int) -> TemporalAttention:
-        """An attention layer among frames."""
+        """Return an attention layer between frames."""
         return TemporalAttention(channels, self.norm_eps, self.has_temporal_rotary)
 
     def downsampler(self, channels: int) -> nn.Module:
-        """Half the pixels of each side, or half the frames."""
+        """Return a layer that halves the sides, or the number of frames."""
         if self.temporal_downsample:
             return FrameDownsample(channels)
-        # name="op" registers the convolution once; the default registers it under two names.
+        # With name="op" the convolution is registered once; the default registers it under two names.
         return Downsample2D(channels, use_conv=True, name="op")
 
     def upsampler(self, channels: int) -> nn.Module:
-        """Twice the pixels of each side, or twice the frames."""
+        """Return a layer that doubles the sides, or the number of frames."""
         return FrameUpsample(channels) if self.temporal_downsample else Upsample(channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockAttentions:
-    """Attention layers after each residual layer of a block.
+    """Numbers of attention layers after each residual layer of a block.
 
     Args:
-        spatial: among the pixels of a frame, and to the text.
-        temporal: among the frames, after the spatial ones.
+        spatial: attention between the pixels of a frame, and to the text.
+        temporal: attention between the frames, after the spatial layers.
     """
 
     spatial: int
@@ -119,14 +120,14 @@ class BlockAttentions:
 
     @classmethod
     def at_resolution(cls, row: LevelConfig, index: int) -> BlockAttentions:
-        """What a level has at one of its resolutions."""
+        """Return the numbers for one of a level's resolutions."""
         temporal = row.temporal_layers_per_block
         return cls(row.attention_layers_per_block[index], temporal[index] if temporal else 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _OnTensors:
-    """A layer that reads text, as a function of the text's tensors."""
+    """A layer with text as a function of the text's tensors."""
 
     layer: nn.Module
     text: TextConditioning
@@ -136,11 +137,11 @@ class _OnTensors:
 
 
 class LayerBorrower(nn.Module):
-    """A module that may run layers of another one in place of its own.
+    """A module that can use layers of another module instead of its own.
 
-    A borrowed layer belongs to the module that lends it and is registered there alone, so it has one name and one
-    place in files, optimizers and averages. Here it leaves `None` in its place and stands in a plain dict, whose
-    entries are no submodules.
+    A borrowed layer is registered only in the module that owns it, so it has one name and one place in files,
+    optimizers and averages. In the borrowing module, the attribute is None and the layer is kept in a plain dict,
+    whose entries are not submodules.
     """
 
     def __init__(self) -> None:
@@ -148,14 +149,14 @@ class LayerBorrower(nn.Module):
         self.borrowed: dict[str, nn.Module] = {}
 
     def layer(self, kind: str, key: int | str | None = None) -> Any:
-        """The layer that runs as `kind`, or as entry `key` of the list or dict `kind`: own or borrowed."""
+        """Return the layer that is used as `kind`, or as entry `key` of the list or dict `kind`, own or borrowed."""
         own: Any = getattr(self, kind)
         if key is not None:
             own = own[key]
         return self.borrowed[_place(kind, key)] if own is None else own
 
     def borrow(self, layer: nn.Module, kind: str, key: int | str | None = None) -> None:
-        """Drop the own layer and run `layer`."""
+        """Replace the module's own layer by `layer`."""
         if key is None:
             setattr(self, kind, None)
         else:
@@ -168,16 +169,16 @@ def _place(kind: str, key: int | str | None) -> str:
 
 
 class ResolutionBlock(LayerBorrower):
-    """Residual layers of one resolution with attention layers after each.
+    """Residual layers of one resolution, each followed by attention layers.
 
-    Feature maps of clips have frames as rows: where `(B, C, H, W)` is written, B is the number of samples times their
-    frames.
+    In feature maps of clips, frames are batch rows: in the shape `(B, C, H, W)`, B is then the number of samples times
+    their frames.
 
     Args:
-        settings: shared by the level.
-        in_channels: of each residual layer, in order.
-        out_channels: of the block.
-        attentions: how many attention layers follow each residual layer.
+        settings: settings of the level.
+        in_channels: input channels of each residual layer, in order.
+        out_channels: output channels of the block.
+        attentions: numbers of attention layers after each residual layer.
     """
 
     def __init__(
@@ -206,8 +207,9 @@ class ResolutionBlock(LayerBorrower):
         text: TextConditioning | None,
         num_frames: int,
     ) -> torch.Tensor:
-        """Residual layer `index` and the attention layers that follow it; `embedding`, after its silu, has a row for
-        each frame.
+        """Run residual layer `index` and the attention layers that follow it.
+
+        `embedding`, after its silu, has a row for each frame.
         """
         hidden_states = self.run(self.layer("resnets", index), hidden_states, embedding)
         count = self.num_attentions
@@ -219,8 +221,10 @@ class ResolutionBlock(LayerBorrower):
         return hidden_states
 
     def layers_by_place(self) -> Iterator[tuple[tuple[str, int, int], tuple[str, int]]]:
-        """For each layer (list, which residual layer it follows, how many of its kind lie between them) and (list,
-        position there); the first is the same in a block with more or fewer attention layers.
+        """Map (list, residual layer it follows, how many of its kind are between them) to (list, index) for each
+        layer.
+
+        The keys are the same in a block with more or fewer attention layers.
         """
         per_resnet = {"resnets": 1, "attentions": self.num_attentions}
         per_resnet["temporal_attentions"] = self.num_temporal_attentions
@@ -238,10 +242,10 @@ class ResolutionBlock(LayerBorrower):
         return layer(hidden_states, num_frames) if self.temporal_downsample else layer(hidden_states)
 
     def run(self, layer: nn.Module, hidden_states: torch.Tensor, condition: object) -> torch.Tensor:
-        """Call a layer, recomputing it in the backward pass when gradient checkpointing is on."""
+        """Call a layer, and recompute it in the backward pass if gradient checkpointing is on."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             if isinstance(condition, TextConditioning):
-                # Reentrant checkpointing finds gradients for tensors among the arguments only.
+                # Reentrant checkpointing computes gradients only for tensors among the arguments.
                 return self._gradient_checkpointing_func(
                     _OnTensors(layer, condition), hidden_states, *condition.tensors()
                 )
@@ -249,7 +253,7 @@ class ResolutionBlock(LayerBorrower):
         return layer(hidden_states, condition)
 
     def zero_init_(self) -> None:
-        """Zero the last layer of every residual branch; shared layers are left to the level they belong to."""
+        """Zero the last layer of every residual branch; borrowed layers are not changed here."""
         for resnet in self.resnets:
             if resnet is not None:
                 zero_(cast(ResidualLayer, resnet).conv2)
@@ -259,20 +263,20 @@ class ResolutionBlock(LayerBorrower):
 
 
 def repeat_for_frames(values: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """`(B, D)` → `(B F, D)`: what holds for a sample holds for each of its frames."""
+    """Repeat the values of each sample for its frames: `(B, D)` → `(B F, D)`."""
     return values if num_frames == 1 else values.repeat_interleave(num_frames, dim=0)
 
 
 class DownBlock(ResolutionBlock):
-    """On the way down: `num_layers` residual layers, then half the pixels of each side (or frames) if `downsample`.
+    """Block of the encoder: `num_layers` residual layers, then a convolution that halves the sides (or frames).
 
     Args:
-        settings: shared by the level.
-        in_channels: of the input.
-        out_channels: of the output.
-        num_layers: residual layers.
-        attentions: attention layers after each.
-        downsample: end with a stride-2 convolution.
+        settings: settings of the level.
+        in_channels: input channels.
+        out_channels: output channels.
+        num_layers: number of residual layers.
+        attentions: numbers of attention layers after each residual layer.
+        downsample: whether to end with a stride-2 convolution.
     """
 
     def __init__(
@@ -307,15 +311,16 @@ class DownBlock(ResolutionBlock):
 
 
 class UpBlock(ResolutionBlock):
-    """On the way up: one residual layer for each skip, then twice the pixels of each side (or frames) if `upsample`.
+    """Block of the decoder: one residual layer per skip connection, then upsampling that doubles the sides (or
+    frames).
 
     Args:
-        settings: shared by the level.
-        in_channels: of the input.
-        skip_channels: of the skips in the order they are used.
-        out_channels: of the output.
-        attentions: attention layers after each residual layer.
-        upsample: end with nearest-neighbour x2 and a convolution.
+        settings: settings of the level.
+        in_channels: input channels.
+        skip_channels: channels of the skip connections, in the order in which they are used.
+        out_channels: output channels.
+        attentions: numbers of attention layers after each residual layer.
+        upsample: whether to end with nearest-neighbour upsampling and a convolution.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiling a model whose batches, sizes and prompts change from call to call."""
+"""Compilation of a model for calls with varying batches, sizes and prompts."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ import torch
 
 from ..library_internals import raise_graph_limit
 
-# A graph serves any size, but torch makes others where a batch or a prompt has exactly one entry, where levels have
-# equally many rows, for each number of levels, and (on CPUs) where another convolution is faster. torch's own limit
-# of 8 ends `fullgraph=True` with an error before all of them have been met.
+# A graph works for any size, but torch makes separate graphs if a batch or a prompt has exactly one entry, if levels
+# have equal batch sizes, for each number of levels, and (on CPUs) if another convolution is faster. With torch's
+# default limit of 8 graphs, `fullgraph=True` fails before all of them have been made.
 GRAPHS_OF_A_MODEL = 64
 
 
 def with_room_for_graphs(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `torch.compile`, with room for the graphs that one model may need where they do not set a limit."""
+    """Return the options of `torch.compile` with a limit that allows all graphs of a model, unless they set a
+    limit.
+    """
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         return {"recompile_limit": GRAPHS_OF_A_MODEL, **options}
-    # Before torch had a limit for each compiled model, it was one for all of them.
+    # Older versions of torch have one limit for all compiled models instead of one per model.
     raise_graph_limit(GRAPHS_OF_A_MODEL)
     return options
 
 
 class CompilationMixin:
-    """`compile` and `compile_repeated_blocks` for calls that differ in batch, size, number of levels and prompt."""
+    """Mixin for `compile` and `compile_repeated_blocks`, for calls that differ in batch, size, number of levels and
+    prompt.
+    """
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the whole model at its first call, as `torch.nn.Module.compile` does, with the same arguments.
+        """Compile the whole model at its first call, like `torch.nn.Module.compile` and with the same arguments.
 
-        The second call with other sizes makes a graph for all sizes.
+        The first call with different sizes makes a graph for all sizes.
         """
         cast(Any, super()).compile(*args, **with_room_for_graphs(kwargs))
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the attention layers only, each shape of them once: sooner done than `compile`, and less to gain.
+        """Compile only the attention layers, once per shape: faster to compile than `compile`, with a smaller speedup.
 
-        Residual layers are not among them: nearly every one has channels of its own, so each would be compiled anew.
+        Residual layers are not included: nearly every one has different channels and would be compiled separately.
 
         Args:
             args: as in `torch.compile`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the settings of a whole model; those of its levels are checked in `level_config`."""
+"""Checks of the settings of a whole model; the settings of levels are checked in `level_config`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..checked_values import check_flag, check_number, check_whole_number
 from .level_config import MAX_CHANNELS, MAX_LAYERS, LevelConfig
 
-# Smallest and largest value of each setting, and whether it may be None.
+# Smallest and largest value of each setting, and whether it can be None.
 _WHOLE_SETTINGS = {
     "sample_size": (1, 65536, False),
     "in_channels": (1, MAX_CHANNELS, False),
@@ -25,12 +25,12 @@ _WHOLE_SETTINGS = {
 
 
 def resolve_time_embed_dim(config: Mapping[str, Any], rows: Sequence[LevelConfig]) -> int:
-    """Width of the time embedding: as configured, or 4 times the first channels of level 0."""
+    """Return the width of the time embedding: as configured, or 4 times the first channels of level 0."""
     return config["time_embed_dim"] or 4 * rows[0].block_out_channels[0]
 
 
 def check_model_config(config: Mapping[str, Any], rows: Sequence[LevelConfig]) -> None:
-    """Refuse settings that are out of any sensible range, or contradict each other, naming both."""
+    """Check that settings are in a sensible range and do not contradict each other."""
     for name, (low, high, may_be_none) in _WHOLE_SETTINGS.items():
         if config[name] is not None or not may_be_none:
             check_whole_number(config[name], f"`{name}`", low, high)
@@ -44,8 +44,9 @@ def check_model_config(config: Mapping[str, Any], rows: Sequence[LevelConfig]) -
     text_dim = config["cross_attention_dim"]
     if text_dim is None and (config["encoder_hid_dim"] is not None or config["num_text_layers"]):
         raise ValueError(
-            f"`encoder_hid_dim` = {config['encoder_hid_dim']} and `num_text_layers` = {config['num_text_layers']} are "
-            "about text, but `cross_attention_dim` is None; set it to the width of the text inside the model."
+            f"`encoder_hid_dim` = {config['encoder_hid_dim']} and `num_text_layers` = {config['num_text_layers']} "
+            f"are for text, but `cross_attention_dim` is None; set it to the width of the text features inside the "
+            f"model."
         )
     if config["output_bound"] is not None and len(rows) > 1:
         raise ValueError("`output_bound` is defined for models of one level only; set it to None.")

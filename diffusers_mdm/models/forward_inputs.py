@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `NestedUNetModel.forward` takes, checked: the noisy pyramid, text, classes and values for each batch row; and
-`TextConditioning`, what the model makes of a prompt without knowing the timestep.
-"""
+"""Checks of the arguments of `NestedUNetModel.forward`, and `TextConditioning`."""
 
 from __future__ import annotations
 
@@ -18,14 +16,14 @@ from .level_geometry import LevelGeometry
 
 @dataclasses.dataclass
 class TextConditioning:
-    """A prompt as the levels see it.
+    """An encoded prompt: everything that the model computes from it independently of the timestep.
 
     Args:
-        hidden_states: `(B, L, D)`, projected text.
+        hidden_states: `(B, L, D)`, projected text features.
         pooled: `(B, T)`, the text vector that is added to every level's time embedding.
-        attention_mask: `(B, L)` bool, True where attention may look; `None` for everywhere.
-        keys_values: for each attention layer with text, in `modules()` order, its key and value `(B, L, heads, d)`;
-            `None` to compute them at every call.
+        attention_mask: `(B, L)` bool, True for tokens that are attended to; None for all.
+        keys_values: key and value `(B, L, heads, d)` of each attention layer with text, in `modules()` order; None to
+            compute them at every call.
     """
 
     hidden_states: torch.Tensor
@@ -34,27 +32,27 @@ class TextConditioning:
     keys_values: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None
 
     def tensors(self) -> list[torch.Tensor | None]:
-        """Every tensor, in an order from which `with_tensors` makes the same again."""
+        """Return all tensors, in the order that `with_tensors` expects."""
         flat = [part for pair in self.keys_values or () for part in pair]
         return [self.hidden_states, self.pooled, self.attention_mask, *flat]
 
     def with_tensors(self, tensors: Sequence[torch.Tensor | None]) -> TextConditioning:
-        """The same with other tensors in the place of `tensors()`."""
+        """Return a copy with other tensors in place of `tensors()`."""
         hidden_states, pooled, mask, *flat = tensors
         if hidden_states is None or pooled is None:
-            raise ValueError("The states of the text and their mean are missing.")
+            raise ValueError("The text features and their mean are missing.")
         pairs = cast(list[torch.Tensor], flat)
         keys_values = None if self.keys_values is None else tuple(zip(pairs[::2], pairs[1::2], strict=True))
         return TextConditioning(hidden_states, pooled, mask, keys_values)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> TextConditioning:
-        """The same on another device; accelerate calls it where a level is elsewhere than the text."""
+        """Move to another device; accelerate calls this if a level is on another device than the text."""
         return self.with_tensors(
             [None if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors()]
         )
 
     def first_rows(self, num_rows: int) -> TextConditioning:
-        """The same for the first `num_rows` rows: outer levels may have a smaller batch."""
+        """Return the first `num_rows` rows, for outer levels with a smaller batch."""
         if num_rows == self.hidden_states.shape[0]:
             return self
         return self.with_tensors([None if tensor is None else tensor[:num_rows] for tensor in self.tensors()])
@@ -65,7 +63,7 @@ class TextConditioning:
 
 
 def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the tokens that `mask` keeps; over all without one; zero where it keeps none.
+    """Return the mean over the tokens that `mask` keeps; over all tokens without a mask; zero if none is kept.
 
     Args:
         hidden_states: `(B, L, D)`.
@@ -81,15 +79,15 @@ def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch
 
 
 def check_sample(pyramid: Pyramid, geometry: LevelGeometry, in_channels: int) -> None:
-    """Refuse what is no pyramid of the inner levels of a model.
+    """Check that a pyramid fits the inner levels of a model.
 
     Args:
-        pyramid: levels, innermost first, as they are to be run.
-        geometry: of the model.
-        in_channels: of the model.
+        pyramid: levels, innermost first.
+        geometry: geometry of the model.
+        in_channels: input channels of the model.
 
     Raises:
-        ValueError: number, size, frames or channels of the levels.
+        ValueError: the number, size, frames or channels of the levels are wrong.
     """
     check_pyramid(pyramid)
     for index, level in enumerate(pyramid):
@@ -97,8 +95,8 @@ def check_sample(pyramid: Pyramid, geometry: LevelGeometry, in_channels: int) ->
     num_levels, ratios = len(pyramid), geometry.ratios
     if num_levels > len(ratios):
         raise ValueError(
-            f"`sample` has {num_levels} levels; the model has {len(ratios)}, whose sides are to each other as "
-            f"{ratios} (innermost first)."
+            f"`sample` has {num_levels} levels; the model has {len(ratios)}, with sides in the ratios {ratios} "
+            f"(innermost first)."
         )
     multiple = geometry.multiples[num_levels - 1]
     height, width = pyramid[0].shape[-2:]
@@ -126,26 +124,27 @@ def check_sample(pyramid: Pyramid, geometry: LevelGeometry, in_channels: int) ->
 
 
 def _check_frames(pyramid: Pyramid, expected: tuple[int, ...]) -> None:
-    """Refuse clips of another number of frames than the model's; single pictures go through every level that does not
-    resample frames.
+    """Check that clips have the model's numbers of frames.
+
+    Single images are accepted if no level resamples frames.
     """
     given = tuple(level.shape[2] if level.ndim == 5 else 1 for level in pyramid)
     takes_pictures = len(set(expected)) == 1
     if given == expected or (takes_pictures and set(given) == {1}):
         return
-    also = ", or a single picture on each" if takes_pictures else ""
+    also = ", or a single frame at each" if takes_pictures else ""
     raise ValueError(
-        f"`sample` has {given} frames, innermost level first; this model takes {expected}{also}. Give clips as "
-        "(batch, channels, frames, height, width), cut to that length."
+        f"`sample` has {given} frames, innermost level first; this model takes {expected}{also}. Pass clips as "
+        f"(batch, channels, frames, height, width), cut to that length."
     )
 
 
 def check_text(config: Mapping[str, Any], states: torch.Tensor, mask: torch.Tensor | None) -> None:
-    """Refuse text states `(B, L, D)` of another width and masks that are not `(B, L)`."""
+    """Check the width of text features `(B, L, D)` and the shape `(B, L)` of their mask."""
     width = config["encoder_hid_dim"] or config["cross_attention_dim"]
     if width is None:
         raise ValueError("This model has no text (`cross_attention_dim` is None).")
-    check_tensor(states, "encoder_hidden_states", f"a tensor (batch, tokens, {width}), or what `encode_text` returns")
+    check_tensor(states, "encoder_hidden_states", f"a tensor (batch, tokens, {width}), or the result of `encode_text`")
     if states.ndim != 3 or states.shape[-1] != width or states.shape[1] == 0:
         raise ValueError(
             f"`encoder_hidden_states` has shape {tuple(states.shape)}; expected (batch, tokens, {width}). Is this the "
@@ -162,19 +161,21 @@ def check_text(config: Mapping[str, Any], states: torch.Tensor, mask: torch.Tens
 
 
 def check_text_fits(text: torch.Tensor | TextConditioning | None, has_text: bool) -> None:
-    """Refuse text for a model that has none, a model of text without any, and what is neither states nor encoded."""
+    """Check that text is passed if, and only if, the model takes text, and that it is features or encoded text."""
     if has_text != (text is not None):
         raise ValueError(
-            "This model reads text: pass `encoder_hidden_states` (see MDMPipeline.encode_prompt)."
+            "This model takes text: pass `encoder_hidden_states` (see MDMPipeline.encode_prompt)."
             if has_text
             else "This model has no text (`cross_attention_dim` is None), but `encoder_hidden_states` was passed."
         )
     if text is not None and not isinstance(text, TextConditioning):
-        check_tensor(text, "encoder_hidden_states", "a tensor (batch, tokens, channels) or what `encode_text` returns")
+        check_tensor(
+            text, "encoder_hidden_states", "a tensor (batch, tokens, channels) or the result of `encode_text`"
+        )
 
 
 def check_classes(labels: torch.Tensor | None, num_classes: int | None) -> None:
-    """Refuse class labels `(B,)` for a model that has none, a model of classes without any, and labels it lacks."""
+    """Check that class labels `(B,)` are passed if, and only if, the model has classes, and that they are in range."""
     if (num_classes is not None) != (labels is not None):
         raise ValueError(
             "This model is conditioned on classes: pass `class_labels` of shape (batch,)."
@@ -184,8 +185,9 @@ def check_classes(labels: torch.Tensor | None, num_classes: int | None) -> None:
     if labels is None or num_classes is None:
         return
     check_tensor(labels, "class_labels", "a tensor (batch,)", is_floating=False)
-    # Looking at values on an accelerator would make every step wait for it, and a graph cannot. Tensors of a class of
-    # their own may have no values, such as those by which the memory of a training step is estimated.
+    # Reading values on an accelerator would make every step wait for it, and a compiled graph cannot read them.
+    # Tensors of other classes may have no values, such as the fake tensors with which the memory of training is
+    # estimated.
     has_values = type(labels) is torch.Tensor and labels.device.type == "cpu" and labels.numel() > 0
     if has_values and not torch.compiler.is_compiling():
         low, high = int(labels.min()), int(labels.max())
@@ -196,15 +198,15 @@ def check_classes(labels: torch.Tensor | None, num_classes: int | None) -> None:
 def micro_conditions(
     given: Mapping[str, Any] | None, known: Collection[str], batch: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """The values of micro-conditions for each batch row, `(batch,)`.
+    """Return the micro-conditioning values for each sample, `(batch,)`.
 
     Raises:
-        TypeError: `given` is no dict, or one of its values no number.
-        ValueError: the model knows none of that name, or there are too many or too few values.
+        TypeError: `given` is not a dict, or one of its values is not a number.
+        ValueError: the model does not have a key, or the number of values is wrong.
     """
     if given is not None and not isinstance(given, Mapping):
         raise TypeError(
-            f"`added_cond_kwargs` is a {type(given).__name__}; expected a dict of micro-conditions, e.g. "
+            f"`added_cond_kwargs` is a {type(given).__name__}; expected a dict of micro-conditioning values, e.g. "
             '{"scale": tensor}.'
         )
     given = dict(given or {})
@@ -217,11 +219,11 @@ def micro_conditions(
 
 
 def as_row_values(values: Any, name: str, batch: int, device: torch.device) -> torch.Tensor:
-    """A number, a tensor or a list of numbers as a tensor `(batch,)` on a device.
+    """Convert a number, a tensor or a list of numbers to a tensor `(batch,)` on a device.
 
     Raises:
         TypeError: it is none of these.
-        ValueError: it has another number of entries, or a number is not finite.
+        ValueError: the number of entries is wrong, or a number is not finite.
     """
     if not isinstance(values, torch.Tensor):
         if isinstance(values, (bool, str, bytes)) or values is None:
@@ -236,18 +238,18 @@ def as_row_values(values: Any, name: str, batch: int, device: torch.device) -> t
             ) from error
     if values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"`{name}` holds {values.dtype}; expected numbers.")
-    # Not every device knows float64; time and conditions are embedded in float32.
+    # Not every device supports float64; time and conditions are embedded in float32.
     values = values.float() if values.dtype == torch.float64 else values
     return expand_to_batch(values.to(device), batch, name)
 
 
 def expand_to_batch(values: torch.Tensor, batch: int, name: str) -> torch.Tensor:
-    """A scalar, `(1,)` or `(batch,)` as `(batch,)`."""
+    """Expand a scalar, `(1,)` or `(batch,)` to `(batch,)`."""
     values = values.reshape(-1) if values.ndim == 0 else values
-    # Compared one by one: a compiled model with sizes that vary does not find them in a tuple.
+    # Compared one by one: with dynamic sizes, a compiled model does not find them in a tuple.
     if values.ndim != 1 or (values.shape[0] != 1 and values.shape[0] != batch):
         raise ValueError(
             f"`{name}` has shape {tuple(values.shape)}; expected one value for all, or one for each of the {batch} "
-            "batch rows of level 0."
+            f"samples of level 0."
         )
     return values.expand(batch)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layouts of a clip: its own, `(B, C, F, H, W)`; frames as batch rows, for the blocks; frames tiled in one picture.
+"""Conversions between layouts of clips: `(B, C, F, H, W)`; frames as batch rows; frames tiled in one image.
 
-Frame f of clip b is row b * F + f. Tiles are laid row by row in a square, as the published video models are
-trained on (ml-mdm, Video); this file is the only place that knows how.
+As batch rows, frame f of clip b is row b * F + f. Tiles are arranged row by row in a square, as in the published video
+models (ml-mdm, Video).
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ import torch
 
 
 def fold_frames(level: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """`(B, C, F, H, W)` → `(B F, C, H, W)` and F."""
+    """Convert `(B, C, F, H, W)` to `(B F, C, H, W)`; return that and F."""
     return level.transpose(1, 2).flatten(0, 1), level.shape[2]
 
 
 def unfold_frames(rows: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """`(B F, C, H, W)` → `(B, C, F, H, W)`: the inverse of `fold_frames`."""
+    """Convert `(B F, C, H, W)` to `(B, C, F, H, W)`: the inverse of `fold_frames`."""
     return rows.unflatten(0, (-1, num_frames)).transpose(1, 2)
 
 
 def tile_frames(clip: torch.Tensor) -> torch.Tensor:
-    """`(B, C, S * S, H, W)` → `(B, C, S * H, S * W)`: frames row by row in a square picture.
+    """Arrange frames row by row in a square image: `(B, C, S * S, H, W)` → `(B, C, S * H, S * W)`.
 
     Raises:
-        ValueError: the number of frames is no square.
+        ValueError: the number of frames is not a square.
     """
     side = frame_grid_side(clip.shape[2])
     return clip.unflatten(2, (side, side)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
 
 
 def untile_frames(picture: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """`(B, C, S * H, S * W)` → `(B, C, S * S, H, W)`: the inverse of `tile_frames`.
+    """Cut an image into frames: `(B, C, S * H, S * W)` → `(B, C, S * S, H, W)`, the inverse of `tile_frames`.
 
     Raises:
-        ValueError: the number of frames is no square, or its root does not divide the sides.
+        ValueError: the number of frames is not a square, or its root does not divide the sides.
     """
     side = frame_grid_side(num_frames)
     height, width = picture.shape[2:]
     if height % side or width % side:
         raise ValueError(
-            f"A picture of {height} x {width} cannot be cut into {side} x {side} frames; both sides must be multiples "
+            f"An image of {height} x {width} cannot be cut into {side} x {side} frames; both sides must be multiples "
             f"of {side}."
         )
     tiles = picture.unflatten(3, (side, width // side)).unflatten(2, (side, height // side))
@@ -51,10 +51,10 @@ def untile_frames(picture: torch.Tensor, num_frames: int) -> torch.Tensor:
 
 
 def frame_grid_side(num_frames: int) -> int:
-    """Frames in a row of the square that `num_frames` tiles make.
+    """Return the number of frames in each row of a square of `num_frames` tiles.
 
     Raises:
-        ValueError: they make none.
+        ValueError: the tiles do not fill a square.
     """
     side = math.isqrt(num_frames)
     if side * side != num_frames:
@@ -65,6 +65,6 @@ def frame_grid_side(num_frames: int) -> int:
 def on_tiled_frames(
     layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, num_frames: int
 ) -> torch.Tensor:
-    """Run a layer that keeps height and width on tiled frames: `(B F, C, H, W)` → `(B F, C', H, W)`."""
+    """Apply a layer that keeps height and width to tiled frames: `(B F, C, H, W)` → `(B F, C', H, W)`."""
     picture = layer(tile_frames(unfold_frames(rows, num_frames)))
     return fold_frames(untile_frames(picture, num_frames))[0]

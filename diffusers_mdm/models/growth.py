@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Growing a model and opening it: new models that keep old weights, and what follows for the new ones."""
+"""Making larger and smaller models from a model: adding a level or frames, and extracting inner levels."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ T = TypeVar("T", bound="GrowthMixin")
 
 
 class GrowthMixin:
-    """Methods of `NestedUNetModel` that make another model of it."""
+    """Mixin with the methods of `NestedUNetModel` that make another model from it."""
 
     config: Any
     levels: nn.ModuleList
     from_config: Callable[..., Any]
 
     def add_level(self: T, row: LevelConfig) -> T:
-        """A new model with one more level around this one; the inner levels' predictions do not change by a bit.
+        """Return a new model with one more level around this one; predictions of the inner levels remain exactly the
+        same.
 
-        The old parameters keep their names and are the first of the new model's. The new level's adapters, output and
-        residual branches start at zero.
+        Existing parameters keep their names and come first in the new model. The adapters, output layer and residual
+        branches of the new level are initialised with zeros.
 
         Args:
-            row: structure of the new level. With `temporal_downsample` it has more frames than this model's outermost
-                level, so a model of pictures becomes the inner part of a model of clips.
+            row: config of the new level. With `temporal_downsample` it has more frames than this model's outermost
+                level, so an image model becomes the inner part of a video model.
         """
         num_levels = len(self.levels)
         rows = (*LevelConfig.rows_from(self.config), row)
@@ -52,32 +53,32 @@ class GrowthMixin:
         temporal_layers_per_block: Sequence[Sequence[int] | None] | None = None,
         temporal_rotary: bool = True,
     ) -> T:
-        """A new model whose levels all take clips of `num_frames` frames, made of this model of pictures.
+        """Return a video model made from this image model, all of whose levels take clips of `num_frames` frames.
 
-        It gets temporal attention whose branches start at zero: at first every frame is predicted as a picture of its
-        own, and single frames (`(B, C, 1, H, W)`, or pictures) bit for bit as before. The old parameters keep their
-        names, but not their positions among the new ones.
+        It gets temporal attention with branches that are initialised with zeros: at first every frame is predicted
+        like a separate image, and single frames (`(B, C, 1, H, W)`, or images) exactly as before. Existing parameters
+        keep their names, but not their positions among the new ones.
 
-        Levels that reach more frames by resampling them come with `add_level` instead, before or after this.
+        Levels that resample frames are added by `add_level` instead, before or after this.
 
         Args:
-            num_frames: of every level, above 1.
+            num_frames: number of frames of every level, above 1.
             temporal_layers_per_block: temporal attention layers after each residual block, for each level (innermost
-                first) and each of its resolutions, finest first; `None` for one wherever the channels are a multiple
-                of 32 and the sides are even.
-            temporal_rotary: rotary positions in the temporal attention. Without them it does not know the order of
-                the frames.
+                first) and each of its resolutions, finest first; None for one wherever the channels are a multiple of
+                32 and the sides are even.
+            temporal_rotary: rotary positions in temporal attention. Without them it does not know the order of the
+                frames.
 
         Raises:
-            ValueError: this model has frames already, or the layers do not fit its levels.
+            ValueError: this model already has frames, or the layers do not fit its levels.
         """
         old_rows = LevelConfig.rows_from(self.config)
         frames = tuple(row.num_frames for row in old_rows)
         if num_frames < 2 or set(frames) != {1}:
             raise ValueError(
-                f"`to_video` turns a model of pictures into one of clips of 2 frames or more; got num_frames = "
-                f"{num_frames} for a model whose levels have {frames} frames. More frames for the outermost level "
-                "come with `add_level` and a row with `temporal_downsample`."
+                f"`to_video` turns an image model into a video model with 2 frames or more; got num_frames = "
+                f"{num_frames} for a model whose levels have {frames} frames. To add frames to the outermost "
+                f"level, use `add_level` with `temporal_downsample`."
             )
         layers = temporal_layers_per_block
         if layers is None:
@@ -98,8 +99,9 @@ class GrowthMixin:
         )
         if not any(row.temporal_layers_per_block for row in rows):
             raise ValueError(
-                "No level would have temporal attention, so frames could not know of each other; it needs channels "
-                f"that are a multiple of {TEMPORAL_HEAD_DIM} and even sides. Name `temporal_layers_per_block`."
+                "No level would have temporal attention, so frames could not exchange information; it needs "
+                f"channels that are a multiple of {TEMPORAL_HEAD_DIM} and even sides. Pass "
+                f"`temporal_layers_per_block`."
             )
         state = gathered_state_dict(cast(nn.Module, self))
         video = self._filled(rows, state, lambda name: ".temporal_attentions." in name)
@@ -110,14 +112,15 @@ class GrowthMixin:
         return video
 
     def inner_model(self: T, num_levels: int) -> T:
-        """The inner `num_levels` levels as a model of their own, with copied weights.
+        """Return the inner `num_levels` levels as a separate model, with copied weights.
 
         Raises:
             ValueError: the model does not have that many levels.
         """
         if not 1 <= num_levels <= len(self.levels):
             raise ValueError(
-                f"Asked for the inner {num_levels} levels of a model with {len(self.levels)}; ask for 1 or more."
+                f"Requested the inner {num_levels} levels of a model with {len(self.levels)}; request 1 to "
+                f"{len(self.levels)}."
             )
         rows = LevelConfig.rows_from(self.config)[:num_levels]
         outside = tuple(f"levels.{index}." for index in range(num_levels, len(self.levels)))
@@ -125,9 +128,10 @@ class GrowthMixin:
         return self._filled(rows, {name: value for name, value in state.items() if not name.startswith(outside)})
 
     def without_sharing(self: T) -> T:
-        """A new model whose levels have copies of the layers they shared: the same function, free to learn apart.
+        """Return a new model whose levels have copies of the layers they shared: the same function, but trained
+        separately.
 
-        The parameters of a level come before those of the next one, so they do not all keep their positions.
+        The parameters of a level come before those of the next one, so not all of them keep their positions.
         """
         rows = tuple(
             dataclasses.replace(row, share_time_embedding=False, share_blocks=False)
@@ -137,7 +141,7 @@ class GrowthMixin:
         return self._filled(rows, unshared_state_dict(this, gathered_state_dict(this)))
 
     def zero_init_(self) -> None:
-        """Zero every level's output, adapters and residual branches: how the published models start training."""
+        """Zero every level's output, adapters and residual branches, as the published models do before training."""
         for level in self.levels:
             cast(Level, level).zero_init_()
 
@@ -147,22 +151,24 @@ class GrowthMixin:
         state: StateDict,
         is_new: Callable[[str], bool] = lambda name: False,
     ) -> T:
-        """A model of these rows with the weights of `state`, on their device, in this model's dtype and mode; what it
-        has besides is new.
+        """Return a model with these levels and the weights of `state`, on their device, in this model's dtype and
+        mode.
+
+        Parameters that are not in `state` keep their initial values.
 
         Raises:
-            ValueError: `state` has other names than a plain model of this config.
+            ValueError: `state` has other names than a model with this config.
         """
         this: Any = self
         device = common_device(state)
-        # A model of shapes alone must not meet one with memory.
+        # A model on the meta device must not be mixed with one that has memory.
         with device if device.type == "meta" else contextlib.nullcontext():
             model: Any = self._of_rows(rows)
         missing, unexpected = model.load_state_dict(state, strict=False)
         if unexpected or not all(is_new(name) for name in missing):
             raise ValueError(
-                "Only a plain model can grow, be opened or have its layers unshared: the parameters of this one are "
-                f"not those of its config, e.g. {(unexpected or missing)[0]}. Fuse and unload LoRA adapters "
+                "Levels or frames can be added, and levels extracted, only for a model whose parameters are those "
+                f"of its config, unlike e.g. {(unexpected or missing)[0]}. Fuse and unload LoRA adapters "
                 "(`fuse_lora`, `unload_lora`) and unfuse projections first."
             )
         if model.dtype != this.dtype:
@@ -170,14 +176,14 @@ class GrowthMixin:
         return model.to(device=device).train(this.training)
 
     def _of_rows(self: T, rows: tuple[LevelConfig, ...]) -> T:
-        """A new model of these rows and of this model's other settings."""
-        # diffusers notes there which columns were left out here, and would leave them out again.
+        """Return a new model with these levels and this model's other settings."""
+        # This key lists the settings that were not passed; diffusers would omit them again.
         settings = {name: value for name, value in self.config.items() if name != DEFAULTED_KEYS}
         return self.from_config({**settings, **LevelConfig.columns_from(rows)})
 
 
 def _everywhere(rows: Sequence[LevelConfig], sample_size: int) -> list[tuple[int, ...]]:
-    """One temporal layer at every resolution that can have one."""
+    """Return one temporal layer for every resolution that can have one."""
     layers = []
     for row, pixels in zip(rows, level_sides(sample_size, rows), strict=True):
         side = pixels // row.patch_size

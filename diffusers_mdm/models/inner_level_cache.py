@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reuse of the inner levels between steps: what DeepCache (Ma et al. 2023, arXiv:2312.00858) does inside of a U-Net,
-at the seam that a nested one has.
+"""Reuse of inner levels between steps, like DeepCache (Ma et al. 2023, arXiv:2312.00858) but at the boundary of
+levels.
 
-What an outer level takes from the levels inside it changes slowly from step to step. At every n-th step all levels
-run; between, the features that the inner levels gave the outer one are used again, and their predictions are those
-that stand for the same clean pictures as before. So the inner levels take steps that are n times longer.
+The features that an outer level receives from the levels inside it change slowly from step to step. At every n-th step
+all levels run; in between, the features are reused, and the predictions of the inner levels are those for the same
+clean images as before. So the inner levels take steps that are n times longer.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ..pyramid import Pyramid
 
 @dataclass(frozen=True)
 class InnerLevelCacheConfig:
-    """How inner levels are reused, for `NestedUNetModel.enable_cache`.
+    """Settings of `NestedUNetModel.enable_cache` for reusing inner levels between steps.
 
     Args:
-        scheduler: the `MatryoshkaScheduler` that draws: it knows which prediction stands for a clean picture.
-        every: n, all levels run at every n-th step; 1 reuses nothing.
-        num_levels: how many inner levels are reused; None for all but the outermost one.
+        scheduler: the pipeline's `MatryoshkaScheduler`, which converts between predictions and clean images.
+        every: n; all levels run at every n-th step. With 1, nothing is reused.
+        num_levels: number of inner levels that are reused; None for all but the outermost one.
 
     Raises:
-        ValueError: a number below 1, or another scheduler.
+        ValueError: a number is below 1, or the scheduler is of another class.
     """
 
     scheduler: Any
@@ -47,20 +47,20 @@ class InnerLevelCacheConfig:
         if not hasattr(self.scheduler, "with_clean_changed"):
             raise ValueError(
                 f"`scheduler` of InnerLevelCacheConfig is a {type(self.scheduler).__name__}; expected the "
-                "MatryoshkaScheduler that draws."
+                f"MatryoshkaScheduler of the pipeline."
             )
 
 
 @dataclass
 class Held:
-    """What the inner levels gave when they ran last, in one context.
+    """The results of the inner levels from the last step at which they ran, in one context.
 
     Attributes:
-        predictions: of the reused levels.
-        samples: what they were shown.
-        timestep: t then, of shape (1,).
-        features: what the outermost of them gave to the level around it.
-        pictures: the clean pictures that the predictions stand for, once they were asked for.
+        predictions: predictions of the reused levels.
+        samples: the inputs of these levels.
+        timestep: t at that step, of shape (1,).
+        features: features that the outermost of them passed to the level around it.
+        pictures: clean images computed from the predictions, once they are needed.
     """
 
     predictions: Pyramid
@@ -72,7 +72,7 @@ class Held:
 
 @dataclass(frozen=True)
 class _Context:
-    """Which call of the model this is: its name, and how many steps were done before."""
+    """The context of a call of the model: its name, and the number of steps before it."""
 
     name: str
     step_index: int
@@ -82,28 +82,28 @@ _CONTEXT: ContextVar[_Context | None] = ContextVar("call of a model with a cache
 
 
 class InnerLevelCache:
-    """What a model with `InnerLevelCacheConfig` holds, by thread and by the name of the call."""
+    """The cached results of inner levels, by thread and by name of the context."""
 
     def __init__(self, config: InnerLevelCacheConfig, num_levels: int) -> None:
         self.config, self.num_levels = config, num_levels
         self._held: dict[tuple[int, str], Held] = {}
 
     def forget(self) -> None:
-        """Drop what this thread's calls have left."""
+        """Discard the results of this thread's calls."""
         thread = threading.get_ident()
         self._held = {key: held for key, held in self._held.items() if key[0] != thread}
 
     def reused(self, samples: Pyramid, timesteps: torch.Tensor) -> tuple[Pyramid, torch.Tensor | None]:
-        """Predictions of the inner levels that need not run, and what they gave the level around them.
+        """Return predictions of inner levels that need not run, and the features for the level around them.
 
-        Nothing, `([], None)`, where all levels have to run.
+        If all levels have to run, that is `([], None)`.
 
         Raises:
-            ValueError: the call stands outside of `cache_context`.
+            ValueError: the call is outside `cache_context`.
         """
         context = self._context()
         held = self._held.get((threading.get_ident(), context.name))
-        # Inner levels alone have nobody to give features to: their steps would only become longer.
+        # Without an outer level, reuse would only make the steps longer.
         if held is None or len(samples) <= self.num_levels or context.step_index % self.config.every == 0:
             return [], None
         if any(old.shape != new.shape for old, new in zip(held.samples, samples, strict=False)):
@@ -111,20 +111,20 @@ class InnerLevelCache:
         return self._predictions(held, samples, timesteps), held.features
 
     def keep(self, predictions: Pyramid, features: torch.Tensor, samples: Pyramid, timesteps: torch.Tensor) -> None:
-        """Hold what the reused levels gave, once all of them have run, if there is a level around them.
+        """Store the results of the reused levels, once all of them have run, if there is a level around them.
 
         Args:
-            predictions: of the levels that are done.
-            features: what the last of them gave to the level around it.
-            samples: of all levels.
-            timesteps: t of every batch row.
+            predictions: predictions of the levels that have run.
+            features: features that the last of them passes to the level around it.
+            samples: inputs of all levels.
+            timesteps: t of every sample.
         """
         if len(predictions) == self.num_levels < len(samples):
             key = (threading.get_ident(), self._context().name)
             self._held[key] = Held(list(predictions), samples[: self.num_levels], timesteps[:1], features)
 
     def _predictions(self, held: Held, samples: Pyramid, timesteps: torch.Tensor) -> Pyramid:
-        """Predictions that stand, in new samples, for the clean pictures of when the levels ran."""
+        """Return the predictions that, for new samples, correspond to the clean images of the last step."""
         scheduler = self.config.scheduler
 
         def note(clean: torch.Tensor) -> torch.Tensor:
@@ -142,18 +142,18 @@ class InnerLevelCache:
         context = _CONTEXT.get()
         if context is None:
             raise ValueError(
-                "This model reuses its inner levels between steps, and has to know which step a call is: call it in "
-                "`with model.cache_context(name, step_index=...)`, or turn that off with `disable_cache`."
+                "This model reuses its inner levels between steps, so it must know the step of each call: call it in "
+                "`with model.cache_context(name, step_index=...)`, or turn the cache off with `disable_cache`."
             )
         return context
 
 
 class InnerLevelCacheMixin(CacheMixin):
-    """diffusers' way of turning caches on and off, for `InnerLevelCacheConfig`.
+    """Mixin with diffusers' methods for turning caches on and off, for `InnerLevelCacheConfig`.
 
     Attributes:
-        inner_cache: None where nothing is reused.
-        num_levels: of the model.
+        inner_cache: the cache; None if it is off.
+        num_levels: number of levels of the model.
     """
 
     inner_cache: InnerLevelCache | None = None
@@ -168,19 +168,19 @@ class InnerLevelCacheMixin(CacheMixin):
         """Reuse the inner levels between steps.
 
         Args:
-            config: says how often they run, and how many of them are reused.
+            config: how often inner levels run, and how many of them are reused.
 
         Raises:
-            ValueError: another config, one of diffusers' for example; a cache is on already; there are no levels
-                around so many.
+            ValueError: the config is of another class, such as one of diffusers'; a cache is already on; or the model
+                has too few levels.
         """
         if not isinstance(config, InnerLevelCacheConfig):
             raise ValueError(
                 f"NestedUNetModel reuses its inner levels (`InnerLevelCacheConfig`); {type(config).__name__} is made "
-                "for transformers whose blocks stand in one list, which it does not have."
+                "for transformers with a single list of blocks, which this model does not have."
             )
         if self.inner_cache is not None:
-            raise ValueError("Inner levels are reused already; call `disable_cache` before another `enable_cache`.")
+            raise ValueError("A cache is already on; call `disable_cache` before another `enable_cache`.")
         num_levels = self.num_levels - 1 if config.num_levels is None else config.num_levels
         if not 1 <= num_levels < self.num_levels:
             raise ValueError(
@@ -195,12 +195,12 @@ class InnerLevelCacheMixin(CacheMixin):
 
     @contextlib.contextmanager
     def cache_context(self, name: str, step_index: int = 0, **kwargs: Any) -> Iterator[None]:
-        """Say which call the calls inside are.
+        """Set the context of calls inside the block.
 
         Args:
-            name: of calls that go on from one another, from step to step.
-            step_index: how many steps were done before; all levels run at the first one and every n-th after it.
-            kwargs: what diffusers' caches want to know besides; not used here.
+            name: common name of calls that follow each other from step to step.
+            step_index: number of steps before; all levels run at the first step and every n-th step after it.
+            kwargs: further arguments of diffusers' caches, which are not used.
         """
         token = _CONTEXT.set(_Context(name, step_index))
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of a block: residual layers, and attention as the published models have it: one query, two separate
-softmaxes (own tokens, text), summed.
+"""The layers of a block: residual layers, upsampling, and attention.
 
-Parameters have the names of diffusers' `ResnetBlock2D`, `Upsample2D` and `Attention`. Where no gradients are needed,
-what a layer has just made is changed in place: memory is passed over less often, and less of it is taken.
+Attention is that of the published models: one query and two separate softmaxes (self, text), whose outputs are added.
+Parameters have the names of diffusers' `ResnetBlock2D`, `Upsample2D` and `Attention`. Without gradients, layers modify
+their intermediate results in place, which saves memory and memory traffic.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .forward_inputs import TextConditioning
 
 
 def zero_(layer: nn.Module | None) -> None:
-    """Set every parameter of a layer to zero; `None` has none."""
+    """Set all parameters of a layer to zero; None is ignored."""
     if layer is not None:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
 
 
-# Feature maps in channels_last of more pixels than this are normalised by `_per_channel`: there PyTorch's own kernel
-# for CPUs adds the squares up one after another, and is off by 1e-3 at 1024 x 1024 pixels (by 5e-6 at 32 x 32).
+# Feature maps in channels_last with more pixels than this are normalised by `_per_channel`: PyTorch's CPU kernel adds
+# up the squares sequentially, with an error of 1e-3 at 1024 x 1024 pixels (5e-6 at 32 x 32).
 _MOST_PIXELS_AT_ONCE = 32 * 32
-# Pixels of a batch from which on they are doubled by `upsampling_kernel`.
+# Batches with at least this many pixels are upsampled by `upsampling_kernel`.
 _FEWEST_PIXELS = 512
-# Numbers that are squared at a time: they stay in the cache of a core.
+# How many numbers are squared at a time, so that they stay in the cache of a core.
 _NUMBERS_AT_A_TIME = 2**17
 
 
 def add(fresh: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Sum of two tensors, the first of which nobody else holds."""
+    """Add two tensors, in place if possible; the first must not be used elsewhere."""
     if torch.is_grad_enabled() or fresh.dtype != other.dtype:
         return fresh + other
     return fresh.add_(other)
@@ -49,13 +49,13 @@ def normalize(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The norm of x, times 1 + scale, plus shift, in memory of its own.
+    """Return norm(x) (1 + scale) + shift, in new memory.
 
     Args:
         norm: a group norm.
         hidden_states: x, `(B, C, H, W)`.
-        scale: `(B, C)`, or `None` for neither.
-        shift: the same.
+        scale: `(B, C)`; None for neither scale nor shift.
+        shift: `(B, C)`, or None.
     """
     if _loses_digits(norm, hidden_states):
         factor, offset = _per_channel(norm, hidden_states)
@@ -72,12 +72,12 @@ def normalize(
 
 
 def norm_silu(norm: nn.Module, hidden_states: torch.Tensor, *scale_and_shift: torch.Tensor) -> torch.Tensor:
-    """silu(norm(x) (1 + scale) + shift), arguments as in `normalize`."""
+    """Return silu(norm(x) (1 + scale) + shift); arguments as in `normalize`."""
     return F.silu(normalize(norm, hidden_states, *scale_and_shift), inplace=not torch.is_grad_enabled())
 
 
 def _loses_digits(norm: nn.Module, hidden_states: torch.Tensor) -> TypeGuard[nn.GroupNorm]:
-    """Whether PyTorch's kernel would lose digits, see `_MOST_PIXELS_AT_ONCE`, and no gradients are needed."""
+    """Return whether PyTorch's kernel would be inaccurate (see `_MOST_PIXELS_AT_ONCE`) and no gradients needed."""
     return (
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -90,14 +90,14 @@ def _loses_digits(norm: nn.Module, hidden_states: torch.Tensor) -> TypeGuard[nn.
 
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer may be computed from its weights: no adapter and no hook (offloading) has wrapped it."""
+    """Return whether a layer can be computed directly from its weights, without an adapter or a hook (offloading)."""
     return type(layer) is kind and "forward" not in layer.__dict__
 
 
 def _per_channel(norm: nn.GroupNorm, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Group norm as a factor and an offset of every channel, `(B, C)` each.
+    """Return group norm as a factor and an offset per channel, `(B, C)` each.
 
-    Sums over pixels are added up in pairs, which keeps their digits however many there are.
+    Sums over pixels use pairwise summation, which stays accurate for any number of pixels.
     """
     channels, height, width = hidden_states.shape[1:]
     pixels = hidden_states.permute(0, 2, 3, 1)
@@ -115,7 +115,7 @@ def _per_channel(norm: nn.GroupNorm, hidden_states: torch.Tensor) -> tuple[torch
 
 
 def as_tokens(hidden_states: torch.Tensor) -> torch.Tensor:
-    """`(B, C, H, W)` → `(B, H W, C)`, where it lies in memory already if that is channels_last."""
+    """Reshape `(B, C, H, W)` to `(B, H W, C)`, without a copy if the memory format is channels_last."""
     return hidden_states.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -207,14 +207,14 @@ class MatryoshkaAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Attend.
+        """Apply self-attention and attention to the text.
 
         Args:
             attn: the layer whose projections are used.
             hidden_states: `(B, N, C)`, normalised tokens.
-            text: what to attend to besides; `None` for self-attention alone. It may have B / F rows, each for the F
+            text: the text to attend to; None for self-attention only. For clips it can have B / F rows, each for the F
                 rows of a clip's frames.
-            attention_mask: `(B, N)`, True for the own tokens to look at; `None` for all.
+            attention_mask: `(B, N)`, True for tokens that self-attention attends to; None for all.
             rotary: cosines and sines `(N, C / heads)` of the tokens' positions, by which neighbouring pairs of
                 channels of query and key are rotated; `None` for no positions.
 
@@ -227,7 +227,7 @@ class MatryoshkaAttnProcessor:
         attended = self.dispatch(query, key, value, attention_mask)
         if text is not None and attn.add_k_proj is not None:
             key, value = attn.text_key_value(text)
-            # All frames of a clip ask together, so that its text need not be copied for each of them.
+            # The queries of all frames of a clip are joined, so that its text need not be copied for each frame.
             together = query.reshape(key.shape[0], -1, *query.shape[2:])
             attended = attended + self.dispatch(together, key, value, text.attention_mask).reshape(query.shape)
         return attn.to_out[1](attn.to_out[0](attended.flatten(2)))
@@ -235,7 +235,7 @@ class MatryoshkaAttnProcessor:
     def dispatch(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """softmax(q k^T / sqrt(d)) v on `(B, N, heads, d)`; `mask` `(B, L)` is True where it may look."""
+        """Compute softmax(q k^T / sqrt(d)) v on `(B, N, heads, d)`; `mask` `(B, L)` is True for keys to attend to."""
         return dispatch_attention_fn(
             query,
             key,
@@ -247,7 +247,7 @@ class MatryoshkaAttnProcessor:
 
 
 class FeedForward(nn.Module):
-    """norm → linear to 4x → exact GELU → linear, on `(B, N, C)`; the norm is the caller's kind."""
+    """Feed-forward part: norm → linear to 4x → exact GELU → linear, on `(B, N, C)`; the caller passes the norm."""
 
     def __init__(self, channels: int, norm: nn.Module) -> None:
         super().__init__()
@@ -256,18 +256,18 @@ class FeedForward(nn.Module):
         self.proj_out = nn.Linear(4 * channels, channels)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Without the norm, which needs the caller's layout: `(B, N, C)` → `(B, N, C)`."""
+        """Apply everything except the norm, which needs the caller's layout: `(B, N, C)` → `(B, N, C)`."""
         return self.proj_out(F.gelu(self.proj_in(tokens)))
 
 
 class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
-    """Projections of one attention among tokens, and from them to the text.
+    """Projections of an attention layer: self-attention, and attention to the text.
 
     Args:
         channels: C, a multiple of `num_heads`.
-        num_heads: heads; each has C / num_heads neighbouring channels.
-        text_dim: width of the text to attend to, or `None`.
-        norm_eps: of the layer norm before the text's projections.
+        num_heads: number of heads; each has C / num_heads neighbouring channels.
+        text_dim: width of the text features, None without text.
+        norm_eps: epsilon of the layer norm before the projections of the text.
     """
 
     to_qkv: nn.Linear
@@ -293,7 +293,7 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         self.add_v_proj = nn.Linear(text_dim, channels) if text_dim else None
         # diffusers' layout: LoRA targets "to_out.0".
         self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Dropout(0.0)])
-        # Position among the attention layers with text; the model sets it.
+        # Index among the attention layers with text, set by the model.
         self.text_slot = 0
         self.processor = MatryoshkaAttnProcessor()
 
@@ -308,7 +308,7 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, hidden_states, text, attention_mask, rotary)
 
     def project(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Query, key and value, each `(B, N, C)`."""
+        """Return query, key and value, each `(B, N, C)`."""
         if self.fused_projections:
             return tuple(self.to_qkv(tokens).chunk(3, dim=-1))
         return self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
@@ -318,7 +318,7 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
         return states.unflatten(-1, (self.heads, -1))
 
     def text_key_value(self, text: TextConditioning) -> tuple[torch.Tensor, torch.Tensor]:
-        """Key and value of the text, `(B, L, heads, d)`: the precomputed ones if there are."""
+        """Return key and value of the text, `(B, L, heads, d)`; precomputed ones are used if there are any."""
         if text.keys_values is not None:
             return text.keys_values[self.text_slot]
         if self.norm_encoder is None or self.add_k_proj is None or self.add_v_proj is None:
@@ -328,15 +328,15 @@ class MatryoshkaAttention(nn.Module, AttentionModuleMixin):
 
 
 class SpatialAttention(nn.Module):
-    """Attention among the pixels of a feature map, and from them to the text, then optionally a feed-forward part.
+    """Attention between the pixels of a feature map and to the text, optionally followed by a feed-forward part.
 
     Args:
-        channels: of the feature map.
-        num_heads: heads.
-        text_dim: width of the text, or `None`.
-        norm_num_groups: of the group norms.
-        norm_eps: of all norms.
-        has_ffn: follow with a feed-forward part.
+        channels: channels of the feature map.
+        num_heads: number of heads.
+        text_dim: width of the text features, None without text.
+        norm_num_groups: groups of the group norms.
+        norm_eps: epsilon of all norms.
+        has_ffn: whether a feed-forward part follows.
     """
 
     def __init__(
@@ -352,7 +352,7 @@ class SpatialAttention(nn.Module):
         if channels % norm_num_groups:
             raise ValueError(
                 f"An attention layer of {channels} channels cannot be normalised in {norm_num_groups} groups "
-                "(`attention_norm_num_groups`); the channels must be a multiple of it."
+                f"(`attention_norm_num_groups`); the channels must be a multiple of that."
             )
         self.norm = nn.GroupNorm(norm_num_groups, channels, eps=norm_eps)
         self.attn = MatryoshkaAttention(channels, num_heads, text_dim, norm_eps)
@@ -368,19 +368,19 @@ class SpatialAttention(nn.Module):
         return hidden_states
 
     def zero_init_(self) -> None:
-        """Zero what adds to the residual stream (ml-mdm's zero_module)."""
+        """Zero the layers whose output is added to the residual stream (ml-mdm's zero_module)."""
         zero_(self.attn.to_out[0])
         if self.ff is not None:
             zero_(self.ff.proj_out)
 
 
 class TextSelfAttention(nn.Module):
-    """Attention among the tokens of a prompt, followed by a feed-forward part.
+    """Self-attention between the tokens of a prompt, followed by a feed-forward part.
 
     Args:
         channels: width of the tokens.
-        num_heads: heads.
-        norm_eps: of the layer norms.
+        num_heads: number of heads.
+        norm_eps: epsilon of the layer norms.
     """
 
     def __init__(self, channels: int, num_heads: int, norm_eps: float) -> None:
@@ -390,6 +390,6 @@ class TextSelfAttention(nn.Module):
         self.ff = FeedForward(channels, nn.LayerNorm(channels, eps=norm_eps))
 
     def forward(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`(B, L, C)` → `(B, L, C)`; `attention_mask` `(B, L)` is True for the tokens to look at."""
+        """`(B, L, C)` → `(B, L, C)`; `attention_mask` `(B, L)` is True for tokens that are attended to."""
         tokens = tokens + self.attn(self.norm(tokens), attention_mask=attention_mask)
         return tokens + self.ff(self.ff.norm(tokens))

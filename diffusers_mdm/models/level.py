@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One level: a U-Net whose middle is the level inside it, and its embedding of time and micro-conditions."""
+"""One level: a U-Net whose middle is the level inside it, and its embedding of timestep and micro-conditioning."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .frames import on_tiled_frames
 from .layers import add, norm_silu, zero_
 from .level_config import LevelConfig
 
-# A micro-condition other than "scale" lies in [0, 1] and is stretched to the range of the time (ml-mdm).
+# A micro-condition other than "scale" is in [0, 1] and is scaled to the range of timesteps (ml-mdm).
 _MICRO_CONDITIONING_STRETCH = 1000
-# Keeps a constant input from becoming NaN; noise never comes near it.
+# Keeps a constant input from becoming NaN; the standard deviation of noise is always much larger.
 _SMALLEST_STD = 1e-6
 
 
 def sinusoids(values: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
-    """Embed scalars `(B,)` as `(B, dim)`: sines first, then cosines, frequencies 10000^(-i / (dim / 2))."""
+    """Embed scalars `(B,)` as `(B, dim)`: sines, then cosines, with frequencies 10000^(-i / (dim / 2))."""
     return get_timestep_embedding(values, dim, flip_sin_to_cos=False, downscale_freq_shift=0).to(dtype)
 
 
 class LevelEmbedding(LayerBorrower):
-    """Time and micro-conditioning of one level, each with its own weights unless they are shared.
+    """Embedding of a level's timestep and micro-conditioning, each with its own weights unless they are shared.
 
     Args:
-        row: the level.
+        row: config of the level.
         time_embed_dim: width D of the result; the sinusoids have D / 4.
     """
 
@@ -48,12 +48,12 @@ class LevelEmbedding(LayerBorrower):
     def forward(
         self, timestep: torch.Tensor, micro_conditioning: Mapping[str, torch.Tensor], pooled: torch.Tensor | None
     ) -> torch.Tensor:
-        """Sum of the embedded time, `pooled` (text, class) and the micro-conditions.
+        """Return the sum of the embeddings of timestep and micro-conditioning, and of `pooled` (text, class).
 
         Args:
             timestep: `(B,)`, 0 … num_train_timesteps - 1.
-            micro_conditioning: values `(B,)` by key; a missing one takes the level's default.
-            pooled: `(B, D)` or `None`.
+            micro_conditioning: values `(B,)` by key; missing ones have the level's defaults.
+            pooled: `(B, D)` or None.
 
         Returns:
             `(B, D)`.
@@ -75,7 +75,7 @@ class LevelEmbedding(LayerBorrower):
         return embedding
 
     def share_with(self, inner: LevelEmbedding) -> None:
-        """Run the layers of another level's embedding; this level's default values stay."""
+        """Use the layers of another level's embedding; this level keeps its own default values."""
         self.borrow(inner.layer("time_embedding"), "time_embedding")
         for key in self.defaults:
             if key in inner.defaults:
@@ -83,16 +83,16 @@ class LevelEmbedding(LayerBorrower):
 
 
 class LevelEncoder(nn.Module):
-    """Way down of a level: from its pixels to its coarsest features, and to the level inside.
+    """Encoder of a level: from its pixels to its coarsest features, and to the features for the level inside.
 
-    Frames of clips are rows, here and in `LevelDecoder`: where `(B, C, H, W)` is written, B is the number of samples
-    times their frames. Embedding and text have a row for each sample.
+    Frames of clips are batch rows, here and in `LevelDecoder`: in the shape `(B, C, H, W)`, B is the number of samples
+    times their frames. Embedding and text have one row per sample.
 
     Args:
-        row: the level.
-        settings: of its blocks.
-        in_channels: of the picture.
-        inner_channels: finest channels of the level inside, or `None` for level 0.
+        row: config of the level.
+        settings: settings of its blocks.
+        in_channels: channels of the noisy image.
+        inner_channels: channels of the level inside at its finest resolution, None for level 0.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class LevelEncoder(nn.Module):
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
-        """Encode.
+        """Run the encoder.
 
         Args:
             sample: `(B, in_channels, H, W)`, noisy.
@@ -140,7 +140,8 @@ class LevelEncoder(nn.Module):
             num_frames: of each sample.
 
         Returns:
-            coarsest features, skips in the order they were made, features for the level inside.
+            The coarsest features, the skip connections in the order in which they were made, and the features for the
+            level inside.
         """
         if self.normalize_input:
             std = sample.float().std(dim=(1, 2, 3), keepdim=True).clamp(min=_SMALLEST_STD)
@@ -159,7 +160,7 @@ class LevelEncoder(nn.Module):
         return hidden_states, skips, self.towards_inner(hidden_states, num_frames // self.frame_ratio)
 
     def towards_inner(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor | None:
-        """Features for the level inside, which has `num_frames` frames."""
+        """Return the features for the level inside, which has `num_frames` frames."""
         if self.in_adapter is None:
             return None
         if self.tiled_adapters:
@@ -168,13 +169,13 @@ class LevelEncoder(nn.Module):
 
 
 class LevelDecoder(nn.Module):
-    """Way up of a level: from its coarsest features and the level inside to its prediction.
+    """Decoder of a level: from its coarsest features and the level inside to its prediction.
 
     Args:
-        row: the level.
-        settings: of its blocks.
-        out_channels: of the prediction.
-        inner_channels: finest channels of the level inside, or `None` for level 0.
+        row: config of the level.
+        settings: settings of its blocks.
+        out_channels: channels of the prediction.
+        inner_channels: channels of the level inside at its finest resolution, None for level 0.
     """
 
     def __init__(
@@ -189,7 +190,7 @@ class LevelDecoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         for index in reversed(range(len(channels))):
             before = channels[min(index + 1, len(channels) - 1)]
-            # The last skip of a resolution is what came into it: its own resampled input, or conv_in's output.
+            # The last skip connection of a resolution is the input to it: the resampled features, or conv_in's output.
             skip_channels = [channels[index]] * row.layers_per_block[index] + [channels[max(index - 1, 0)]]
             self.up_blocks.append(
                 UpBlock(
@@ -214,7 +215,7 @@ class LevelDecoder(nn.Module):
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode.
+        """Run the decoder.
 
         Args:
             hidden_states: `(B, C_last, h, w)`, the encoder's coarsest features.
@@ -225,7 +226,7 @@ class LevelDecoder(nn.Module):
             num_frames: of each sample of the prediction.
 
         Returns:
-            prediction `(B, out_channels, H, W)` and the features it was made of `(B, C_0, H / p, W / p)`.
+            The prediction `(B, out_channels, H, W)` and the features from which it was made, `(B, C_0, H / p, W / p)`.
         """
         frames_here = num_frames // self.frame_ratio
         if inner_features is not None:
@@ -244,20 +245,21 @@ class LevelDecoder(nn.Module):
         return prediction if self.patch_size == 1 else F.pixel_shuffle(prediction, self.patch_size), hidden_states
 
     def from_inner(self, features: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """What the level inside, of `num_frames` frames, adds to the coarsest features."""
+        """Return what the level inside, which has `num_frames` frames, adds to the coarsest features."""
         adapter = cast(nn.Module, self.out_adapter)
         return on_tiled_frames(adapter, features, num_frames) if self.tiled_adapters else adapter(features)
 
 
 class Level(nn.Module):
-    """One level. Every call goes through `forward`, because offload, sharding and device-map hooks wrap only that.
+    """One level. All calls go through `forward`, because hooks for offloading, sharding and device maps wrap only
+    that.
 
     Args:
-        row: its structure.
-        settings: of its blocks.
-        in_channels: of the picture.
-        out_channels: of the prediction.
-        inner_channels: finest channels of the level inside, or `None` for level 0.
+        row: config of the level.
+        settings: settings of its blocks.
+        in_channels: channels of the noisy image.
+        out_channels: channels of the prediction.
+        inner_channels: channels of the level inside at its finest resolution, None for level 0.
     """
 
     def __init__(
@@ -273,12 +275,13 @@ class Level(nn.Module):
         self.embedding = LevelEmbedding(row, settings.time_embed_dim)
         self.encoder = LevelEncoder(row, settings, in_channels, inner_channels)
         self.decoder = LevelDecoder(row, settings, out_channels, inner_channels)
-        # A grown model must start as the model it grew from: the adapters add nothing until they are trained.
+        # After adding a level, the model must compute the same as before: the adapters add nothing until they are
+        # trained.
         for adapter in (self.encoder.in_adapter, self.decoder.out_adapter):
             zero_(adapter)
 
     def forward(self, part: Literal["encode", "decode"], *inputs: Any) -> Any:
-        """Run one half of the level: `encode` on the way in, `decode` on the way out."""
+        """Run `encode` or `decode`, depending on `part`, or their versions for single samples (`slices_rows`)."""
         if self.slices_rows:
             return self.encode_rows(*inputs) if part == "encode" else self.decode_rows(*inputs)
         return self.encode(*inputs) if part == "encode" else self.decode(*inputs)
@@ -293,7 +296,7 @@ class Level(nn.Module):
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None, torch.Tensor]:
-        """Embed time and conditions, then run the way down; the result is what `decode` needs."""
+        """Embed timestep and conditions, then run the encoder; returns what `decode` needs."""
         # Every residual layer begins with the same activation.
         embedding = F.silu(self.embedding(timestep, micro_conditioning, pooled)).to(sample.dtype)
         hidden_states, skips, inner = self.encoder(sample, features, embedding, text, num_frames)
@@ -308,7 +311,7 @@ class Level(nn.Module):
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the way up: prediction and features."""
+        """Run the decoder; returns prediction and features."""
         return self.decoder(hidden_states, skips, inner_features, embedding, text, num_frames)
 
     def encode_rows(
@@ -321,11 +324,13 @@ class Level(nn.Module):
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[Any, ...]:
-        """As `encode`, row after row: lists for `decode_rows`, which need no copies; features for inside are whole."""
+        """Run `encode` on one sample at a time; returns lists for `decode_rows`, but whole features for the level
+        inside.
+        """
         made = []
         for row in range(timestep.shape[0]):
             one, frames = slice(row, row + 1), slice(row * num_frames, (row + 1) * num_frames)
-            # The level outside may have fewer rows.
+            # The level outside may have fewer samples.
             given = None if features is None or features.shape[0] <= frames.start else features[frames]
             micro = {key: value[one] for key, value in micro_conditioning.items()}
             own_text = None if text is None else text.row(row)
@@ -343,7 +348,7 @@ class Level(nn.Module):
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `decode`, of the lists of `encode_rows`, which are emptied on the way."""
+        """Run `decode` on one sample at a time, with the lists of `encode_rows`, which are emptied to free memory."""
         made: list[tuple[torch.Tensor, torch.Tensor]] = []
         inner = inner_features.split(hidden_states[0].shape[0])
         while hidden_states:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Columns on disk, rows in code: one `LevelConfig` for each level of a `NestedUNetModel`."""
+"""The config of each level of a `NestedUNetModel`.
+
+The saved config of a model has one list per setting, with one entry per level (the columns of a table); code works
+with one `LevelConfig` per level (its rows).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from typing import Any
 from ..checked_values import check_flag, check_number, check_whole_number, describe
 from .frames import frame_grid_side
 
-# Far above any model that fits a machine: what lies above is a mistake, and would only be noticed when memory ends.
+# Far larger than any model that fits on a machine; a larger number is a mistake that would only be noticed when memory
+# runs out.
 MAX_LEVELS = 16
 MAX_RESOLUTIONS = 16
 MAX_LAYERS = 1024
@@ -19,12 +24,12 @@ MAX_CHANNELS = 65536
 MAX_FRAMES = 65536
 MAX_PATCH = 256
 
-# Channels of a head of the attention among frames; ml-mdm has no other.
+# Channels per head of temporal attention, fixed in ml-mdm.
 TEMPORAL_HEAD_DIM = 32
-# Settings that a shared layer carries in itself, beside the shapes of its parameters.
+# Settings of a shared layer besides the shapes of its parameters.
 _SETTINGS_OF_SHARED_LAYERS = ("norm_num_groups", "dropout")
 
-# Columns that a config may leave out (as older saved ones do) or leave empty (None), with what every level then has.
+# Columns that can be missing from a config (as in older ones) or None, with the value that all levels then have.
 _OPTIONAL_COLUMNS: dict[str, Any] = {
     "patch_size": 1,
     "num_frames": 1,
@@ -50,36 +55,37 @@ _FLAGS = (
 
 @dataclasses.dataclass(frozen=True)
 class LevelConfig:
-    """The structure of one level. Every field is a column of the model's config.
+    """The config of one level. Every field is a column of the model's config.
 
     Args:
         block_out_channels: channels at each of the level's own resolutions, finest first. With n entries the level is
-            2^(n-1) times larger than the one it wraps, in pixels of a side or (`temporal_downsample`) in frames; and
-            `patch_size` of this level over that of the one inside, in pixels of a side.
-        layers_per_block: residual blocks at each resolution on the way down (one more on the way up).
-        attention_layers_per_block: spatial attention layers after each residual block at each resolution; 0 for none.
-        has_mid_block: residual, attention, residual at the coarsest resolution. Only level 0 can have one: the
-            middle of an outer level is the level inside it.
-        has_attention_ffn: whether each attention is followed by a feed-forward part of 4x width.
+            2^(n-1) times larger than the level inside it, in side or (`temporal_downsample`) in frames; the side is
+            also larger by the ratio of the `patch_size` of both levels.
+        layers_per_block: residual layers at each resolution of the encoder (one more in the decoder).
+        attention_layers_per_block: spatial attention layers after each residual layer at each resolution; 0 for none.
+        has_mid_block: whether there is a middle block (residual, attention, residual) at the coarsest resolution. Only
+            level 0 can have one: the middle of an outer level is the level inside it.
+        has_attention_ffn: whether each attention layer is followed by a feed-forward part of 4x width.
         norm_num_groups: groups of every group norm outside attention.
         normalize_input: divide the input by its standard deviation (per sample, unbiased). Outer levels only.
-        dropout: probability, in the residual blocks.
-        micro_conditioning_keys: names of the scalars that are embedded beside the time, e.g. ("scale",).
-        micro_conditioning_defaults: value of each when it is not given; for "scale" also its upper bound.
-        patch_size: p: squares of p x p pixels are one place of the finest features, so that a large level costs a
-            p^2-th of what its pixels would (space to depth in front of the level, depth to space behind it); 1 as
-            published.
-        num_frames: frames a sample; 1 for pictures.
-        temporal_layers_per_block: temporal attention layers after each residual block at each resolution; `None` for
-            none. Channels there must be multiples of 32, sides even.
+        dropout: dropout probability in the residual layers.
+        micro_conditioning_keys: names of the scalars that are embedded in addition to the timestep, e.g. ("scale",).
+        micro_conditioning_defaults: value of each if it is not given; for "scale" also its upper bound.
+        patch_size: p: the level works on patches of p x p pixels (space to depth before its first layer, depth to
+            space after its last), which reduces the computation at high resolution by p^2; 1 in the published models.
+        num_frames: frames per sample; 1 for images.
+        temporal_layers_per_block: temporal attention layers after each residual layer at each resolution; None for
+            none. Channels there must be multiples of 32, and sides even.
         temporal_downsample: resample frames instead of pixels between the level's resolutions, so that the level
             inside has fewer frames of the same size. Outer levels only.
-        temporal_rotary: rotary positions in the temporal attention.
-        tiled_adapters: let the adapters to and from the level inside see a clip's frames tiled in one picture, as the
-            published video code does, where their convolutions run over the seams; for models converted from it.
-        share_time_embedding: embed time and micro-conditions with the weights of the level inside. Outer levels only.
-        share_blocks: run every residual, attention and resampling layer with the weights of its counterpart in the
-            level inside, where their shapes agree (see `weight_sharing.share_layers`). Outer levels only.
+        temporal_rotary: whether temporal attention has rotary positions.
+        tiled_adapters: whether the adapters to and from the level inside work on a clip's frames tiled in one image,
+            so that their convolutions cross frame borders, like the published video code; for models converted from
+            it.
+        share_time_embedding: embed timestep and micro-conditioning with the weights of the level inside. Outer levels
+            only.
+        share_blocks: use for every residual, attention and resampling layer the weights of its counterpart in the
+            level inside, if their shapes agree (see `weight_sharing.share_layers`). Outer levels only.
     """
 
     block_out_channels: tuple[int, ...]
@@ -103,24 +109,26 @@ class LevelConfig:
 
     @property
     def ratio(self) -> int:
-        """Side of the finest features over that of the coarsest, which is that of the finest of the level inside."""
+        """Side of the finest features relative to the coarsest, which have the side of the finest of the level
+        inside.
+        """
         return 1 if self.temporal_downsample else 2 ** (len(self.block_out_channels) - 1)
 
     @property
     def frame_ratio(self) -> int:
-        """Frames of this level over the frames of the level inside it."""
+        """The number of frames of this level relative to the level inside it."""
         return 2 ** (len(self.block_out_channels) - 1) if self.temporal_downsample else 1
 
     @classmethod
     def rows_from(cls, config: Mapping[str, Any]) -> tuple[LevelConfig, ...]:
-        """Zip the columns of a model's config into rows, innermost level first.
+        """Convert a model's config to one `LevelConfig` per level, innermost first.
 
         Args:
-            config: of a model in memory, or as it was saved: a column that an older version did not know takes the
-                value that this version gives it by default.
+            config: config of a model in memory, or a saved one. Columns that an older version did not have take the
+                current default.
 
         Raises:
-            ValueError: a column is missing, the columns differ in length, or a row contradicts itself.
+            ValueError: a column is missing, columns differ in length, or the settings of a level are contradictory.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         num_levels = _number_of_levels(config)
@@ -139,7 +147,7 @@ class LevelConfig:
 
     @classmethod
     def columns_from(cls, rows: tuple[LevelConfig, ...]) -> dict[str, Any]:
-        """The inverse of `rows_from`: one tuple a field, innermost level first."""
+        """Return one tuple per field, innermost level first: the inverse of `rows_from`."""
         columns: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             column = tuple(getattr(row, field.name) for row in rows)
@@ -148,7 +156,7 @@ class LevelConfig:
         return columns
 
     def check(self, index: int) -> None:
-        """Raise a ValueError that names level `index` and what contradicts what."""
+        """Raise a ValueError if settings of this level, with number `index`, are invalid or contradictory."""
         _check_shapes(self, index)
         _check_values(self, index)
         _check_divisibility(self, index)
@@ -176,7 +184,7 @@ def _number_of_levels(config: Mapping[str, Any]) -> int:
 
 
 def _column(config: Mapping[str, Any], name: str, num_levels: int) -> Sequence[Any]:
-    """One entry for each level; what an optional column means where the config does not have it."""
+    """Return a column with one entry per level, or the default of an optional column that the config does not have."""
     column = config.get(name)
     if column is None and name in _OPTIONAL_COLUMNS:
         return (_OPTIONAL_COLUMNS[name],) * num_levels
@@ -194,7 +202,7 @@ def _column(config: Mapping[str, Any], name: str, num_levels: int) -> Sequence[A
 
 
 def _frozen(entry: Any, name: str) -> Any:
-    """Lists (as JSON gives them) become tuples; mappings and nested lists are refused."""
+    """Convert lists (as in JSON) to tuples; mappings and nested lists are refused."""
     if isinstance(entry, (list, tuple)):
         if any(isinstance(item, (list, tuple, Mapping)) for item in entry):
             raise ValueError(f"{name} = {describe(entry)} is nested too deeply; expected plain values.")
@@ -205,7 +213,7 @@ def _frozen(entry: Any, name: str) -> Any:
 
 
 def _check_shapes(row: LevelConfig, index: int) -> None:
-    """Refuse what is no list where one belongs, and lists of other lengths."""
+    """Check that lists are lists, with the right lengths."""
     channels = row.block_out_channels
     num_resolutions = len(channels) if isinstance(channels, tuple) else 0
     if not 1 <= num_resolutions <= MAX_RESOLUTIONS:
@@ -231,7 +239,7 @@ def _check_shapes(row: LevelConfig, index: int) -> None:
 
 
 def _check_values(row: LevelConfig, index: int) -> None:
-    """Refuse entries that are no numbers, flags or names, or out of any sensible range."""
+    """Check that entries are numbers, flags or names, and in a sensible range."""
     for channels in row.block_out_channels:
         check_whole_number(channels, f"block_out_channels[{index}]", 1, MAX_CHANNELS)
     for layers in row.layers_per_block:
@@ -241,7 +249,7 @@ def _check_values(row: LevelConfig, index: int) -> None:
     for layers in row.temporal_layers_per_block or ():
         check_whole_number(layers, f"temporal_layers_per_block[{index}]", 0, MAX_LAYERS, "Use 0 for none.")
     check_whole_number(row.patch_size, f"patch_size[{index}]", 1, MAX_PATCH)
-    check_whole_number(row.num_frames, f"num_frames[{index}]", 1, MAX_FRAMES, "A model of pictures has 1.")
+    check_whole_number(row.num_frames, f"num_frames[{index}]", 1, MAX_FRAMES, "An image model has 1.")
     check_whole_number(row.norm_num_groups, f"norm_num_groups[{index}]", 1, MAX_CHANNELS)
     for name in _FLAGS:
         check_flag(getattr(row, name), f"{name}[{index}]")
@@ -249,7 +257,8 @@ def _check_values(row: LevelConfig, index: int) -> None:
     for key, default in zip(row.micro_conditioning_keys, row.micro_conditioning_defaults, strict=True):
         if not isinstance(key, str) or not key.isidentifier() or row.micro_conditioning_keys.count(key) > 1:
             raise ValueError(
-                f"micro_conditioning_keys[{index}] has {describe(key)}; expected names such as 'scale', each once."
+                f"micro_conditioning_keys[{index}] has {describe(key)}; expected names such as 'scale', without "
+                f"duplicates."
             )
         # A scale is divided by its default.
         is_scale = key == "scale"
@@ -268,12 +277,12 @@ def _check_divisibility(row: LevelConfig, index: int) -> None:
 
 
 def _check_temporal(row: LevelConfig, index: int) -> None:
-    """Refuse temporal settings of level `index` that contradict each other or its other settings."""
+    """Check that the temporal settings of level `index` are consistent with each other and its other settings."""
     layers = row.temporal_layers_per_block or ()
     if any(layers) and row.num_frames == 1:
         raise ValueError(
-            f"temporal_layers_per_block[{index}] = {layers}, but num_frames[{index}] is 1: attention among frames "
-            "needs several. Set num_frames, or leave the temporal layers out."
+            f"temporal_layers_per_block[{index}] = {layers}, but num_frames[{index}] is 1: temporal attention "
+            f"needs several frames. Set num_frames, or omit the temporal layers."
         )
     narrow = [
         channels
@@ -299,7 +308,7 @@ def _check_temporal(row: LevelConfig, index: int) -> None:
 
 
 def _check_sides(row: LevelConfig, inner: LevelConfig, index: int) -> None:
-    """Refuse a level that is not a whole number of times larger than the level inside it."""
+    """Check that a level is a whole number of times larger than the level inside it."""
     patches = f"patch_size[{index}] = {row.patch_size} and patch_size[{index - 1}] = {inner.patch_size}"
     if row.temporal_downsample and row.patch_size != inner.patch_size:
         raise ValueError(
@@ -319,7 +328,7 @@ def _check_sides(row: LevelConfig, inner: LevelConfig, index: int) -> None:
 
 
 def _check_frames(row: LevelConfig, inner: LevelConfig, index: int) -> None:
-    """Refuse a number of frames of level `index` that does not follow from the level inside it."""
+    """Check that the number of frames of level `index` agrees with the level inside it."""
     expected = inner.num_frames * row.frame_ratio
     if row.num_frames != expected:
         how = (
@@ -343,7 +352,7 @@ def _check_frames(row: LevelConfig, inner: LevelConfig, index: int) -> None:
 
 
 def _check_sharing(row: LevelConfig, inner: LevelConfig | None, index: int) -> None:
-    """Refuse sharing that level `index` cannot do with the level inside it."""
+    """Check that level `index` can share layers with the level inside it."""
     if inner is None:
         if row.share_time_embedding or row.share_blocks:
             raise ValueError(
@@ -358,5 +367,5 @@ def _check_sharing(row: LevelConfig, inner: LevelConfig | None, index: int) -> N
         if ours != theirs:
             raise ValueError(
                 f"share_blocks[{index}] is True, but {name}[{index}] = {ours} and {name}[{index - 1}] = {theirs}; "
-                "shared layers have one setting, make them equal."
+                "shared layers have the same settings, so make them equal."
             )

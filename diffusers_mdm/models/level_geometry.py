@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of levels as they follow from their rows."""
+"""The relative sizes of a model's levels, computed from their configs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .level_config import LevelConfig
 
 @dataclasses.dataclass(frozen=True)
 class LevelGeometry:
-    """How the levels of a model lie in one another, innermost first.
+    """The relative sizes of a model's levels, innermost first.
 
     Args:
-        ratios: side of every level over that of level 0, e.g. (1, 4, 16).
-        frames: of every level, e.g. (1, 4, 16); all 1 in a model of pictures.
-        multiples: entry k is what the sides of level 0 must be multiples of where levels 0 … k run, so that every
-            resolution has whole sides, and even ones where there is temporal attention.
-        has_temporal_attention: of every level.
+        ratios: side of every level relative to level 0, e.g. (1, 4, 16).
+        frames: number of frames of every level, e.g. (1, 4, 16); all 1 for an image model.
+        multiples: if levels 0 … k run, the sides of level 0 must be multiples of entry k, so that every resolution has
+            integer sides, and even ones where there is temporal attention.
+        has_temporal_attention: for every level, whether it has temporal attention.
     """
 
     ratios: tuple[int, ...]
@@ -30,7 +30,7 @@ class LevelGeometry:
 
     @classmethod
     def of(cls, rows: Sequence[LevelConfig]) -> LevelGeometry:
-        """What the rows of a model make of it."""
+        """Compute the geometry of a model from its level configs."""
         return cls(
             ratios=side_ratios(rows),
             frames=tuple(row.num_frames for row in rows),
@@ -40,7 +40,7 @@ class LevelGeometry:
 
 
 def side_ratios(rows: Sequence[LevelConfig]) -> tuple[int, ...]:
-    """Side of every level over that of level 0, e.g. (1, 4, 16)."""
+    """Return the side of every level relative to level 0, e.g. (1, 4, 16)."""
     ratios = [1]
     for inner, row in itertools.pairwise(rows):
         ratios.append(ratios[-1] * row.ratio * row.patch_size // inner.patch_size)
@@ -48,7 +48,9 @@ def side_ratios(rows: Sequence[LevelConfig]) -> tuple[int, ...]:
 
 
 def level_sides(sample_size: int, rows: Sequence[LevelConfig]) -> tuple[int, ...]:
-    """Side of every level, innermost first, in pixels (or latents) as `sample_size`, that of level 0."""
+    """Return the side of every level, innermost first, in the unit of `sample_size` (pixels or latents), that of level
+    0.
+    """
     return tuple(sample_size * ratio for ratio in side_ratios(rows))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`NestedUNetModel`: one network that denoises every level of a pyramid at once (Gu et al. 2024, section 3.2)."""
+"""`NestedUNetModel`, which denoises all levels of a pyramid at once (Gu et al. 2024, section 3.2)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class NestedUNetOutput(BaseOutput):
     """Output of `NestedUNetModel`.
 
     Args:
-        sample: the prediction, a pyramid (innermost first) shaped as the input; a tensor if the input was one.
+        sample: the prediction, a pyramid (innermost first) with the shapes of the input; a tensor if the input was
+            one.
     """
 
     sample: Pyramid | torch.Tensor
@@ -68,27 +69,30 @@ class NestedUNetModel(
     PeftAdapterMixin,
     SingleFileMixin,
 ):
-    r"""A flat list of levels, innermost first; level i wraps level i - 1.
+    r"""A nested U-Net that denoises all levels of a pyramid at once.
 
-    The structure of the levels is given in columns, one entry a level: see [`LevelConfig`] for `block_out_channels` …
-    `share_blocks`. With `num_frames` above 1 it is a model of clips: samples are then `(B, C, F, H, W)`.
+    Its levels are a flat list, innermost first; the U-Net of level i wraps that of level i - 1. Settings of levels are
+    lists with one entry per level: see [`LevelConfig`] for `block_out_channels` … `share_blocks`. With `num_frames`
+    above 1 it is a video model, with samples `(B, C, F, H, W)`.
 
     Args:
-        sample_size: side of level 0 in pixels. Level i, of n resolutions, is 2^(n - 1) times larger than level i - 1,
-            in pixels of a side or (`temporal_downsample`) in frames; and as many times as its patches are larger.
-        in_channels: channels of the noisy picture.
+        sample_size: side of level 0 in pixels. Level i, with n resolutions, is 2^(n - 1) times larger than level i -
+            1, in side or (`temporal_downsample`) in frames; the side is also larger by the ratio of their
+            `patch_size`.
+        in_channels: channels of the noisy image.
         out_channels: channels of the prediction.
-        num_attention_heads: of every attention.
+        num_attention_heads: heads of every attention layer.
         attention_norm_num_groups: groups of the group norms in attention.
-        norm_eps: of every norm.
-        time_embed_dim: width of the time embedding; `None` for 4 times the first channels of level 0.
-        encoder_hid_dim: width of the text encoder's output when it is projected first, else `None`.
-        cross_attention_dim: width of the text inside the model; `None` for a model without text.
-        num_text_layers: transformer layers over the projected text.
-        use_cross_attention_mask: hide padding from the attention to the text. The published models hide it only from
+        norm_eps: epsilon of all norms.
+        time_embed_dim: width of the time embedding; None for 4 times the first channels of level 0.
+        encoder_hid_dim: width of the text encoder's output if it is projected to `cross_attention_dim`, None
+            otherwise.
+        cross_attention_dim: width of the text features inside the model; None for a model without text.
+        num_text_layers: transformer layers on the projected text features.
+        use_cross_attention_mask: exclude padding from attention to the text. The published models exclude it only from
             the pooled text.
-        num_class_embeds: number of class labels, or `None`.
-        output_bound: s in tanh(v / s) s, or `None`; models of one level only.
+        num_class_embeds: number of class embeddings; None without classes.
+        output_bound: s in tanh(v / s) s; None for no bound. Only for models with one level.
     """
 
     _supports_gradient_checkpointing = True
@@ -140,7 +144,7 @@ class NestedUNetModel(
         self.geometry = LevelGeometry.of(rows)
         self.micro_conditioning_names = sorted({key for row in rows for key in row.micro_conditioning_keys})
 
-        # What no level owns comes before the levels, so that growing only appends parameters (EMA, optimizer state).
+        # What belongs to no level comes first, so that a new level only appends parameters (EMA, optimizer state).
         self._add_conditions(time_embed_dim)
         self.levels = nn.ModuleList(build_levels(self.config, rows, time_embed_dim))
         for slot, attention in enumerate(self._text_attentions()):
@@ -149,12 +153,12 @@ class NestedUNetModel(
             self._keep_levels_together()
 
     def _keep_levels_together(self) -> None:
-        """Have all levels placed on one device: a level that runs layers of another one must find them there."""
+        """Keep all levels on one device: a level that shares layers with another one must be on the same device."""
         self._no_split_modules = ["ModuleList"]
         self._supports_group_offloading = False
 
     def _add_conditions(self, time_embed_dim: int) -> None:
-        """Modules for text and classes, as the config says."""
+        """Add the modules for text and classes."""
         config, width = self.config, self.config["cross_attention_dim"]
         if config["encoder_hid_dim"] is not None and width is not None:
             self.encoder_hid_proj = nn.Linear(config["encoder_hid_dim"], width)
@@ -176,12 +180,12 @@ class NestedUNetModel(
 
     @property
     def level_ratios(self) -> tuple[int, ...]:
-        """Side of every level over that of level 0, e.g. (1, 4, 16)."""
+        """Side of every level relative to level 0, e.g. (1, 4, 16)."""
         return self.geometry.ratios
 
     @property
     def level_frames(self) -> tuple[int, ...]:
-        """Frames of every level, e.g. (1, 4, 16); all 1 in a model of pictures."""
+        """Number of frames of every level, e.g. (1, 4, 16); all 1 for an image model."""
         return self.geometry.frames
 
     @property
@@ -191,13 +195,13 @@ class NestedUNetModel(
 
     @property
     def size_multiple(self) -> int:
-        """Sides of level 0 must be multiples of this."""
+        """The number of which the sides of level 0 must be multiples."""
         return self.geometry.multiples[-1]
 
     # --- text ---
 
     def _text_attentions(self) -> list[MatryoshkaAttention]:
-        """The attention layers that look at the text, in the order of `TextConditioning.keys_values`."""
+        """The attention layers with text, in the order of `TextConditioning.keys_values`."""
         return [
             module
             for module in self.modules()
@@ -213,16 +217,16 @@ class NestedUNetModel(
         with_keys_values: bool = False,
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> TextConditioning:
-        """Compute all that the model makes of a prompt without knowing the timestep.
+        """Compute everything from a prompt that does not depend on the timestep.
 
-        The result can be passed to `forward` as `encoder_hidden_states` at every step of a loop; the numbers do not
-        change.
+        The result can be passed to `forward` as `encoder_hidden_states` at every step of a sampling loop, and does not
+        change its output.
 
         Args:
-            encoder_hidden_states: `(B, L, encoder_hid_dim or cross_attention_dim)`, the text encoder's output, zero
-                where there is padding.
-            encoder_attention_mask: `(B, L)`, nonzero for tokens, zero for padding; `None` without padding.
-            with_keys_values: compute every attention layer's key and value of the text, too.
+            encoder_hidden_states: `(B, L, encoder_hid_dim or cross_attention_dim)`, the text encoder's output, zero at
+                padding.
+            encoder_attention_mask: `(B, L)`, nonzero for tokens, zero for padding; None without padding.
+            with_keys_values: also compute the keys and values of the text for every attention layer.
             cross_attention_kwargs: as in `forward`, which does not scale what is computed here.
         """
         return self._encode_text(encoder_hidden_states, encoder_attention_mask, with_keys_values)
@@ -230,7 +234,7 @@ class NestedUNetModel(
     def _encode_text(
         self, encoder_hidden_states: torch.Tensor, encoder_attention_mask: torch.Tensor | None, with_keys_values: bool
     ) -> TextConditioning:
-        """As `encode_text`, inside of a call that has already brought weights and adapters to where they belong."""
+        """Implement `encode_text`, inside a call that has already moved weights and scaled adapters."""
         check_text(self.config, encoder_hidden_states, encoder_attention_mask)
         hidden_states = encoder_hidden_states
         if self.config["encoder_hid_dim"] is not None:
@@ -239,7 +243,7 @@ class NestedUNetModel(
         mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
         for layer in self.text_layers:
             hidden_states = layer(hidden_states, mask if use_mask else None)
-        # ml-mdm: its text layers drop the mask before the text is pooled, unless attention uses the mask.
+        # As in ml-mdm, text layers drop the mask before the text is pooled, unless attention uses the mask.
         pooling_mask = mask if use_mask or len(self.text_layers) == 0 else None
         pooled = self.text_embedding(masked_mean(hidden_states, pooling_mask))
         text = TextConditioning(hidden_states, pooled, mask if use_mask else None)
@@ -261,25 +265,25 @@ class NestedUNetModel(
         cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> NestedUNetOutput | tuple[Pyramid | torch.Tensor]:
-        r"""Predict for every level of a noisy pyramid.
+        r"""Predict every level of a noisy pyramid.
 
         Args:
             sample: noisy levels `(B_i, in_channels, H_i, W_i)`, innermost first, B_0 >= B_1 >= …; with k levels only
-                the inner k levels run. A bare tensor is level 0. Models of clips take `(B_i, in_channels, F_i, H_i,
-                W_i)` with `level_frames` frames; where all k levels have equally many, also single frames (F_i = 1,
-                or pictures).
-            timestep: 0 … num_train_timesteps - 1, one for all rows or `(B_0,)`.
-            encoder_hidden_states: `(B_0, L, D)`, zero where there is padding, or the result of `encode_text`.
-            encoder_attention_mask: `(B_0, L)`, zero for padding; `None` without padding.
+                the inner k levels run. A bare tensor is level 0. Video models take `(B_i, in_channels, F_i, H_i, W_i)`
+                with `level_frames` frames; if all k levels have equally many frames, also single frames (F_i = 1, or
+                images).
+            timestep: 0 … num_train_timesteps - 1, one for all samples or `(B_0,)`.
+            encoder_hidden_states: `(B_0, L, D)`, zero at padding, or the result of `encode_text`.
+            encoder_attention_mask: `(B_0, L)`, zero for padding; None without padding.
             class_labels: `(B_0,)` integers, if the model has classes.
-            added_cond_kwargs: micro-conditions `(B_0,)` by name, e.g. `{"scale": ...}`; a missing one takes its
-                default.
+            added_cond_kwargs: micro-conditioning values `(B_0,)` by name, e.g. `{"scale": ...}`; missing ones have
+                their defaults.
             cross_attention_kwargs: `{"scale": s}` scales LoRA layers for this call.
             return_dict: return a `NestedUNetOutput` instead of a tuple.
 
         Raises:
             ValueError: sizes, batches or conditions do not fit the model.
-            TypeError: an argument is of another kind than described.
+            TypeError: an argument has a wrong type.
         """
         pyramid, is_tensor = as_pyramid(sample)
         check_sample(pyramid, self.geometry, self.config["in_channels"])
@@ -322,11 +326,11 @@ class NestedUNetModel(
         return NestedUNetOutput(sample=output) if return_dict else (output,)
 
     def _reused(self, pyramid: Pyramid, timesteps: torch.Tensor) -> tuple[Pyramid, torch.Tensor | None]:
-        """Predictions of inner levels that need not run, and what they gave the next level, if any."""
+        """Return cached predictions of inner levels that need not run, and the features for the next level, if any."""
         return ([], None) if self.inner_cache is None else self.inner_cache.reused(pyramid, timesteps)
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        """Drop what inner levels have left for further steps; diffusers' pipelines do so after each drawing."""
+        """Discard the cached results of inner levels; diffusers' pipelines call this after each sampling run."""
         if self.inner_cache is not None:
             self.inner_cache.forget()
 
@@ -365,11 +369,10 @@ class NestedUNetModel(
 
 
 def build_levels(config: Mapping[str, Any], rows: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
-    """The levels of a model, innermost first, each knowing the channels of the one inside it, and sharing layers with
-    it where the rows say so.
+    """Build the levels of a model, innermost first, and let them share layers as configured.
 
     Raises:
-        ValueError: a level is to share blocks, but none of its layers can.
+        ValueError: a level is configured to share blocks, but none of its layers can be shared.
     """
     levels: list[Level] = []
     for index, row in enumerate(rows):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What connects the frames of a clip: attention and learned resampling over frames (ml-mdm, Video).
+"""Temporal layers: attention between frames and learned resampling of frames (ml-mdm, Video).
 
-Feature maps come with frames as rows, `(B F, C, H, W)`.
+In feature maps, frames are batch rows: `(B F, C, H, W)`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from .frames import unfold_frames
 from .layers import FeedForward, MatryoshkaAttention, zero_
 from .level_config import TEMPORAL_HEAD_DIM
 
-# Attention kernels put rows into a dimension of their launch grid, of which there are at most 65535.
+# Attention kernels put batch rows in a dimension of their launch grid, whose size is at most 65535.
 MAX_ATTENTION_ROWS = 32768
 
 
 class TemporalAttention(nn.Module):
-    """Attention among the frames at every place of a feature map of half the size, then a feed-forward part.
+    """Attention between frames at every position of the feature map at half its size, followed by a feed-forward part.
 
     Args:
-        channels: of the feature map, a multiple of 32.
-        norm_eps: of the layer norms.
-        has_rotary: rotate queries and keys by the position of their frame.
+        channels: channels of the feature map, a multiple of 32.
+        norm_eps: epsilon of the layer norms.
+        has_rotary: whether queries and keys are rotated by the position of their frame.
     """
 
     def __init__(self, channels: int, norm_eps: float, has_rotary: bool) -> None:
@@ -38,7 +38,7 @@ class TemporalAttention(nn.Module):
         self.up_conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """`(B F, C, H, W)` → the same; H and W are even."""
+        """Map `(B F, C, H, W)` to the same shape; H and W must be even."""
         reduced = self.down_conv(hidden_states)
         batch, (height, width) = reduced.shape[0] // num_frames, reduced.shape[2:]
         tokens = unfold_frames(reduced, num_frames).permute(0, 3, 4, 2, 1).flatten(0, 2)
@@ -47,7 +47,7 @@ class TemporalAttention(nn.Module):
         return hidden_states + self.up_conv(F.interpolate(reduced, scale_factor=2.0, mode="nearest"))
 
     def attend(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`(B H W, F, C)` → the same, one sequence of frames for each place."""
+        """Map `(B H W, F, C)` to the same shape; each position has its own sequence of frames."""
         rotary = None
         if self.has_rotary:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
@@ -57,12 +57,14 @@ class TemporalAttention(nn.Module):
         return tokens + self.ff(self.ff.norm(tokens))
 
     def zero_init_(self) -> None:
-        """Zero what adds to the residual stream: a clip is then a batch of pictures."""
+        """Zero the layers whose output is added to the residual stream: a clip is then treated as a batch of
+        images.
+        """
         zero_(self.up_conv)
 
 
 class FrameDownsample(nn.Module):
-    """Half as many frames: a convolution over frames with stride 2."""
+    """Halves the number of frames by a convolution over frames with stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -74,7 +76,7 @@ class FrameDownsample(nn.Module):
 
 
 class FrameUpsample(nn.Module):
-    """Twice as many frames: each one doubled, then a convolution over frames."""
+    """Doubles the number of frames by repeating each, followed by a convolution over frames."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ class FrameUpsample(nn.Module):
 
 
 def _over_frames(conv: nn.Module, rows: torch.Tensor, num_frames: int, repeats: int) -> torch.Tensor:
-    """Convolve over frames at every place, each frame `repeats` times."""
+    """Convolve over frames at every position, with each frame repeated `repeats` times."""
     batch, (height, width) = rows.shape[0] // num_frames, rows.shape[2:]
     lines = unfold_frames(rows, num_frames).permute(0, 3, 4, 1, 2).flatten(0, 2)
     if repeats > 1:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Levels that run layers of the level inside them in place of their own: fewer weights, and one set of them for
-several resolutions (an open direction of Gu et al. 2024).
+"""Sharing layers between levels: a level uses layers of the level inside it instead of its own.
 
-A shared layer belongs to the innermost level that runs it and is registered there alone, so a model that grows by a
-sharing level keeps all of its parameters' names.
+This saves weights and uses the same ones at several resolutions (an open direction of Gu et al. 2024). A shared layer
+is registered only in the innermost level that uses it, so adding a level that shares layers keeps all parameter names.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from .level_config import LevelConfig
 
 
 def share_layers(outer: Level, inner: Level, row: LevelConfig, index: int) -> None:
-    """Let level `index` run what its row says with layers of the level inside it.
+    """Replace layers of level `index` by those of the level inside it, as its config says.
 
-    Time embedding: the layers for the time and for each micro-condition that both levels know; the outer level keeps
-    its own default values. Blocks: every residual, attention and resampling layer whose counterpart inside (the same
-    layer of the same resolution, counted from the finest, on the same way) has parameters of the same shapes.
+    Time embedding: the layers for the timestep and for each micro-condition that both levels have; the outer level
+    keeps its own default values. Blocks: every residual, attention and resampling layer whose counterpart inside (the
+    same layer of the same resolution, counted from the finest, in the encoder or decoder) has parameters of the same
+    shapes.
 
     Raises:
         ValueError: no layer of the blocks has such a counterpart.
@@ -38,16 +38,16 @@ def share_layers(outer: Level, inner: Level, row: LevelConfig, index: int) -> No
         if not pairs:
             raise ValueError(
                 f"share_blocks[{index}] is True, but no layer of level {index} has the shapes of its counterpart in "
-                f"level {index - 1}; give both levels the same channels (block_out_channels) at one resolution at "
-                "least, or set share_blocks to False."
+                f"level {index - 1}; give both levels the same channels (block_out_channels) at at least one "
+                f"resolution, or set share_blocks to False."
             )
 
 
 def _counterparts(outer: Level, inner: Level) -> Iterator[tuple[ResolutionBlock, str, int, nn.Module]]:
-    """(block, list and position of a layer of the outer level; the layer inside that can stand in for it)."""
+    """Yield (block, list and index of a layer of the outer level; the layer inside that can replace it)."""
     ways = (
         (list(outer.encoder.down_blocks), list(inner.encoder.down_blocks)),
-        # The way up begins with the coarsest resolution.
+        # The decoder begins with the coarsest resolution.
         (list(outer.decoder.up_blocks)[::-1], list(inner.decoder.up_blocks)[::-1]),
     )
     for ours, theirs in ways:
@@ -62,14 +62,14 @@ def _counterparts(outer: Level, inner: Level) -> Iterator[tuple[ResolutionBlock,
 
 
 def _is_alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two layers differ in nothing but the values of their parameters."""
+    """Return whether two layers differ only in the values of their parameters."""
     shapes, others = ({name: value.shape for name, value in layer.named_parameters()} for layer in (one, other))
     rotary, other_rotary = (getattr(layer, "has_rotary", None) for layer in (one, other))
     return type(one) is type(other) and shapes == others and rotary == other_rotary
 
 
 def borrowed_names(model: nn.Module) -> dict[str, str]:
-    """Name of every layer that a level borrows, as if it were its own → name of the layer it is."""
+    """Map the name that every borrowed layer would have as the level's own layer to its actual name."""
     owners = {id(module): name for name, module in model.named_modules()}
     return {
         f"{name}.{place}": owners[id(layer)]
@@ -80,11 +80,11 @@ def borrowed_names(model: nn.Module) -> dict[str, str]:
 
 
 def unshared_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """The state dict of the same model without sharing: a shared tensor stands under each of its names.
+    """Return the state dict of the same model without sharing, with shared tensors under each of their names.
 
     Args:
-        model: whose levels share layers.
-        state: its state dict; read off the model by default.
+        model: a model whose levels share layers.
+        state: its state dict; by default that of the model.
     """
     unshared = dict(model.state_dict() if state is None else state)
     for name, owner in borrowed_names(model).items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipelines: from prompts, classes and pictures to pictures and clips."""
+"""The pipelines, one module per task."""
 
 from diffusers_mdm.pipelines.pipeline_mdm import MDMPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline

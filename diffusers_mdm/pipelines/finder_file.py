@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small file beside a saved pipeline through which `DiffusionPipeline` finds its class."""
+"""The file `pipeline.py` in a saved pipeline, with which `DiffusionPipeline` finds its class."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# Written beside the weights, so that diffusers finds the class where this package was not imported before.
+# Written into the folder, so that diffusers finds the class if this package has not been imported.
 FINDER_FILE = "pipeline.py"
 
 
 def write_finder(pipeline: type, folder: str | os.PathLike) -> None:
-    """Write the file into a folder, which is made if missing; classes of other packages get none.
+    """Write the file into a folder, which is created if missing; not for classes of other packages.
 
-    diffusers runs such files one after the other in the same module, and wants to find one pipeline there: so all of
-    them use the same name. What the class is for makes their lengths differ, by which Python tells them apart when
-    they were written in the same second.
+    diffusers executes such files in the same module and expects a single pipeline there, so all of them use the same
+    name. They contain the purpose of the class, so that their lengths differ: by that Python distinguishes files that
+    were written in the same second.
 
     Args:
         pipeline: the class.
-        folder: where the pipeline is saved.
+        folder: folder of the saved pipeline.
     """
     package = pipeline.__module__.partition(".")[0]
     if package != __name__.partition(".")[0]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A labelled grid of pictures: one column a prompt, one row a level of the pyramid."""
+"""Labelled grids of images: one column per prompt, one row per level of the pyramid."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-MIN_CELL = 128  # pixels; smaller pictures are enlarged to at least this side
+MIN_CELL = 128  # pixels; smaller images are enlarged to at least this side
 GAP = 8  # pixels between cells
 FONT_SIZE = 14  # pixels
 INK = (32, 32, 32)
 
 
 def make_grid(pyramid: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Image.Image:
-    """Lay out one column a prompt and one row a level, the smallest level on top, all enlarged to one size.
+    """Lay out one column per prompt and one row per level, the smallest level on top, all enlarged to the same size.
 
     Args:
-        pyramid: for each level, innermost first, one picture a prompt.
+        pyramid: for each level, innermost first, one image per prompt.
         prompts: the labels of the columns.
     """
     font = ImageFont.load_default(FONT_SIZE)
@@ -38,7 +38,7 @@ def make_grid(pyramid: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) 
         top = header + row * (cell + GAP)
         ink.text((GAP, top + cell // 2), size_name(level[0]), INK, font, anchor="lm")
         for column, picture in enumerate(level):
-            # Nearest, because the point is to see what the level holds, pixel by pixel.
+            # Nearest, to show the pixels of the level.
             scale = cell / max(picture.size)
             shown = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.NEAREST)
             grid.paste(shown, (margin + column * (cell + GAP), top))
@@ -46,7 +46,7 @@ def make_grid(pyramid: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) 
 
 
 def wrap_label(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """Break a text into lines of at most `width` pixels; a longer word keeps a line of its own."""
+    """Wrap a text into lines of at most `width` pixels; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -57,6 +57,6 @@ def wrap_label(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, wi
 
 
 def size_name(picture: Image.Image) -> str:
-    """Name the size of a picture: the side of a square, width x height otherwise."""
+    """Return the size of an image as text: the side of a square, otherwise width x height."""
     width, height = picture.size
     return f"{width} px" if width == height else f"{width} x {height} px"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all MDM pipelines are: components, saving and loading, converting to siblings, checks, conditioning, output."""
+"""The base class of all MDM pipelines: components, saving and loading, conversion, checks, conditioning, output."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from diffusers_mdm.pyramid import as_pyramid
 
 logger = logging.get_logger(__name__)
 
-# diffusers casts all components of a converted pipeline to one precision; these are shared, and stay as they are.
+# diffusers casts all components of a converted pipeline to one precision; ours are shared and must not be changed.
 _KEEPS_PRECISION: ContextVar[bool] = ContextVar("keeps precision", default=False)
 
 
 def control(name: str) -> Any:
-    """A property that reads and changes a control of the current drawing, see `RunningDrawings`."""
+    """Return a property that reads and changes a control of the current drawing; see `RunningDrawings`."""
 
     def get(pipeline: MDMPipelineBase) -> Any:
         return pipeline.running_drawings.get(name)
@@ -56,12 +56,12 @@ def control(name: str) -> Any:
 
 
 class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
-    """What every MDM pipeline is. A pipeline for a task adds its `__call__`, and what it checks besides.
+    """Base class of all MDM pipelines. The pipeline of a task adds `__call__` and further checks.
 
-    The steps of a call are functions of `drawing/` over a `Drawing`, which carries everything that one drawing needs.
+    The steps of a call are functions in `drawing/` that work on a `Drawing`, the state of one sampling run.
 
     Args:
-        drawing_defaults: settings that suit the model, for calls that say nothing; see `drawing.request`.
+        drawing_defaults: default settings that suit the model; see `drawing.request`.
         components: the components of the task, by name.
     """
 
@@ -77,7 +77,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         "negative_prompt_attention_mask",
     ]
 
-    # For calls and folders that say nothing, see `drawing.request`.
+    # Used if neither the call nor the folder sets a value; see `drawing.request`.
     _published_defaults: Mapping[str, Any] = PUBLISHED_DEFAULTS
     _defaults_prefix = ""
 
@@ -98,7 +98,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
     # Saving, loading, converting
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """Load a pipeline as diffusers does; a component that was None when it was saved is None again.
+        """Load a pipeline as diffusers does; components that were None when it was saved are None again.
 
         Args:
             pretrained_model_name_or_path: a folder written by `save_pretrained`, or a repository id.
@@ -111,13 +111,13 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **{**absent, **kwargs})
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save every component, and beside them the small file through which `DiffusionPipeline` finds this class.
+        """Save all components, and a small file with which `DiffusionPipeline` finds this class.
 
         That file lets `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`
         work without importing this package first.
 
         Args:
-            save_directory: folder, made if missing.
+            save_directory: folder, created if missing.
             args: as in `DiffusionPipeline.save_pretrained`.
             kwargs: as in `DiffusionPipeline.save_pretrained`.
         """
@@ -126,15 +126,15 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
-        """Make a pipeline of this class around the components of another one, which are shared, not copied.
+        """Create a pipeline of this class with the components of another one, which are shared, not copied.
 
-        Unlike diffusers', it leaves every component in its precision unless a `dtype` is asked for.
+        Unlike in diffusers, components keep their precision unless a `dtype` is passed.
 
         Args:
             pipeline: e.g. an `MDMPipeline`.
-            kwargs: as in `DiffusionPipeline.from_pipe`: components to use in place of the pipeline's own, `dtype`.
+            kwargs: as in `DiffusionPipeline.from_pipe`: components to use instead of the pipeline's own, `dtype`.
         """
-        # diffusers leaves out, with a warning, an autoencoder of a class that the signature does not name.
+        # diffusers drops, with a warning, an autoencoder of a class that is not in the signature.
         if pipeline.components.get("vae") is not None:
             kwargs.setdefault("vae", pipeline.components["vae"])
         if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None:
@@ -149,7 +149,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         """Move the models to a device, cast them, or both, as in `DiffusionPipeline.to`."""
         return self if _KEEPS_PRECISION.get() else super().to(*args, **kwargs)
 
-    # What callbacks and users read, and callbacks change, while a drawing goes on
+    # Settings of the running drawing, which callbacks and users read and callbacks change
 
     _guidance_scale = control("guidance_scale")
     _guidance_rescale = control("guidance_rescale")
@@ -159,12 +159,12 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
 
     @property
     def guidance_scale(self) -> float | list[float]:
-        """Weight w of the guidance at the current step, or of each level; a callback may change `_guidance_scale`."""
+        """Guidance scale w at the current step, or of each level; a callback can change `_guidance_scale`."""
         return self._guidance_scale
 
     @property
     def guidance_rescale(self) -> float:
-        """How far the spread of the guided prediction is brought back to that of the conditional one, 0 to 1."""
+        """How far the standard deviation of the guided prediction is moved to that of the conditional one, 0 to 1."""
         return self._guidance_rescale
 
     @property
@@ -174,7 +174,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
 
     @property
     def cross_attention_kwargs(self) -> dict[str, Any] | None:
-        """Given to the model at each step, e.g. `{"scale": 0.5}` for the strength of a LoRA."""
+        """Passed to the model at each step, e.g. `{"scale": 0.5}` for the strength of a LoRA."""
         return self._cross_attention_kwargs
 
     @property
@@ -191,32 +191,32 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels of a picture's side for one of its latents' side; 1 without an autoencoder."""
+        """The number of pixels per latent along a side; 1 without an autoencoder."""
         return setup.pixels_per_latent(self.vae)
 
     @property
     def picture_sides(self) -> tuple[int, ...]:
-        """Side in pixels of the pictures that each level draws, innermost first."""
+        """Side in pixels of each level's images, innermost first."""
         return setup.picture_sides(self.unet, self.vae)
 
     @property
     def picture_multiples(self) -> list[int]:
-        """For every level, what height and width of its pictures have to be multiples of, innermost first."""
+        """For every level, the number of which height and width of its images must be multiples, innermost first."""
         return setup.picture_multiples(self.unet, self.vae)
 
     @property
     def num_picture_channels(self) -> int:
-        """Channels of pictures that are given or returned, 3 for colours."""
+        """Channels of input and output images, 3 for RGB."""
         return self.unet.config.in_channels if self.vae is None else self.vae.config.in_channels
 
     # Checks
 
     def check_inputs(self, request: Request) -> None:
-        """Refuse what cannot be drawn before anything is computed, and fill in what was left open.
+        """Check the arguments of a call before anything is computed, and fill in missing ones.
 
         Args:
-            request: the arguments of `__call__`; takes the size, the number of pictures, and the pictures that were
-                read of `image` and `mask_image`.
+            request: the arguments of `__call__`; receives the size, the number of images, and the converted `image`
+                and `mask_image`.
 
         Raises:
             ValueError: says what was wrong, what was expected and what to do.
@@ -241,10 +241,10 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             check_weaker_model(self.unet, request.guidance_unet, num_levels, self._execution_device)
 
     def resolve_size(self, request: Request) -> None:
-        """Fill in height and width in pixels: the given ones, those of given noise, or the largest level's.
+        """Fill in height and width in pixels: the given ones, those of given noise, or those of the largest level.
 
         Args:
-            request: one of height and width alone means a square.
+            request: the request; if only one of height and width is given, images are square.
         """
         if request.height is not None or request.width is not None:
             request.height, request.width = request.height or request.width or 0, request.width or request.height or 0
@@ -255,13 +255,13 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             request.height = request.width = self.picture_sides[-1]
 
     def count_conditions(self, request: Request) -> dict[str, int]:
-        """Refuse prompts that do not belong together or to this model, and count what is asked for.
+        """Check prompts and labels, and count them.
 
         Args:
-            request: what is asked for.
+            request: the request.
 
         Returns:
-            How many entries there are, by the name of the argument.
+            The numbers of entries, by name of the argument.
 
         Raises:
             ValueError: says what was wrong, what was expected and what to do.
@@ -287,27 +287,26 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         negative_prompt_attention_mask: torch.Tensor | None = None,
         max_sequence_length: int = 128,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
-        """Encode prompts into what the model attends to. Gradients flow to the text encoder where they are enabled.
+        """Encode prompts to text features. Gradients flow to the text encoder where they are enabled.
 
         Args:
             prompt: one text or a list of them.
-            device: where the features go; by default where the pipeline runs.
-            num_images_per_prompt: n, the features of each prompt are repeated so often.
+            device: device of the features; by default that of the pipeline.
+            num_images_per_prompt: n, how often the features of each prompt are repeated.
             do_classifier_free_guidance: whether to encode the negative prompts too.
             negative_prompt: one text, or one for each prompt; empty texts by default.
-            prompt_embeds: `(B, L, width)`, ready features in place of `prompt`.
-            negative_prompt_embeds: the same in place of `negative_prompt`.
-            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
+            prompt_embeds: `(B, L, width)`, precomputed features, instead of `prompt`.
+            negative_prompt_embeds: the same, instead of `negative_prompt`.
+            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None means everywhere.
             negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
-            max_sequence_length: longer prompts are cut, with a warning.
+            max_sequence_length: longer prompts are truncated, with a warning.
 
         Returns:
-            Features `(B * n, L, width)`, zero at pads, of the prompts and of the negative prompts, then their masks
-            `(B * n, L)`, True where there is a token. Both have the same L. Without guidance the negative ones are
-            None.
+            Features `(B * n, L, width)` of the prompts and of the negative prompts, zero at padding, and their masks
+            `(B * n, L)`, True for tokens. Both have the same L. Without guidance the negative ones are None.
 
         Raises:
-            ValueError: there are texts to encode, and no text encoder.
+            ValueError: there are prompts to encode, but no text encoder.
         """
         request = Request(
             prompt=prompt,
@@ -326,14 +325,14 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             guided=do_classifier_free_guidance,
             copies=num_images_per_prompt,
         )
-        # diffusers' own tests find out from the names on this line what comes in which place.
+        # diffusers' own tests read the order of the results from the names in this line.
         return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
 
     def encode_conditions(self, drawing: Drawing) -> None:
-        """Encode what is asked for, each entry repeated for its share of the pictures.
+        """Encode the conditions of a drawing, each repeated for its images.
 
         Args:
-            drawing: takes the conditions.
+            drawing: receives the conditions.
         """
         request = drawing.request
         text = encode_prompts(
@@ -344,7 +343,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             guided=needs_negatives(request),
             copies=request.num_images // request.num_prompts,
         )
-        # Pads among embeddings that are given are meant; those of our own making are not.
+        # Padding in given embeddings is intended by the caller, unlike padding that is added here.
         own_pads = request.prompt_embeds is None and request.negative_prompt_embeds is None
         drawing.own_columns = own_pads and not self.unet.config.use_cross_attention_mask
         drawing.condition_on(Conditioning(*text))
@@ -360,20 +359,20 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         latents: Sample | None = None,
         num_frames: int | None = None,
     ) -> Sample:
-        """Draw the starting noise of every level, level 0 first, or take what is given.
+        """Sample the starting noise of every level, level 0 first, or use the given noise.
 
         Args:
             num_images: B.
-            height: pixels of the picture.
-            width: pixels of the picture.
-            dtype: of the samples between the steps.
-            device: of the samples.
-            generator: one, or one a picture; with a list a picture does not change with the batch it is drawn in.
-            latents: noise of unit variance for every level, innermost first; a bare tensor where one level is drawn.
-            num_frames: frames of clips; None for pictures.
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+            dtype: dtype of the samples between steps.
+            device: device of the samples.
+            generator: one, or one per image; with a list, an image does not depend on its batch.
+            latents: noise of unit variance for every level, innermost first; a bare tensor for a single level.
+            num_frames: frames of clips; None for images.
 
         Returns:
-            The pyramid, or a bare tensor where one level is drawn.
+            The pyramid, or a bare tensor for a single level.
         """
         shapes = setup.level_shapes(self.unet, self.vae, num_images, height, width, num_frames)
         return setup.scaled_noise(self.scheduler, setup.draw_noise(shapes, generator, latents, device, dtype))
@@ -381,13 +380,13 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
     def finish_drawing(
         self, drawing: Drawing, latents: Sample, known: KnownPixels | None = None, refine: Refine | None = None
     ) -> Any:
-        """Turn the last samples into what the pipeline returns, and let offloaded models go.
+        """Convert the last samples to the output of the pipeline, and release offloaded models.
 
         Args:
-            drawing: its request says in which form.
+            drawing: the drawing, whose request determines the output type.
             latents: the last samples.
-            known: what was given of the pictures, and comes out as it was.
-            refine: changes the pictures of all levels, about in [-1, 1], before they are clipped.
+            known: known pixels, which are returned exactly as given.
+            refine: modifies the images of all levels, about in [-1, 1], before they are clipped.
         """
         levels = finish(drawing, latents, known, refine)
         self.maybe_free_model_hooks()

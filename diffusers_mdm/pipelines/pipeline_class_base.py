@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipelines for models of classes: labels are checked, encoded, and saved with their names."""
+"""The base class of pipelines for models with classes, whose labels are checked, encoded, and saved with their
+names.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,16 @@ from diffusers_mdm.schedulers import MatryoshkaScheduler
 
 
 class ClassPipelineBase(MDMPipelineBase):
-    """Draws what a model's texts, classes or both ask for, whichever the model has.
+    """Base class of pipelines for models that are conditioned on text, classes or both.
 
     Args:
-        unet: the model, conditioned on texts, classes or both.
-        scheduler: `MatryoshkaScheduler`, or one of diffusers' where a single level is drawn.
-        text_encoder: as in `MDMPipeline`; None for a model of classes.
+        unet: the model, conditioned on text, classes or both.
+        scheduler: `MatryoshkaScheduler`, or one of diffusers' schedulers to generate a single level.
+        text_encoder: as in `MDMPipeline`; None for a class-conditional model.
         tokenizer: its tokenizer.
-        vae: for a model of latents, see `MDMPipeline`.
-        id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
-        drawing_defaults: settings that suit the model, see `MDMPipeline`.
+        vae: for a model on latents; see `MDMPipeline`.
+        id2label: class names by number; see `MDMClassConditionalPipeline`.
+        drawing_defaults: default settings that suit the model; see `MDMPipeline`.
     """
 
     _callback_tensor_inputs = [*MDMPipelineBase._callback_tensor_inputs, "class_labels", "negative_class_labels"]
@@ -42,7 +44,7 @@ class ClassPipelineBase(MDMPipelineBase):
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         vae: Autoencoder | None = None,
-        id2label: dict[int, str] | dict[str, str] | None = None,  # keys are texts when read from JSON
+        id2label: dict[int, str] | dict[str, str] | None = None,  # keys are strings when read from JSON
         drawing_defaults: dict[str, Any] | None = None,
     ) -> None:
         parts = {
@@ -56,7 +58,7 @@ class ClassPipelineBase(MDMPipelineBase):
         self.register_labels(id2label)
 
     def register_labels(self, id2label: dict[int, str] | dict[str, str] | None) -> None:
-        """Note the names of the classes, so that they are saved with the pipeline.
+        """Register the class names, so that they are saved with the pipeline.
 
         Args:
             id2label: names by number; None registers nothing.
@@ -72,32 +74,32 @@ class ClassPipelineBase(MDMPipelineBase):
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Name of each class by its number, synonyms separated by commas. Empty where the classes have no names."""
+        """Class names by number, with synonyms separated by commas; empty if the classes have no names."""
         return {int(key): name for key, name in (self.config.get("id2label") or {}).items()}
 
     @property
     def labels(self) -> dict[str, int]:
-        """Number of each class by its name, sorted by name; a name that several classes bear is left out."""
+        """Class numbers by name, sorted by name; names that several classes have are omitted."""
         return self.classes.labels
 
     @property
     def null_class(self) -> int:
-        """The number that stands for no class: the last embedding of the model."""
+        """The number of the null class ("no class"): the last embedding of the model."""
         return self.classes.null_class
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
-        """Give the numbers of classes by their names.
+        """Return the numbers of classes by their names.
 
         Args:
-            label: one name or a list of them.
+            label: one name or a list of names.
 
         Raises:
-            ValueError: a name that no class or several classes bear; the nearest names are suggested.
+            ValueError: no class or several classes have a name; similar names are suggested.
         """
         return self.classes.ids_of_names(label)
 
     def count_conditions(self, request: Request) -> dict[str, int]:
-        """See `MDMPipelineBase.count_conditions`; labels are looked at, too."""
+        """Check and count prompts and labels; see `MDMPipelineBase.count_conditions`."""
         config = self.unet.config
         labels, negatives = request.class_labels, request.negative_class_labels
         if config.num_class_embeds is None and not (labels is None and negatives is None):
@@ -134,7 +136,7 @@ class ClassPipelineBase(MDMPipelineBase):
         return counts
 
     def encode_conditions(self, drawing: Drawing) -> None:
-        """See `MDMPipelineBase.encode_conditions`; labels are encoded, too."""
+        """Encode prompts and labels; see `MDMPipelineBase.encode_conditions`."""
         if self.unet.config.cross_attention_dim is not None:
             super().encode_conditions(drawing)
         if drawing.request.class_labels is not None:

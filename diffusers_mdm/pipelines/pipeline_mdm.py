@@ -27,17 +27,17 @@ class MDMPipeline(MDMPipelineBase):
     Args:
         text_encoder: any transformers model with a `last_hidden_state` (T5 for the published models).
         tokenizer: its tokenizer.
-        unet: the model. `height` chooses how many of its levels are drawn.
-        scheduler: `MatryoshkaScheduler`, or one of diffusers' where a single level is drawn.
-        vae: for a model of latents, the autoencoder whose pooled latents the levels draw (use a scheduler with
-            `clip_sample=False`). All sizes in pixels are then those of decoded pictures; the noise and samples of
-            `latents`, callbacks and `output_type="latent"` are latents of unit variance. None for a model of pixels.
-        drawing_defaults: settings that suit the model, saved with it, for calls that leave them open: any of
-            `num_inference_steps`, `guidance_scale` and `num_resampling_steps`, and, where `MDMUpscalePipeline` needs
-            others, the same and `eta` with `upscale_` before them.
+        unet: the model. `height` selects how many of its levels are generated.
+        scheduler: `MatryoshkaScheduler`, or one of diffusers' schedulers to generate a single level.
+        vae: for a model on latents, the autoencoder of these latents (use a scheduler with `clip_sample=False`). All
+            sizes in pixels are then those of decoded images; `latents`, the samples in callbacks and
+            `output_type="latent"` are latents of unit variance. None for a model on pixels.
+        drawing_defaults: default settings that suit the model, saved with it: any of `num_inference_steps`,
+            `guidance_scale`, `num_resampling_steps` and others; if `MDMUpscalePipeline` needs different ones, the same
+            and `eta` with the prefix `upscale_`.
 
-    Each component may be None as nothing asks for it: with prompt embeddings no text encoder is needed, and
-    `encode_prompt` needs nothing else.
+    A component can be None if it is not used: with prompt embeddings no text encoder is needed, and `encode_prompt`
+    needs no other component.
     """
 
     def __init__(
@@ -91,58 +91,62 @@ class MDMPipeline(MDMPipelineBase):
         open_levels_at: float | None = None,
         num_inner_steps: int | Sequence[int] | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
-        """Draw pictures for prompts.
+        """Generate images for prompts.
 
-        A picture depends on its own prompt, noise and generator, not on the batch it is drawn in. (Where
-        `prompt_embeds` are given, the pads among them are the caller's choice: a model that does not mask pads in its
-        cross-attention, as the published ones, sees them.)
+        An image depends only on its own prompt, noise and generator, not on the batch it is generated in. (In
+        `prompt_embeds`, padding is up to the caller: a model that does not mask padding in cross-attention, like the
+        published ones, attends to it.)
 
         Args:
             prompt: one text or a list of them.
-            height: pixels; with `width` it chooses how many levels are drawn: the larger one has to be a level's side
-                (`unet.sample_sizes`). By default all levels are drawn; one of the two alone means a square.
+            height: pixels; with `width` it selects how many levels are generated: the larger one must be the side of a
+                level (`unet.sample_sizes`). By default all levels are generated; if only one of the two is given,
+                images are square.
             width: pixels.
-            num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
-                (`drawing_defaults`), else 50.
-            timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of the guidance, one for all levels or one a level, innermost first; 1 or less turns it
-                off. By default what the pipeline's folder says, else 7.5.
-            negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
-            num_images_per_prompt: pictures of each prompt.
+            num_inference_steps: number of denoising steps. Default: the pipeline's `drawing_defaults`, otherwise 50.
+            timesteps: custom timesteps in decreasing order, in 0 … num_train_timesteps - 1.
+            guidance_scale: guidance scale w, one for all levels or one per level, innermost first; 1 or less turns
+                guidance off. Default: the pipeline's `drawing_defaults`, otherwise 7.5.
+            negative_prompt: prompt for the unconditional prediction of guidance: a text if `prompt` is one, a list if
+                it is a list; empty by default.
+            num_images_per_prompt: images per prompt.
             eta: 0 for DDIM to 1 for ancestral sampling.
-            generator: one, or one a picture: the same seed then gives the same picture in any batch.
-            latents: starting noise N(0, 1): a pyramid, innermost first, or a tensor where one level is drawn.
-            prompt_embeds: `(B, L, width)` from `encode_prompt`, in place of `prompt`.
-            negative_prompt_embeds: the same shape, in place of `negative_prompt`.
-            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
+            generator: one generator, or one per image: the same seed then gives the same image in any batch.
+            latents: starting noise N(0, 1): a pyramid, innermost first, or a tensor for a single level.
+            prompt_embeds: text features `(B, L, width)` from `encode_prompt`, instead of `prompt`.
+            negative_prompt_embeds: the same shape, instead of `negative_prompt`.
+            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None means everywhere.
             negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
-            micro_conditioning: e.g. `{"scale": 256}`; one number, one a picture, or two a picture (those of the
-                unconditional half of the batch first). What is missing takes the model's own value.
-            guidance_rescale: 0 to 1, brings each level's spread back to that of the unguided prediction
-                (arXiv:2305.08891).
+            micro_conditioning: e.g. `{"scale": 256}`; one number, one per image, or two per image (those of the
+                unconditional half of the batch first). Missing ones have the model's defaults.
+            guidance_rescale: 0 to 1, rescales the standard deviation of each level towards that of the unguided
+                prediction (arXiv:2305.08891).
             output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the last
                 sample, not clipped).
-            output_pyramid: also return the pictures of the levels inside.
+            output_pyramid: also return the images of the inner levels.
             return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
             cross_attention_kwargs: e.g. `{"scale": 0.5}`, the strength of a LoRA.
-            callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; the tensors it
+            callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; tensors that it
                 returns replace those of the pipeline. Set `pipeline._interrupt = True` to stop.
-            callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`;
-                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers
-                of diffusers that do not tell).
-            max_sequence_length: longer prompts are cut, with a warning.
-            guider: how to guide, plain guidance by default: a name ("interval", "projected", "zero_star"), a dict of a
-                name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
-                diffusers' guiders, which has its own weight; each level is guided by itself.
-            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, away from which guidance
-                pushes in place of the prediction without the prompt (autoguidance).
-            level_agreement: 0 to 1, by how much the averages of each predicted level move to the level inside it; one
-                for all levels but the innermost, or one each. By default what the pipeline's folder says, else 0.
-            open_levels_at: log SNR from which on an outer level runs; while it has more noise the levels inside are
-                drawn alone. -5 costs nothing that can be seen. By default what the folder says, else all run.
-            num_inner_steps: draw the innermost level first, alone, in so many steps, and the others around it in
-                `num_inference_steps`; a list draws one level after another, innermost first. Callbacks see these
-                drawings one after another. By default what the folder says, else all levels are drawn together.
+            callback_on_step_end_tensor_inputs: which tensors it receives, from `_callback_tensor_inputs`;
+                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers of
+                diffusers that do not return it).
+            max_sequence_length: longer prompts are truncated, with a warning.
+            guider: guidance method; plain guidance by default. A name ("interval", "projected", "zero_star"), a dict
+                of a name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
+                diffusers' guiders, which has its own scale. Each level is guided separately.
+            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, whose prediction is used
+                instead of the unconditional one (autoguidance).
+            level_agreement: 0 to 1, the fraction by which the averages of each predicted level are moved to the level
+                inside it; one for all levels but the innermost, or one per level. Default: the pipeline's
+                `drawing_defaults`, otherwise 0.
+            open_levels_at: log SNR at which an outer level starts to run; with more noise, only the levels inside it
+                run. At -5 there is no visible difference. Default: the pipeline's `drawing_defaults`, otherwise all
+                levels always run.
+            num_inner_steps: number of steps in which the innermost level is generated alone, before the others around
+                it in `num_inference_steps`; a list generates one level after another, innermost first. Callbacks are
+                called for these drawings one after another. Default: the pipeline's `drawing_defaults`, otherwise all
+                levels are generated together.
 
         Raises:
             ValueError: see `check_inputs`.

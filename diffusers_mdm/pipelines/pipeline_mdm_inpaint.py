@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inpainting: drawing inside a mask, with everything around it as it was."""
+"""Inpainting: repainting the area of a mask."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 
 
 class MDMInpaintPipeline(ClassPipelineBase):
-    """Draw inside a mask. What the mask leaves out is replaced by its noised truth at every level and every step.
+    """Pipeline for inpainting: repaints the area of a mask.
+
+    Pixels outside the mask are replaced by the given ones, with noise added, at every level and step.
 
     Args:
-        unet: the model, conditioned on texts, classes or both.
-        scheduler: `MatryoshkaScheduler`, or one of diffusers' where a single level is drawn.
-        text_encoder: as in `MDMPipeline`; None for a model of classes.
+        unet: the model, conditioned on text, classes or both.
+        scheduler: `MatryoshkaScheduler`, or one of diffusers' schedulers to generate a single level.
+        text_encoder: as in `MDMPipeline`; None for a class-conditional model.
         tokenizer: its tokenizer.
-        vae: for a model of latents, see `MDMPipeline`.
-        id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
-        drawing_defaults: settings that suit the model, see `MDMPipeline`.
+        vae: for a model on latents; see `MDMPipeline`.
+        id2label: class names by number; see `MDMClassConditionalPipeline`.
+        drawing_defaults: default settings that suit the model; see `MDMPipeline`.
     """
 
     def resolve_size(self, request: Request) -> None:
@@ -92,67 +94,70 @@ class MDMInpaintPipeline(ClassPipelineBase):
         level_agreement: float | Sequence[float] | None = None,
         open_levels_at: float | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
-        """Draw inside a mask; every pixel outside it comes out as it was given, to the last bit.
+        """Repaint the area of a mask; pixels outside it are returned exactly as given.
 
         Args:
-            prompt: one text or a list of them, for a model of texts.
-            image: the pictures: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a batch, in
-                [0, 1] or 8-bit; with a `vae` also latents, tensors `(B, c, h, w)` as `output_type="latent"` gives.
-                What is transparent is put on white. A picture whose larger side is that of a level is drawn at that
-                level; any other is resized to the largest level. Its aspect ratio stays, except that both sides are
-                rounded to what the model can draw; nothing is cropped. One picture for all prompts, one prompt for
-                all pictures, or equally many.
+            prompt: one text or a list of them, for a model with text.
+            image: the pictures: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a batch, in [0,
+                1] or 8-bit; with a `vae` also latents, tensors `(B, c, h, w)` as `output_type="latent"` gives.
+                Transparent areas become white. An image whose larger side is that of a level is used at that level;
+                others are resized to the largest level. The aspect ratio is kept, except that both sides are rounded
+                to sizes that the model supports; nothing is cropped. One image for all prompts, one prompt for all
+                images, or equally many.
             mask_image: where to draw: white (half of it or more), or True, or 1 of numbers that are all 0 or 1. Of
                 the size of the pictures, with which it is resized, or of their aspect ratio; one for all or one for
                 each. Smaller levels are drawn wherever any of a pixel's part of the picture is.
             strength: how much of what is inside the mask goes under in noise, see `MDMImg2ImgPipeline`; at 1 nothing
                 of it is seen. 0 returns the pictures as they are.
-            num_inference_steps: number of denoising steps at strength 1. By default what the pipeline's folder says
-                suits its model (`drawing_defaults`), else 50.
+            num_inference_steps: number of denoising steps at strength 1. Default: the pipeline's `drawing_defaults`,
+                otherwise 50.
             timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1; `strength` chooses the
                 last of them.
-            guidance_scale: w of the guidance, one for all levels or one a level, innermost first; 1 or less turns it
-                off. By default what the pipeline's folder says, else 7.5.
-            negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
+            guidance_scale: guidance scale w, one for all levels or one per level, innermost first; 1 or less turns
+                guidance off. Default: the pipeline's `drawing_defaults`, otherwise 7.5.
+            negative_prompt: prompt for the unconditional prediction of guidance: a text if `prompt` is one, a list if
+                it is a list; empty by default.
             num_images_per_prompt: pictures of each prompt, or of each given picture.
             num_resampling_steps: how often each stretch of `jump_length` steps is gone through, with noise put back in
-                between (RePaint, arXiv:2201.09865); each costs as much time again, for more harmony at the border. By
-                default what the pipeline's folder says, else 1.
+                between (RePaint, arXiv:2201.09865); each costs as much time again, for more harmony at the border.
+                Default: the pipeline's `drawing_defaults`, otherwise 1.
             jump_length: steps of such a stretch.
             eta: 0 for DDIM to 1 for ancestral sampling.
-            generator: one, or one a picture: the same seed then gives the same picture in any batch.
+            generator: one generator, or one per image: the same seed then gives the same image in any batch.
             latents: noise N(0, 1) that the pictures are noised with: a pyramid, innermost first, or a tensor where
                 one level is drawn.
-            prompt_embeds: `(B, L, width)` from `encode_prompt`, in place of `prompt`.
-            negative_prompt_embeds: the same shape, in place of `negative_prompt`.
-            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
+            prompt_embeds: text features `(B, L, width)` from `encode_prompt`, instead of `prompt`.
+            negative_prompt_embeds: the same shape, instead of `negative_prompt`.
+            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None means everywhere.
             negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
-            class_labels: numbers or names, for a model of classes.
-            negative_class_labels: what guidance pushes away from; the null class by default.
-            micro_conditioning: e.g. `{"scale": 256}`; one number, one a picture, or two a picture (those of the
-                unconditional half of the batch first). What is missing takes the model's own value.
-            guidance_rescale: 0 to 1, brings each level's spread back to that of the unguided prediction
-                (arXiv:2305.08891).
+            class_labels: class numbers or names, for a model with classes.
+            negative_class_labels: class for the unconditional prediction of guidance; the null class by default.
+            micro_conditioning: e.g. `{"scale": 256}`; one number, one per image, or two per image (those of the
+                unconditional half of the batch first). Missing ones have the model's defaults.
+            guidance_rescale: 0 to 1, rescales the standard deviation of each level towards that of the unguided
+                prediction (arXiv:2305.08891).
             output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the last
                 sample, not clipped).
-            output_pyramid: also return the pictures of the levels inside.
+            output_pyramid: also return the images of the inner levels.
             return_dict: False returns a tuple `(images,)`, or `(images, pyramid)` with `output_pyramid`.
             cross_attention_kwargs: e.g. `{"scale": 0.5}`, the strength of a LoRA.
-            callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; the tensors it
+            callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; tensors that it
                 returns replace those of the pipeline. Set `pipeline._interrupt = True` to stop.
-            callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`;
-                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers
-                of diffusers that do not tell).
-            max_sequence_length: longer prompts are cut, with a warning.
-            guider: how to guide, plain guidance by default: a name ("interval", "projected", "zero_star"), a dict of a
-                name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
-                diffusers' guiders, which has its own weight; each level is guided by itself.
-            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, away from which guidance
-                pushes in place of the prediction without the prompt (autoguidance).
-            level_agreement: 0 to 1, by how much the averages of each predicted level move to the level inside it; one
-                for all levels but the innermost, or one each. By default what the pipeline's folder says, else 0.
-            open_levels_at: log SNR from which on an outer level runs; while it has more noise the levels inside are
-                drawn alone. -5 costs nothing that can be seen. By default what the folder says, else all run.
+            callback_on_step_end_tensor_inputs: which tensors it receives, from `_callback_tensor_inputs`;
+                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers of
+                diffusers that do not return it).
+            max_sequence_length: longer prompts are truncated, with a warning.
+            guider: guidance method; plain guidance by default. A name ("interval", "projected", "zero_star"), a dict
+                of a name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
+                diffusers' guiders, which has its own scale. Each level is guided separately.
+            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, whose prediction is used
+                instead of the unconditional one (autoguidance).
+            level_agreement: 0 to 1, the fraction by which the averages of each predicted level are moved to the level
+                inside it; one for all levels but the innermost, or one per level. Default: the pipeline's
+                `drawing_defaults`, otherwise 0.
+            open_levels_at: log SNR at which an outer level starts to run; with more noise, only the levels inside it
+                run. At -5 there is no visible difference. Default: the pipeline's `drawing_defaults`, otherwise all
+                levels always run.
 
         Raises:
             ValueError: see `check_inputs`.

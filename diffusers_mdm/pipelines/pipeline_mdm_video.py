@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text, or class, to video: clips at every number of frames and every size of the model at once."""
+"""Text-to-video and class-conditional video generation."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ from diffusers_mdm.pyramid import as_pyramid
 
 
 class MDMVideoPipeline(ClassPipelineBase):
-    """Draw clips with a model whose levels have frames, nested in time as in space.
+    """Pipeline for video generation with a model whose levels have frames, and can be nested in time as in space.
 
     Args:
         unet: the model, with `num_frames`, conditioned on texts, classes or both.
-        scheduler: `MatryoshkaScheduler`, or one of diffusers' where a single level is drawn.
-        text_encoder: as in `MDMPipeline`; None for a model of classes.
+        scheduler: `MatryoshkaScheduler`, or one of diffusers' schedulers to generate a single level.
+        text_encoder: as in `MDMPipeline`; None for a class-conditional model.
         tokenizer: its tokenizer.
-        vae: for a model of latents, see `MDMPipeline`.
-        id2label: names of the classes by number, see `MDMClassConditionalPipeline`.
-        drawing_defaults: settings that suit the model, see `MDMPipeline`.
+        vae: for a model on latents; see `MDMPipeline`.
+        id2label: class names by number; see `MDMClassConditionalPipeline`.
+        drawing_defaults: default settings that suit the model; see `MDMPipeline`.
     """
 
     _output_class = MDMVideoPipelineOutput
 
     def resolve_size(self, request: Request) -> None:
-        """Fill in height, width and frames: the given ones, those of given noise, or of the largest level.
+        """Fill in height, width and number of frames: the given ones, those of given noise, or those of the largest
+        level.
 
         Args:
-            request: one of height and width alone means a square; frames alone mean the outermost level with so many.
+            request: the request; if only one of height and width is given, frames are square; if only the number of
+                frames is given, the outermost level with this number is used.
 
         Raises:
-            ValueError: the noise is not of clips, or no level draws such clips.
+            ValueError: the noise is not for clips, or no level has such clips.
         """
         height, width, num_frames, latents = request.height, request.width, request.num_frames, request.latents
         if latents is not None and len(latents) and height is None and width is None:
@@ -68,7 +70,7 @@ class MDMVideoPipeline(ClassPipelineBase):
                 f"{count} {unit}" for count, unit in ((num_frames, "frames"), (side, "pixels")) if count is not None
             )
             raise ValueError(
-                f"No level of this model draws clips of {asked}: it has {levels} (larger side), innermost first. "
+                f"No level of this model has clips of {asked}: it has {levels} (larger side), innermost first. "
                 "Choose `num_frames`, `height` and `width` of one of them."
             )
         level = fitting[-1]
@@ -76,7 +78,7 @@ class MDMVideoPipeline(ClassPipelineBase):
         request.num_frames = num_frames or frames[level]
 
     def _possible_frames(self, num_levels: int) -> set[int]:
-        """Frames that the outermost of so many levels draws: single ones too where no level resamples frames."""
+        """Return the possible numbers of frames for this number of levels: also 1 if no level resamples frames."""
         frames = self.unet.level_frames[:num_levels]
         return {frames[-1], 1} if len(set(frames)) == 1 else {frames[-1]}
 
@@ -115,58 +117,61 @@ class MDMVideoPipeline(ClassPipelineBase):
         level_agreement: float | Sequence[float] | None = None,
         open_levels_at: float | None = None,
     ) -> MDMVideoPipelineOutput | tuple[Any, ...]:
-        """Draw clips for prompts or classes.
+        """Generate clips for prompts or classes.
 
-        A clip depends on its own prompt, noise and generator, not on the batch it is drawn in.
+        A clip depends only on its own prompt, noise and generator, not on the batch it is generated in.
 
         Args:
-            prompt: one text or a list of them, for a model of texts.
-            height: pixels; with `width` and `num_frames` it chooses how many levels are drawn: the larger one has to
-                be a level's side, with the level's number of frames. By default all levels are drawn.
+            prompt: one text or a list of them, for a model with text.
+            height: pixels; with `width` and `num_frames` it selects how many levels are generated: the larger one must
+                be the side of a level with this number of frames. By default all levels are generated.
             width: pixels.
-            num_frames: frames of the clips; 1 draws still pictures with a model whose levels have equally many frames.
-            num_inference_steps: number of denoising steps. By default what the pipeline's folder says suits its model
-                (`drawing_defaults`), else 50.
-            timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of the guidance, one for all levels or one a level, innermost first; 1 or less turns it
-                off. By default what the pipeline's folder says, else 7.5.
-            negative_prompt: what guidance pushes away from: one text for a text, a list for a list; empty by default.
-            num_videos_per_prompt: clips of each prompt or label.
+            num_frames: frames of the clips; 1 generates images, with a model whose levels have equal numbers of
+                frames.
+            num_inference_steps: number of denoising steps. Default: the pipeline's `drawing_defaults`, otherwise 50.
+            timesteps: custom timesteps in decreasing order, in 0 … num_train_timesteps - 1.
+            guidance_scale: guidance scale w, one for all levels or one per level, innermost first; 1 or less turns
+                guidance off. Default: the pipeline's `drawing_defaults`, otherwise 7.5.
+            negative_prompt: prompt for the unconditional prediction of guidance: a text if `prompt` is one, a list if
+                it is a list; empty by default.
+            num_videos_per_prompt: clips per prompt or label.
             eta: 0 for DDIM to 1 for ancestral sampling.
-            generator: one, or one a clip: the same seed then gives the same clip in any batch.
-            latents: starting noise N(0, 1): levels `(B, C, F_i, H_i, W_i)`, innermost first, or a tensor where one
-                level is drawn.
-            prompt_embeds: `(B, L, width)` from `encode_prompt`, in place of `prompt`.
-            negative_prompt_embeds: the same shape, in place of `negative_prompt`.
-            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None says everywhere.
+            generator: one generator, or one per clip: the same seed then gives the same clip in any batch.
+            latents: starting noise N(0, 1): levels `(B, C, F_i, H_i, W_i)`, innermost first, or a tensor for a single
+                level.
+            prompt_embeds: text features `(B, L, width)` from `encode_prompt`, instead of `prompt`.
+            negative_prompt_embeds: the same shape, instead of `negative_prompt`.
+            prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None means everywhere.
             negative_prompt_attention_mask: the same for `negative_prompt_embeds`.
-            class_labels: numbers or names, for a model of classes.
-            negative_class_labels: what guidance pushes away from; the null class by default.
-            micro_conditioning: e.g. `{"scale": 256}`; one number, one a clip, or two a clip (those of the
-                unconditional half of the batch first). What is missing takes the model's own value.
-            guidance_rescale: 0 to 1, brings each level's spread back to that of the unguided prediction
-                (arXiv:2305.08891).
-            output_type: "pil" (a list of pictures for each clip), "np" (`(B, F, H, W, C)` in [0, 1]), "pt"
-                (`(B, F, C, H, W)` in [0, 1]) or "latent" (the last sample `(B, C, F, H, W)`, not clipped). The first
-                two are what diffusers' `export_to_video` takes, clip by clip.
-            output_pyramid: also return the clips of the levels inside.
+            class_labels: class numbers or names, for a model with classes.
+            negative_class_labels: class for the unconditional prediction of guidance; the null class by default.
+            micro_conditioning: e.g. `{"scale": 256}`; one number, one per clip, or two per clip (those of the
+                unconditional half of the batch first). Missing ones have the model's defaults.
+            guidance_rescale: 0 to 1, rescales the standard deviation of each level towards that of the unguided
+                prediction (arXiv:2305.08891).
+            output_type: "pil" (a list of images for each clip), "np" (`(B, F, H, W, C)` in [0, 1]), "pt" (`(B, F, C,
+                H, W)` in [0, 1]) or "latent" (the last sample `(B, C, F, H, W)`, not clipped). The first two are what
+                diffusers' `export_to_video` takes, clip by clip.
+            output_pyramid: also return the clips of the inner levels.
             return_dict: False returns a tuple `(frames,)`, or `(frames, pyramid)` with `output_pyramid`.
             cross_attention_kwargs: e.g. `{"scale": 0.5}`, the strength of a LoRA.
-            callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; the tensors it
+            callback_on_step_end: called after each step as `(pipeline, step, timestep, tensors)`; tensors that it
                 returns replace those of the pipeline. Set `pipeline._interrupt = True` to stop.
-            callback_on_step_end_tensor_inputs: which tensors it gets, of `_callback_tensor_inputs`;
-                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers
-                of diffusers that do not tell).
-            max_sequence_length: longer prompts are cut, with a warning.
-            guider: how to guide, plain guidance by default: a name ("interval", "projected", "zero_star"), a dict of a
-                name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
-                diffusers' guiders, which has its own weight; each level is guided by itself.
-            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, away from which guidance
-                pushes in place of the prediction without the prompt (autoguidance).
-            level_agreement: 0 to 1, by how much the averages of each predicted level move to the level inside it; one
-                for all levels but the innermost, or one each. By default what the pipeline's folder says, else 0.
-            open_levels_at: log SNR from which on an outer level runs; while it has more noise the levels inside are
-                drawn alone. -5 costs nothing that can be seen. By default what the folder says, else all run.
+            callback_on_step_end_tensor_inputs: which tensors it receives, from `_callback_tensor_inputs`;
+                "pred_original_sample" is a preview of the finished pyramid in [-1, 1] (None with schedulers of
+                diffusers that do not return it).
+            max_sequence_length: longer prompts are truncated, with a warning.
+            guider: guidance method; plain guidance by default. A name ("interval", "projected", "zero_star"), a dict
+                of a name and settings (`{"name": "interval", "low": -4.0}`), a method of `drawing.guidance`, or one of
+                diffusers' guiders, which has its own scale. Each level is guided separately.
+            guidance_unet: a weaker model of the same kind, such as an earlier checkpoint, whose prediction is used
+                instead of the unconditional one (autoguidance).
+            level_agreement: 0 to 1, the fraction by which the averages of each predicted level are moved to the level
+                inside it; one for all levels but the innermost, or one per level. Default: the pipeline's
+                `drawing_defaults`, otherwise 0.
+            open_levels_at: log SNR at which an outer level starts to run; with more noise, only the levels inside it
+                run. At -5 there is no visible difference. Default: the pipeline's `drawing_defaults`, otherwise all
+                levels always run.
 
         Raises:
             ValueError: see `check_inputs` and `resolve_clip`.

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From clean to noisy, z_t^i = alpha_t^i x^i + sigma_t^i eps^i on every level, which is what training needs of a
-scheduler; and back: one reverse step at one level, functions of tensors and of the level's signal power.
+"""The forward process z_t^i = alpha_t^i x^i + sigma_t^i eps^i of all levels, and reverse steps of a single level.
 
 Glossary: x = sample at timestep t; x0 = its clean sample; eps = noise in x; g = signal power (alpha_bar) at t, g_s =
 that at the timestep after the step (1 after the last one); alpha = sqrt(g), sigma = sqrt(1 - g).
@@ -28,16 +27,17 @@ from ..pyramid import (
 
 Sample = torch.Tensor | Sequence[torch.Tensor]
 
-# A number, or a tensor of them.
+# A number, or a tensor of numbers.
 Power = TypeVar("Power", float, torch.Tensor)
 Powers = TypeVar("Powers", torch.Tensor, np.ndarray)
 
 
 class PyramidForwardProcess:
-    """The forward process of a pyramid; `MatryoshkaScheduler`, which has the config, adds the reverse one.
+    """The forward process of a pyramid, as a base class of `MatryoshkaScheduler`, which adds the config and the
+    reverse process.
 
     Attributes:
-        alphas_cumprod: signal power of level 0 at every timestep, `(T,)` float32.
+        alphas_cumprod: signal power (alpha_bar) of level 0 at every timestep, `(T,)` float32.
     """
 
     config: Any
@@ -48,7 +48,7 @@ class PyramidForwardProcess:
         return len(self.alphas_cumprod)
 
     def _table_on(self, device: torch.device) -> torch.Tensor:
-        """`alphas_cumprod` on a device, moved there once."""
+        """Return `alphas_cumprod` on a device, to which it is moved only once."""
         if self.alphas_cumprod.device == device:
             return self.alphas_cumprod
         if self._moved_table is None or self._moved_table.device != device:
@@ -56,18 +56,18 @@ class PyramidForwardProcess:
         return self._moved_table
 
     def alpha_cumprod(self, timesteps: torch.Tensor, ratio: float = 1.0) -> torch.Tensor:
-        """Signal power (alpha_bar) at a level.
+        """Return the signal power (alpha_bar) of a level.
 
         Args:
-            timesteps: whole numbers in [0, T), any shape.
-            ratio: of the level to level 0, at least 1 (see `level_ratios`).
+            timesteps: integers in [0, T), any shape.
+            ratio: ratio of the level to level 0, at least 1 (see `level_ratios`).
 
         Returns:
-            float32 tensor in [0, 1] of the shape of `timesteps`, on their device.
+            A float32 tensor in [0, 1] with the shape and device of `timesteps`.
         """
         if timesteps.dtype.is_floating_point or timesteps.dtype.is_complex or timesteps.dtype == torch.bool:
             raise ValueError(f"`timesteps` are {timesteps.dtype}; expected whole numbers.")
-        # Looking at values on an accelerator would make every training step wait for it.
+        # Reading values on an accelerator would make every training step wait for it.
         if timesteps.device.type == "cpu" and timesteps.numel():
             low, high = int(timesteps.min()), int(timesteps.max())
             if low < 0 or high >= len(self):
@@ -83,11 +83,11 @@ class PyramidForwardProcess:
         return shift_signal_power(power, max(ratio, 1.0), self.config.shift_power)
 
     def level_alphas_cumprod(self, pyramid: Sample, timesteps: torch.Tensor) -> list[torch.Tensor]:
-        """Signal power of every row of every level.
+        """Return the signal power (alpha_bar) of every sample of every level.
 
         Args:
-            pyramid: levels of `(B_i, ...)`, for their shapes only.
-            timesteps: `(B_0,)`, or one number for all rows.
+            pyramid: levels `(B_i, ...)`, of which only the shapes are used.
+            timesteps: `(B_0,)`, or one number for all samples.
 
         Returns:
             Tensors `(B_i,)`, float32, innermost level first.
@@ -97,13 +97,13 @@ class PyramidForwardProcess:
         rows = timesteps if timesteps.numel() != 1 else timesteps.reshape(1).expand(len(levels[0]))
         if rows.shape != levels[0].shape[:1]:
             raise ValueError(
-                f"`timesteps` has shape {tuple(timesteps.shape)}; expected one timestep, or one for each row of "
+                f"`timesteps` has shape {tuple(timesteps.shape)}; expected one timestep, or one for each sample of "
                 f"level 0: ({len(levels[0])},)."
             )
         return [self.alpha_cumprod(rows[: len(level)], ratio) for level, ratio in zip(levels, ratios, strict=True)]
 
     def _levels(self, sample: Sample, name: str) -> tuple[Pyramid, list[float], bool]:
-        """Levels of a sample, their ratios (at least 1), and whether it was a bare tensor."""
+        """Return the levels of a sample, their ratios (at least 1), and whether it was a bare tensor."""
         levels, bare = as_pyramid(sample)
         for level in levels:
             check_tensor(level, name, "a pyramid, or one level", is_floating=True)
@@ -119,16 +119,16 @@ class PyramidForwardProcess:
         return levels, [max(side / self.config.base_sample_size, 1.0)], True
 
     def _image_scale(self, ratio: float) -> float:
-        """What a level's pictures are divided by before they are diffused."""
+        """Return the number by which a level's images are divided before noise is added."""
         return ratio if self.config.level_scaling == "rescale" else 1.0
 
     def add_noise(self, original_samples: Sample, noise: Sample, timesteps: torch.Tensor) -> torch.Tensor | Pyramid:
-        """z_t^i = alpha_t^i x^i + sigma_t^i eps^i for every level.
+        """Compute z_t^i = alpha_t^i x^i + sigma_t^i eps^i for every level.
 
         Args:
-            original_samples: clean pictures in [-1, 1].
-            noise: N(0, 1) of the same shapes.
-            timesteps: `(B_0,)`, level i uses the first B_i of them; or one number for all rows.
+            original_samples: clean images in [-1, 1].
+            noise: N(0, 1) noise of the same shapes.
+            timesteps: `(B_0,)`, of which level i uses the first B_i; or one number for all samples.
         """
         return self._over_levels(noisy_sample, original_samples, noise, timesteps)
 
@@ -146,7 +146,7 @@ class PyramidForwardProcess:
 
 
 def as_timesteps(timesteps: Any) -> torch.Tensor:
-    """Timesteps for every row, as a tensor.
+    """Convert timesteps to a tensor.
 
     Raises:
         ValueError: they are neither a tensor nor numbers.
@@ -156,18 +156,18 @@ def as_timesteps(timesteps: Any) -> torch.Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"`timesteps` are of type {type(timesteps).__name__}; expected a tensor of whole numbers, one for each "
-            "row of level 0, or a single one."
+            f"sample of level 0, or a single number."
         ) from error
 
 
 def noisy_sample(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """z_t = sqrt(g) x / scale + sqrt(1 - g) eps (ml-mdm, Schedule / diffusion: x_t).
+    """Compute z_t = sqrt(g) x / scale + sqrt(1 - g) eps (ml-mdm, Schedule / diffusion: x_t).
 
     Args:
         clean: x, `(B, ...)`, in [-1, 1].
         noise: eps, same shape.
-        power: g, signal power of each row, `(B,)`.
-        scale: what clean pictures are divided by before they are diffused.
+        power: g, signal power of each sample, `(B,)`.
+        scale: the number by which clean images are divided before noise is added.
     """
     signal, spread = row_amplitudes(power, clean)
     mixed = signal * (in_full_precision(clean) / scale) + spread * in_full_precision(noise)
@@ -175,10 +175,10 @@ def noisy_sample(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, 
 
 
 def shift_signal_power(power: Powers, ratio: float, shift_power: float) -> Powers:
-    """Signal power at a level whose side is `ratio` times the innermost one's: log SNR_i = log SNR_0 - p log(ratio).
+    """Shift signal power to a level whose side is `ratio` times that of level 0: log SNR_i = log SNR_0 - p log(ratio).
 
-    A larger picture hides less of its content under the same noise, hence the shift (ml-mdm,
-    Schedule: shift for scale s > 1). A ratio of 1 gives `power` back untouched.
+    The same noise hides less of the content of a larger image, hence the shift (ml-mdm, Schedule: shift for scale s >
+    1). With a ratio of 1, `power` is returned unchanged.
 
     Args:
         power: alpha_bar of level 0, any shape, in [0, 1].
@@ -192,12 +192,14 @@ def shift_signal_power(power: Powers, ratio: float, shift_power: float) -> Power
 
 
 class LevelPowers:
-    """Signal power of every timestep at any level, as plain numbers: a reverse step neither makes tensors of them nor
-    waits for an accelerator. They are rounded to float32 at each operation, as the published tables are.
+    """Signal power of every timestep at any level, as Python numbers, so that reverse steps do not wait for an
+    accelerator.
+
+    The numbers are rounded to float32 at each operation, like the published tables.
 
     Args:
         alphas_cumprod: `(T,)`, signal power of level 0.
-        shift_power: p of the shift by the size of a level; None where levels are not shifted.
+        shift_power: p of the shift by the size of a level; None for no shift.
     """
 
     def __init__(self, alphas_cumprod: torch.Tensor, shift_power: float | None) -> None:
@@ -206,14 +208,14 @@ class LevelPowers:
         self._by_ratio: dict[float, list[float]] = {}
 
     def at(self, timestep: int, ratio: float) -> float:
-        """Signal power (alpha_bar) at a level, in [0, 1].
+        """Return the signal power (alpha_bar) of a level, in [0, 1].
 
         Args:
             timestep: t, in [0, T).
-            ratio: r_i / r_0 of the level; below 1 it counts as 1.
+            ratio: r_i / r_0 of the level; values below 1 count as 1.
 
         Raises:
-            ValueError: the betas up to this timestep leave no signal power.
+            ValueError: the signal power is undefined, because betas up to this timestep exceed 1.
         """
         if ratio not in self._by_ratio:
             self._by_ratio[ratio] = self._of_level(ratio)
@@ -228,21 +230,22 @@ class LevelPowers:
     def _of_level(self, ratio: float) -> list[float]:
         if self._shift_power is None:
             return [float(power) for power in self._innermost]
-        # At the ends of a schedule 0 and 1 are divided by 0, and come out as they went in.
+        # At the ends of a schedule 0 and 1 are divided by 0, but the results are again 0 and 1.
         with np.errstate(divide="ignore"):
             shifted = shift_signal_power(self._innermost, max(ratio, 1.0), self._shift_power)
         return [float(power) for power in shifted]
 
 
 def dynamic_threshold(clean: torch.Tensor, ratio: float, max_value: float) -> torch.Tensor:
-    """Clamp each row to its own quantile s of |x0|, 1 <= s <= max_value, and divide by s (Imagen, section 2.3).
+    """Clamp each sample to its own quantile s of |x0|, 1 <= s <= max_value, and divide by s (Imagen, section 2.3).
 
     Args:
         clean: `(B, ...)`.
-        ratio: which quantile, e.g. 0.995.
+        ratio: the quantile, e.g. 0.995.
         max_value: upper bound of s.
     """
-    # Row by row: torch.quantile refuses very large inputs, and a row's result must not depend on its neighbours.
+    # One sample at a time: torch.quantile refuses very large inputs, and results must not depend on the rest of the
+    # batch.
     quantiles = torch.stack([torch.quantile(row.abs().flatten(), ratio) for row in clean])
     bound = quantiles.clamp(min=1, max=max_value).reshape(-1, *[1] * (clean.ndim - 1))
     return clean.clamp(-bound, bound) / bound
@@ -256,7 +259,7 @@ def ddim_step(
     eta: float = 0.0,
     noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """DDIM (Song et al. 2021, eq. 12 and 16; ml-mdm, Sampling), eps taken from the thresholded x0.
+    """Take a DDIM step (Song et al. 2021, eq. 12 and 16; ml-mdm, Sampling), with eps computed from the thresholded x0.
 
     Args:
         clean: x0, thresholded.
@@ -280,9 +283,11 @@ def ddim_step(
 def ancestral_step(
     clean: torch.Tensor, sample: torch.Tensor, power: float, next_power: float, noise: torch.Tensor | None
 ) -> torch.Tensor:
-    """A draw from q(x_s | x, x0) (Ho et al. 2020, eq. 6 and 7; ml-mdm, Sampling: eta None), arguments as `ddim_step`.
+    """Sample from q(x_s | x, x0) (Ho et al. 2020, eq. 6 and 7; ml-mdm, Sampling: eta None); arguments as for
+    `ddim_step`.
 
-    The distribution of `ddim_step` with eta 1, without its cancellation where x is almost pure noise (5e-5 there).
+    The distribution is that of `ddim_step` with eta 1, without its cancellation error if x is almost pure noise
+    (5e-5).
     """
     g, g_s = _as_published(power), _as_published(next_power)
     clean_weight = (1 - g / g_s) * np.sqrt(g_s) / (1 - g)
@@ -294,12 +299,14 @@ def ancestral_step(
 
 
 def _as_published(power: float) -> np.ndarray:
-    """A power `(1,)`, with which NumPy computes in float32 at each operation, as the published samplers do."""
+    """Return a power as an array `(1,)`, so that NumPy rounds each operation to float32, like the published
+    samplers.
+    """
     return np.array([power], dtype=np.float32)
 
 
 def _ancestral_variance(g: np.ndarray, g_s: np.ndarray) -> np.ndarray:
-    """Variance of q(x_s | x, x0)."""
+    """Return the variance of q(x_s | x, x0)."""
     return (1 - g / g_s) * (1 - g_s) / (1 - g)
 
 
@@ -310,19 +317,19 @@ def dpm_solver_step(
     next_power: float,
     earlier: tuple[torch.Tensor, float] | None = None,
 ) -> torch.Tensor:
-    """DPM-Solver++(2M) in its midpoint form (Lu et al. 2022, algorithm 2), x_s = sigma_s/sigma x + (alpha_s -
-    alpha sigma_s/sigma) D.
+    """Take a step of DPM-Solver++(2M) in its midpoint form (Lu et al. 2022, algorithm 2).
 
-    D = x0 makes the step first order (DDIM with eta 0); with the x0 of the step before, D extrapolates linearly in
-    lambda = log(alpha / sigma): D = x0 + (h / 2 h_before) (x0 - x0_before).
+    x_s = sigma_s/sigma x + (alpha_s - alpha sigma_s/sigma) D. With D = x0 the step is of first order (DDIM with eta
+    0); with the x0 of the previous step, D is extrapolated linearly in lambda = log(alpha / sigma): D = x0 + (h / 2
+    h_before) (x0 - x0_before).
 
     Args:
         clean: x0, thresholded.
         sample: x.
         power: g.
         next_power: g_s.
-        earlier: x0 of the step before and its signal power; None for a first order step. It is left out where the step
-            ends on the clean picture (lambda is infinite there).
+        earlier: x0 of the previous step and its signal power; None for a first-order step. Ignored for the step to the
+            clean image, where lambda is infinite.
     """
     direction = clean
     if earlier is not None and next_power < 1:
@@ -337,12 +344,12 @@ def dpm_solver_step(
 
 
 def _half_log_snr(power: float) -> float:
-    """The lambda = log(alpha / sigma); minus infinity where nothing of the picture is left."""
+    """Return lambda = log(alpha / sigma); minus infinity for pure noise."""
     return 0.5 * (math.log(power) - math.log1p(-power)) if power > 0 else -math.inf
 
 
 def check_eta(eta: Any) -> None:
-    """Refuse an `eta` that is neither None nor a number from 0 to 1."""
+    """Check that `eta` is None or a number from 0 to 1."""
     if eta is not None and not is_number(eta, 0, 1):
         raise ValueError(f"`eta` is {eta!r}; expected 0 (deterministic) to 1 (ancestral), or None (ancestral).")
 
@@ -350,15 +357,15 @@ def check_eta(eta: Any) -> None:
 def noise_from_clean(
     clean: torch.Tensor, sample: torch.Tensor, alpha: float | torch.Tensor, sigma: float | torch.Tensor
 ) -> torch.Tensor:
-    """The noise (x - alpha x0) / sigma that `sample` holds if `clean` is its x0."""
+    """Return the noise (x - alpha x0) / sigma in `sample`, given its x0 `clean`."""
     return (sample - alpha * clean) / sigma
 
 
 def amplitudes(power: Power) -> tuple[Power, Power]:
-    """Square roots alpha and sigma of the powers of signal and noise, of the kind and shape of `power`.
+    """Return alpha and sigma, the square roots of the powers of signal and noise, with the type and shape of `power`.
 
-    For a tensor alpha is the exponential of half a logarithm: the published rounding, of which a last digit near t = 0
-    shows as 6e-6 in a noise that is computed from a prediction.
+    For tensors, alpha is computed as the exponential of half a logarithm, which is the published rounding: near t = 0,
+    its last digit changes noise that is computed from a prediction by 6e-6.
     """
     if isinstance(power, torch.Tensor):
         return torch.exp(torch.log(power) / 2), (1 - power) ** 0.5
@@ -366,5 +373,5 @@ def amplitudes(power: Power) -> tuple[Power, Power]:
 
 
 def row_amplitudes(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The alpha and sigma of each row, shaped to multiply `like`."""
+    """Return alpha and sigma of each sample, in shapes that broadcast against `like`."""
     return amplitudes(power.reshape(-1, *[1] * (like.ndim - 1)))

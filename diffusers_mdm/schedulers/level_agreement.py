@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Levels that agree: a pyramid is one picture, so the outer clean level, averaged down, is the inner one.
+"""Agreement of predicted levels: the clean outer level, averaged down, should equal the inner level.
 
-For the exact denoiser this holds by itself: both clean levels are expectations given the same noisy pyramid, and
-averaging is linear. A trained network predicts each level as well as it can, and the small ones better. The difference
-between two predicted levels, enlarged, is added to the outer one; a strength says which share of it.
+For an exact denoiser this holds automatically: both clean levels are expectations given the same noisy pyramid, and
+averaging is linear. A trained network predicts small levels better than large ones. Therefore a fraction of the
+difference between two predicted levels, the strength, is enlarged and added to the outer one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Strengths = float | Sequence[float]
 
 
 def agreement_strengths(level_agreement: Any, num_levels: int) -> list[float]:
-    """The strength of every level but the innermost one, `num_levels` - 1 numbers.
+    """Return the strength for every level but the innermost one, `num_levels` - 1 numbers.
 
     Args:
-        level_agreement: one number for all of them; or one each, innermost first, of which those of levels that are
-            not drawn are left out.
-        num_levels: how many levels are drawn.
+        level_agreement: one number for all levels, or one per level, innermost first; those of levels that are not
+            generated are ignored.
+        num_levels: number of generated levels.
 
     Raises:
         ValueError: not numbers from 0 to 1, or fewer than there are levels.
@@ -37,8 +37,9 @@ def agreement_strengths(level_agreement: Any, num_levels: int) -> list[float]:
     for strength in strengths if several else [level_agreement]:
         if not is_number(strength, 0, 1):
             raise ValueError(
-                f"`level_agreement` is {describe(level_agreement)}; expected a number from 0 (each level by itself) "
-                "to 1 (the averages of a level are the level inside), or one for every level but the innermost."
+                f"`level_agreement` is {describe(level_agreement)}; expected a number from 0 (levels are "
+                f"independent) to 1 (the averages of a level equal the level inside it), or one for every level "
+                f"but the innermost."
             )
     if len(strengths) < num_outer:
         raise ValueError(
@@ -49,13 +50,13 @@ def agreement_strengths(level_agreement: Any, num_levels: int) -> list[float]:
 
 
 def agree(levels: Pyramid, strengths: Sequence[float], bound: float | None = None) -> Pyramid:
-    """Bring clean levels together, from the inside out; level 0 stays.
+    """Make clean levels agree, from the inside out; level 0 is not changed.
 
     Args:
         levels: clean levels `(B_i, C, H_i, W_i)`, or with frames, innermost first.
-        strengths: for every level but the innermost: the difference between its averages and the level inside shrinks
-            by the factor 1 - strength.
-        bound: what the levels are clipped to, +- `bound`, and stay in; None for no bound.
+        strengths: for every level but the innermost; the difference between its averages and the level inside it is
+            multiplied by 1 - strength.
+        bound: levels are clipped to +- `bound`; None for no bound.
     """
     agreed = levels[:1]
     for outer, strength in zip(levels[1:], strengths, strict=True):
@@ -68,7 +69,7 @@ def _drawn_towards(outer: torch.Tensor, inner: torch.Tensor, strength: float, bo
     moved = outer + enlarge(strength * (inner - averages), outer)
     if bound is None:
         return moved
-    # The averages are between those of two levels that are in range, so there is a picture in range that has them.
+    # The averages are between those of two levels in range, so there is an image in range that has them.
     wanted = averages + strength * (inner - averages)
     if outer.ndim == 4:
         return bound * project_onto_average(moved / bound, wanted / bound)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise families and the shift that a level's size puts on them.
+"""Noise schedules.
 
 Glossary: beta_t = variance added by training step t; alpha_bar_t = signal power = product of (1 - beta) up to t;
 SNR = alpha_bar / (1 - alpha_bar); x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise.
@@ -23,15 +23,15 @@ _MAX_BETA = 0.999
 
 
 def betas_from_trained(trained_betas: Sequence[float] | np.ndarray) -> torch.Tensor:
-    """Betas given one by one: `(T,)`, float64."""
+    """Convert a list of betas to `(T,)`, float64."""
     try:
         betas = torch.as_tensor(np.asarray(trained_betas, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`trained_betas` is {describe(trained_betas)}; expected a list of numbers, one a training step."
+            f"`trained_betas` is {describe(trained_betas)}; expected a list of numbers, one per training timestep."
         ) from error
     if betas.ndim != 1 or len(betas) == 0:
-        raise ValueError(f"`trained_betas` has shape {tuple(betas.shape)}; expected one number a training step.")
+        raise ValueError(f"`trained_betas` has shape {tuple(betas.shape)}; expected one number per training timestep.")
     return betas
 
 
@@ -43,15 +43,15 @@ def betas_of_family(
     log_snr_max: float,
     log_snr_min: float,
 ) -> torch.Tensor:
-    """Betas of a named family: `(num_train_timesteps,)`, float64.
+    """Return the betas of a named schedule: `(num_train_timesteps,)`, float64.
 
-    "squaredcos_cap_v2" is the published models' (ml-mdm, Schedule: DEEPFLOYD; Nichol & Dhariwal 2021, eq. 17),
-    "linear" that of DDPM, "scaled_linear" linear in sqrt(beta), "cosine_log_snr" the cosine between two log SNRs
-    (Hoogeboom et al. 2023, section 3.1). `beta_start` and `beta_end` belong to the linear families,
+    "squaredcos_cap_v2" is the schedule of the published models (ml-mdm, Schedule: DEEPFLOYD; Nichol & Dhariwal 2021,
+    eq. 17), "linear" that of DDPM, "scaled_linear" is linear in sqrt(beta), and "cosine_log_snr" is a cosine between
+    two log SNRs (Hoogeboom et al. 2023, section 3.1). `beta_start` and `beta_end` apply to the linear schedules,
     `log_snr_max` (at t = 0) and `log_snr_min` (at the last t) to the last one.
 
     Raises:
-        ValueError: the family is unknown.
+        ValueError: the schedule is unknown.
     """
     if beta_schedule == "linear":
         return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
@@ -67,14 +67,16 @@ def betas_of_family(
 
 
 def _capped_cosine_betas(num_train_timesteps: int) -> torch.Tensor:
-    """beta_t = min(1 - ab(t + 1) / ab(t), 0.999) with ab(s) = cos^2((s / T + 0.008) / 1.008 * pi / 2)."""
+    """Return beta_t = min(1 - ab(t + 1) / ab(t), 0.999) with ab(s) = cos^2((s / T + 0.008) / 1.008 * pi / 2)."""
     u = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
     power = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - power[1:] / power[:-1]).clamp(max=_MAX_BETA)
 
 
 def _log_snr_cosine_betas(num_train_timesteps: int, log_snr_max: float, log_snr_min: float) -> torch.Tensor:
-    """The log SNR(u) = -2 log tan(a u + b), so alpha_bar(u) = cos^2(a u + b), u from 0 to 1 over the timesteps."""
+    """Return betas for log SNR(u) = -2 log tan(a u + b), that is alpha_bar(u) = cos^2(a u + b), u from 0 to 1 over
+    timesteps.
+    """
     if not log_snr_max > log_snr_min:
         raise ValueError(
             f"`log_snr_max` ({log_snr_max}, at the first timestep) must be above `log_snr_min` ({log_snr_min})."
@@ -87,15 +89,15 @@ def _log_snr_cosine_betas(num_train_timesteps: int, log_snr_max: float, log_snr_
 
 
 def zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
-    """Betas `(T,)` rescaled so that nothing of the picture is left at the last timestep (Lin et al. 2023, alg. 1)."""
+    """Rescale betas `(T,)` such that the last timestep is pure noise (Lin et al. 2023, alg. 1)."""
     return rescale_zero_terminal_snr(betas)
 
 
 def signal_power(betas: torch.Tensor) -> torch.Tensor:
-    """alpha_bar_t, `(T,)` float32, of betas `(T,)` float64.
+    """Compute alpha_bar_t, `(T,)` float32, from betas `(T,)` float64.
 
-    Sum of logarithms in float64, rounded once at the end: the order of operations of ml-mdm (Schedule), bit for bit.
-    Betas above 1, which diffusers' schedulers do not refuse, leave NaN from their timestep on.
+    Logarithms are summed in float64 and rounded once at the end, which gives exactly the numbers of ml-mdm (Schedule).
+    Betas above 1, which diffusers' schedulers accept, result in NaN from their timestep on.
 
     Raises:
         ValueError: a beta is negative or NaN.

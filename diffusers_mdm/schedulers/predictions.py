@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network predicts, and the only place where a prediction becomes the clean sample, or a clean sample a
-prediction: for reverse steps and losses alike.
+"""Prediction types: converting network outputs to clean samples and back, for reverse steps and losses alike.
 
-Glossary: that of `diffusion_process`, and v = alpha eps - sigma x0.
+Glossary: as in `diffusion_process`, and v = alpha eps - sigma x0.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ PREDICTION_TYPES = ("v_prediction", "epsilon", "sample", "residual")
 
 
 def level_predictions(prediction_type: str | Sequence[str], num_levels: int) -> list[str]:
-    """What the network predicts at each of the inner `num_levels` levels, innermost first.
+    """Return the prediction type of each of the inner `num_levels` levels, innermost first.
 
     Args:
-        prediction_type: one for all levels, or one for each, innermost first; those of outer levels that are not
-            there are left out. One "residual" for all is that of the outer levels, over a level 0 that predicts v.
+        prediction_type: one for all levels, or one per level, innermost first; those of missing outer levels are
+            ignored. A single "residual" applies to the outer levels, with v-prediction at level 0.
         num_levels: at least 1.
 
     Raises:
@@ -49,7 +48,7 @@ def level_predictions(prediction_type: str | Sequence[str], num_levels: int) -> 
 
 
 def level_sigmas(sigma_data: float | Sequence[float], num_levels: int) -> list[float]:
-    """The `sigma_data` of each of the inner `num_levels` levels; that of level 0 is not used.
+    """Return the `sigma_data` of each of the inner `num_levels` levels; that of level 0 is not used.
 
     Args:
         sigma_data: one for all levels, or one for each *outer* level, innermost first.
@@ -66,17 +65,17 @@ def level_sigmas(sigma_data: float | Sequence[float], num_levels: int) -> list[f
 def _of_levels(name: str, values: Sequence[Any], number: int) -> list[Any]:
     if len(values) < number:
         raise ValueError(
-            f"`{name}` of the scheduler is {list(values)!r}, but {number} are needed for the levels of this sample: "
-            "give one for each of them, or a single one for all."
+            f"`{name}` of the scheduler is {list(values)!r}, but {number} are needed for the levels of this "
+            f"sample: pass one for each of them, or a single one for all."
         )
     return list(values[:number])
 
 
 @dataclass(frozen=True)
 class LevelPrediction:
-    """What the network predicts at one level, and what that means there.
+    """The prediction type of one level at a timestep, with conversions between network output and clean sample.
 
-    "residual": with u the enlarged clean picture of the level inside, r = x0 - u what it lacks, of standard deviation
+    "residual": with u the enlarged clean image of the level inside, r = x0 - u the residual, with standard deviation
     s, and y = x - alpha u = alpha r + sigma eps, the clean level is
 
         x0 = u + c_skip y - c_out F,
@@ -88,10 +87,10 @@ class LevelPrediction:
 
     Attributes:
         kind: one of `PREDICTION_TYPES`.
-        alpha: amplitude of the signal: a number, or a tensor that broadcasts against the level; so is `sigma`.
-        sigma: see `alpha`.
-        sigma_data: s, of a "residual".
-        base: u, in the units of the process, of a "residual".
+        alpha: amplitude of the signal: a number, or a tensor that broadcasts against the level.
+        sigma: amplitude of the noise; like `alpha`.
+        sigma_data: s, for "residual".
+        base: u, in the units of the process, for "residual".
     """
 
     kind: str
@@ -101,17 +100,17 @@ class LevelPrediction:
     base: torch.Tensor | None = None
 
     def clean(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """x0 of a network output, the shape of both.
+        """Return x0 for a network output, in the same shape.
 
         Raises:
-            ValueError: an unknown kind; noise predicted from pure noise; a residual over nothing.
+            ValueError: the kind is unknown, noise is predicted from pure noise, or the base of a residual is missing.
         """
         if self.kind == "v_prediction":
             return self.alpha * sample - self.sigma * output
         if self.kind == "epsilon":
             if isinstance(self.alpha, float) and self.alpha == 0:
                 raise ValueError(
-                    "The timestep is pure noise, where a noise prediction tells nothing of the picture: begin at a "
+                    "The timestep is pure noise, where a noise prediction says nothing about the image: start at a "
                     "lower timestep, or use a network that predicts v."
                 )
             return (sample - self.sigma * output) / self.alpha
@@ -121,7 +120,7 @@ class LevelPrediction:
         return base + c_skip * (sample - self.alpha * base) - c_out * output
 
     def output(self, clean: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """The network output that stands for the clean level `clean`: the inverse of `clean`."""
+        """Return the network output for a clean level: the inverse of `clean`."""
         if self.kind == "v_prediction":
             return (self.alpha * sample - clean) / self.sigma
         if self.kind == "epsilon":
@@ -132,12 +131,12 @@ class LevelPrediction:
         return (base + c_skip * (sample - self.alpha * base) - clean) / c_out
 
     def _residual(self) -> tuple[torch.Tensor, float | torch.Tensor, float | torch.Tensor]:
-        """u, c_skip and c_out."""
+        """Return u, c_skip and c_out."""
         if self.kind != "residual":
             raise ValueError(f"`prediction_type` is {self.kind!r}; expected one of {', '.join(PREDICTION_TYPES)}.")
         if self.base is None:
             raise ValueError(
-                'A "residual" is what a level lacks of the level inside it: it needs the whole pyramid, not one level.'
+                'A "residual" is relative to the level inside it, so it needs the whole pyramid, not a single level.'
             )
         s, alpha, sigma = self.sigma_data, self.alpha, self.sigma
         variance = (alpha * s) ** 2 + sigma**2
@@ -145,32 +144,32 @@ class LevelPrediction:
 
 
 class PyramidPredictions(PyramidForwardProcess):
-    """The meaning of predictions under the config's `prediction_type`; `MatryoshkaScheduler` takes steps with it.
+    """Conversion of predictions according to the config's `prediction_type`, as a base class of `MatryoshkaScheduler`.
 
-    A level that predicts a residual needs the clean picture of the level inside it, so levels are gone through from
-    the inside out.
+    A level that predicts a residual needs the clean image of the level inside it, so levels are processed from the
+    inside out.
     """
 
     def get_velocity(self, sample: Sample, noise: Sample, timesteps: torch.Tensor) -> torch.Tensor | Pyramid:
-        """v^i = alpha_t^i eps^i - sigma_t^i x^i for every level, what a "v_prediction" network learns.
+        """Compute v^i = alpha_t^i eps^i - sigma_t^i x^i for every level, the target of "v_prediction".
 
-        Arguments as in `add_noise`; `sample` are the clean pictures.
+        Arguments as in `add_noise`; `sample` is the clean images.
         """
         return self._over_levels(velocity, sample, noise, timesteps)
 
     def velocities_of(self, model_output: Sample, clean: Sample, sample: Sample, timesteps: torch.Tensor) -> Pyramid:
-        """The v that predictions stand for, so that losses of any prediction type compare errors of v.
+        """Convert predictions to v, so that losses of all prediction types compare errors of v.
 
-        A residual is taken over the true picture of the level inside, which is known while a model learns.
+        Residuals are relative to the true image of the level inside, which is known during training.
 
         Args:
-            model_output: what the network predicted, shapes as `sample`.
-            clean: clean pictures of all levels, in [-1, 1].
+            model_output: the network's predictions, with the shapes of `sample`.
+            clean: clean images of all levels, in [-1, 1].
             sample: z_t of all levels.
-            timesteps: `(B_0,)`, or one number for all rows.
+            timesteps: `(B_0,)`, or one number for all samples.
 
         Returns:
-            One tensor a level, innermost first; the predictions themselves where the network predicts v.
+            One tensor per level, innermost first; the predictions themselves where the network predicts v.
         """
         levels, ratios, bare = self._levels(sample, "sample")
         outputs = matching_levels(model_output, levels, "model_output")
@@ -212,14 +211,14 @@ class PyramidPredictions(PyramidForwardProcess):
     def with_clean_changed(
         self, model_output: Sample, sample: Sample, timestep: torch.Tensor, change: Change
     ) -> Pyramid:
-        """Predictions for which `step` finds other clean pictures.
+        """Modify predictions such that `step` computes different clean images from them.
 
         Args:
-            model_output: what the network predicted, shapes as `sample`.
+            model_output: the network's predictions, with the shapes of `sample`.
             sample: z_t of all levels.
-            timestep: t, one for all rows and levels.
-            change: gets the predicted clean picture of a level, `(B, C, H, W)` in about [-1, 1], and gives the one to
-                be found instead; the same tensor to leave the level alone.
+            timestep: t, one for all samples and levels.
+            change: maps the predicted clean image of a level, `(B, C, H, W)` in about [-1, 1], to the one that is
+                wanted; returns the same tensor for a level that is not to be changed.
 
         Returns:
             Predictions of all levels, innermost first, in the dtypes of `model_output`.
@@ -243,7 +242,7 @@ class PyramidPredictions(PyramidForwardProcess):
     def _clean_pictures(
         self, outputs: Pyramid, samples: Pyramid, powers: Sequence[float], ratios: list[float], strengths: list[float]
     ) -> Pyramid:
-        """Thresholded x0 of every level in [-1, 1], brought together by the strengths of `level_agreement`."""
+        """Return the thresholded x0 of every level in [-1, 1], after applying `level_agreement`."""
         kinds, sigmas = self._kinds(len(samples), ratios, len(samples) == 1)
         pictures: Pyramid = []
         for index, (output, level, ratio) in enumerate(zip(outputs, samples, ratios, strict=True)):
@@ -258,10 +257,10 @@ class PyramidPredictions(PyramidForwardProcess):
         return pictures
 
     def _kinds(self, num_levels: int, ratios: list[float], is_alone: bool) -> tuple[list[str], list[float]]:
-        """What is predicted at each level, and the sigma_data of its residual.
+        """Return the prediction type and sigma_data of each level.
 
         Raises:
-            ValueError: a level alone that is not level 0, of a model whose levels predict unlike things.
+            ValueError: a single level other than level 0, if the levels have different prediction types.
         """
         kind = self.config.prediction_type
         if is_alone and ratios[0] > 1 and (kind == "residual" or not isinstance(kind, str)):
@@ -272,7 +271,7 @@ class PyramidPredictions(PyramidForwardProcess):
         return level_predictions(kind, num_levels), level_sigmas(self.config.sigma_data, num_levels)
 
     def _base(self, kind: str, inner: Pyramid, like: torch.Tensor, ratio: float) -> torch.Tensor | None:
-        """What a residual is added to, in the units of the process: the enlarged picture of the level inside."""
+        """Return the base of a residual, in the units of the process: the enlarged image of the level inside."""
         if kind != "residual":
             return None
         rows = in_full_precision(inner[-1][: len(like)])
@@ -280,7 +279,7 @@ class PyramidPredictions(PyramidForwardProcess):
 
     @property
     def _bound(self) -> float | None:
-        """What predicted clean pictures stay in, in [-1, 1] for pictures; None for no bound."""
+        """Return the bound of predicted clean images, 1 for images in [-1, 1]; None for no bound."""
         if self.config.thresholding:
             return 1.0
         return self.config.clip_sample_range if self.config.clip_sample else None
@@ -294,7 +293,9 @@ class PyramidPredictions(PyramidForwardProcess):
 
 
 def velocity(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """v_t = sqrt(g) eps - sqrt(1 - g) x / scale (ml-mdm, Schedule / diffusion), arguments as in `noisy_sample`."""
+    """Compute v_t = sqrt(g) eps - sqrt(1 - g) x / scale (ml-mdm, Schedule / diffusion); arguments as in
+    `noisy_sample`.
+    """
     signal, spread = row_amplitudes(power, clean)
     mixed = signal * in_full_precision(noise) - spread * (in_full_precision(clean) / scale)
     return mixed.to(clean.dtype)

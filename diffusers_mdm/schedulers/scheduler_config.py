@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs of the scheduler: which values are allowed, and what the configs of diffusers' own schedulers mean here."""
+"""Checks of the scheduler's config, and conversion of configs of diffusers' own schedulers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "solver_order": (1, 2),
 }
 
-# Smallest and largest value of each whole number.
+# Smallest and largest value of each integer.
 WHOLE_NUMBERS = {"num_train_timesteps": (1, 1_000_000), "steps_offset": (0, 1_000_000)}
 POSITIVE = ("base_sample_size", "clip_sample_range", "sample_max_value")
 FLAGS = ("rescale_betas_zero_snr", "clip_sample", "thresholding")
 
-# Keys that have the same meaning in diffusers' schedulers. `timestep_spacing` is left out: it belongs to the sampler,
-# and what a class has as its default there is not a property of the model.
+# Keys that have the same meaning in diffusers' schedulers. `timestep_spacing` is not included: it belongs to the
+# sampler, and the default of a class there is not a property of the model.
 SHARED_KEYS = frozenset(
     {
         "num_train_timesteps",
@@ -51,7 +51,7 @@ SHARED_KEYS = frozenset(
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse values that the scheduler does not know.
+    """Check the values of a scheduler's config.
 
     Raises:
         ValueError: names the key, its value and what is allowed.
@@ -77,7 +77,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def check_predictions(prediction_type: Any, sigma_data: Any) -> None:
-    """Refuse predictions that no level can make.
+    """Check `prediction_type` and `sigma_data`.
 
     Raises:
         ValueError: names the key, its value and what is allowed.
@@ -98,10 +98,11 @@ def check_predictions(prediction_type: Any, sigma_data: Any) -> None:
 
 
 def lasting_defaults(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What diffusers' note of defaulted keys has to say, so that a change of class keeps what defines the process.
+    """Return the keys to list as defaulted, without those that define the noise process.
 
-    diffusers replaces a key that was a default of one class by the default of the next one; for these keys the next
-    class would then silently sample another process.
+    When the class of a scheduler is changed, diffusers replaces keys that had the default of the old class by the
+    default of the new one. For keys that define the process, the new class would then silently sample a different
+    process.
     """
     if DEFAULTED_KEYS not in config:
         return {}
@@ -109,25 +110,25 @@ def lasting_defaults(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def with_origin_spelled_out(config: Mapping[str, Any], compatibles: Sequence[str]) -> dict[str, Any]:
-    """A config, perhaps of another scheduler class of diffusers, with what it leaves to its class written out.
+    """Return a config, possibly of another scheduler class of diffusers, with the defaults of its class filled in.
 
-    A saved config names its class, and old ones lack keys that had not been invented; the config of a scheduler in
-    memory names no class, but has every key.
+    A saved config names its class, but old ones lack keys that were introduced later; the config of a scheduler in
+    memory does not name a class, but has all keys.
 
     Args:
         config: a scheduler's config.
-        compatibles: names of the classes of diffusers whose defaults may be filled in.
+        compatibles: names of the classes of diffusers whose defaults can be filled in.
 
     Raises:
-        ValueError: the other scheduler does something that has no counterpart here.
+        ValueError: the other scheduler has a feature that is not supported here.
     """
     if not all(isinstance(key, str) for key in config):
-        raise ValueError(f"The config of the scheduler has keys that are no text: {describe(list(config))}.")
+        raise ValueError(f"The config of the scheduler has keys that are not text: {describe(list(config))}.")
     if str(config.get("variance_type")).startswith("learned"):
         raise ValueError(
             f"The config has variance_type={config['variance_type']!r}: its network predicts the variance as well, "
-            "which MatryoshkaScheduler cannot use. Use a network that predicts the sample, the noise or the velocity "
-            "alone."
+            "which MatryoshkaScheduler cannot use. Use a network that predicts only the sample, the noise or the "
+            "velocity."
         )
     config = {**config, **lasting_defaults(config)}
     origin = config.get("_class_name")
@@ -136,7 +137,7 @@ def with_origin_spelled_out(config: Mapping[str, Any], compatibles: Sequence[str
             if key in SHARED_KEYS or key == "algorithm_type":
                 config.setdefault(key, parameter.default)
     if "algorithm_type" in config and "clip_sample" not in config:
-        # A multistep solver of diffusers, which does not clip.
+        # diffusers' multistep solvers do not clip.
         config.setdefault("algorithm", config["algorithm_type"])
         config["clip_sample"] = False
     return config

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One diffusion process over a pyramid: one noise schedule, shifted for each level by its size."""
+"""`MatryoshkaScheduler`: a diffusion process over image pyramids, with one noise schedule that is shifted for each
+level.
+"""
 
 from __future__ import annotations
 
@@ -37,17 +39,17 @@ from .timestep_spacing import checked_timesteps, spaced_timesteps, whole_timeste
 
 Generators = torch.Generator | list[torch.Generator]
 
-# Index of the clean picture, where a timestep after the last one is needed.
+# Stands for the timestep after the last one, the clean image.
 _CLEAN = -1
 
 
 @dataclass
 class MatryoshkaSchedulerOutput(BaseOutput):
-    """What a reverse step gives: a pyramid (innermost level first) if it was given one, else a tensor.
+    """Output of a reverse step: pyramids (innermost level first) if the sample was one, otherwise tensors.
 
     Args:
-        prev_sample: the sample after the step; after the last step the picture, in [-1, 1].
-        pred_original_sample: the predicted clean picture of this step, thresholded, in [-1, 1].
+        prev_sample: the sample after the step; after the last step, the image in [-1, 1].
+        pred_original_sample: the predicted clean image of this step, thresholded, in [-1, 1].
     """
 
     prev_sample: torch.Tensor | Pyramid
@@ -56,7 +58,7 @@ class MatryoshkaSchedulerOutput(BaseOutput):
 
 @dataclass(frozen=True)
 class _History:
-    """Clean predictions of the step before, for the two-step solver."""
+    """Clean predictions of the previous step, for the second-order solver."""
 
     timestep: int
     next_timestep: int
@@ -64,55 +66,57 @@ class _History:
 
 
 class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
-    """Noise and reverse steps of Matryoshka Diffusion Models, for training and sampling.
+    """The noise schedule and reverse steps of Matryoshka Diffusion Models, for training and sampling.
 
-    z_t^i = alpha_t^i D^i(x) + sigma_t^i eps^i with independent eps^i, one t for all levels, and
-    log SNR_i(t) = log SNR_0(t) - p log(r_i / r_0). Every method takes a pyramid (list of `(B_i, C, H_i, W_i)`, or of
-    clips `(B_i, C, F_i, H_i, W_i)`, innermost first; batches may thin outwards) or a bare tensor and gives back the
-    same kind. The ratio r_i / r_0 of a level is H_i / H_0 in a pyramid, whose first entry is always level 0, times
-    the square root of F_i / F_0 for clips; for a bare tensor it is its shorter side over `base_sample_size`, and 1 for
-    tensors that are not larger than that.
+    z_t^i = alpha_t^i D^i(x) + sigma_t^i eps^i with independent eps^i, one t for all levels, and log SNR_i(t) = log
+    SNR_0(t) - p log(r_i / r_0). All methods take a pyramid (a list of `(B_i, C, H_i, W_i)`, or for clips `(B_i, C,
+    F_i, H_i, W_i)`, innermost first, where outer levels can have smaller batches) or a bare tensor, and return the
+    same kind. In a pyramid, whose first entry is always level 0, the ratio r_i / r_0 of a level is H_i / H_0, times
+    the square root of F_i / F_0 for clips; for a bare tensor it is its shorter side divided by `base_sample_size`, but
+    at least 1.
 
     Timesteps t run from 0 to `num_train_timesteps` - 1; `alphas_cumprod[t]` is the signal power of level 0 at t, and
-    the signal power after the last step is 1. Half-precision samples are computed with in float32 and cast back.
+    the signal power after the last step is 1. Half-precision samples are converted to float32 for computation and cast
+    back.
 
     Args:
         num_train_timesteps: T. With `trained_betas` it becomes their number.
-        beta_start: first beta of the families "linear" and "scaled_linear".
-        beta_end: last beta of these families.
+        beta_start: first beta of the schedules "linear" and "scaled_linear".
+        beta_end: last beta of these schedules.
         beta_schedule: "squaredcos_cap_v2" (the published models), "linear", "scaled_linear" or "cosine_log_snr".
-        trained_betas: betas given one by one, instead of a family.
-        log_snr_max: log SNR at t = 0 of the family "cosine_log_snr".
-        log_snr_min: log SNR at the last t of this family.
+        trained_betas: list of betas, instead of `beta_schedule`.
+        log_snr_max: log SNR at t = 0 of the schedule "cosine_log_snr".
+        log_snr_min: log SNR at the last t of this schedule.
         rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise.
-        prediction_type: what the network predicts: "v_prediction", "epsilon", "sample" (the picture), or one of these
-            for each level, innermost first. Outer levels may also predict the "residual", what they lack of the
-            enlarged clean picture of the level inside (see `LevelPrediction`); "residual" for all is v at level 0.
+        prediction_type: what the network predicts: "v_prediction", "epsilon", "sample" (the clean image), or one of
+            these per level, innermost first. Outer levels can also predict the "residual", the difference from the
+            enlarged clean image of the level inside (see `LevelPrediction`); a single "residual" means v at level 0.
         shift_power: p (published: 1 for two levels, 2 for three).
         base_sample_size: side of level 0 in pixels, used for bare tensors only.
-        level_scaling: how a level's size enters. "shift" as above; "rescale" leaves the schedule alone and diffuses
-            D^i(x) r_0 / r_i instead (the published unshifted models). Pictures going in and coming out are in [-1, 1]
-            either way.
-        clip_sample: clamp predicted clean pictures to +- `clip_sample_range`, unless `thresholding`.
-        clip_sample_range: see there.
-        thresholding: dynamic thresholding of predicted clean pictures, each row of each level on its own.
-        dynamic_thresholding_ratio: its quantile. Published: 0.995 with a bound of 100, or (in the demo) 0.95 with 1.5.
+        level_scaling: how the size of a level affects its noise. "shift" shifts the schedule as above; "rescale" does
+            not shift it, and adds noise to D^i(x) r_0 / r_i instead (the published unshifted models). In both cases,
+            images passed in and returned are in [-1, 1].
+        clip_sample: clip predicted clean images to +- `clip_sample_range`, unless `thresholding` is set.
+        clip_sample_range: see `clip_sample`.
+        thresholding: dynamic thresholding of predicted clean images, separately for each sample of each level.
+        dynamic_thresholding_ratio: the quantile for it. Published: 0.995 with a bound of 100, or (in the demo) 0.95
+            with 1.5.
         sample_max_value: upper bound of the threshold.
         timestep_spacing: "matryoshka" (published), "log_snr" (even in log SNR at every level), or "leading",
             "trailing", "linspace" as in `DDIMScheduler`.
         steps_offset: added to the timesteps of "leading".
         algorithm: "ddim" (with `eta`; 1 is ancestral DDPM) or "dpmsolver++".
-        solver_order: 1 or 2, of "dpmsolver++". The last step, onto the clean picture, is always of order 1.
+        solver_order: 1 or 2, for "dpmsolver++". The last step, to the clean image, is always of order 1.
         sigma_data: standard deviation of the residuals, one for all or one for each outer level, innermost first; the
             training command measures it.
 
     Raises:
-        ValueError: a value that is none of the above.
+        ValueError: a value is not one of the above.
     """
 
     _compatibles = ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"]
     order = 1
-    _powers: LevelPowers  # made by `set_timesteps`
+    _powers: LevelPowers  # set by `set_timesteps`
 
     @register_to_config
     def __init__(
@@ -163,21 +167,21 @@ class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
         self._begin_index: int | None = None
 
-    # Configuration beside other schedulers
+    # Compatibility with other schedulers
 
     @classmethod
     def _get_compatibles(cls) -> list[type[SchedulerMixin]]:
-        """This class, which diffusers looks up in its own module only, and diffusers' compatible ones."""
+        """Return this class, which diffusers looks up only in its own module, and diffusers' compatible ones."""
         return [cls, *(other for other in super()._get_compatibles() if other is not cls)]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Build from the config of this class or of a compatible one (`DDIMScheduler`, ...), whose noise schedule and
-        prediction type are kept even where they were its defaults.
+        """Create a scheduler from the config of this class or of a compatible one (`DDIMScheduler`, ...).
+
+        The noise schedule and prediction type of the other class are kept, even if they were its defaults.
 
         Raises:
-            ValueError: the other scheduler does something that has no counterpart here (learned variance, other
-                solvers).
+            ValueError: the other scheduler has a feature that is not supported here (learned variance, other solvers).
         """
         if config is not None and not isinstance(config, (str, os.PathLike, Mapping)):
             raise TypeError(
@@ -196,15 +200,15 @@ class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
         device: torch.device | str | None = None,
         timesteps: Sequence[int] | np.ndarray | torch.Tensor | None = None,
     ) -> None:
-        """Choose the timesteps that sampling visits; `scheduler.timesteps` holds them, falling, one a network call.
+        """Set the timesteps for sampling, in decreasing order, as `scheduler.timesteps`.
 
         Args:
-            num_inference_steps: how many, placed by the configured `timestep_spacing`.
-            device: where `scheduler.timesteps` is put.
-            timesteps: the timesteps themselves instead, strictly falling.
+            num_inference_steps: number of timesteps, spaced according to `timestep_spacing`.
+            device: device of `scheduler.timesteps`.
+            timesteps: the timesteps themselves, strictly decreasing, instead of their number.
 
         Raises:
-            ValueError: both or neither given, or not in [0, T).
+            ValueError: both or neither are given, or timesteps are not in [0, T).
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Pass either `num_inference_steps` or `timesteps` to `set_timesteps`, and not both.")
@@ -214,7 +218,7 @@ class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
             visited = spaced_timesteps(
                 self.config.timestep_spacing, num_inference_steps, self.alphas_cumprod, self.config.steps_offset
             )
-        # The device may be refused: the old timesteps stay whole until the new ones are.
+        # The device may be invalid: the old timesteps are kept until the new ones are complete.
         self.timesteps = torch.tensor(visited, dtype=torch.int64, device=device)
         self._visited = visited
         shifted = self.config.level_scaling == "shift"
@@ -235,24 +239,26 @@ class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Note at which index of `timesteps` sampling begins, for pipelines that say so; a step needs only its t."""
+        """Record the index in `timesteps` at which sampling begins; steps themselves need only t."""
         self._begin_index = begin_index
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> int:
-        """The timestep that a step from `timestep` leads to, or -1 for the clean picture."""
+        """Return the timestep to which a step from `timestep` leads, or -1 for the clean image."""
         return self._after(whole_timestep(timestep, len(self)))[1]
 
     def scale_model_input(self, sample: Sample, timestep: int | torch.Tensor | None = None) -> Sample:
-        """The sample as it is; other schedulers scale it."""
+        """Return the sample unchanged; other schedulers scale it."""
         return sample
 
     def _after(self, timestep: int) -> tuple[int, int]:
-        """Index in `timesteps` of the next step, and its timestep (-1 after the last one)."""
+        """Return the index in `timesteps` of the next step, and its timestep (-1 after the last one)."""
         index = sum(visited >= timestep for visited in self._visited)
         return index, self._visited[index] if index < len(self._visited) else _CLEAN
 
     def _power(self, timestep: int, ratio: float) -> float:
-        """Signal power of a level as a number, rounded to float32 as in the tables; 1 for the clean picture."""
+        """Return the signal power of a level as a number, rounded to float32 as in the tables; 1 for the clean
+        image.
+        """
         return 1.0 if timestep == _CLEAN else self._powers.at(timestep, ratio)
 
     def step(
@@ -267,29 +273,29 @@ class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
         level_agreement: float | Sequence[float] = 0.0,
         check_output: bool = True,
     ) -> MatryoshkaSchedulerOutput | tuple[torch.Tensor | Pyramid, torch.Tensor | Pyramid]:
-        """One reverse step of all levels, to the highest of `timesteps` below `timestep`, or to the clean picture.
+        """Take a reverse step of all levels, to the largest of `timesteps` below `timestep`, or to the clean image.
 
-        So a t that is not among `timesteps` is no error, as in diffusers' `DDIMScheduler`, while it is in [0, T).
+        As in diffusers' `DDIMScheduler`, `timestep` need not be one of `timesteps`, as long as it is in [0, T).
 
         Args:
-            model_output: what the network predicted, shapes as `sample`.
-            timestep: t, one for all rows and levels.
+            model_output: the network's predictions, with the shapes of `sample`.
+            timestep: t, one for all samples and levels.
             sample: z_t.
-            eta: 0 (deterministic) to 1 (ancestral DDPM): share of noise injected by "ddim". None is ancestral too, in
-                the form that the published samplers use by default; it differs from 1 by rounding only.
-            generator: for the injected noise: one, or one for each row of level 0, whose noise then does not depend on
-                the other rows. Noise is drawn level by level, innermost first, in float32 for half-precision samples,
-                and only where it is used: eta not 0 and not the step onto the clean picture.
+            eta: amount of noise that "ddim" adds, from 0 (deterministic) to 1 (ancestral DDPM). None is ancestral too,
+                in the form that the published samplers use by default; it differs from 1 only by rounding.
+            generator: generator of this noise: one, or one per sample of level 0, whose noise then does not depend on
+                other samples. Noise is sampled level by level, innermost first, in float32 for half-precision samples,
+                and only if it is used: if eta is not 0, and not in the step to the clean image.
             variance_noise: the noise itself, N(0, 1), instead of a generator.
-            return_dict: give a `MatryoshkaSchedulerOutput` instead of `(prev_sample, pred_original_sample)`.
-            level_agreement: 0 to 1, one for all or one for every level but the innermost: by which share the averages
-                of a predicted clean level move towards the level inside it (see `level_agreement.agree`).
-            check_output: refuse a model output that is not finite, for which an accelerator is waited for; the
-                pipelines look at all steps at once, when a drawing is done.
+            return_dict: return a `MatryoshkaSchedulerOutput` instead of `(prev_sample, pred_original_sample)`.
+            level_agreement: 0 to 1, one for all or one for every level but the innermost: the fraction by which the
+                averages of a predicted clean level are moved to the level inside it (see `level_agreement.agree`).
+            check_output: check that the model output is finite, which waits for the accelerator; pipelines check all
+                steps together after sampling.
 
         Raises:
-            ValueError: before `set_timesteps`, a timestep outside [0, T), shapes that differ, a model output that is
-                not finite, eta with "dpmsolver++".
+            ValueError: `set_timesteps` was not called, the timestep is outside [0, T), shapes differ, the model output
+                is not finite, or eta is used with "dpmsolver++".
         """
         if self.num_inference_steps is None:
             raise ValueError("`step` needs the list of timesteps: call `set_timesteps` first.")
@@ -315,7 +321,7 @@ class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
                 result = ddim_step(clean, x, power, next_power, eta, noises[index])
             else:
                 before = None
-                if earlier is not None and index < len(earlier.clean):  # an outer level may have just been opened
+                if earlier is not None and index < len(earlier.clean):  # an outer level may have just started
                     before = (earlier.clean[index], self._power(earlier.timestep, ratio))
                 result = dpm_solver_step(clean, x, power, next_power, before)
             results.append(result)
@@ -350,7 +356,7 @@ class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
         return [in_full_precision(noise) for noise in matching_levels(variance_noise, levels, "variance_noise")]
 
     def _earlier_cleans(self, now: int, levels: Pyramid) -> _History | None:
-        """The step before, if this one goes on from where it ended."""
+        """Return the clean predictions of the previous step, if this step continues from its end."""
         history = self._history
         if history is None or history.next_timestep != now:
             return None
@@ -360,7 +366,9 @@ class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
     def _handed_back(
         self, results: Pyramid, like: Pyramid, ratios: list[float], bare: bool, as_picture: bool
     ) -> torch.Tensor | Pyramid:
-        """Levels in the dtypes of `like`; as pictures, in [-1, 1] also where the process divides them by the ratio."""
+        """Return levels in the dtypes of `like`; images are in [-1, 1] even if the process divides them by the
+        ratio.
+        """
         scales = [self._image_scale(ratio) if as_picture else 1.0 for ratio in ratios]
         levels = [(result * scale).to(level.dtype) for result, scale, level in zip(results, scales, like, strict=True)]
         return levels[0] if bare else levels

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timesteps: which of them a sampler visits, and whether what is handed in is one."""
+"""Choosing the timesteps for sampling, and checking timesteps that are passed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..checked_values import is_number, is_whole_number
 
 TIMESTEP_SPACINGS = ("matryoshka", "leading", "trailing", "linspace", "log_snr")
 
-# Where "log_snr" begins and ends: beyond these log SNRs of level 0 a picture is noise, or noise is invisible. For the
-# published schedule of 1000 timesteps that is from 990 down to 2.
+# The ends of "log_snr": log SNRs of level 0 beyond which an image is pure noise, or the noise is invisible. For the
+# published schedule of 1000 timesteps these are the timesteps 990 and 2.
 LOG_SNR_RANGE = (-8.6, 8.9)
 
 
 def spaced_timesteps(
     spacing: str, num_inference_steps: int, alphas_cumprod: torch.Tensor, steps_offset: int = 0
 ) -> list[int]:
-    """`num_inference_steps` timesteps, highest first, all in [0, num_train_timesteps).
+    """Return `num_inference_steps` timesteps, highest first, all in [0, num_train_timesteps).
 
     "matryoshka" is the published models' spacing (ml-mdm, Sampling): N + 1 points spread over the N_train + 1 noise
     levels including the clean one, rounded half to even, the clean one left out; the first step starts a little below
@@ -35,8 +35,8 @@ def spaced_timesteps(
         steps_offset: see above.
 
     Raises:
-        ValueError: unknown spacing, fewer than one step, more steps than training timesteps, or an offset that leaves
-            the range.
+        ValueError: the spacing is unknown, there are fewer than one step or more than training timesteps, or the
+            offset leaves the range.
     """
     num_train_timesteps = len(alphas_cumprod)
     if not is_whole_number(num_inference_steps, 1, num_train_timesteps):
@@ -62,13 +62,13 @@ def spaced_timesteps(
 
 
 def even_in_log_snr(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> np.ndarray:
-    """Timesteps, highest first, whose log SNRs lie as evenly as whole timesteps allow.
+    """Return timesteps, highest first, whose log SNRs are as evenly spaced as integer timesteps allow.
 
-    The shift of a level is a constant in log SNR, so steps that are even at level 0 are even at every level, which is
-    what DPM-Solver++ assumes its steps to be (Lu et al. 2022, section 5).
+    The shift of a level is constant in log SNR, so steps that are even at level 0 are even at every level, as
+    DPM-Solver++ assumes (Lu et al. 2022, section 5).
 
     Args:
-        alphas_cumprod: `(T,)`, signal power of level 0, falling.
+        alphas_cumprod: `(T,)`, signal power of level 0, decreasing.
         num_inference_steps: N, at most T.
     """
     power = alphas_cumprod.cpu().double().numpy()
@@ -79,23 +79,23 @@ def even_in_log_snr(alphas_cumprod: torch.Tensor, num_inference_steps: int) -> n
     within = within if len(within) else np.arange(len(power))
     targets = np.linspace(log_snr[within[-1]], log_snr[within[0]], num_inference_steps)
     points = np.abs(log_snr[within][None] - targets[:, None]).argmin(1) + within[0]
-    # Where timesteps are further apart than the steps would be, each step takes the next timestep that is free.
+    # Where timesteps are further apart than the steps would be, each step takes the next unused timestep.
     falling = np.arange(num_inference_steps)
     points = np.minimum.accumulate(points + falling) - falling
     return np.maximum(points, falling[::-1])
 
 
 def checked_timesteps(timesteps: Sequence[int] | np.ndarray | torch.Tensor, num_train_timesteps: int) -> list[int]:
-    """`timesteps` as a list of ints.
+    """Return `timesteps` as a list of ints.
 
     Raises:
-        ValueError: empty, not whole numbers, not strictly falling, or outside [0, num_train_timesteps).
+        ValueError: they are empty, not integers, not strictly decreasing, or outside [0, num_train_timesteps).
     """
     if isinstance(timesteps, torch.Tensor):
         timesteps = timesteps.tolist()
     try:
         values = np.asarray(timesteps)
-    except (TypeError, ValueError):  # of another kind, or lists of unequal lengths
+    except (TypeError, ValueError):  # another type, or lists of unequal lengths
         values = np.asarray(None)
     if values.dtype.kind not in "iuf":
         raise ValueError(f"`timesteps` are of type {type(timesteps).__name__}; expected a list of whole numbers.")
@@ -105,7 +105,7 @@ def checked_timesteps(timesteps: Sequence[int] | np.ndarray | torch.Tensor, num_
         raise ValueError(f"`timesteps` must be whole numbers, got {values.tolist()}.")
     whole = [int(value) for value in values]
     if any(later >= earlier for earlier, later in pairwise(whole)):
-        raise ValueError(f"`timesteps` must fall strictly, from most noise to least, got {whole}.")
+        raise ValueError(f"`timesteps` must be strictly decreasing, from most noise to least, got {whole}.")
     if whole[0] >= num_train_timesteps or whole[-1] < 0:
         raise ValueError(
             f"`timesteps` run from {whole[0]} to {whole[-1]}; the model was trained on 0 to {num_train_timesteps - 1}."
@@ -115,16 +115,16 @@ def checked_timesteps(timesteps: Sequence[int] | np.ndarray | torch.Tensor, num_
 
 
 def whole_timestep(timestep: int | float | torch.Tensor, num_train_timesteps: int) -> int:
-    """A timestep as an int.
+    """Return a timestep as an int.
 
     Raises:
-        ValueError: several timesteps, not a whole number, or outside [0, num_train_timesteps).
+        ValueError: there are several timesteps, or it is not an integer or outside [0, num_train_timesteps).
     """
     if isinstance(timestep, torch.Tensor):
         if timestep.numel() != 1:
             raise ValueError(
-                f"`timestep` has shape {tuple(timestep.shape)}; a reverse step takes all rows and levels from one "
-                "timestep, pass a single number."
+                f"`timestep` has shape {tuple(timestep.shape)}; a reverse step uses one timestep for all samples "
+                f"and levels, so pass a single number."
             )
         timestep = timestep.item()
     if not is_number(timestep, 0, num_train_timesteps - 1) or timestep != int(timestep):

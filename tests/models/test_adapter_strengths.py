@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strengths of adapters by part of the network: numbers one level deep, of layers that exist."""
+"""Strengths of adapters by part of the network: numbers by parts of layer names."""
 
 import pytest
 from peft import LoraConfig
@@ -34,8 +34,12 @@ def test_the_first_part_of_a_name_counts(adapted, weights):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"levels.0": {"encoder": 0.5}}, r"strength of 'levels\.0' is .*; expected a number: strengths go one level"),
-        ({"levels.0": [0.5, 1.0]}, "one level deep"),
+        (
+            {"levels.0": {"encoder": 0.5}},
+            r"strength of 'levels\.0' is .*; expected a number: the dict of strengths "
+            r"cannot be nested",
+        ),
+        ({"levels.0": [0.5, 1.0]}, "cannot be nested"),
         ({"levels.9": 0.5}, r"No layer with an adapter has 'levels\.9'"),
         ({"levels.0": "strong"}, "is 'strong'"),
         ("strong", "is 'strong'"),

@@ -69,7 +69,7 @@ def test_growth_keeps_dtype_and_mode(model):
 
 def test_a_fused_model_does_not_grow(model):
     model.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="plain model"):
+    with pytest.raises(ValueError, match="parameters are those of its config"):
         model.add_level(OUTER_ROW)
 
 

@@ -120,7 +120,7 @@ def test_growth_into_video_keeps_dtype_and_mode(model):
 def test_what_cannot_become_video_is_refused(model, config):
     with pytest.raises(ValueError, match="2 frames or more"):
         model.to_video(1)
-    with pytest.raises(ValueError, match="a model of pictures"):
+    with pytest.raises(ValueError, match="an image model"):
         model.to_video(4).to_video(8)
     with pytest.raises(ValueError, match="one for each of the 2 levels"):
         model.to_video(4, temporal_layers_per_block=((1, 1),))

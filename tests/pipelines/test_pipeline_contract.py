@@ -169,7 +169,7 @@ def test_offload_changes_nothing(task, offload):
 BAD_INPUTS = {
     "output type": ({"output_type": "jpg"}, "one of pil, np, pt, latent, but is 'jpg'"),
     "callback names": ({"callback_on_step_end_tensor_inputs": ["latent"]}, r"found \['latent'\]"),
-    "generators": ({"generator": [torch.Generator()] * 2}, "list of 2 generators for 1 pictures"),
+    "generators": ({"generator": [torch.Generator()] * 2}, "list of 2 generators for 1"),
     "levels": ({"latents": [torch.zeros(1, 3, 2, 2)]}, r"1 level\(s\)|No level|noise of clips"),
     "micro-condition": ({"micro_conditioning": {"size": 3}}, "no micro-condition 'size'; it has scale"),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),

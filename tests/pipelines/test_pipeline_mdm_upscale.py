@@ -162,7 +162,7 @@ def test_own_pictures_are_shrunk_to_a_level_inside(pipe, three, caplog):
     drawn = draw(pipe, photo, exact_consistency=True).images
     assert drawn.shape == (1, 3, 12, 16)
     torch.testing.assert_close(F.avg_pool2d(drawn, 2), F.avg_pool2d(photo[None], 80), atol=1e-5, rtol=0)
-    assert "640 pixels); it is shrunk to 6 x 8" in caplog.text
+    assert "640 pixels); it is reduced to 6 x 8" in caplog.text
     caplog.clear()
     assert draw(pipe, torch.zeros(3, 8, 5)).images.shape == (1, 3, 16, 8)
     pictures = draw(three, torch.zeros(3, 20, 20), output_pyramid=True, num_inference_steps=1).pyramid
@@ -174,15 +174,15 @@ def test_own_pictures_are_shrunk_to_a_level_inside(pipe, three, caplog):
 
 def test_a_model_of_one_level_has_nothing_to_start_from():
     single = {name: value[:1] for name, value in THREE_LEVELS.items()}
-    with pytest.raises(ValueError, match=r"no level inside pictures of 8 pixels .* can upscale to nothing"):
+    with pytest.raises(ValueError, match=r"no level inside images of 8 pixels .* can upscale to nothing"):
         draw(MDMUpscalePipeline.from_pipe(make_pipeline(**single)))
 
 
 BAD_INPUTS = {
     "no picture": ({"image": None}, "`image` is of type NoneType"),
-    "no level inside": ({"height": 8}, "no level inside pictures of 8 pixels .* can upscale to 16"),
-    "target": ({"height": 12}, "8 x 8 pixels cannot become 12 x None: expected .* 16 x 16"),
-    "another shape": ({"height": 16, "width": 8}, "cannot become 16 x 8"),
+    "no level inside": ({"height": 8}, "no level inside images of 8 pixels .* can upscale to 16"),
+    "target": ({"height": 12}, "8 x 8 pixels cannot be upscaled to 12 x None: expected .* 16 x 16"),
+    "another shape": ({"height": 16, "width": 8}, "cannot be upscaled to 16 x 8"),
     "rows": ({"image": torch.zeros(2, 3, 8, 8), "prompt": ["a"] * 3}, "3 in `prompt`, 2 in `image`"),
     "resampling": ({"num_resampling_steps": 0}, "`num_resampling_steps` has to be"),
     "jump": ({"jump_length": 1.5}, "`jump_length` has to be"),

@@ -91,8 +91,8 @@ def test_frames_are_what_the_video_writer_of_diffusers_takes(pipe):
 
 
 BAD_INPUTS = {
-    "frames": ({"num_frames": 3}, "No level of this model draws clips of 3 frames: it has 1 frames of 8 pixels, 4"),
-    "size": ({"height": 12}, "draws clips of 12 pixels"),
+    "frames": ({"num_frames": 3}, "No level of this model has clips of 3 frames: it has 1 frames of 8 pixels, 4"),
+    "size": ({"height": 12}, "has clips of 12 pixels"),
     "both": ({"num_frames": 1, "height": 16}, "clips of 1 frames and 16 pixels"),
     "width": ({"height": 16, "width": 3}, "multiples of"),
     "noise of pictures": ({"latents": torch.zeros(1, 3, 8, 8)}, "expected noise of clips"),

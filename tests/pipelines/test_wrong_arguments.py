@@ -119,7 +119,7 @@ def test_anything_ends_in_a_picture_or_in_an_error_of_ours(chunk):
 
 
 WRONG = {
-    "generator": (42, r"has to be a torch.Generator or a list of them, one a picture, or None, but is 42"),
+    "generator": (42, r"has to be a torch.Generator or a list of them, one per image, or None, but is 42"),
     "prompt_embeds": (
         np.zeros((1, 4, 16)),
         r"has to be a tensor of floating-point numbers .* but is ndarray of shape",

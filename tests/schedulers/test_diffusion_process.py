@@ -105,7 +105,7 @@ def test_gradients_flow(pyramid, noise):
 @pytest.mark.parametrize(
     ("timesteps", "message"),
     [
-        (torch.tensor([1, 2]), "one for each row"),
+        (torch.tensor([1, 2]), "one for each sample"),
         (torch.tensor([0, 1, 2, 1000]), "0 to 999"),
         (torch.tensor([0, 1, 2, -1]), "0 to 999"),
         (torch.tensor([0.0, 1.0, 2.0, 3.0]), "whole numbers"),

@@ -138,7 +138,7 @@ def test_a_bad_step_is_refused_in_a_sentence(change, message):
         (torch.tensor([0.5]), "expected whole numbers"),
         (torch.tensor([True]), "expected whole numbers"),
         (torch.tensor([1000]), "expected 0 to 999"),
-        (torch.tensor([1, 2, 3]), "one for each row of"),
+        (torch.tensor([1, 2, 3]), "one for each sample of"),
     ],
 )
 def test_noise_is_added_at_whole_timesteps_only(timesteps, message):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the weights of a model come from, and where they lie."""
+"""Loading the weights of a model, and reading them from wherever they are."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a model from one file: as diffusers does, with a reader of our own for the files that it refuses."""
+"""Loading a model from a single file, with a reader for files that diffusers refuses."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from diffusers.loaders import FromOriginalModelMixin
 
 from ...config_reading import read_json, read_yaml
 
-# Returns what a local checkpoint holds, for the class's `checkpoint_mapping_fn`; the second argument says which of
-# several weights to take.
+# Reads a local checkpoint for the class's `checkpoint_mapping_fn`; the second argument selects one of several weights.
 CheckpointReader = Callable[[Path, str | None], dict[str, Any]]
 
 _READERS: dict[str, CheckpointReader] = {}
@@ -22,19 +21,20 @@ T = TypeVar("T", bound="SingleFileMixin")
 
 
 def register_checkpoint_reader(class_name: str, reader: CheckpointReader) -> None:
-    """Let `from_single_file` of a class, and of those derived from it, read local files with `reader`.
+    """Let `from_single_file` of a class and its subclasses read local files with `reader`.
 
-    Models know no foreign formats: whoever does registers here. Of two readers for a class the last one counts.
+    The models themselves do not know foreign formats; modules that do register their readers here. If there are two
+    readers for a class, the last one is used.
 
     Args:
         class_name: `__name__` of the class.
-        reader: takes the path of any file but safetensors, which diffusers reads well.
+        reader: called with the path of any file except safetensors, which diffusers reads itself.
     """
     _READERS[class_name] = reader
 
 
 class SingleFileMixin(FromOriginalModelMixin):
-    """`from_single_file` that reads local files with the reader that is registered for the class."""
+    """Mixin for `from_single_file`, which reads local files with the reader registered for the class."""
 
     @classmethod
     def from_single_file(
@@ -43,22 +43,21 @@ class SingleFileMixin(FromOriginalModelMixin):
         state_dict_key: str | None = None,
         **kwargs: Any,
     ) -> T:
-        """Load a model from one file of weights: a published checkpoint, or weights that this class saved.
+        """Load a model from a single file of weights: a published checkpoint, or weights saved by this class.
 
-        A local `.pth` or `.bin` is read without running anything from it; diffusers' own reader refuses what the
-        published trainer writes.
+        Nothing in a local `.pth` or `.bin` is executed; diffusers' own reader refuses files of the published trainer.
 
         Args:
             pretrained_model_link_or_path_or_dict: e.g. `vis_model.pth` or `diffusion_pytorch_model.safetensors`.
-            state_dict_key: which weights to take of a local `.pth` that holds several models, e.g. "ema".
+            state_dict_key: which weights to take from a local `.pth` that has several models, e.g. "ema".
             kwargs: as in `FromOriginalModelMixin.from_single_file`: `config` (a folder or a repository on the Hub with
-                our `config.json`), or `original_config` (the published YAML, or what it holds). Both may be left out
-                if our `config.json` is beside a local file, or if the checkpoint holds its trainer's arguments.
+                our `config.json`), or `original_config` (the published YAML, or its contents). Both can be omitted if
+                our `config.json` is beside a local file, or if the checkpoint contains its trainer's arguments.
 
         Raises:
             FileNotFoundError: there is no such YAML.
-            ValueError: the file is damaged, holds no weights of such a model or several, does not fit its config, or
-                nothing says what its config is.
+            ValueError: the file is damaged, has no weights of such a model or several, does not fit its config, or its
+                config is unknown.
         """
         source = pretrained_model_link_or_path_or_dict
         reader = next((_READERS[base.__name__] for base in cls.__mro__ if base.__name__ in _READERS), None)
@@ -66,7 +65,7 @@ class SingleFileMixin(FromOriginalModelMixin):
         if reader is not None and path is not None and path.suffix != ".safetensors":
             source = reader(path, state_dict_key)
         elif state_dict_key is not None:
-            raise ValueError("`state_dict_key` chooses among the models in a local .pth file; leave it out here.")
+            raise ValueError("`state_dict_key` chooses among the models in a local .pth file; omit it here.")
         if isinstance(kwargs.get("config"), os.PathLike):
             kwargs["config"] = os.fspath(kwargs["config"])
         original_config = kwargs.get("original_config")
@@ -78,7 +77,7 @@ class SingleFileMixin(FromOriginalModelMixin):
 
     @classmethod
     def _config_arguments(cls, source: Any, path: Path | None) -> dict[str, Any]:
-        """Say where the config is if the caller does not."""
+        """Find the config if the caller does not pass it."""
         config_file = path.with_name("config.json") if path is not None else None
         if config_file is not None and config_file.is_file():
             config = read_json(config_file)
@@ -87,7 +86,7 @@ class SingleFileMixin(FromOriginalModelMixin):
         if isinstance(source, dict) and source.get("args") is not None:
             return {"original_config": {}}
         raise ValueError(
-            "Weights alone do not say what model they are of. Give `config=` (a folder, or a repository on the Hub, "
-            f"with the config.json of the {cls.__name__}) for weights that this package saved, or `original_config=` "
-            "(the YAML file of the model) for a published checkpoint."
+            "The config of the model cannot be inferred from its weights. Pass `config=` (a folder, or a "
+            f"repository on the Hub, with the config.json of the {cls.__name__}) for weights that this package "
+            "saved, or `original_config=` (the YAML file of the model) for a published checkpoint."
         )

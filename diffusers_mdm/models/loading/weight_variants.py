@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variants of saved weights (`variant="fp16"`): when the one that was asked for is missing, say which there are."""
+"""Variants of saved weights (`variant="fp16"`): errors for a missing variant that list the existing ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
-# "model.safetensors" is what transformers calls the weights of a text encoder.
+# "model.safetensors" is the name that transformers gives to the weights of a text encoder.
 _STEMS = {SAFETENSORS_WEIGHTS_NAME.partition(".")[0], WEIGHTS_NAME.partition(".")[0], "model", "pytorch_model"}
 _WEIGHTS = re.compile(
     r"(?P<stem>\w+?)(?P<index>\.(safetensors|bin)\.index)?(\.(?P<variant>[^./]+?))?"
@@ -23,7 +23,7 @@ T = TypeVar("T", bound="VariantMixin")
 
 
 def variants_among(names: Iterable[str]) -> set[str | None]:
-    """Variants of the weight files among file names; `None` stands for weights without one."""
+    """Return the variants of the weight files among file names; None stands for weights without a variant."""
     matches = (_WEIGHTS.fullmatch(Path(name).name) for name in names)
     return {
         match["variant"]
@@ -33,14 +33,14 @@ def variants_among(names: Iterable[str]) -> set[str | None]:
 
 
 def variant_advice(variant: str | None, folder: str | os.PathLike | None) -> str | None:
-    """A sentence about a variant that a folder, or a folder in it, does not have.
+    """Return a sentence about a variant that a folder, or a subfolder of it, does not have.
 
     Args:
-        variant: that was asked for; `None` for weights without one.
-        folder: of a saved model or pipeline.
+        variant: the requested variant; None for weights without one.
+        folder: folder of a saved model or pipeline.
 
     Returns:
-        `None` if the folder has the variant, has no weights at all, or is no folder of this machine.
+        None if the folder has the variant, has no weights at all, or is not a local folder.
     """
     if folder is None or not Path(folder).is_dir():
         return None
@@ -49,17 +49,17 @@ def variant_advice(variant: str | None, folder: str | os.PathLike | None) -> str
         return None
     named = sorted(f"variant={name!r}" for name in found if name is not None)
     if None in found:
-        named.insert(0, "weights without a variant (leave `variant` out)")
+        named.insert(0, "weights without a variant (omit `variant`)")
     wanted = "without a variant" if variant is None else f"of the variant {variant!r}"
     return f"{folder} has no weights {wanted}; it has {', '.join(named)}."
 
 
 @contextlib.contextmanager
 def naming_variants(variant: str | None, folder: str | os.PathLike | None) -> Iterator[None]:
-    """While something is loaded from a folder: if that fails for want of a variant, say which there are.
+    """Inside the block, add the existing variants to the error of loading a missing one from a folder.
 
     Raises:
-        OSError, ValueError: as diffusers raises them for a missing variant, of models and of pipelines.
+        OSError, ValueError: as diffusers raises them for a missing variant of models and of pipelines.
     """
     try:
         yield
@@ -72,16 +72,16 @@ def naming_variants(variant: str | None, folder: str | os.PathLike | None) -> It
 
 
 class VariantMixin:
-    """`from_pretrained` that names the variants there are when the one asked for is missing."""
+    """Mixin for `from_pretrained`, which lists the existing variants if the requested one is missing."""
 
     @classmethod
     def from_pretrained(
         cls: type[T], pretrained_model_name_or_path: str | os.PathLike | None = None, **kwargs: Any
     ) -> T:
-        """Load saved weights as `ModelMixin.from_pretrained` does, with the same arguments.
+        """Load saved weights like `ModelMixin.from_pretrained`, with the same arguments.
 
         Raises:
-            OSError: there is no such model, or it lacks the variant.
+            OSError: there is no such model, or it does not have the variant.
         """
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         with naming_variants(kwargs.get("variant"), folder):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a drawing is made of, shared by all pipelines."""
+"""The parts of a drawing (one sampling run, from noise to images) that all pipelines share."""

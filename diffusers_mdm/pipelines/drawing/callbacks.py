@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a callback is given after each step, and what of it a drawing takes over."""
+"""Calling the user's callback after each step, and applying the changes that it returns."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _LABELS = ("class_labels", "negative_class_labels")
 
 
 def call_back(drawing: Drawing, step: int, timestep: torch.Tensor, latents: Sample, preview: Sample | None) -> Sample:
-    """Give the callback the tensors it asked for, and take over what it returns.
+    """Call the callback with the tensors that it requested, and apply the tensors that it returns.
 
     Args:
-        drawing: its conditioning takes the changes.
-        step: how many steps were done before this one.
-        timestep: of this step.
+        drawing: the drawing, whose conditioning may be changed.
+        step: number of steps before this one.
+        timestep: timestep of this step.
         latents: samples after this step.
-        preview: the pictures as predicted at this step.
+        preview: the clean images predicted at this step.
 
     Returns:
-        The samples, as the callback left them.
+        The samples after the callback.
 
     Raises:
-        ValueError: it returned something else than tensors by their names, or tensors that do not fit.
+        ValueError: the callback returned something other than tensors by name, or tensors that do not fit.
     """
     request, callback = drawing.request, drawing.request.callback_on_step_end
     if callback is None:
@@ -41,13 +41,13 @@ def call_back(drawing: Drawing, step: int, timestep: torch.Tensor, latents: Samp
     tensors = {"latents": latents, "pred_original_sample": preview, **drawing.conditioning._asdict()}
     asked = {name: tensors[name] for name in request.callback_on_step_end_tensor_inputs or ()}
     returned: Any = callback(drawing.pipeline, step, timestep, asked)
-    if returned is None:  # nothing but what it may have put into the dict
+    if returned is None:  # it may still have changed the dict
         returned = asked
     known = drawing.pipeline._callback_tensor_inputs
     if not isinstance(returned, Mapping):
         raise ValueError(
-            f"The callback of step {step} returned {describe(returned)}; expected a dict of tensors by name, such as "
-            "the one that it was given, or None."
+            f"The callback of step {step} returned {describe(returned)}; expected a dict of tensors by name, such "
+            f"as the one that it received, or None."
         )
     unknown = [name for name in returned if name not in known]
     if unknown:
@@ -70,10 +70,10 @@ def call_back(drawing: Drawing, step: int, timestep: torch.Tensor, latents: Samp
 
 
 def _is_cutoff(returned: Any, given: Any) -> bool:
-    """Whether a callback returned the last rows of what it was given, untouched.
+    """Return whether a callback returned the last rows of the tensor that it received, unchanged.
 
-    diffusers' callbacks that turn guidance off cut the conditional row out that way: elsewhere the unconditional one
-    stands before it in the same tensor. Here the two are apart, and nothing has to be cut.
+    diffusers' callbacks that turn guidance off select the conditional rows in this way, because other pipelines keep
+    the unconditional rows before them in the same tensor. Here the two are separate, so nothing needs to be selected.
     """
     if not isinstance(returned, torch.Tensor) or not isinstance(given, torch.Tensor) or returned.ndim != given.ndim:
         return False
@@ -82,7 +82,7 @@ def _is_cutoff(returned: Any, given: Any) -> bool:
 
 
 def _changed_conditions(drawing: Drawing, changed: dict[str, Any]) -> Conditioning:
-    """The conditions with what a callback changed, checked, and brought to the form that the model is given."""
+    """Return the conditions with the changes of a callback, checked and converted to the form that the model takes."""
     conditioning = drawing.conditioning._replace(**changed)
     fields: dict[str, Any] = {}
     for name in _TEXTS:
@@ -112,7 +112,9 @@ def _changed_conditions(drawing: Drawing, changed: dict[str, Any]) -> Conditioni
 
 
 def _checked_text(name: str, drawing: Drawing, conditioning: Conditioning) -> dict[str, torch.Tensor]:
-    """Features and mask of the prompts, or of the negative ones, zero at pads and on the device of the drawing."""
+    """Return features and mask of the prompts or negative prompts, zero at padding and on the device of the
+    drawing.
+    """
     embeds = check_argument(f"{name}_embeds", getattr(conditioning, f"{name}_embeds"))
     mask = check_argument(f"{name}_attention_mask", getattr(conditioning, f"{name}_attention_mask"))
     checks.check_prompt(name, None, embeds, mask)
@@ -127,7 +129,7 @@ def _checked_text(name: str, drawing: Drawing, conditioning: Conditioning) -> di
 
 
 def _checked_samples(returned: Any, latents: Sample) -> Sample:
-    """The samples that a callback returned, in the form, dtype and place of those that it was given."""
+    """Return the samples from a callback with the form, dtype and device of those that it received."""
     if returned is latents:
         return latents
     levels, bare = as_pyramid(latents)

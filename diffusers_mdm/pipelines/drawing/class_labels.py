@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class labels, by number or by name, in the manner of diffusers' DiT pipeline."""
+"""Class labels by number or by name, as in diffusers' DiT pipeline."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from diffusers_mdm.pipelines.drawing.request import Request
 
 from ...checked_values import is_whole_number
 
-# One label or several, by number or by name; or whole numbers `(B,)`.
+# One label or several, by number or by name; or a tensor of integers `(B,)`.
 ClassLabels = int | str | list[int] | list[str] | list[int | str] | torch.Tensor
 _NUM_SUGGESTIONS = 3
 
 
 def normalised_id2label(id2label: Mapping[int, str] | Mapping[str, str] | None) -> dict[str, str] | None:
-    """Names by number as they are saved: JSON has text keys only.
+    """Convert the keys of `id2label` to integers, since JSON saves them as text.
 
     Raises:
-        ValueError: a key is no whole number, or a name no text.
+        ValueError: a key is not an integer, or a name is not text.
     """
     if id2label is None:
         return None
@@ -38,11 +38,11 @@ def normalised_id2label(id2label: Mapping[int, str] | Mapping[str, str] | None) 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes that a model draws, and what they are called.
+    """The classes of a model and their names.
 
     Attributes:
-        num_class_embeds: classes of the model, the last of which stands for none of them; None for a model without.
-        id2label: name of each class by its number, synonyms separated by commas.
+        num_class_embeds: number of class embeddings, the last of which stands for "no class"; None without classes.
+        id2label: names of classes by number, with synonyms separated by commas.
     """
 
     num_class_embeds: int | None
@@ -50,14 +50,14 @@ class ClassTable:
 
     @property
     def null_class(self) -> int:
-        """The number that stands for no class: the last embedding of the model."""
+        """The number of the null class ("no class"): the last embedding of the model."""
         if self.num_class_embeds is None:
             raise ValueError("This model has no classes (`num_class_embeds` is None).")
         return self.num_class_embeds - 1
 
     @property
     def labels(self) -> dict[str, int]:
-        """Number of each class by its name, sorted by name; a name that several classes bear is left out."""
+        """Class numbers by name, sorted by name; names that several classes have are omitted."""
         ids = self._ids_of_names()
         return {name: ids[name][0] for name in sorted(ids) if len(ids[name]) == 1}
 
@@ -69,23 +69,23 @@ class ClassTable:
         return ids
 
     def ids_of_names(self, label: str | list[str]) -> list[int]:
-        """Give the numbers of classes by their names.
+        """Return the numbers of classes by their names.
 
         Args:
-            label: one name or a list of them.
+            label: one name or a list of names.
 
         Raises:
-            ValueError: a name that no class or several classes bear; the nearest names are suggested.
+            ValueError: no class or several classes have a name; similar names are suggested.
         """
         ids = self._ids_of_names()
         return [_id_of_name(name, ids) for name in ([label] if isinstance(label, str) else label)]
 
     def numbers(self, labels: ClassLabels, name: str = "class_labels") -> list[int]:
-        """Give labels of any kind as numbers.
+        """Convert labels of any kind to numbers.
 
         Args:
             labels: numbers or names.
-            name: what the error message calls them.
+            name: name of the argument in error messages.
 
         Raises:
             ValueError: a label that does not exist.
@@ -111,11 +111,11 @@ class ClassTable:
         return int(label)
 
     def encode(self, request: Request, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Labels of the conditional and of the unconditional half of a batch, `(B,)` each.
+        """Return the labels of the conditional and the unconditional half of a batch, `(B,)` each.
 
         Args:
-            request: its labels are repeated to B; without negative ones the null class stands there.
-            device: of the labels.
+            request: its labels are repeated to B; without negative labels, the null class is used.
+            device: device of the labels.
         """
         labels = torch.tensor(self.numbers(request.class_labels), device=device)
         if request.negative_class_labels is None:
@@ -128,17 +128,19 @@ class ClassTable:
 
 
 def _id_of_name(name: str, ids: Mapping[str, list[int]]) -> int:
-    """The number of the one class of this name."""
+    """Return the number of the class with this name."""
     if not ids:
         raise ValueError(
-            f"The classes of this model have no names, so {name!r} means nothing to it; pass numbers, or load the "
-            "pipeline with `id2label`."
+            f"The classes of this model have no names, so {name!r} cannot be used; pass numbers, or load the "
+            f"pipeline with `id2label`."
         )
     if name not in ids:
         by_folded_name = {known.casefold(): known for known in ids}
         near = difflib.get_close_matches(name.casefold(), by_folded_name, n=_NUM_SUGGESTIONS)
         hint = (
-            f"did you mean {' or '.join(repr(by_folded_name[entry]) for entry in near)}?" if near else "none is near."
+            f"did you mean {' or '.join(repr(by_folded_name[entry]) for entry in near)}?"
+            if near
+            else "there is no similar name."
         )
         raise ValueError(f"No class is called {name!r}; {hint} `pipeline.labels` lists all {len(ids)} names.")
     if len(ids[name]) > 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prompts to what the model attends to, and which pictures of a batch may go through the model together."""
+"""Encoding prompts, and dividing a batch into groups of samples that can go through the model together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffusers_mdm.pipelines.drawing.request import Prompt, Request
 
 Features = tuple[torch.Tensor, torch.Tensor]  # (B, L, width), and the mask (B, L)
-_LONGEST = 2**31 - 1  # tokens; tokenizers without a limit say 10^30, which fast ones cannot count to
-# A fast tokenizer keeps the lengths of its last call, so that only one thread at a time may call it.
+_LONGEST = 2**31 - 1  # tokens; tokenizers without a limit have 10^30, which is too large for fast ones
+# A fast tokenizer stores the lengths of its last call, so only one thread at a time may call it.
 _TOKENIZING = threading.Lock()
 logger = logging.get_logger(__name__)
 
@@ -33,20 +33,21 @@ def encode_texts(
         texts: prompts; they are padded to the longest of them.
         tokenizer: the tokenizer of the encoder.
         text_encoder: the encoder.
-        device: of the features.
-        max_sequence_length: cut after so many tokens, or the tokenizer's own limit where that is shorter.
+        device: device of the features.
+        max_sequence_length: texts are truncated after this many tokens, or at the tokenizer's own limit if that is
+            lower.
 
     Returns:
-        Features `(B, L, width)`, zero at pads (ml-mdm multiplies them by the mask), and the mask `(B, L)`, True where
-        there is a token.
+        Features `(B, L, width)`, zero at padding (ml-mdm multiplies them by the mask), and the mask `(B, L)`, True for
+        tokens.
 
     Raises:
-        ValueError: a text cannot be written in Unicode.
+        ValueError: a text contains a lone surrogate.
     """
     for text in texts:
         if not _is_encodable(text):
             raise ValueError(
-                f"The prompt {text!r} has half of a surrogate pair, which is no character; take it out of the text."
+                f"The prompt {text!r} contains a lone surrogate, which is not a character; remove it from the text."
             )
     max_length = min(max_sequence_length, tokenizer.model_max_length, _LONGEST)
     with _TOKENIZING:
@@ -72,12 +73,12 @@ def _warn_if_truncated(texts: list[str], tokenizer: PreTrainedTokenizerBase, max
         num_tokens = len(tokenizer(text, truncation=False, verbose=False).input_ids)
         if num_tokens > max_length:
             logger.warning(
-                f"A prompt has {num_tokens} tokens and was cut after {max_length}; the rest is ignored: {text!r}"
+                f"A prompt has {num_tokens} tokens and was truncated after {max_length}; the rest is ignored: {text!r}"
             )
 
 
 def pad_to_length(features: torch.Tensor, mask: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append pads (zero features, False in the mask) up to `length` tokens.
+    """Pad features with zeros, and the mask with False, up to `length` tokens.
 
     Args:
         features: `(B, L, width)`.
@@ -97,21 +98,21 @@ def encode_prompts(
     guided: bool,
     copies: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
-    """Encode what a request says about texts: the only home of text encoding, see `encode_prompt` of the pipelines.
+    """Encode the prompts of a request; this implements `encode_prompt` of the pipelines.
 
     Args:
-        request: prompts, or ready features and masks in their place.
-        tokenizer: the tokenizer of the encoder; not needed for ready features.
-        text_encoder: the encoder; not needed for ready features.
-        device: of the features.
+        request: prompts, or precomputed features and masks.
+        tokenizer: the tokenizer of the encoder; not needed for precomputed features.
+        text_encoder: the encoder; not needed for precomputed features.
+        device: device of the features.
         guided: whether to encode the negative prompts too.
-        copies: n, the features of each prompt are repeated so often.
+        copies: n, how often the features of each prompt are repeated.
 
     Returns:
         Features `(B * n, L, width)` of the prompts and of the negative prompts, then their masks `(B * n, L)`.
 
     Raises:
-        ValueError: there are texts to encode, and no text encoder.
+        ValueError: there are prompts to encode, but no text encoder.
     """
 
     def encode_or_take(prompt: Prompt, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> Features:
@@ -140,7 +141,9 @@ def encode_prompts(
 
 
 def take_features(embeds: torch.Tensor, mask: torch.Tensor | None, device: torch.device) -> Features:
-    """Ready features `(B, L, width)`, zero at pads, and their mask; without one every entry is a token."""
+    """Return precomputed features `(B, L, width)`, zero at padding, and their mask; without a mask, every entry is a
+    token.
+    """
     embeds = embeds.to(device)
     mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     mask = mask.to(device)
@@ -148,12 +151,12 @@ def take_features(embeds: torch.Tensor, mask: torch.Tensor | None, device: torch
 
 
 class RowGroup(NamedTuple):
-    """Rows of a batch that go through the model together.
+    """Samples of a batch that go through the model together.
 
     Attributes:
-        rows: which rows of the batch, None for all.
-        columns: which tokens of the text they see, None for all.
-        has_pads: whether any of these tokens is a pad in one of these batch rows.
+        rows: indices of the samples in the batch, None for all.
+        columns: indices of the text tokens that are used, None for all.
+        has_pads: whether any of these tokens is padding in one of these samples.
     """
 
     rows: torch.Tensor | None
@@ -162,15 +165,16 @@ class RowGroup(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """Encoded prompts as `encode_prompt` returns them, class labels, or both; without guidance there are no negatives.
+    """Encoded prompts as returned by `encode_prompt`, class labels, or both; without guidance there are no negative
+    ones.
 
     Attributes:
         prompt_embeds: `(B, L, width)`.
         negative_prompt_embeds: `(B, L, width)`.
-        prompt_attention_mask: `(B, L)` bool, True where there is a token.
+        prompt_attention_mask: `(B, L)` bool, True for tokens.
         negative_prompt_attention_mask: `(B, L)` bool.
-        class_labels: `(B,)` whole numbers.
-        negative_class_labels: `(B,)` whole numbers, those of the null class by default.
+        class_labels: `(B,)` integers.
+        negative_class_labels: `(B,)` integers, the null class by default.
     """
 
     prompt_embeds: torch.Tensor | None = None
@@ -181,19 +185,19 @@ class Conditioning(NamedTuple):
     negative_class_labels: torch.Tensor | None = None
 
     def select(self, group: RowGroup) -> Conditioning:
-        """Keep the batch rows and tokens of a group."""
+        """Return the samples and tokens of a group."""
         rows = slice(None) if group.rows is None else group.rows
         columns = slice(None) if group.columns is None else group.columns
         kept = {name: entry[rows] for name, entry in self._asdict().items() if entry is not None}
         return self._replace(**{name: entry[:, columns] if entry.ndim > 1 else entry for name, entry in kept.items()})
 
     def model_inputs(self, *, guided: bool, has_pads: bool, dtype: torch.dtype) -> dict[str, Any]:
-        """Arguments of one model call: with guidance the unconditional half of the batch comes first.
+        """Return the arguments of a model call; with guidance, the unconditional half of the batch comes first.
 
         Args:
             guided: whether the model also runs on the negative entries.
-            has_pads: whether the masks hide anything.
-            dtype: of the text features.
+            has_pads: whether the masks exclude any tokens.
+            dtype: dtype of the text features.
         """
         inputs: dict[str, Any] = {}
         if self.prompt_embeds is not None:
@@ -210,22 +214,22 @@ class Conditioning(NamedTuple):
             return entries[name]
         if entries[f"negative_{name}"] is None:
             raise ValueError(
-                "Guidance was turned on while drawing, but there are no negative prompts: start with "
+                "Guidance was turned on during sampling, but there are no negative prompts: start with "
                 "`guidance_scale` above 1."
             )
         return torch.cat([entries[f"negative_{name}"], entries[name]])
 
 
 def group_rows_by_text(conditioning: Conditioning, *, own_columns: bool) -> list[RowGroup]:
-    """Split a batch into the parts that one model call may take together.
+    """Divide a batch into groups of samples that can go through the model in one call.
 
-    Published models do not mask pads in their cross-attention: a short prompt would see the pads that a longer
-    neighbour made necessary, and its picture would depend on the batch it is drawn in. With `own_columns` every batch
-    row keeps only the tokens that it would have alone, so that rows of different lengths need calls of their own.
+    The published models do not mask padding in cross-attention: a short prompt would attend to padding that a longer
+    prompt in the batch requires, and its image would depend on the batch. With `own_columns` every sample keeps only
+    the tokens that it would have alone, so that prompts of different lengths need separate calls.
 
     Args:
-        conditioning: what the batch is conditioned on.
-        own_columns: False puts the whole batch into one group and keeps every token.
+        conditioning: conditions of the batch.
+        own_columns: if False, the whole batch is one group and keeps all tokens.
     """
     both = (conditioning.prompt_attention_mask, conditioning.negative_prompt_attention_mask)
     masks = [mask for mask in both if mask is not None]

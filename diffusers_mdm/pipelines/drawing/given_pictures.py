@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that a drawing starts from: whether they fit the model, and what is known of them at every level."""
+"""Input images of a drawing: fitting them to the model's sizes, and the known pixels at every level."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from diffusers_mdm.pyramid import Pyramid, build_pyramid
 
 
 def read_pictures(pipeline: Any, request: Request, sides: Sequence[int], resize_to: int | None = None) -> None:
-    """Read the pictures of a call at a size that the model draws.
+    """Read the images of a call at a size that the model supports.
 
-    Pictures that already have the size of a level keep it. Others are resized to the largest level, the aspect ratio
-    kept as nearly as the model's sizes allow. Latents are not resized.
+    Images that have the size of a level keep it. Others are resized to the largest level, with the aspect ratio kept
+    as closely as the model's sizes allow. Latents are not resized.
 
     Args:
-        pipeline: its model and autoencoder say which sizes there are.
-        request: takes the pictures.
-        sides: side in pixels of the levels that take pictures, level 0 first.
-        resize_to: the one that takes pictures of other sizes; the largest by default.
+        pipeline: the pipeline, whose model and autoencoder determine the sizes.
+        request: receives the images.
+        sides: sides in pixels of the levels that can take images, level 0 first.
+        resize_to: side of the level for images of other sizes; the largest by default.
 
     Raises:
         ValueError: see `read_images`; or latents have the size of none of these levels.
@@ -51,10 +51,10 @@ def read_pictures(pipeline: Any, request: Request, sides: Sequence[int], resize_
 
 
 def read_masks_of(request: Request) -> None:
-    """Read the masks of a call at the size of its pictures.
+    """Read the masks of a call at the size of its images.
 
     Args:
-        request: has the pictures, and takes the masks.
+        request: has the images, and receives the masks.
     """
     pictures = request.pictures
     target = (request.height, request.width)
@@ -64,7 +64,7 @@ def read_masks_of(request: Request) -> None:
             given = pictures.given_sizes[0] if pictures.given_sizes else target
             raise ValueError(
                 f"`mask_image` is {height} x {width} pixels (height x width), but `image` is {given[0]} x {given[1]}; "
-                "pass a mask of the size of the pictures."
+                "pass a mask with the size of the images."
             )
         return target
 
@@ -72,18 +72,18 @@ def read_masks_of(request: Request) -> None:
 
 
 def picture_size(pictures: Pictures, pixels_per_latent: int) -> tuple[int, int]:
-    """Height and width in pixels of pictures that were handed in, or of those that latents stand for."""
+    """Return height and width in pixels of input images, or of the images that input latents represent."""
     factor = 1 if pictures.latents is None else pixels_per_latent
     height, width = pictures.tensor.shape[-2:]
     return height * factor, width * factor
 
 
 def know_pictures(drawing: Drawing, noise: Pyramid) -> KnownPixels:
-    """Give the whole pictures as known, at their own level and, averaged, at all levels inside it.
+    """Return the whole input images as known pixels, at their own level and, averaged down, at all levels inside it.
 
     Args:
-        drawing: whose request has the pictures; each is repeated for its share of the batch.
-        noise: N(0, 1) `(B, C, H_i, W_i)` of every level that is drawn.
+        drawing: the drawing whose request has the images; each is repeated for its share of the batch.
+        noise: N(0, 1) noise `(B, C, H_i, W_i)` of every generated level.
     """
     vae, pictures = drawing.pipeline.vae, drawing.request.pictures
     factor = pixels_per_latent(vae)
@@ -100,7 +100,7 @@ def know_pictures(drawing: Drawing, noise: Pyramid) -> KnownPixels:
 
 
 def know_around(drawing: Drawing, noise: Pyramid) -> KnownPixels:
-    """Give what lies outside the masks as known at every level; arguments as in `know_pictures`."""
+    """Return the pixels outside the masks as known at every level; arguments as in `know_pictures`."""
     known, masks = know_pictures(drawing, noise), drawing.request.masks
     repeated = masks.to(noise[0].device).repeat_interleave(len(noise[0]) // len(masks), dim=0)
     known.drawn, known.drawn_pixels = pool_mask(repeated, known.clean), pool_mask(repeated, known.pixels)

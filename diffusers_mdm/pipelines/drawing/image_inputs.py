@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and masks that users hand in, of any kind that diffusers takes, as tensors of a size that a model draws."""
+"""Converting input images and masks, of any kind that diffusers accepts, to tensors of a size that the model
+supports.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +14,24 @@ import torch
 
 from diffusers_mdm.rgb_pictures import area_filter, is_deep, to_rgb
 
-# One picture or several: PIL images, arrays `(H, W, C)` or `(B, H, W, C)`, tensors `(C, H, W)` or `(B, C, H, W)`.
+# One image or several: PIL images, arrays `(H, W, C)` or `(B, H, W, C)`, tensors `(C, H, W)` or `(B, C, H, W)`.
 ImageInput = (
     PIL.Image.Image | np.ndarray | torch.Tensor | list[PIL.Image.Image] | list[np.ndarray] | list[torch.Tensor]
 )
 Size = tuple[int, int]
-# Gives the height and width that a picture of some height and width is resized to.
+# Maps the height and width of an image to those to which it is resized.
 Fit = Callable[[int, int], Size]
 _KINDS = "PIL images, arrays (H, W, C) or tensors (C, H, W), one or a list of them, or a batch of them in one array"
 
 
 class Pictures(NamedTuple):
-    """Pictures that were handed in.
+    """Input images.
 
     Attributes:
-        pixels: `(B, C, H, W)` float32 in [0, 1]; None where latents were handed in.
-        is_eight_bit: whether every value is a whole number of 255ths, because 8-bit pictures were given.
-        given_sizes: heights and widths before pictures were resized.
-        latents: `(B, c, h, w)` of unit variance, in place of pixels.
+        pixels: `(B, C, H, W)` float32 in [0, 1]; None if latents were passed.
+        is_eight_bit: whether all values are multiples of 1/255, because 8-bit images were passed.
+        given_sizes: heights and widths before images were resized.
+        latents: `(B, c, h, w)` of unit variance, instead of pixels.
     """
 
     pixels: torch.Tensor | None
@@ -39,32 +41,32 @@ class Pictures(NamedTuple):
 
     @property
     def tensor(self) -> torch.Tensor:
-        """What was handed in, pixels or latents."""
+        """The input, pixels or latents."""
         return cast(torch.Tensor, self.pixels if self.latents is None else self.latents)
 
 
 def read_images(
     image: Any, num_channels: int, name: str = "image", fit: Fit | None = None, num_latent_channels: int | None = None
 ) -> Pictures:
-    """Bring pictures of any kind to one tensor.
+    """Convert images of any kind to one tensor.
 
-    PIL images are turned upright (EXIF). What is transparent is put on white: an alpha channel, of arrays and tensors
-    too, a palette's, a transparent colour.
+    PIL images are rotated upright (EXIF). Transparent areas become white, whether they are given by an alpha channel
+    (also of arrays and tensors), a palette, or a transparent colour.
 
     Args:
         image: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one or a list of them, or a batch of them in one
-            array or tensor; floats in [0, 1], or 8-bit or 16-bit whole numbers (uint8, uint16). C may be one more than
+            array or tensor; floats in [0, 1], or 8-bit or 16-bit integers (uint8, uint16). C can be one more than
             `num_channels`, for an alpha channel.
-        num_channels: C of the model's pictures.
-        name: what the error message calls it.
-        fit: gives the size that each picture is resized to, by averaging areas or, to enlarge, bicubic curves; None
-            leaves them as they are.
-        num_latent_channels: tensors with so many channels are latents, which may have any values and are not resized;
-            None for a model of pixels.
+        num_channels: C of the model's images.
+        name: name of the argument in error messages.
+        fit: returns the size to which each image is resized, by area averaging or bicubic enlargement; None keeps the
+            sizes.
+        num_latent_channels: tensors with this number of channels are latents, which can have any values and are not
+            resized; None for a model on pixels.
 
     Raises:
-        ValueError: another kind of object, pictures of several sizes, another number of channels, or values outside
-            [0, 1].
+        ValueError: the object is of another kind, images have different sizes or a wrong number of channels, or values
+            are outside [0, 1].
     """
     entries = _entries(image, name)
     if num_latent_channels is not None and _are_latents(entries, num_latent_channels, num_channels):
@@ -77,7 +79,7 @@ def read_images(
     channels = {entry.shape[-3] for entry in pixels}
     if channels != {num_channels}:
         raise ValueError(
-            f"`{name}` has {sorted(channels)} channels, the model draws {num_channels}; expected arrays "
+            f"`{name}` has {sorted(channels)} channels, but the model has {num_channels}; expected arrays "
             f"(height, width, {num_channels}) or tensors ({num_channels}, height, width)."
         )
     given_sizes = tuple(_size(entry) for entry in pixels)
@@ -88,20 +90,20 @@ def read_images(
 
 
 def read_masks(mask_image: Any, name: str = "mask_image", fit: Fit | None = None) -> torch.Tensor:
-    """Bring masks of any kind to one tensor: `(B, 1, H, W)` bool, True (white, half of it or more) where to repaint.
+    """Convert masks of any kind to one tensor: `(B, 1, H, W)` bool, True (at least half of white) where to repaint.
 
-    White is 1 of floats, 255 of 8-bit and 65535 of 16-bit whole numbers; of whole numbers that are all 0 or 1 it is 1.
-    What is transparent in a PIL image is not repainted.
+    White is 1 for floats, 255 for 8-bit and 65535 for 16-bit integers; for integers that are all 0 or 1 it is 1.
+    Transparent areas of PIL images are not repainted.
 
     Args:
         mask_image: PIL images, arrays `(H, W)`, `(H, W, 1)` or `(B, H, W, 1)`, tensors `(H, W)`, `(1, H, W)` or
-            `(B, 1, H, W)`, one or a list of them; bool, floats in [0, 1], or whole numbers.
-        name: what the error message calls it.
-        fit: gives the size that each mask is resized to; a pixel of a smaller mask is repainted where any part of it
-            is. None leaves them as they are.
+            `(B, 1, H, W)`, one or a list of them; bool, floats in [0, 1], or integers.
+        name: name of the argument in error messages.
+        fit: returns the size to which each mask is resized; a pixel of a smaller mask is repainted if any part of it
+            is. None keeps the sizes.
 
     Raises:
-        ValueError: as `read_images`; or whole numbers none of which is half of white, such as those of labels.
+        ValueError: as for `read_images`; or integers of which none is at least half of white, such as labels.
     """
     masks = [_as_mask(entry, name) for entry in _entries(mask_image, name, flat=True)]
     channels = {entry.shape[-3] for entry in masks}
@@ -119,16 +121,18 @@ def read_masks(mask_image: Any, name: str = "mask_image", fit: Fit | None = None
 def fitting_size(
     height: int, width: int, sides: Sequence[int], multiples: Sequence[int], resize_to: int | None = None
 ) -> Size:
-    """The size at which a model takes a picture: its own if there is such a level, else that of another level.
+    """Return the size to which an image is resized: its own if it has the size of a level, otherwise that of another
+    level.
 
-    The aspect ratio is kept as nearly as the multiples allow; nothing is cropped.
+    The aspect ratio is kept as closely as the multiples allow; nothing is cropped.
 
     Args:
         height: pixels.
         width: pixels.
-        sides: side of every level that may take it, innermost first; the larger of height and width is one of them.
-        multiples: for every one of these levels, what height and width are multiples of.
-        resize_to: side of the level that takes pictures of other sizes; the largest by default.
+        sides: sides of the levels that can take the image, innermost first; the larger of height and width will be
+            one.
+        multiples: for each of these levels, the number of which height and width must be multiples.
+        resize_to: side of the level for images of other sizes; the largest by default.
     """
     longer, shorter = max(height, width), min(height, width)
     side = longer if longer in sides else resize_to or sides[-1]
@@ -138,12 +142,12 @@ def fitting_size(
 
 
 def has_shape_of(height: int, width: int, sizes: Sequence[Size]) -> bool:
-    """Whether a height and width have the aspect ratio of one of these sizes, up to rounding to whole pixels."""
+    """Return whether height and width have the aspect ratio of one of these sizes, up to rounding to integers."""
     return any(abs(height * wide - width * high) <= max(high, wide) for high, wide in sizes)
 
 
 def _entries(image: Any, name: str, flat: bool = False) -> list[Any]:
-    """The pictures, or batches of pictures, one by one."""
+    """Yield the images, or batches of images, one by one."""
     entries = list(image) if isinstance(image, (list, tuple)) else [image]
     if not entries:
         raise ValueError(f"`{name}` is an empty list; pass at least one picture.")
@@ -162,13 +166,13 @@ def _entries(image: Any, name: str, flat: bool = False) -> list[Any]:
         if isinstance(entry, torch.Tensor) and (entry.is_meta or entry.is_quantized or entry.layout != torch.strided):
             raise ValueError(
                 f"`{name}` has a tensor on the device {entry.device} of layout {entry.layout} and type {entry.dtype}; "
-                "expected one that holds plain numbers."
+                "expected one with plain numbers."
             )
     return [entry.detach() if isinstance(entry, torch.Tensor) else entry for entry in entries]
 
 
 def _are_latents(entries: list[Any], num_latent_channels: int, num_channels: int) -> bool:
-    """Whether these are latents and not pictures, as in diffusers: by the channels of tensors, where they differ."""
+    """Return whether these are latents and not images, which is decided by the number of channels, as in diffusers."""
     if num_latent_channels == num_channels or not isinstance(entries[0], torch.Tensor):
         return False
     return all(entry.shape[-3] == num_latent_channels and entry.dtype.is_floating_point for entry in entries)
@@ -182,13 +186,13 @@ def _check_one_size(entries: list[torch.Tensor], name: str) -> None:
     sizes = sorted({_size(entry) for entry in entries})
     if len(sizes) > 1:
         raise ValueError(
-            f"`{name}` has pictures of the sizes {sizes} (height, width), as the model would take them; pass pictures "
-            "of one size and shape."
+            f"`{name}` has pictures of the sizes {sizes} (height, width), after resizing to the model's sizes; "
+            f"pass images of the same size and shape."
         )
 
 
 def _read_one(entry: Any, num_channels: int, name: str) -> torch.Tensor:
-    """One picture, or one batch of them, as `(B, C, H, W)` in its own type of numbers."""
+    """Convert an image, or a batch of images, to `(B, C, H, W)` without changing the type of its numbers."""
     if isinstance(entry, PIL.Image.Image):
         return _from_array(_pil_to_array(entry, "L" if num_channels == 1 else "RGB", "white", name), name)
     if isinstance(entry, np.ndarray):
@@ -197,7 +201,7 @@ def _read_one(entry: Any, num_channels: int, name: str) -> torch.Tensor:
 
 
 def _pil_to_array(image: PIL.Image.Image, mode: str, background: str, name: str) -> np.ndarray:
-    """A PIL image as `(H, W, C)` of 8-bit numbers."""
+    """Convert a PIL image to an 8-bit array `(H, W, C)`."""
     try:
         pixels = np.array(to_rgb(image, background).convert(mode))
     except ValueError as error:
@@ -209,9 +213,9 @@ def _pil_to_array(image: PIL.Image.Image, mode: str, background: str, name: str)
 
 
 def _from_array(array: np.ndarray, name: str) -> torch.Tensor:
-    """`(H, W, C)` or `(B, H, W, C)` as a tensor `(B, C, H, W)`."""
+    """Convert an array `(H, W, C)` or `(B, H, W, C)` to a tensor `(B, C, H, W)`."""
     try:
-        # A copy: arrays may be read-only, have negative strides, or another order of bytes.
+        # A copy, since arrays may be read-only, or have negative strides or a different byte order.
         tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` is an array of type {array.dtype}; expected floats in [0, 1] or uint8.") from error
@@ -219,7 +223,7 @@ def _from_array(array: np.ndarray, name: str) -> torch.Tensor:
 
 
 def _as_fraction(entry: torch.Tensor, name: str) -> torch.Tensor:
-    """Values as float32 in [0, 1]."""
+    """Convert values to float32 in [0, 1]."""
     if entry.dtype in (torch.uint8, torch.uint16):
         return entry.to(torch.float32) / (255 if entry.dtype == torch.uint8 else 65535)
     if not entry.dtype.is_floating_point:
@@ -231,13 +235,13 @@ def _as_fraction(entry: torch.Tensor, name: str) -> torch.Tensor:
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"`{name}` has values from {low:g} to {high:g}; expected 0 (black) to 1 (white), or 8-bit whole numbers "
-            "(uint8). Pictures in [-1, 1] become `image / 2 + 0.5`."
+            "(uint8). Convert images in [-1, 1] with `image / 2 + 0.5`."
         )
     return entry
 
 
 def _opaque(pixels: torch.Tensor, num_channels: int, eight_bit: bool) -> torch.Tensor:
-    """Pictures with one channel more than the model has, their alpha, on white."""
+    """Put images with one more channel than the model has, which is alpha, on white."""
     if num_channels not in (1, 3) or pixels.shape[-3] != num_channels + 1:
         return pixels
     colours, alpha = pixels[:, :-1], pixels[:, -1:]
@@ -246,7 +250,7 @@ def _opaque(pixels: torch.Tensor, num_channels: int, eight_bit: bool) -> torch.T
 
 
 def _as_mask(entry: Any, name: str) -> torch.Tensor:
-    """One mask, or one batch of them, as `(B, C, H, W)` bool."""
+    """Convert a mask, or a batch of masks, to `(B, C, H, W)` bool."""
     values = _mask_values(entry, name)
     if values.dtype == torch.bool:
         return values
@@ -261,14 +265,14 @@ def _as_mask(entry: Any, name: str) -> torch.Tensor:
     white = 1 if high <= 1 else 255 if high <= 255 else 65535
     if 0 < 2 * high < white:
         raise ValueError(
-            f"`{name}` has whole numbers from {low} to {high}, none of which is half of white ({white}), so that "
-            "nothing would be repainted. Pass white where to repaint; of labels, for example `labels == 3`."
+            f"`{name}` has whole numbers from {low} to {high}, none of which is at least half of white ({white}), "
+            f"so nothing would be repainted. Pass white where to repaint; for labels, pass for example `labels == 3`."
         )
     return 2 * values >= white
 
 
 def _mask_values(entry: Any, name: str) -> torch.Tensor:
-    """The numbers of one mask, or of one batch of them, as `(B, C, H, W)`."""
+    """Return the numbers of a mask, or of a batch of masks, as `(B, C, H, W)`."""
     if isinstance(entry, PIL.Image.Image):
         if not is_deep(entry) or "transparency" in entry.info:
             return _from_array(_pil_to_array(entry, "L", "black", name), name)
@@ -280,7 +284,7 @@ def _mask_values(entry: Any, name: str) -> torch.Tensor:
 
 
 def _resized(pixels: torch.Tensor, size: Size, *, eight_bit: bool) -> torch.Tensor:
-    """Pictures `(B, C, H, W)` in [0, 1] at another size; 8-bit values stay 8-bit values."""
+    """Resize images `(B, C, H, W)` in [0, 1]; 8-bit values remain 8-bit values."""
     if _size(pixels) == size:
         return pixels
     resized = _resampled(pixels, size, area_filter(_size(pixels), size)).clamp(0, 1)
@@ -288,7 +292,7 @@ def _resized(pixels: torch.Tensor, size: Size, *, eight_bit: bool) -> torch.Tens
 
 
 def _resized_mask(mask: torch.Tensor, size: Size) -> torch.Tensor:
-    """Masks `(B, 1, H, W)` at another size, True wherever any part of a pixel is."""
+    """Resize masks `(B, 1, H, W)`; a pixel is True if any part of it was."""
     if _size(mask) == size:
         return mask
     shrinks = area_filter(_size(mask), size) == PIL.Image.Resampling.BOX

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inner levels first, in as many steps as they want, then the outer ones around them, in few.
+"""Generating the inner levels first, in many cheap steps, and then the outer levels around them in few steps.
 
-The inner levels decide what is in a picture, at a fraction of the outer levels' work. Once they are drawn, the outer
-levels are drawn as `MDMUpscalePipeline` draws them around a small picture that is given.
+The inner levels determine the content of an image, at a fraction of the cost of the outer levels. Once they are
+finished, the outer levels are generated as `MDMUpscalePipeline` does for a given small image.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 
 
 def denoise_inner_first(drawing: Drawing, noise: Pyramid) -> Sample:
-    """Denoise the levels for which the request has `num_inner_steps` one after another, then all others together.
+    """Denoise the levels with `num_inner_steps` one after another, then all others together.
 
     Args:
-        drawing: what the steps share.
-        noise: starting noise of every level that is drawn.
+        drawing: the drawing.
+        noise: starting noise of every generated level.
 
     Returns:
-        The last samples, as `denoise` gives them.
+        The last samples, as returned by `denoise`.
     """
     wanted = drawing.request.num_inner_steps or []
     num_steps_by_level = [wanted] if isinstance(wanted, int) else wanted
@@ -35,7 +35,7 @@ def denoise_inner_first(drawing: Drawing, noise: Pyramid) -> Sample:
 
 
 def _denoise_alone(drawing: Drawing, noise: Sequence, num_steps: int) -> Pyramid:
-    """Draw inner levels in so many steps, the outermost of them around those that are known."""
+    """Generate inner levels in `num_steps` steps, the outermost of them around the finished ones."""
     scheduler = drawing.scheduler
     scheduler.set_timesteps(num_steps, device=drawing.device)
     drawing.timesteps, drawing.positions = scheduler.timesteps, range(num_steps)
@@ -44,15 +44,15 @@ def _denoise_alone(drawing: Drawing, noise: Sequence, num_steps: int) -> Pyramid
 
 
 def know_drawn(drawing: Drawing, levels: Pyramid) -> None:
-    """Take levels that are drawn as given from now on.
+    """Keep finished levels fixed from now on.
 
     Args:
-        drawing: takes what is known, and the averages of the levels outside.
+        drawing: receives the known pixels, and the averages for the outer levels.
         levels: the last samples of the inner levels.
     """
     request, is_pixels = drawing.request, drawing.pipeline.vae is None
     clean = [level.clamp(-1.0, 1.0) if is_pixels else level for level in levels]
-    # The noise that they were drawn from belongs to them: what is put over them has to be another.
+    # The noise from which they were generated is correlated with them, so the noise added to them must be different.
     noise = pyramid_noise([level.shape for level in clean], request.generator, drawing.device, clean[0].dtype)
     drawing.known = KnownPixels.whole(clean, clean, noise)
     drawing.average = clean[-1] if is_pixels else None

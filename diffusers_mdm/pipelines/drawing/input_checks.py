@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pipelines refuse of arguments that are of the right kind, but do not go together or with the model."""
+"""Checks that arguments of the right type fit together and fit the model."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ Shape = tuple[int, ...]
 
 
 def checked_components(components: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The components of a pipeline, as they are; `None` stands for one that is not needed.
+    """Return the components of a pipeline after checking their classes; None stands for a component that is not
+    needed.
 
     Args:
-        components: by name.
+        components: the components by name.
 
     Raises:
-        TypeError: names the component that cannot do its part, what it is and what was expected.
+        TypeError: names the component of a wrong class, and what was expected.
     """
-    # Compiled and distributed models keep the model inside.
+    # Compiled and distributed models contain the actual model.
     unet = components.get("unet")
     bare = inside_of(unet)
     works = {
@@ -49,13 +50,13 @@ def _has(components: Mapping[str, Any], name: str, *parts: str) -> bool:
 
 
 def check_prompt(name: str, prompt: Prompt, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> None:
-    """Refuse a prompt that is no text, or is given twice, and embeddings or masks of the wrong shape.
+    """Check that a prompt is text and not given twice, and the shapes of embeddings and masks.
 
     Args:
         name: "prompt" or "negative_prompt".
         prompt: a text or a list of texts.
-        embeds: `(B, L, width)` in place of the prompt.
-        mask: `(B, L)`, True where there is a token.
+        embeds: `(B, L, width)`, instead of the prompt.
+        mask: `(B, L)`, True for tokens.
     """
     if prompt is not None and embeds is not None:
         raise ValueError(f"Both `{name}` and `{name}_embeds` were given; pass only one of them.")
@@ -75,22 +76,22 @@ def check_prompt(name: str, prompt: Prompt, embeds: torch.Tensor | None, mask: t
         return
     if embeds is None:
         raise ValueError(
-            f"`{name}_attention_mask` was given without `{name}_embeds`. The mask of a text is made by its tokenizer; "
-            "pass both or neither."
+            f"`{name}_attention_mask` was given without `{name}_embeds`. For a text, the tokenizer makes the mask; "
+            f"pass both or neither."
         )
     if mask.shape != embeds.shape[:2]:
         raise ValueError(
             f"`{name}_attention_mask` has shape {tuple(mask.shape)} but `{name}_embeds` has {tuple(embeds.shape)}; "
-            f"expected a mask of shape {tuple(embeds.shape[:2])}, one entry a token."
+            f"expected a mask of shape {tuple(embeds.shape[:2])}, one entry per token."
         )
     if not mask.bool().any(dim=1).all():
         raise ValueError(
-            f"`{name}_attention_mask` masks every token of a prompt; leave at least one token of each prompt."
+            f"`{name}_attention_mask` masks every token of a prompt; keep at least one token of each prompt."
         )
 
 
 def check_prompt_pair(request: Request) -> None:
-    """Refuse prompts and negative prompts that do not belong together.
+    """Check that prompts and negative prompts belong together.
 
     Raises:
         TypeError: one is a text and the other a list.
@@ -127,11 +128,11 @@ def check_prompt_pair(request: Request) -> None:
 
 
 def check_texts(request: Request, text_width: int | None) -> None:
-    """Refuse prompts that do not belong together, and embeddings of another text encoder; labels are not looked at.
+    """Check prompts, negative prompts, and the width of embeddings; labels are not checked.
 
     Args:
-        request: what is asked for.
-        text_width: of the features that the model reads, None for any.
+        request: the request.
+        text_width: width of the features that the model takes, None for any.
     """
     embeds, negative_embeds = request.prompt_embeds, request.negative_prompt_embeds
     check_prompt("prompt", request.prompt, embeds, request.prompt_attention_mask)
@@ -143,25 +144,25 @@ def check_texts(request: Request, text_width: int | None) -> None:
 
 
 def check_reads_text(config: Any) -> None:
-    """Refuse a model that does not draw from texts alone.
+    """Check that a model is conditioned on text only.
 
     Args:
-        config: of the model.
+        config: config of the model.
     """
     if config.cross_attention_dim is None:
         raise ValueError(
-            "This model reads no text (`cross_attention_dim` is None), so there is no prompt that it could draw; "
-            "draw the classes of a class-conditional model with MDMClassConditionalPipeline."
+            "This model takes no text (`cross_attention_dim` is None), so it cannot be used with prompts; use "
+            "MDMClassConditionalPipeline for a class-conditional model."
         )
     if config.num_class_embeds is not None:
         raise ValueError(
-            f"This model is conditioned on {config.num_class_embeds} classes besides its text, and this pipeline "
-            "takes no `class_labels`."
+            f"This model is conditioned on {config.num_class_embeds} classes in addition to text, but this "
+            f"pipeline takes no `class_labels`."
         )
 
 
 def check_text_width(name: str, embeds: torch.Tensor | None, width: int | None) -> None:
-    """Refuse embeddings of another text encoder than the model was made for."""
+    """Check that embeddings have the width that the model takes."""
     if embeds is not None and width is not None and embeds.shape[-1] != width:
         raise ValueError(
             f"`{name}` has width {embeds.shape[-1]}, but the model expects text features of width {width}; use the "
@@ -170,14 +171,14 @@ def check_text_width(name: str, embeds: torch.Tensor | None, width: int | None) 
 
 
 def check_batch(counts: Mapping[str, int], request: Request) -> int:
-    """How many pictures a call draws, where each of its inputs has one entry for all, or one each.
+    """Return the number of images of a call, in which each input has one entry for all images, or one per image.
 
     Args:
-        counts: entries of each input, by the name the error message uses.
-        request: says how many pictures of each.
+        counts: number of entries of each input, by its name in error messages.
+        request: has the number of images per entry.
 
     Raises:
-        ValueError: two inputs have different numbers of entries, neither of them 1; or there are too many pictures.
+        ValueError: two inputs have different numbers of entries, neither of them 1; or there are too many images.
     """
     size = max(counts.values())
     if any(count not in (1, size) for count in counts.values()):
@@ -187,22 +188,22 @@ def check_batch(counts: Mapping[str, int], request: Request) -> int:
         )
     if size * request.copies > MAX_IMAGES:
         raise ValueError(
-            f"{size} entries with `{request.copies_name}={request.copies}` are more than the {MAX_IMAGES} pictures "
-            "that one call may draw; draw them in several calls."
+            f"{size} entries with `{request.copies_name}={request.copies}` are more than the {MAX_IMAGES} images "
+            f"that one call can generate; use several calls."
         )
     return size * request.copies
 
 
 def check_batch_and_size(pipeline: Any, request: Request, counts: Mapping[str, int]) -> int:
-    """Refuse inputs that do not make one batch, and what does not fit the number or the size of its pictures.
+    """Check that inputs form one batch, and arguments that depend on the number or size of its images.
 
     Args:
-        pipeline: its model says which sizes there are.
-        request: takes the number of pictures.
-        counts: how many prompts and labels there are.
+        pipeline: the pipeline, whose model determines the sizes.
+        request: receives the number of images.
+        counts: numbers of prompts and labels.
 
     Returns:
-        How many levels are drawn.
+        The number of levels to generate.
     """
     pictures, masks = request.pictures, request.masks
     given = {} if pictures is None else {"image": len(pictures.tensor)}
@@ -224,36 +225,36 @@ def check_batch_and_size(pipeline: Any, request: Request, counts: Mapping[str, i
 
 
 def check_numbers_of_levels(request: Request, num_levels: int) -> None:
-    """Refuse lists with fewer numbers than there are levels to draw; those of levels that are not drawn are left out.
+    """Check that lists have a number for every level to generate; numbers for other levels are ignored.
 
     Args:
-        request: what is asked for.
-        num_levels: how many levels are drawn.
+        request: the request.
+        num_levels: number of levels to generate.
     """
     for name, needed, which in (
-        ("guidance_scale", num_levels, "each level that is drawn"),
-        ("level_agreement", num_levels - 1, "each level that is drawn but the innermost"),
+        ("guidance_scale", num_levels, "each generated level"),
+        ("level_agreement", num_levels - 1, "each generated level but the innermost"),
     ):
         value = getattr(request, name)
         if isinstance(value, list) and len(value) < needed:
             raise ValueError(
-                f"`{name}` has {len(value)} numbers, but {num_levels} levels are drawn; pass one number for all, or "
-                f"{needed}, one for {which}, innermost first."
+                f"`{name}` has {len(value)} numbers, but {num_levels} levels are generated; pass one number for "
+                f"all, or {needed}, one for {which}, innermost first."
             )
 
 
 def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:
-    """Refuse a size that no level has.
+    """Check that a size is that of a level.
 
     Args:
         height: pixels.
         width: pixels.
         sides: side of every level, innermost first; the larger of height and width has to be one of them.
-        multiples: for every level, what height and width must be multiples of.
+        multiples: for every level, the number of which height and width must be multiples.
     """
     if max(height, width) not in sides:
         raise ValueError(
-            f"No level of this model draws {height} x {width} pixels (height x width): the larger side has to be one "
+            f"No level of this model has {height} x {width} pixels (height x width): the larger side has to be one "
             f"of {', '.join(map(str, sides))}, the sizes of its levels, innermost first."
         )
     multiple = multiples[list(sides).index(max(height, width))]
@@ -266,24 +267,24 @@ def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequenc
 
 
 def check_draws_pictures(level_frames: Sequence[int]) -> None:
-    """Refuse to draw pictures with levels that have different numbers of frames.
+    """Check that levels have equal numbers of frames, so that they can generate single images.
 
     Args:
-        level_frames: frames of the levels that would be drawn, innermost first.
+        level_frames: frames of the levels to generate, innermost first.
     """
     if len(set(level_frames)) > 1:
         raise ValueError(
-            f"This is a model of clips, whose levels have {', '.join(map(str, level_frames))} frames (innermost "
-            "first): pictures cannot go through levels that resample frames. Draw clips with MDMVideoPipeline, or a "
-            "smaller picture, which takes fewer levels."
+            f"This is a video model, whose levels have {', '.join(map(str, level_frames))} frames (innermost "
+            f"first): single images cannot go through levels that resample frames. Generate clips with "
+            f"MDMVideoPipeline, or a smaller image, which needs fewer levels."
         )
 
 
 def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], shapes: Sequence[Shape]) -> None:
-    """Refuse starting noise with another number of levels, or of other shapes, than will be drawn.
+    """Check the number of levels and the shapes of starting noise.
 
     Args:
-        latents: a pyramid, innermost first, or a bare tensor where one level is drawn.
+        latents: a pyramid, innermost first, or a bare tensor for a single level.
         shapes: the expected `(B, C, H, W)` or `(B, C, F, H, W)` of every level.
     """
     given = [latents] if isinstance(latents, torch.Tensor) else list(latents)
@@ -291,27 +292,27 @@ def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], shapes: Sequen
     if got != [tuple(shape) for shape in shapes]:
         raise ValueError(
             f"`latents` has {len(got)} level(s) of shape {got}; expected {len(shapes)} level(s), innermost first, of "
-            f"shape {[tuple(shape) for shape in shapes]}. Choose the levels to draw with `height` and `width`."
+            f"shape {[tuple(shape) for shape in shapes]}. Select the levels to generate with `height` and `width`."
         )
 
 
 def check_generator(generator: torch.Generator | list[torch.Generator] | None, num_images: int) -> None:
-    """Refuse a list of generators that does not have one entry a picture."""
+    """Check that a list of generators has one entry per image."""
     if isinstance(generator, list) and len(generator) != num_images:
         raise ValueError(
             f"Got a list of {len(generator)} generators for {num_images} pictures (prompts times "
-            "`num_images_per_prompt`); pass one generator a picture, or a single one."
+            "`num_images_per_prompt`); pass one generator per image, or a single one."
         )
 
 
 def check_micro_conditioning(
     micro_conditioning: Mapping[str, Any] | None, known_keys: Sequence[Sequence[str]], num_images: int
 ) -> None:
-    """Refuse micro-conditions that the model does not know, that are no numbers, or whose number fits no batch.
+    """Check that micro-conditioning has known names and a valid number of finite values.
 
     Args:
-        micro_conditioning: name to a number, one number a picture, or two (unconditional ones first).
-        known_keys: the names that each level of the model knows.
+        micro_conditioning: maps names to a number, one number per image, or two per image (unconditional ones first).
+        known_keys: the micro-conditioning keys of each level of the model.
         num_images: B.
     """
     known = sorted({key for keys in known_keys for key in keys})
@@ -327,57 +328,57 @@ def check_micro_conditioning(
             )
         if len(entries) not in (1, num_images, 2 * num_images):
             raise ValueError(
-                f"micro_conditioning[{key!r}] has {len(entries)} numbers; pass one number, {num_images} (one a "
-                f"picture) or {2 * num_images} (those of the unconditional half of the batch first)."
+                f"micro_conditioning[{key!r}] has {len(entries)} numbers; pass one number, {num_images} (one per "
+                f"image) or {2 * num_images} (those of the unconditional half of the batch first)."
             )
 
 
 def check_shows_pictures(num_channels: int, output_type: str) -> None:
-    """Refuse to make PIL images of what a model draws without its autoencoder.
+    """Check that the model's output can be converted to PIL images if there is no autoencoder.
 
     Args:
-        num_channels: that the model draws.
-        output_type: of the call.
+        num_channels: output channels of the model.
+        output_type: output type of the call.
     """
     if output_type == "pil" and num_channels not in (1, 3):
         raise ValueError(
-            f"The model draws {num_channels} channels, which are no picture by themselves, and this pipeline has no "
-            "`vae` that decodes them: load it with its autoencoder (`vae=...`), or ask for the numbers with "
+            f"The model has {num_channels} output channels, which are not an image, and this pipeline has no `vae` to "
+            "decode them: load it with its autoencoder (`vae=...`), or use "
             '`output_type="latent"`, "np" or "pt".'
         )
 
 
 def check_callback_names(names: Sequence[str] | None, known: Sequence[str]) -> None:
-    """Refuse names of tensors that a callback cannot be given."""
+    """Check the names of tensors that a callback requests."""
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(known)}, but found {unknown}.")
 
 
 def check_scheduler(scheduler: Any, num_levels: int, sides: Sequence[int], request: Request) -> None:
-    """Refuse a scheduler that cannot draw what is asked for, before the first step.
+    """Check, before the first step, that the scheduler supports the request.
 
     Args:
-        scheduler: of the pipeline.
-        num_levels: how many levels are drawn.
-        sides: of all levels, innermost first.
-        request: what is asked for.
+        scheduler: scheduler of the pipeline.
+        num_levels: number of levels to generate.
+        sides: sides of all levels, innermost first.
+        request: the request.
     """
     name = type(scheduler).__name__
-    # Ours takes a pyramid; every other one takes a tensor.
+    # Ours takes a pyramid; all others take a tensor.
     if hasattr(scheduler, "level_alphas_cumprod"):
         return
     if num_levels > 1:
         raise ValueError(
-            f"{name} steps one tensor, but {request.height} x {request.width} pixels take {num_levels} levels; use "
-            f"MatryoshkaScheduler, or draw {sides[0]} pixels (the innermost level)."
+            f"{name} supports a single level, but {request.height} x {request.width} pixels need {num_levels} "
+            f"levels; use MatryoshkaScheduler, or generate {sides[0]} pixels (the innermost level)."
         )
     check_draws_one_level(scheduler, request)
     if request.eta != 0 and (request.eta is None or "eta" not in inspect.signature(scheduler.step).parameters):
         raise ValueError(f"{name} has no `eta` of {request.eta}; leave it at 0.")
     if request.timesteps is not None and "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
         raise ValueError(
-            f"{name} does not take `timesteps` of your own; pass `num_inference_steps`, or use another scheduler."
+            f"{name} does not take custom `timesteps`; pass `num_inference_steps`, or use another scheduler."
         )
     if request.num_resampling_steps > 1:
         raise ValueError(

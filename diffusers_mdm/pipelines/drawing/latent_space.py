@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latent pyramids: what the model denoises are an autoencoder's latents, averaged down level by level.
+"""Pyramids of latents: the model denoises an autoencoder's latents, averaged down level by level.
 
-Latents are brought to unit variance as the autoencoder's config says, `(z - shift_factor) * scaling_factor`, or per
-channel with `latents_mean` and `latents_std`. Without an autoencoder the model denoises the pictures themselves, and
-everything here leaves them as they are.
+Latents are scaled to unit variance according to the autoencoder's config, `(z - shift_factor) * scaling_factor`, or
+per channel with `latents_mean` and `latents_std`. Without an autoencoder the model denoises the images themselves,
+which the functions of this module then return unchanged.
 
-The autoencoders are those of diffusers that encode single pictures. Those of clips compress frames together, and some
-others need more than latents to decode (a number of frames, random numbers); they are refused.
+Supported are diffusers' autoencoders for single images. Video autoencoders compress frames together, and some others
+need more than latents to decode (a number of frames, random numbers); they are refused.
 """
 
 from __future__ import annotations
@@ -29,54 +29,55 @@ from diffusers_mdm.pyramid import Pyramid, build_pyramid
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC | VQModel | AsymmetricAutoencoderKL
 AUTOENCODERS = get_args(Autoencoder)
-# The entries of their configs that list the channels of each resolution.
+# The entries of their configs with the channels of each resolution.
 _RESOLUTIONS = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
 
 
 def check_autoencoder(vae: Any, num_channels: int) -> None:
-    """Refuse an autoencoder that cannot be used here, or whose latents are not what the model draws.
+    """Check that an autoencoder is supported, and has as many latent channels as the model.
 
     Args:
-        vae: of a pipeline.
-        num_channels: that the model draws.
+        vae: autoencoder of a pipeline.
+        num_channels: output channels of the model.
 
     Raises:
-        ValueError: says which autoencoders can be used, or the channels of both.
+        ValueError: names the supported autoencoders, or the channels of both.
     """
     scale_factor(vae)
     latents = vae.config.get("vq_embed_dim") or vae.config["latent_channels"]
     if latents != num_channels:
         raise ValueError(
-            f"The `vae` has latents of {latents} channels, but the model draws {num_channels}; load the autoencoder "
-            "that the model was trained with, or one of the same latents."
+            f"The `vae` has latents of {latents} channels, but the model has {num_channels}; load the autoencoder "
+            f"that the model was trained with, or one with the same latents."
         )
 
 
 def scale_factor(vae: Any) -> int:
-    """Pixels of a picture's side for one of its latents' side; 1 without an autoencoder.
+    """Return the number of pixels per latent along a side; 1 without an autoencoder.
 
     Raises:
-        ValueError: it is none of `AUTOENCODERS`.
+        ValueError: it is not one of `AUTOENCODERS`.
     """
     if vae is None:
         return 1
     if not isinstance(vae, AUTOENCODERS):
         names = ", ".join(kind.__name__ for kind in AUTOENCODERS)
         raise ValueError(
-            f"The `vae` is a {type(vae).__name__}, which does not turn single pictures into latents and back; use one "
-            f"of {names}."
+            f"The `vae` is a {type(vae).__name__}, which does not encode and decode single images; use one of {names}."
         )
     return config_scale_factor(vae.config)
 
 
 def config_scale_factor(config: Mapping[str, Any]) -> int:
-    """The same from an autoencoder's config: every resolution but the coarsest halves the side."""
+    """Return the number of pixels per latent from an autoencoder's config: all resolutions but the coarsest halve the
+    side.
+    """
     resolutions = next(config[name] for name in _RESOLUTIONS if name in config)
     return int(2 ** (len(resolutions) - 1))
 
 
 def clips_to_pictures(scheduler: Any) -> bool:
-    """Whether a scheduler cuts predicted samples to [-1, 1], which latents reach beyond."""
+    """Return whether a scheduler clips predicted samples to [-1, 1], which latents exceed."""
     config = {} if scheduler is None else scheduler.config
     clips = config.get("clip_sample", False) and not config.get("thresholding", False)
     return bool(clips and config.get("clip_sample_range", 1.0) <= 1)
@@ -88,17 +89,17 @@ def encode_pictures(
     sample_posterior: bool = False,
     generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> torch.Tensor:
-    """Latents of unit variance of pictures.
+    """Encode images to latents of unit variance.
 
     Args:
-        vae: the autoencoder; None gives the pictures back.
-        pictures: `(B, C, H, W)` in [-1, 1], or clips `(B, C, F, H, W)`, whose frames are encoded one by one.
-        sample_posterior: draw from the autoencoder's posterior, as training does; by default its mode is taken, so
-            that nothing is random. An autoencoder without a posterior has one encoding only.
-        generator: for drawing: one, or one for each of the B pictures, which then do not depend on one another.
+        vae: the autoencoder; None returns the images.
+        pictures: `(B, C, H, W)` in [-1, 1], or clips `(B, C, F, H, W)`, whose frames are encoded separately.
+        sample_posterior: sample from the autoencoder's posterior, as in training; by default its mode is taken, which
+            is not random. An autoencoder without a posterior has a single encoding.
+        generator: generator for sampling: one, or one for each of the B images, which are then independent.
 
     Returns:
-        `(B, c, H / f, W / f)` in the dtype of `pictures`, f from `scale_factor`, with frames where they have them.
+        `(B, c, H / f, W / f)` in the dtype of `pictures`, with f from `scale_factor`, and with frames for clips.
     """
     if vae is None:
         return pictures
@@ -121,19 +122,19 @@ def _normalised(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _of_clips(frames: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Frames that were taken one by one, as the clips `like` has them; pictures as they are."""
+    """Combine frames to clips with the shape of `like`; images are returned unchanged."""
     return frames.unflatten(0, (len(like), -1)).transpose(1, 2) if like.ndim == 5 else frames
 
 
 def decode_latents(vae: Autoencoder | None, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures of latents, the way back from `encode_pictures`.
+    """Decode latents to images: the inverse of `encode_pictures`.
 
     Args:
-        vae: the autoencoder; None gives the latents back.
-        latents: `(B, c, h, w)`, or of clips `(B, c, F, h, w)`, whose frames are decoded one by one.
+        vae: the autoencoder; None returns the latents.
+        latents: `(B, c, h, w)`, or for clips `(B, c, F, h, w)`, whose frames are decoded separately.
 
     Returns:
-        `(B, C, h * f, w * f)`, about in [-1, 1], in the dtype of `latents`, with frames where the latents have them.
+        `(B, C, h * f, w * f)`, about in [-1, 1], in the dtype of `latents`, with frames for clips.
     """
     if vae is None:
         return latents
@@ -145,7 +146,7 @@ def decode_latents(vae: Autoencoder | None, latents: torch.Tensor) -> torch.Tens
 
 
 def _normalisation(vae: Autoencoder, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is subtracted from latents, and what they are multiplied by then, shaped to work on `like`."""
+    """Return the offset and factor of the normalisation of latents, in shapes that broadcast against `like`."""
     config = vae.config
     scale = torch.tensor(config.scaling_factor, dtype=like.dtype, device=like.device)
     means, stds = config.get("latents_mean"), config.get("latents_std")
@@ -157,7 +158,7 @@ def _normalisation(vae: Autoencoder, like: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _in_working_precision(vae: Autoencoder, run: Any) -> Any:
-    """Run in the autoencoder's precision, or in float32 where float16 would overflow (`force_upcast`)."""
+    """Run in the autoencoder's precision, or in float32 if float16 would overflow (`force_upcast`)."""
     dtype, device = vae.dtype, vae.device.type
     if not vae.config.get("force_upcast"):
         return run(dtype)
@@ -166,17 +167,17 @@ def _in_working_precision(vae: Autoencoder, run: Any) -> Any:
             upcast.enter_context(torch.autocast(device, enabled=False))
         if dtype != torch.float16:
             return run(dtype)
-        # diffusers' own `to` warns about dtypes it would keep.
+        # diffusers' own `to` would warn about dtypes that it keeps.
         torch.nn.Module.to(vae, dtype=torch.float32)
         upcast.callback(torch.nn.Module.to, vae, dtype=dtype)
         return run(torch.float32)
 
 
 def encode_pyramid(vae: Autoencoder | None, pixels: Pyramid) -> Pyramid:
-    """What the model denoises of given pictures: the pictures in [-1, 1], or the pooled latents of the largest.
+    """Return the model's representation of images: the images in [-1, 1], or the averaged-down latents of the largest.
 
     Args:
-        vae: the autoencoder; None for a model of pixels.
+        vae: the autoencoder; None for a model on pixels.
         pixels: levels `(B, C, H_i, W_i)` in [0, 1], innermost first.
     """
     if vae is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One drawing, from noise to pictures: guided predictions, reverse steps, what is given, callbacks, what comes out."""
+"""The sampling loop of a drawing: guided predictions, reverse steps, known pixels, callbacks, and the output."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def denoise(drawing: Drawing, latents: Sample) -> Sample:
     """Denoise all levels together, step by step.
 
     Args:
-        drawing: its time steps, and everything else that the steps share.
-        latents: samples at the first of the time steps, B a level.
+        drawing: the drawing, with its timesteps and everything else that the steps share.
+        latents: samples at the first timestep, B per level.
 
     Returns:
-        The samples after the last step, or where a callback interrupted the drawing.
+        The samples after the last step, or at the step where a callback interrupted the drawing.
     """
     scheduler, timesteps, positions = drawing.scheduler, drawing.timesteps, drawing.positions
     times, step_kwargs = step_times(drawing), step_arguments(drawing)
@@ -72,8 +72,10 @@ def denoise(drawing: Drawing, latents: Sample) -> Sample:
 
 
 def step_times(drawing: Drawing) -> Sequence[Any]:
-    """The time steps as the scheduler's `step` is given them: numbers for ours, for which no accelerator is waited for
-    at each step; tensors for those of diffusers, some of which take nothing else.
+    """Return the timesteps in the form that the scheduler's `step` takes.
+
+    For our scheduler they are numbers, so that no step waits for the accelerator; for those of diffusers they are
+    tensors, which some of them require.
     """
     if isinstance(drawing.scheduler, MatryoshkaScheduler):
         return drawing.timesteps.tolist()
@@ -81,12 +83,12 @@ def step_times(drawing: Drawing) -> Sequence[Any]:
 
 
 def hold_known(drawing: Drawing, sample: Any, timestep: torch.Tensor | None) -> Any:
-    """Replace what is known of the pictures by its noised truth.
+    """Replace known pixels by the given ones with noise added.
 
     Args:
-        drawing: knows what is known.
+        drawing: the drawing, with its known pixels.
         sample: samples at `timestep`, or None.
-        timestep: t; None for clean pictures.
+        timestep: t; None for clean images.
     """
     known = drawing.known
     if known is None or sample is None:
@@ -100,10 +102,10 @@ def hold_known(drawing: Drawing, sample: Any, timestep: torch.Tensor | None) -> 
 
 
 def go_back(drawing: Drawing, latents: Sample, timestep: torch.Tensor, back_to: torch.Tensor) -> Sample:
-    """Put noise back into the samples, and the truth into what is known.
+    """Add noise to the samples again, and replace known pixels.
 
     Args:
-        drawing: what the steps share.
+        drawing: the drawing.
         latents: samples at `timestep`.
         timestep: s.
         back_to: t, above s.
@@ -114,22 +116,23 @@ def go_back(drawing: Drawing, latents: Sample, timestep: torch.Tensor, back_to: 
     return hold_known(drawing, diffuse_from(drawing.scheduler, latents, noise, timestep, back_to), back_to)
 
 
-# From the last samples to what is returned
+# Output
 
 
 def finish(
     drawing: Drawing, latents: Sample, known: KnownPixels | None = None, refine: Refine | None = None
 ) -> list[Images]:
-    """Turn the last samples into pictures or clips: of every level with `output_pyramid`, else of the outermost one.
+    """Convert the last samples to images or clips: of all levels with `output_pyramid`, otherwise of the outermost
+    one.
 
     Args:
-        drawing: its request says in which form.
+        drawing: the drawing, whose request determines the output type.
         latents: the last samples.
-        known: what was given of the pictures, and comes out as it was.
-        refine: changes the pictures of all levels, about in [-1, 1], before they are clipped.
+        known: known pixels, which are returned exactly as given.
+        refine: modifies the images of all levels, about in [-1, 1], before they are clipped.
 
     Raises:
-        ValueError: NaN or infinity came out.
+        ValueError: the result contains NaN or infinity.
     """
     levels, request = as_pyramid(latents)[0], drawing.request
     check_finite(levels, f"The last samples of {type(drawing.scheduler).__name__} hold")
@@ -148,14 +151,14 @@ def pictures(
     known: KnownPixels | None = None,
     refine: Refine | None = None,
 ) -> list[Images]:
-    """Pictures of the last samples, one entry a level, innermost first.
+    """Convert the last samples to images, one entry per level, innermost first.
 
     Args:
-        pipeline: its autoencoder, if it has one, decodes, and its `image_processor` converts.
-        levels: the last samples; pictures are in [-1, 1] as the model got there, and clipped here.
+        pipeline: the pipeline, whose autoencoder, if any, decodes, and whose `image_processor` converts.
+        levels: the last samples, about in [-1, 1], which are clipped here.
         output_type: "pil", "np" (`(B, H, W, C)` in [0, 1]), "pt" (`(B, C, H, W)` in [0, 1]) or "latent" (the samples
-            as they are, not clipped).
-        known: pixels that come out as they were given, to the last bit.
+            themselves, not clipped).
+        known: known pixels, which are returned exactly as given.
         refine: see `finish`.
     """
     vae, processor = pipeline.vae, pipeline.image_processor
@@ -180,19 +183,19 @@ def clips(
     levels: Pyramid,
     output_type: str,
 ) -> list[Any]:
-    """Clips of the last samples `(B, C, F, H, W)`, one entry a level, innermost first.
+    """Convert the last samples `(B, C, F, H, W)` to clips, one entry per level, innermost first.
 
     Args:
         pipeline: see `pictures`.
         levels: the last samples.
-        output_type: "pil" (lists of pictures), "np" (`(B, F, H, W, C)` in [0, 1]), "pt" (`(B, F, C, H, W)` in
-            [0, 1]) or "latent" (the samples as they are).
+        output_type: "pil" (lists of images), "np" (`(B, F, H, W, C)` in [0, 1]), "pt" (`(B, F, C, H, W)` in [0, 1]) or
+            "latent" (the samples themselves).
     """
     if output_type == "latent":
         return list(levels)
     made: list[Any] = []
     for level in levels:
-        # Frames are pictures to the code that finishes pictures.
+        # Frames are converted like images.
         frames = pictures(pipeline, [level.transpose(1, 2).flatten(0, 1)], output_type)[0]
         num_frames = level.shape[2]
         if isinstance(frames, list):
@@ -203,32 +206,34 @@ def clips(
 
 
 def check_finite(levels: Pyramid, what: str) -> None:
-    """Refuse NaN and infinity, which would otherwise be returned as black pictures.
+    """Check that there is no NaN or infinity, which would otherwise be returned as black images.
 
     Args:
-        levels: samples or pictures.
-        what: begins the error message.
+        levels: samples or images.
+        what: beginning of the error message.
     """
-    # One answer for all levels: an accelerator is waited for once.
+    # One result for all levels, so that this waits for the accelerator only once.
     finite = torch.stack([torch.isfinite(level).all() for level in levels])
     if not bool(finite.all()):
         raise ValueError(
-            f"{what} NaN or infinity, so there is no picture to return. Try float32 or bfloat16 if a model runs in "
-            "float16, more steps, or MatryoshkaScheduler if another scheduler drew; otherwise look at the weights."
+            f"{what} NaN or infinity, so there is no image to return. Try float32 or bfloat16 if a model runs in "
+            f"float16, more steps, or MatryoshkaScheduler if another scheduler was used; otherwise check the weights."
         )
 
 
 def largest_magnitudes(prediction: Sample) -> torch.Tensor:
-    """Largest magnitude in each level `(R,)`, NaN or infinity where the level holds any; nothing waits for it."""
+    """Return the largest magnitude in each level, `(R,)`, NaN or infinity if the level contains any, without waiting
+    for it.
+    """
     return torch.stack([torch.linalg.vector_norm(level, torch.inf) for level in as_pyramid(prediction)[0]])
 
 
 def check_predictions(magnitudes: Sequence[torch.Tensor], timesteps: Sequence[int]) -> None:
-    """Refuse predictions with NaN or infinity, which thresholding may hide: all steps at once, at the end.
+    """Check that no prediction of any step had NaN or infinity, which thresholding may hide.
 
     Args:
-        magnitudes: of each step, see `largest_magnitudes`.
-        timesteps: of each step.
+        magnitudes: results of `largest_magnitudes` for each step.
+        timesteps: timestep of each step.
     """
     if not magnitudes or bool(torch.cat(list(magnitudes)).isfinite().all()):
         return

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outer levels wait while they are noise: until then the inner levels are drawn alone, for a fraction of the work.
+"""Skipping outer levels while they are almost pure noise, which saves most of the work of the first steps.
 
-The larger a level, the lower its log SNR at the same time step. Far below 0 its sample tells the model nothing, so the
-level need not run; it is opened at the first step where its log SNR reaches a threshold. Its sample then is what the
-process makes of the inner level's predicted picture, enlarged, and of the level's own starting noise: at such a noise
-level the details that an enlarged picture lacks do not show.
+The larger a level, the lower its log SNR at the same timestep. If that is far below 0, its sample contains no
+information for the model, so the level need not run. It starts to run at the first step at which its log SNR reaches a
+threshold. Its sample is then computed from the enlarged prediction of the inner level and the level's own starting
+noise: at this noise level, the details that an enlarged image lacks are invisible.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from diffusers_mdm.schedulers.level_agreement import enlarge
 
 
 def log_snrs(scheduler: Any, sample: Sample, timestep: torch.Tensor) -> list[float]:
-    """The log SNR of every level at a time step, pictures in [-1, 1] taken as the signal.
+    """Return the log SNR of every level at a timestep, for images in [-1, 1] as the signal.
 
     Args:
         scheduler: ours, or one of diffusers' for a single level.
-        sample: levels, for their shapes only.
+        sample: levels, of which only the shapes are used.
         timestep: t.
     """
     levels = as_pyramid(sample)[0]
@@ -47,13 +47,13 @@ def _log_snr(power: float) -> float:
 
 @dataclass
 class LevelOpening:
-    """Which levels of a drawing run at which step.
+    """Determines which levels of a drawing run at which step.
 
     Attributes:
-        drawing: its request has the threshold, `open_levels_at`.
-        counts: how many levels run at each of the time steps, the inner ones.
-        num_opened: how many levels have run.
-        clean: the pictures predicted last, of the levels that ran.
+        drawing: the drawing, whose request has the threshold, `open_levels_at`.
+        counts: number of (inner) levels that run at each timestep.
+        num_opened: number of levels that have run so far.
+        clean: the last predicted images of the levels that ran.
     """
 
     drawing: Drawing
@@ -63,22 +63,22 @@ class LevelOpening:
 
     @classmethod
     def of(cls, drawing: Drawing, sample: Sample) -> LevelOpening:
-        """Decide for a drawing that begins with a sample of all its levels."""
+        """Create an object for a drawing that begins with a sample of all its levels."""
         num_levels, threshold = len(as_pyramid(sample)[0]), drawing.request.open_levels_at
         counts = [num_levels] * len(drawing.timesteps)
         if num_levels > 1 and threshold > -math.inf:
             for position, timestep in enumerate(drawing.timesteps):
                 visible = [value >= threshold for value in log_snrs(drawing.scheduler, sample, timestep)]
-                # A level runs around the one inside it, and level 0 always runs.
+                # A level runs only if the level inside it runs, and level 0 always runs.
                 counts[position] = next((i for i in range(1, num_levels) if not visible[i]), num_levels)
         return cls(drawing, counts, num_opened=counts[drawing.positions[0]] if len(drawing.positions) else num_levels)
 
     def opened(self, sample: Sample, position: int) -> Sample:
-        """The samples at a step, in which the levels that begin to run there have their place in the process.
+        """Return the samples at a step, with proper samples for levels that start to run at it.
 
         Args:
-            sample: of all levels; those that have not run are noise.
-            position: of the step among the time steps.
+            sample: samples of all levels; those of levels that have not run are noise.
+            position: index of the step.
         """
         count, levels = self.counts[position], as_pyramid(sample)[0]
         if count <= self.num_opened:
@@ -91,21 +91,21 @@ class LevelOpening:
         return [noised_levels[i].to(level.dtype) if i in begun else level for i, level in enumerate(levels)]
 
     def running(self, sample: Sample, position: int) -> Sample:
-        """The samples of those levels that run at a step."""
+        """Return the samples of the levels that run at a step."""
         levels, bare = as_pyramid(sample)
         return sample if bare else levels[: self.counts[position]]
 
     def beside_waiting(self, stepped: Sample, before: Sample) -> Sample:
-        """The samples after a step, and as they were where levels did not run."""
+        """Return the samples after a step, with those of levels that did not run unchanged."""
         levels, bare = as_pyramid(stepped)
         return stepped if bare else [*levels, *before[len(levels) :]]
 
     def preview(self, clean: Any, sample: Sample) -> Any:
-        """Note the pictures that a step predicted, and give those of all levels, enlarged where levels did not run.
+        """Record the images predicted at a step, and return those of all levels, enlarged for levels that did not run.
 
         Args:
-            clean: of the levels that ran; None where the scheduler does not tell.
-            sample: of all levels.
+            clean: predicted images of the levels that ran; None if the scheduler does not return them.
+            sample: samples of all levels.
         """
         if clean is None or isinstance(clean, torch.Tensor):
             return clean
@@ -113,7 +113,7 @@ class LevelOpening:
         return self._filled_up(self.clean, as_pyramid(sample)[0])
 
     def _filled_up(self, clean: Pyramid | None, like: Pyramid) -> Pyramid | None:
-        """Predicted pictures of as many levels as `like`, the missing ones enlarged from those inside."""
+        """Return predicted images of as many levels as `like`, with missing ones enlarged from the level inside."""
         if clean is None:
             return None
         filled = list(clean)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedulers of diffusers, which draw one level: whether one of them can do that at all, found out beforehand.
+"""Checking in advance whether a scheduler of diffusers can be used to generate a single level.
 
-A model here predicts noise, velocity or the picture at one of T discrete time steps. Schedulers for anything else
-(flow matching, consistency models, continuous noise levels, tokens, inversion) would fail somewhere in the middle, or
-draw nothing but noise.
+The models predict noise, velocity or the clean image at one of T discrete timesteps. Schedulers for anything else
+(flow matching, consistency models, continuous noise levels, tokens, inversion) would fail in the middle, or produce
+only noise.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ _USABLE = "MatryoshkaScheduler, or for a single level one like DDIMScheduler or 
 
 
 def check_draws_one_level(scheduler: Any, request: Request) -> None:
-    """Refuse a scheduler that cannot draw with a model of this kind.
+    """Check that a scheduler works with a model of this kind.
 
     Args:
-        scheduler: of the pipeline; it is left as it is.
-        request: says how many steps.
+        scheduler: scheduler of the pipeline, which is not modified.
+        request: has the number of steps.
 
     Raises:
-        ValueError: says in one sentence why, and which schedulers can.
+        ValueError: says why it does not, and which schedulers do.
     """
     reason = _why_of_another_kind(scheduler, request) or _why_not_on_trial(scheduler, request)
     if reason is not None:
-        raise ValueError(f"{type(scheduler).__name__} cannot draw with this model: {reason}. Use {_USABLE}.")
+        raise ValueError(f"{type(scheduler).__name__} cannot be used with this model: {reason}. Use {_USABLE}.")
 
 
 def _why_of_another_kind(scheduler: Any, request: Request) -> str | None:
-    """Why a scheduler is made for models of another kind; None if it is not."""
-    # Noise is added to pictures that are given.
+    """Return why a scheduler is for models of another kind; None if it is not."""
+    # Noise has to be added to input images.
     used = [*_USED_PARTS, *(["add_noise"] if request.pictures is not None else [])]
     missing = [f"`{name}`" for name in used if not hasattr(scheduler, name)]
     if not hasattr(scheduler, "alphas_cumprod"):
         return (
-            "it has no noise schedule over discrete time steps (`alphas_cumprod`), as those for flow matching, "
+            "it has no noise schedule over discrete timesteps (`alphas_cumprod`), like those for flow matching, "
             "consistency models and continuous noise levels"
         )
     if missing:
@@ -69,14 +69,14 @@ def _why_of_another_kind(scheduler: Any, request: Request) -> str | None:
         return f"its `step` needs {' and '.join(f'`{name}`' for name in further)} besides a prediction and a sample"
     kind = scheduler.config.get("prediction_type", "epsilon")
     if not isinstance(kind, str):
-        return f"its config asks for one kind of prediction a level ({', '.join(kind)}), and it draws one level alone"
+        return f"its config has one kind of prediction per level ({', '.join(kind)}), but it supports a single level"
     if kind not in _PREDICTIONS or scheduler.config.get("use_flow_sigmas"):
         return f"it expects predictions of the kind {'flow' if kind in _PREDICTIONS else kind!r}"
     return None
 
 
 def _why_not_on_trial(scheduler: Any, request: Request) -> str | None:
-    """Why a copy of the scheduler fails at its first step, or goes the wrong way; None if it does not."""
+    """Return why a copy of the scheduler fails at its first step, or goes the wrong way; None if it does not."""
     trial, own = copied_scheduler(scheduler), {}
     parameters = inspect.signature(trial.step).parameters
     if "generator" in parameters:
@@ -90,11 +90,13 @@ def _why_not_on_trial(scheduler: Any, request: Request) -> str | None:
                 trial.set_timesteps(request.num_inference_steps or len(request.timesteps or ()))
             first, end = trial.timesteps[0], trial.timesteps[-1]
             if not all(0 <= float(timestep) <= last for timestep in trial.timesteps):
-                return f"its time steps run from {float(first):g} to {float(end):g}, the model's from {last} to 0"
+                return (
+                    f"its timesteps run from {float(first):g} to {float(end):g}, those of the model from {last} to 0"
+                )
             if first < end:
-                return "it goes from pictures to noise"
+                return "it goes from images to noise"
             after = trial.step(trial.scale_model_input(sample, first), first, sample, **own).prev_sample
-    # What fails inside of a scheduler of another library is its reason.
+    # The error of another library's scheduler is the reason.
     except _FAILURES as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         return f"its first step fails ({type(error).__name__}: {reason.rstrip('.')})"

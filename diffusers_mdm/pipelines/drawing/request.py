@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of a pipeline: its arguments, what kind of value each of them has to be, and what it takes where it is left
-open.
+"""The arguments of a pipeline call: their types, checks and defaults.
 
-A small model trained for an hour wants other guidance than the published ones. Its folder says so in
-`model_index.json`: `"drawing_defaults": {"num_inference_steps": 25, "guidance_scale": 3.0}`. Names that begin with
-`upscale_` are for `MDMUpscalePipeline` alone, which otherwise takes the same.
+Small models need different guidance from the published ones. Therefore `model_index.json` can contain defaults:
+`"drawing_defaults": {"num_inference_steps": 25, "guidance_scale": 3.0}`. Names that begin with `upscale_` apply only
+to `MDMUpscalePipeline`, which otherwise uses the same defaults.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers_mdm.checked_values import describe, is_number, is_whole_number
 from diffusers_mdm.pyramid import Pyramid
 
-# A pyramid, or a bare tensor where one level is drawn: what diffusers' schedulers and callbacks expect.
+# A pyramid, or a bare tensor for a single level, as diffusers' schedulers and callbacks expect.
 Sample = torch.Tensor | Pyramid
 Prompt = str | list[str] | None
 StepCallback: TypeAlias = Callable[..., dict[str, Any] | None] | PipelineCallback | MultiPipelineCallbacks | None
 # A name, a dict of a name and settings, a `GuidanceMethod`, or a guider of diffusers.
 Guider: TypeAlias = Any
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# What the pipelines call the number of pictures or clips of each prompt or label.
+# Names of the argument for the number of images or clips per prompt or label.
 COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per_prompt")
-MAX_RESAMPLING_STEPS = 10_000  # more would only be a typing error that draws for days
-MAX_IMAGES = 2**16  # in one call; no device holds that many
-# Arguments that a call may leave open with None and a folder may set, see `fill_in`, with the values for folders that
-# say nothing, as in diffusers.
+MAX_RESAMPLING_STEPS = 10_000  # more is a typo that would run for days
+MAX_IMAGES = 2**16  # per call; no device has memory for more
+# Arguments that can be None in a call and have defaults in a folder (see `fill_in`), with their values if the folder
+# has none, as in diffusers.
 PUBLISHED_DEFAULTS: Mapping[str, Any] = {
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
@@ -49,17 +48,17 @@ _KNOWN = (*PUBLISHED_DEFAULTS, *(UPSCALE_PREFIX + name for name in UPSCALE_DEFAU
 
 @dataclass
 class Request:
-    """What one call asks for: the arguments of `__call__`, those that a task does not have at their defaults.
+    """The arguments of a pipeline call; arguments that a task does not have keep their defaults.
 
-    `check_inputs` fills in what was left open: `height`, `width` and `num_frames`, and the attributes below.
+    `check_inputs` fills in `height`, `width` and `num_frames` if they are None, and the attributes below.
 
     Attributes:
-        copies: pictures or clips of each prompt or label (`num_images_per_prompt` and its like).
-        copies_name: what the pipeline calls that argument.
-        num_images: B, all pictures or clips of the call.
-        pictures: what `image` was read to.
-        masks: what `mask_image` was read to.
-        guidance: what `guider` was read to, None for plain guidance.
+        copies: images or clips per prompt or label (`num_images_per_prompt` and similar arguments).
+        copies_name: the pipeline's name of that argument.
+        num_images: B, the number of all images or clips of the call.
+        pictures: `image`, converted.
+        masks: `mask_image`, converted.
+        guidance: `guider`, converted; None for plain guidance.
     """
 
     prompt: Prompt = None
@@ -108,24 +107,24 @@ class Request:
 
     @property
     def has_text(self) -> bool:
-        """Whether anything about a text was given."""
+        """Whether any argument for text was passed."""
         texts = (self.prompt, self.prompt_embeds, self.prompt_attention_mask)
         negatives = (self.negative_prompt, self.negative_prompt_embeds, self.negative_prompt_attention_mask)
         return any(entry is not None for entry in (*texts, *negatives))
 
     @property
     def num_prompts(self) -> int:
-        """How many prompts there are, given as texts or as features `(B, L, width)`."""
+        """The number of prompts, passed as text or as features `(B, L, width)`."""
         if self.prompt_embeds is not None:
             return len(self.prompt_embeds)
         return len(self.prompt) if isinstance(self.prompt, list) else 1
 
 
 def read_call(arguments: Mapping[str, Any]) -> Request:
-    """Read the arguments of a pipeline's `__call__`, and refuse every one that is of the wrong kind.
+    """Check the types of the arguments of a pipeline's `__call__`, and convert them.
 
     Args:
-        arguments: by name, as `locals()` gives them at the start of `__call__`.
+        arguments: arguments by name, from `locals()` at the start of `__call__`.
 
     Raises:
         ValueError: names the argument, and says what it is and what was expected.
@@ -146,12 +145,12 @@ def read_call(arguments: Mapping[str, Any]) -> Request:
 
 
 class Kind(NamedTuple):
-    """What an argument may be.
+    """The kind of values that an argument accepts.
 
     Attributes:
-        expected: the same in words, for the error message.
-        accepts: whether a value is of this kind.
-        read: brings an accepted value to the type that the code works with.
+        expected: description for error messages.
+        accepts: returns whether a value is of this kind.
+        read: converts an accepted value to the type that the code uses.
     """
 
     expected: str
@@ -160,14 +159,14 @@ class Kind(NamedTuple):
 
 
 def check_argument(name: str, value: Any) -> Any:
-    """Give an argument in the type that the code works with.
+    """Return an argument in the type that the code uses.
 
     Args:
-        name: of the argument of `__call__`.
-        value: as it was given.
+        name: name of the argument of `__call__`.
+        value: the value that was passed.
 
     Raises:
-        ValueError: it is of another kind; says what was expected.
+        ValueError: it is of another kind; the message says what was expected.
     """
     kind = KINDS.get(name)
     if kind is None:
@@ -178,12 +177,12 @@ def check_argument(name: str, value: Any) -> Any:
 
 
 def are_all(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """Whether a value is a list or tuple of nothing but this type."""
+    """Return whether a value is a list or tuple with only entries of this type."""
     return isinstance(value, (list, tuple)) and all(isinstance(entry, kind) for entry in value)
 
 
 def whole_numbers(value: Any) -> list[int] | None:
-    """A list, range, array or tensor of whole numbers as a list of them; None if it is none of that."""
+    """Convert a list, range, array or tensor of integers to a list; None if it is not one."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         value = value.tolist() if value.ndim == 1 and value.dtype not in (torch.bool, np.dtype(bool)) else None
     if not isinstance(value, (list, tuple, range)) or not len(value):
@@ -194,7 +193,7 @@ def whole_numbers(value: Any) -> list[int] | None:
 
 
 def _has_values(value: Any) -> bool:
-    """Whether a tensor holds anything; those on the meta device have nothing but a shape."""
+    """Return whether a value is a tensor with values, unlike those on the meta device."""
     return isinstance(value, torch.Tensor) and value.device.type != "meta"
 
 
@@ -221,7 +220,7 @@ def _is_text_keyed(value: Any) -> bool:
 
 
 def _optional(kind: Kind) -> Kind:
-    """The kind, or None."""
+    """Return the kind that also accepts None."""
     return Kind(
         f"{kind.expected}, or None",
         lambda value: value is None or kind.accepts(value),
@@ -230,7 +229,7 @@ def _optional(kind: Kind) -> Kind:
 
 
 def _one_or_list(kind: Kind, which: str) -> Kind:
-    """The kind, or a list of at least one of it."""
+    """Return the kind that also accepts a non-empty list."""
     return Kind(
         f"{kind.expected}, or a list of them, {which}",
         lambda value: all(map(kind.accepts, value)) and len(value) > 0 if _is_list(value) else kind.accepts(value),
@@ -242,7 +241,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-_PICTURES = Kind("pictures whose values are in memory", _are_pictures)
+_PICTURES = Kind("images whose values are in memory", _are_pictures)
 _COUNT = Kind("a whole number of at least 1", lambda value: is_whole_number(value, 1), int)
 _PIXELS = _optional(
     Kind("a whole number of pixels", lambda value: isinstance(value, int) or is_whole_number(value, 0), int)
@@ -251,7 +250,7 @@ _SHARE = Kind("a number from 0 to 1", lambda value: is_number(value, 0, 1), floa
 _FLAG = Kind("True or False", lambda value: isinstance(value, (bool, np.bool_)), bool)
 _FEATURES = _optional(Kind("a tensor of floating-point numbers (batch, tokens, width)", _is_features))
 _MASK = _optional(Kind("a tensor (batch, tokens), True where there is a token", _is_mask))
-# Prompts and labels have checks of their own, and what else pictures have to be is in `image_inputs`.
+# Prompts and labels have separate checks, and images are further checked in `image_inputs`.
 KINDS: dict[str, Kind] = {
     **dict.fromkeys((*COPIES_NAMES, "jump_length", "max_sequence_length"), _COUNT),
     "num_resampling_steps": Kind(
@@ -266,7 +265,7 @@ KINDS: dict[str, Kind] = {
     "timesteps": _optional(
         Kind("a list of whole numbers", lambda value: whole_numbers(value) is not None, whole_numbers)
     ),
-    "guidance_scale": _one_or_list(Kind("a finite number", is_number, float), "one a level, innermost first"),
+    "guidance_scale": _one_or_list(Kind("a finite number", is_number, float), "one per level, innermost first"),
     "level_agreement": _one_or_list(_SHARE, "one for every level but the innermost"),
     "open_levels_at": Kind(
         "a log SNR, a number, or minus infinity",
@@ -275,7 +274,7 @@ KINDS: dict[str, Kind] = {
     ),
     "guidance_rescale": _SHARE,
     "strength": Kind(
-        "a number from 0 (the picture as it is) to 1 (nothing but its trace is left)",
+        "a number from 0 (the image is not changed) to 1 (almost nothing of it is left)",
         lambda value: is_number(value, 0, 1),
         float,
     ),
@@ -286,7 +285,7 @@ KINDS: dict[str, Kind] = {
     ),
     "generator": _optional(
         Kind(
-            "a torch.Generator or a list of them, one a picture",
+            "a torch.Generator or a list of them, one per image",
             lambda value: isinstance(value, torch.Generator) or (are_all(value, torch.Generator) and len(value) > 0),
             lambda value: value if isinstance(value, torch.Generator) else list(value),
         )
@@ -318,13 +317,13 @@ KINDS: dict[str, Kind] = {
 
 
 def check_defaults(defaults: Any) -> dict[str, Any] | None:
-    """Give a folder's settings in the types that calls work with; None for none.
+    """Check and convert the default settings of a folder; None for none.
 
     Args:
-        defaults: as they stand in `model_index.json`.
+        defaults: the value in `model_index.json`.
 
     Raises:
-        ValueError: they are no mapping, name something else, or have values of the wrong kind.
+        ValueError: it is not a mapping, has unknown names, or values of the wrong kind.
     """
     if defaults is None:
         return None
@@ -337,7 +336,7 @@ def check_defaults(defaults: Any) -> dict[str, Any] | None:
         if name not in _KNOWN:
             raise ValueError(f"`drawing_defaults` has {name!r}; it can have {', '.join(_KNOWN)}.")
         if value is None:
-            raise ValueError(f"`drawing_defaults` has None for {name!r}; leave it out, or give a value.")
+            raise ValueError(f"`drawing_defaults` has None for {name!r}; omit it, or set a value.")
         checked[name] = check_argument(name.removeprefix(UPSCALE_PREFIX), value)
     return checked or None
 
@@ -345,14 +344,14 @@ def check_defaults(defaults: Any) -> dict[str, Any] | None:
 def fill_in(
     request: Request, scheduler: Any, folder: Mapping[str, Any] | None, published: Mapping[str, Any], prefix: str
 ) -> None:
-    """Give the arguments that a call left open their values.
+    """Fill in arguments of a call that are None.
 
     Args:
         request: the arguments of the call.
-        scheduler: of the pipeline; one that injects no noise leaves no choice of `eta`.
-        folder: the settings of the pipeline's folder, None for none.
-        published: the values where the folder says nothing.
-        prefix: of the settings that belong to the pipeline's task alone, "" for none.
+        scheduler: scheduler of the pipeline; with one that adds no noise, `eta` is not set.
+        folder: the default settings of the pipeline's folder, None for none.
+        published: the values for settings that the folder does not have.
+        prefix: prefix of settings that apply only to the pipeline's task, "" for none.
     """
     own = folder or {}
     for name, value in published.items():

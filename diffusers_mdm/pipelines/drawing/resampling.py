@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Going back up in noise and down again, so that what is drawn and what is given grow together (RePaint).
+"""Resampling (RePaint): adding noise again and repeating steps, so that generated and known pixels fit together.
 
-Lugmayr et al. 2022 (arXiv:2201.09865), section 4.2: a sample into which known pixels were put is diffused back some
-steps, z_t ~ q(z_t | z_s), and denoised again; there the model sees both, and brings them into harmony.
+Lugmayr et al. 2022 (arXiv:2201.09865), section 4.2: a sample with known pixels is diffused back by some steps,
+z_t ~ q(z_t | z_s), and denoised again, so that the model can harmonise generated and known pixels.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from diffusers_mdm.pyramid import Pyramid, as_pyramid
 
 
 def resampled_positions(num_steps: int, num_resampling_steps: int, jump_length: int) -> list[int]:
-    """Which step of a schedule each model call does.
+    """Return which step of a schedule each model call takes.
 
-    The schedule is cut into stretches of `jump_length` steps, and each stretch is gone through `num_resampling_steps`
-    times, save for the last steps: from the clean picture there is no way back (RePaint, algorithm 1).
+    The schedule is divided into groups of `jump_length` steps, and each group is run `num_resampling_steps` times,
+    except the last steps, since there is no way back from the clean image (RePaint, algorithm 1).
 
     Args:
         num_steps: length n of the schedule.
-        num_resampling_steps: U, how often each stretch is gone through; 1 goes straight through.
-        jump_length: j, how many steps a stretch has.
+        num_resampling_steps: U, how often each group is run; with 1 there is no resampling.
+        jump_length: j, the number of steps in a group.
 
     Returns:
-        Positions in the schedule, e.g. `[0, 0, 1, 1, 2]` for n = 3, U = 2, j = 1.
+        Indices of steps, e.g. `[0, 0, 1, 1, 2]` for n = 3, U = 2, j = 1.
     """
     positions: list[int] = []
     for start in range(0, num_steps, jump_length):
@@ -39,7 +39,8 @@ def resampled_positions(num_steps: int, num_resampling_steps: int, jump_length: 
 def diffuse_from(
     scheduler: Any, sample: torch.Tensor | Pyramid, noise: Pyramid, timestep: torch.Tensor, back_to: torch.Tensor
 ) -> torch.Tensor | Pyramid:
-    """z_t ~ q(z_t | z_s) at every level: sqrt(g_t / g_s) z_s + sqrt(1 - g_t / g_s) eps, g the level's signal power.
+    """Sample z_t ~ q(z_t | z_s) at every level: sqrt(g_t / g_s) z_s + sqrt(1 - g_t / g_s) eps, g the level's signal
+    power.
 
     Args:
         scheduler: a `MatryoshkaScheduler`.

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One drawing from its beginning: what belongs to it alone, the sizes of its levels, its time steps, its noise.
+"""Setting up a drawing (one sampling run): its state, the sizes of its levels, its timesteps and its noise.
 
-Pipelines share their parts: one pipeline may be called from several threads, and `from_pipe` makes siblings around the
-same parts. What changes while a drawing goes on must belong to that drawing:
+Components are shared: a pipeline can be called from several threads, and `from_pipe` creates other pipelines with the
+same components. Everything that changes during a drawing must therefore belong to the drawing:
 
-- the scheduler, which counts its steps: the first drawing takes the pipeline's own, so that callbacks find in
-  `pipeline.scheduler` what they expect; a drawing that finds it taken works with a copy;
-- guidance and the like, which callbacks change through the pipeline: see `RunningDrawings`;
-- adapters, which are rescaled in place while the model runs: such models run one call at a time;
-- weights that are moved while they draw (offloading, layerwise casting) cannot be shared at all: this is refused.
+- the scheduler, which counts its steps: the first drawing uses the pipeline's own, so that callbacks find what they
+  expect in `pipeline.scheduler`; a drawing that starts while it is in use works with a copy;
+- guidance and similar settings, which callbacks change through the pipeline: see `RunningDrawings`;
+- adapters, which are rescaled in place while the model runs: a model with adapters runs one call at a time;
+- weights that are moved during a call (offloading, layerwise casting) cannot be shared at all, which is refused.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 MicroConditioning = dict[str, torch.Tensor]
 _REGISTRY = threading.Lock()
 _TAKEN_SCHEDULERS: set[int] = set()
-_DRAWING_THREADS: dict[int, list[int]] = {}  # of each U-Net that draws, by the id of the module
+_DRAWING_THREADS: dict[int, list[int]] = {}  # of each U-Net in use, by the id of the module
 _RESCALED_ADAPTERS = threading.RLock()
 
 
 @dataclass
 class Controls:
-    """What callbacks may read and change, through the pipeline, while a drawing goes on.
+    """The settings of a drawing that callbacks can read and change, through the pipeline.
 
     Attributes:
-        guidance_scale: weight w of the guidance, one for all levels or one a level, innermost first.
-        guidance_rescale: how far the spread of the guided prediction is brought back, 0 to 1.
+        guidance_scale: guidance scale w, one for all levels or one per level, innermost first.
+        guidance_rescale: 0 to 1, see `rescaled`.
         cross_attention_kwargs: passed to the model at each step.
         num_timesteps: number of steps.
         interrupt: whether to skip the remaining steps.
@@ -60,16 +60,16 @@ class Controls:
 
 @dataclass
 class RunningDrawings:
-    """The controls of all drawings that a pipeline is making, by thread, and of the one that it finished last."""
+    """The controls of all running drawings of a pipeline, by thread, and of the last finished one."""
 
     last: Controls = field(default_factory=Controls)
     by_thread: dict[int, list[Controls]] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def one_more(self, controls: Controls) -> Iterator[None]:
-        """Make these the controls that this thread sees while the drawing goes on."""
+        """Use these controls for this thread inside the block."""
         thread = threading.get_ident()
-        # A callback may draw with the same pipeline: the drawing inside has its own controls.
+        # A callback may call the same pipeline; that drawing then has its own controls.
         nested = self.by_thread.setdefault(thread, [])
         nested.append(controls)
         try:
@@ -81,13 +81,13 @@ class RunningDrawings:
             self.last = controls
 
     def get(self, name: str) -> Any:
-        """Read a control: of this thread's drawing, else of the latest one of the others, else of the last one."""
+        """Read a control of this thread's drawing, or else of the latest running one, or the last finished one."""
         return getattr(self._addressed()[-1], name)
 
     def set(self, name: str, value: Any) -> None:
-        """Change a control: of this thread's drawing, or from outside of all drawings that go on.
+        """Change a control of this thread's drawing or, from another thread, of all running drawings.
 
-        So a callback changes its own drawing, and a button that stops the pipeline stops all of them.
+        So a callback changes only its own drawing, and a stop button stops all drawings of the pipeline.
         """
         for controls in self._addressed():
             setattr(controls, name, value)
@@ -101,7 +101,7 @@ class RunningDrawings:
 
 @contextlib.contextmanager
 def scheduler_of_its_own(scheduler: Any) -> Iterator[Any]:
-    """The scheduler, or a copy of it while another drawing uses it."""
+    """Provide the scheduler, or a copy if another drawing is using it."""
     with _REGISTRY:
         is_taken = id(scheduler) in _TAKEN_SCHEDULERS
         _TAKEN_SCHEDULERS.add(id(scheduler))
@@ -116,9 +116,9 @@ def scheduler_of_its_own(scheduler: Any) -> Iterator[Any]:
 
 
 def copied_scheduler(scheduler: Any) -> Any:
-    """A copy that shares nothing that changes; the original may be in the middle of a step."""
+    """Return a copy that shares no mutable state; the original may be in the middle of a step."""
     state = vars(scheduler).copy()
-    # What is computed once from the config is never changed in place, so it need not be copied.
+    # Tables computed from the config are never changed in place, so they need not be copied.
     tensors = {id(value): value for value in state.values() if isinstance(value, torch.Tensor)}
     other = object.__new__(type(scheduler))
     vars(other).update(copy.deepcopy(state, tensors))
@@ -127,19 +127,19 @@ def copied_scheduler(scheduler: Any) -> Any:
 
 @contextlib.contextmanager
 def models_in_use(unet: Any) -> Iterator[None]:
-    """Note that this thread draws with a model.
+    """Record that this thread is using a model.
 
     Raises:
-        ValueError: another thread does so already, and the model moves between devices.
+        ValueError: another thread is using it too, and the model moves between devices.
     """
     thread = threading.get_ident()
     with _REGISTRY:
         threads = _DRAWING_THREADS.setdefault(id(unet), [])
         if any(other != thread for other in threads) and _has_moving_weights(unet):
             raise ValueError(
-                "This pipeline moves its weights while it draws (offloading or layerwise casting), and another thread "
-                "is drawing with them: draw one after the other, put all prompts into one call, or load a pipeline "
-                "for each thread."
+                "This pipeline moves its weights during a call (offloading or layerwise casting), and another "
+                "thread is using them: make the calls one after the other, put all prompts into one call, or load "
+                "a pipeline for each thread."
             )
         threads.append(thread)
     try:
@@ -152,37 +152,37 @@ def models_in_use(unet: Any) -> Iterator[None]:
 
 
 def _has_moving_weights(model: Any) -> bool:
-    """Whether hooks of accelerate or of diffusers move weights to a device, or to another precision, and back."""
+    """Return whether hooks of accelerate or diffusers move weights to a device, or to another precision, and back."""
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
     return is_hooked(modules)
 
 
 def adapters_to_itself(unet: Any) -> contextlib.AbstractContextManager[Any]:
-    """For one call of a model: keep other threads from rescaling its adapters meanwhile."""
+    """Prevent other threads from rescaling the adapters of a model inside the block."""
     return _RESCALED_ADAPTERS if getattr(unet, "peft_config", None) else contextlib.nullcontext()
 
 
 @dataclass
 class Drawing:
-    """Everything that belongs to one drawing; it lives as long as the call of the pipeline.
+    """The state of one drawing (sampling run), which exists as long as the call of the pipeline.
 
     Attributes:
-        pipeline: whose parts draw; callbacks are given it.
-        request: what was asked for, checked.
-        controls: guidance and the like, which callbacks may change.
-        scheduler: for this drawing alone.
-        device: where the model runs.
-        dtype: of the samples between the steps.
-        conditioning: what the B pictures are conditioned on; a callback may change it.
-        groups: which of them may go through the model together.
+        pipeline: the pipeline, which is passed to callbacks.
+        request: the checked arguments of the call.
+        controls: guidance and other settings that callbacks can change.
+        scheduler: a scheduler that only this drawing uses.
+        device: device of the model.
+        dtype: dtype of the samples between steps.
+        conditioning: conditions of the B images; a callback can change them.
+        groups: groups of images that can go through the model together.
         own_columns: see `group_rows_by_text`.
         micro_conditioning: see `MicroConditioning`.
-        timesteps: descending, those that are drawn.
-        positions: which of them each call of the model does; one after another, save where steps are repeated.
-        model_inputs: what the model is given of the conditions, made at the first step that needs it.
-        known: what is given of the pictures, None for nothing.
-        average: `(B, C, h, w)` in [-1, 1], what the predicted pictures have to average to, None for anything.
-        guidance: how the predictions of each level are guided, None for plain guidance.
+        timesteps: timesteps of the drawing, in decreasing order.
+        positions: index of the timestep of each model call; consecutive, except where steps are repeated.
+        model_inputs: the model's arguments for the conditions, computed at the first step that needs them.
+        known: known pixels, None for none.
+        average: `(B, C, h, w)` in [-1, 1], required averages of the predicted images, None for no constraint.
+        guidance: the guidance of each level, None for plain guidance.
         step: how many steps were done before the one that goes on.
     """
 
@@ -205,7 +205,7 @@ class Drawing:
     step: int = 0
 
     def condition_on(self, conditioning: Conditioning) -> None:
-        """Draw from these conditions from now on."""
+        """Use these conditions from now on."""
         self.conditioning = conditioning
         self.groups = group_rows_by_text(conditioning, own_columns=self.own_columns)
         self.model_inputs.clear()
@@ -215,11 +215,11 @@ class Drawing:
 
 @contextlib.contextmanager
 def begin_drawing(pipeline: Any, request: Request) -> Iterator[Drawing]:
-    """Begin a drawing: everything that changes while it goes on is its own.
+    """Begin a drawing, which has its own copy of everything that changes during it.
 
     Args:
-        pipeline: whose parts draw.
-        request: what is asked for, checked.
+        pipeline: the pipeline.
+        request: the checked arguments of the call.
     """
     controls = Controls(request.guidance_scale, request.guidance_rescale, request.cross_attention_kwargs)
     unet = pipeline.unet
@@ -239,35 +239,35 @@ def begin_drawing(pipeline: Any, request: Request) -> Iterator[Drawing]:
 
 
 def pixels_per_latent(vae: Any) -> int:
-    """Pixels of a picture's side for one of its latents' side; 1 for a model of pixels."""
+    """Return the number of pixels per latent along a side; 1 for a model on pixels."""
     return 1 if vae is None else scale_factor(vae)
 
 
 def picture_sides(unet: Any, vae: Any) -> tuple[int, ...]:
-    """Side in pixels of the pictures that each level draws, innermost first."""
+    """Return the side in pixels of each level's images, innermost first."""
     return tuple(side * pixels_per_latent(vae) for side in unet.sample_sizes)
 
 
 def picture_multiples(unet: Any, vae: Any) -> list[int]:
-    """For every level, what height and width of its pictures have to be multiples of, innermost first."""
+    """Return for every level the number of which height and width of its images must be multiples, innermost first."""
     return [ratio * unet.size_multiple * pixels_per_latent(vae) for ratio in unet.level_ratios]
 
 
 def level_shapes(
     unet: Any, vae: Any, num_images: int, height: int, width: int, num_frames: int | None = None
 ) -> list[tuple[int, ...]]:
-    """Shapes of the levels that are drawn for a picture or a clip, innermost first.
+    """Return the shapes of the levels that are generated for an image or a clip, innermost first.
 
     Args:
         unet: the model.
-        vae: its autoencoder, None for a model of pixels.
+        vae: its autoencoder, None for a model on pixels.
         num_images: B.
-        height: pixels of the outermost level's pictures, checked.
-        width: pixels of the outermost level's pictures, checked.
-        num_frames: frames of its clips; None for pictures.
+        height: checked height of the outermost level in pixels.
+        width: checked width of the outermost level in pixels.
+        num_frames: frames of clips; None for images.
 
     Returns:
-        `(B, C, H_i, W_i)`, or of clips `(B, C, F_i, H_i, W_i)`.
+        `(B, C, H_i, W_i)`, or for clips `(B, C, F_i, H_i, W_i)`.
     """
     sides, side = picture_sides(unet, vae), max(height, width)
     if num_frames is None or num_frames == 1:
@@ -283,15 +283,15 @@ def level_shapes(
     return shapes
 
 
-# Time steps
+# Timesteps
 
 
 def set_timesteps(drawing: Drawing, strength: float = 1.0) -> None:
-    """Set the scheduler's time steps, and keep the last of them.
+    """Set the scheduler's timesteps, and keep only the last ones for img2img.
 
     Args:
-        drawing: takes the time steps, in the order of drawing.
-        strength: which share of them to keep, rounded down; above 0 one is kept at least.
+        drawing: receives the timesteps, in order.
+        strength: fraction of them to keep, rounded down, but at least one if above 0.
     """
     scheduler, request = drawing.scheduler, drawing.request
     if request.timesteps is None:
@@ -301,8 +301,8 @@ def set_timesteps(drawing: Drawing, strength: float = 1.0) -> None:
     timesteps = scheduler.timesteps
     kept = max(int(len(timesteps) * strength), 1) if strength > 0 else 0
     skipped = len(timesteps) - kept
-    # One of diffusers' schedulers that is told where it begins need not read its first time step back from an
-    # accelerator; `MatryoshkaScheduler` goes by the time step of each step all the same.
+    # With a begin index, diffusers' schedulers need not read the first timestep back from an accelerator;
+    # `MatryoshkaScheduler` uses the timestep of each step anyway.
     if kept and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
     drawing.timesteps = timesteps[skipped:]
@@ -310,13 +310,13 @@ def set_timesteps(drawing: Drawing, strength: float = 1.0) -> None:
 
 
 def repeat_stretches(drawing: Drawing) -> None:
-    """Go through each stretch of `jump_length` steps as often as the request says."""
+    """Repeat each group of `jump_length` steps as often as the request says."""
     request = drawing.request
     drawing.positions = resampled_positions(len(drawing.timesteps), request.num_resampling_steps, request.jump_length)
 
 
 def step_arguments(drawing: Drawing) -> dict[str, Any]:
-    """Those of our arguments that the scheduler's `step` takes. What the model predicts is checked after the loop."""
+    """Return those of our arguments that the scheduler's `step` accepts. Predictions are checked after the loop."""
     known, request = inspect.signature(drawing.scheduler.step).parameters, drawing.request
     given = {"eta": request.eta, "generator": request.generator, "check_output": False}
     given["level_agreement"] = request.level_agreement
@@ -327,7 +327,7 @@ def step_arguments(drawing: Drawing) -> dict[str, Any]:
 
 
 def starting_noise(drawing: Drawing) -> Pyramid:
-    """Noise of unit variance for every level that is drawn, level 0 first, or what was given."""
+    """Return noise of unit variance for every generated level, level 0 first, or the given noise."""
     request, pipeline = drawing.request, drawing.pipeline
     size = (request.num_images, request.height, request.width, request.num_frames)
     shapes = level_shapes(pipeline.unet, pipeline.vae, *size)
@@ -341,41 +341,41 @@ def draw_noise(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Pyramid:
-    """Noise of unit variance in these shapes, or what is given of it; arguments as in `prepare_latents`."""
+    """Sample noise of unit variance, or return the given noise; arguments as in `prepare_latents`."""
     if latents is None:
         return pyramid_noise(shapes, generator, device, dtype)
     return [level.to(device, dtype) for level in as_pyramid(latents)[0]]
 
 
 def scaled_noise(scheduler: Any, noise: Pyramid) -> Sample:
-    """Noise of unit variance as the sample that a scheduler starts from: a bare tensor where there is one level."""
+    """Scale noise of unit variance to a scheduler's initial sample; a bare tensor for a single level."""
     levels = [level * scheduler.init_noise_sigma for level in noise]
     return levels[0] if len(levels) == 1 else levels
 
 
 def noised(drawing: Drawing, clean: Pyramid, noise: Pyramid, timestep: torch.Tensor, *, bare: bool) -> Pyramid:
-    """Pictures as they are at a time step of the process.
+    """Add the noise of a timestep to images.
 
     Args:
-        drawing: its scheduler adds the noise.
-        clean: levels in [-1, 1], or of latents, level 0 and those around it.
-        noise: N(0, 1), the same shapes.
+        drawing: the drawing, whose scheduler adds the noise.
+        clean: levels in [-1, 1] or of latents, from level 0 outwards.
+        noise: N(0, 1) noise in the same shapes.
         timestep: t.
-        bare: whether the samples between the steps are a bare tensor; the scheduler is given one then.
+        bare: whether the samples between steps are a bare tensor, which is then also passed to the scheduler.
     """
-    # One time step of shape (1,) is what diffusers' schedulers take for the whole batch.
+    # diffusers' schedulers take a timestep of shape (1,) for the whole batch.
     if bare:
         return [drawing.scheduler.add_noise(clean[0], noise[0], timestep.reshape(1))]
     return drawing.scheduler.add_noise(clean, noise, timestep.reshape(1))
 
 
 def noised_sample(drawing: Drawing, clean: Pyramid, noise: Pyramid) -> Sample:
-    """Pictures noised as at the first of the time steps; a bare tensor where there is one level.
+    """Add the noise of the first timestep to images; returns a bare tensor for a single level.
 
     Args:
-        drawing: its scheduler adds the noise.
-        clean: every level that is drawn, in [-1, 1] or of latents.
-        noise: N(0, 1), the same shapes.
+        drawing: the drawing, whose scheduler adds the noise.
+        clean: all generated levels, in [-1, 1] or of latents.
+        noise: N(0, 1) noise in the same shapes.
     """
     bare = len(clean) == 1
     levels = noised(drawing, clean, noise, drawing.timesteps[0], bare=bare)
@@ -385,13 +385,13 @@ def noised_sample(drawing: Drawing, clean: Pyramid, noise: Pyramid) -> Sample:
 def spread_micro_conditioning(
     micro_conditioning: Mapping[str, Any] | None, num_images: int, device: torch.device
 ) -> MicroConditioning:
-    """Bring micro-conditions to `(2, B)`: those of the unconditional half of the batch, then those of the conditional.
+    """Convert micro-conditioning to `(2, B)`: for the unconditional half of the batch, then for the conditional half.
 
     Args:
-        micro_conditioning: name to a number, B numbers (one a picture) or 2 B (unconditional ones first). A name that
-            is missing takes the model's own value.
+        micro_conditioning: maps names to a number, B numbers (one per image) or 2 B (unconditional ones first).
+            Missing names have the model's defaults.
         num_images: B.
-        device: of the numbers.
+        device: device of the result.
     """
     spread = {}
     for key, value in (micro_conditioning or {}).items():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens, in order: stages, steps, and the end of a run."""
+"""The training loop: start, stages, steps, and the end of a run."""

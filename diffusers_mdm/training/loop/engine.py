@@ -20,19 +20,19 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> Path:
     """Train every stage of `recipe` and save the pipeline to `output_dir`; repeating the call resumes.
 
     Returns:
-        The folder that the `from_pretrained` of `pipeline_class(recipe)` (with LoRA: `load_lora_weights`) loads.
+        The output folder, which `from_pretrained` of `pipeline_class(recipe)` (for LoRA `load_lora_weights`) loads.
 
     Raises:
-        RunInterrupted: a signal asked the run to stop; a checkpoint is saved.
+        RunInterrupted: the run was stopped by a signal; a checkpoint is saved.
         FloatingPointError: too many steps in a row were not finite; a checkpoint is saved.
-        ValueError: something in the recipe, the data or the checkpoint does not fit.
+        ValueError: something in the recipe, the data or the checkpoint is wrong.
     """
     with only_run_in(options.output_dir) if is_main_launched() else contextlib.nullcontext():
         return run_alone(resolve_recipe(recipe, options), options)
 
 
 def run_alone(recipe: Recipe, options: RunOptions) -> Path:
-    """Do what `run_recipe` promises, in a folder that no other run writes into."""
+    """Run a recipe in an output folder that is locked."""
     run = start_run(recipe, options)
     resume_run(run)
     report_data(run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run ends: the finished pipeline is saved, described and uploaded."""
+"""The end of a run: saving, describing and uploading the pipeline."""
 
 import logging
 from collections.abc import Callable
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 def save_pipeline(run: Run) -> Path:
-    """Save the pipeline with averaged weights in `save_dtype`, or the adapter's weights; the run ends with this.
+    """Save the pipeline with averaged weights in `save_dtype`, or the adapter's weights, at the end of a run.
 
-    The run's modules keep the averaged and rounded weights; its last checkpoint has the exact ones.
+    Afterwards the run's modules have the averaged and rounded weights; its last checkpoint has the exact ones.
 
     Raises:
-        OSError: if it cannot be written; what was there before is untouched.
+        OSError: if it cannot be written; previous files are not changed.
     """
     output_dir = run.options.output_dir
     if run.accelerator.is_main_process:
@@ -40,8 +40,8 @@ def save_pipeline(run: Run) -> Path:
                 save_result(run, folder)
         except WRITE_ERRORS as error:
             raise OSError(
-                f"The finished pipeline could not be written to {output_dir}: {error} The last checkpoint is sound; "
-                f"when there is room, finish with {run.options.resume_command}"
+                f"The finished pipeline could not be written to {output_dir}: {error} The last checkpoint is "
+                f"intact; when there is space, finish with {run.options.resume_command}"
             ) from error
         logger.info("Saved to %s.", output_dir)
     wait_for_everyone(run.accelerator)
@@ -49,7 +49,7 @@ def save_pipeline(run: Run) -> Path:
 
 
 def save_result(run: Run, folder: Path) -> None:
-    """Write the adapter's weights, or the pipeline of the run's modules, which lose their exact weights."""
+    """Write the adapter's weights, or the pipeline with the run's modules, which lose their exact weights."""
     if run.recipe.lora is not None:
         save_lora(run.unet, folder)
         return
@@ -57,17 +57,17 @@ def save_result(run: Run, folder: Path) -> None:
     for module in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
         if module is not None:
             forget_origin(module)
-            # The `to` of diffusers warns about dtypes that it would keep.
+            # diffusers' own `to` would warn about dtypes that it keeps.
             torch.nn.Module.to(module.eval(), dtype=DTYPES[run.options.save_dtype])
     pipeline.save_pretrained(folder)
 
 
 def finished_pipeline(run: Run) -> TrainedPipeline:
-    """The run's pipeline, with what a pipeline needs to draw and training did not."""
+    """Return the run's pipeline, with the components that training did not need."""
     text_encoder, tokenizer = run.text_encoder, run.tokenizer
-    if text_encoder is None and run.recipe.text_encoder is not None:  # the captions came encoded
+    if text_encoder is None and run.recipe.text_encoder is not None:  # captions were precomputed
         _, text_encoder, tokenizer = frozen_text_encoder(run.recipe, run.options.cache_dir)
-    # The autoencoder as it was saved: the run's may have been rounded.
+    # The original autoencoder, since the run's may have been rounded.
     vae = open_vae(run.recipe, run.options.cache_dir)
     pipeline = run.pipeline()
     pipeline.register_modules(text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
@@ -75,7 +75,7 @@ def finished_pipeline(run: Run) -> TrainedPipeline:
 
 
 def report_result(run: Run) -> None:
-    """Write the card, close the trackers and upload the result; what fails is reported and costs nothing else."""
+    """Write the card, close the trackers and upload the result; a failure is reported and does not affect the rest."""
     ends: dict[str, Callable[[], object]] = {"close the trackers": run.accelerator.end_training}
     if run.accelerator.is_main_process:
         ends = {"write the model card": lambda: write_model_card(run), **ends, "upload it": lambda: push_output(run)}

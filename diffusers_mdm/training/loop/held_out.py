@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The validation loss of a run: its averaged weights on the held-out pictures or clips."""
+"""The validation loss of a run, with its averaged weights on held-out data."""
 
 from ..data.batch import Batch
 from ..loss.held_out import HeldOutSamples, validation_loss_table
@@ -13,9 +13,9 @@ from .step import clean_pyramid, predict
 def measure_validation_loss(
     run: Run, stage: StageRecipe, held_out: HeldOutSamples[Batch]
 ) -> tuple[list[float], dict[str, float]]:
-    """Error of v of each level with the averaged weights, and all values as they are logged.
+    """Return the error of v of each level with the averaged weights, and all values for logging.
 
-    Call this on every process; all get the same numbers.
+    Every process must call this; all get the same numbers.
     """
     process = run.accelerator
     with averaged_weights(run):
@@ -33,6 +33,6 @@ def measure_validation_loss(
         )
     if process.num_processes > 1:
         table = process.reduce(table, "sum")
-    # Every level has pictures, so no mean is missing.
+    # Every level has samples, so no mean is missing.
     losses = [mean if mean is not None else float("nan") for mean in level_means(table)]
     return losses, table_values(table, "validation_loss")

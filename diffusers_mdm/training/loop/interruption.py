@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ending a run between two steps when the system or the user asks for it (SIGTERM, SIGINT, SIGHUP)."""
+"""Stopping a run between two steps by a signal (SIGTERM, SIGINT, SIGHUP)."""
 
 import contextlib
 import signal
@@ -10,18 +10,18 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-# SIGHUP, a terminal that was closed, does not exist on Windows.
+# SIGHUP (closed terminal) does not exist on Windows.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class RunInterrupted(Exception):  # noqa: N818  it is not an error
-    """A run was asked to stop, and has: its message says how to go on."""
+    """The run was stopped by a signal; the message says how to resume."""
 
 
 class Interruption:
-    """Remembers that a signal came; the training loop asks after every step.
+    """Records signals, which the training loop checks after every step.
 
-    A second signal acts at once, as it would without this.
+    A second signal has its normal effect.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class Interruption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals inside the block. In threads other than the main one, signals stay as they are.
+        """Handle the signals inside the block, except in threads other than the main one.
 
-        So does a signal that is ignored already: `nohup` lets a run outlive its terminal in this way.
+        Signals that are already ignored remain so: `nohup` lets a run outlive its terminal in this way.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -53,7 +53,9 @@ class Interruption:
             signal.signal(known, handler)
 
     def is_wanted(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; call this on every process, all of which get the same answer."""
+        """Return whether any process has received a signal; every process must call this, and all get the same
+        result.
+        """
         if accelerator.num_processes == 1:
             return self.received is not None
         asked = torch.tensor(float(self.received is not None), device=accelerator.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a stage has stopped learning: its validation loss, smoothed, no longer falls."""
+"""Deciding when a stage has reached a plateau: its smoothed validation loss no longer falls."""
 
 import math
 from dataclasses import dataclass
@@ -10,44 +10,44 @@ from ..state.progress import PlateauState
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a measurement decides: whether the stage has ended, and a sentence with the numbers for the log."""
+    """The result of a measurement: whether the stage has ended, and a sentence with the numbers for the log."""
 
     ended: bool
     reason: str
 
 
 class Plateau:
-    """Decides from one measurement after the other; equal measurements give equal verdicts, also across a restart.
+    """Decides after each measurement whether the stage ends; depends only on the measurements, also after resuming.
 
     With smoothing s, the loss is averaged as m_n = s m_{n-1} + (1 - s) loss_n from m_0 = 0, and the average corrected
-    to m_n / (1 - s^n), so that early ones are not drawn to 0 (the bias correction of Adam, Kingma & Ba 2015, section
-    3). It gains when it lies below (1 - min_gain) times the best one, which it then becomes: small gains add up over
-    the measurements that `patience` allows.
+    to m_n / (1 - s^n), so that early ones are not biased towards 0 (the bias correction of Adam, Kingma & Ba 2015,
+    section 3). It is a gain if it is below (1 - min_gain) times the best one, which it then replaces: small gains add
+    up over the measurements that `patience` allows.
 
     Args:
         recipe: the stage's `until_plateau`.
-        state: kept in the checkpoint and changed by `update`; a new one for every stage.
-        level: whose loss is measured, for the sentences; the stage's outermost.
+        state: saved in the checkpoint and changed by `update`; a new one for every stage.
+        level: the stage's outermost level, whose loss is measured, for the log.
     """
 
     def __init__(self, recipe: PlateauRecipe, state: PlateauState, level: int = 0):
         self.recipe, self.state, self.level = recipe, state, level
 
     def is_due(self, step: int) -> bool:
-        """Whether to measure after `step` optimizer steps of the stage, once."""
+        """Return whether to measure after `step` optimizer steps of the stage."""
         return step > (self.state.last_step or 0) and step % self.recipe.every_steps == 0
 
     def is_over(self, step: int) -> bool:
-        """Whether the stage has ended at `step`, by the measurements so far."""
+        """Return whether the stage has ended at `step`, by the measurements so far."""
         return self.state.without_gain >= self.recipe.patience and step >= self.recipe.min_steps
 
     def update(self, step: int, loss: float) -> Verdict:
-        """Take in the validation loss after `step` optimizer steps of the stage.
+        """Record the validation loss after `step` optimizer steps of the stage.
 
-        A loss that is not finite is no gain, and leaves the average alone.
+        A loss that is not finite is not a gain, and is not included in the average.
 
         Raises:
-            ValueError: if `step` is not above the last one: a measurement must not count twice.
+            ValueError: if `step` is not after the last one, since a measurement must not count twice.
         """
         recipe, state = self.recipe, self.state
         if state.last_step is not None and step <= state.last_step:
@@ -65,7 +65,7 @@ class Plateau:
         worn_out = state.without_gain >= recipe.patience
         reason = self._no_gain(smoothed, loss)
         if worn_out and step < recipe.min_steps:
-            reason += f"; the stage goes on to step {recipe.min_steps} at least"
+            reason += f"; the stage continues to step {recipe.min_steps} at least"
         return Verdict(ended=self.is_over(step), reason=reason)
 
     def _smooth(self, loss: float) -> float:

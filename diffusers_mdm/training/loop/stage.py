@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stage of training, from growing the model to its last step."""
+"""One stage of training, from extending the model to the last step."""
 
 import contextlib
 import functools
@@ -37,17 +37,17 @@ logger = logging.getLogger(__name__)
 
 
 def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Interruption) -> None:
-    """Train `stage` from where `run.progress` says it is to its end, and say why it ended.
+    """Train `stage` from the point recorded in `run.progress` to its end, and record why it ended.
 
     Args:
-        run: between stages.
-        stage: the next one.
-        data: what it trains on.
-        interruption: asked after every step whether to stop.
+        run: the run, between stages.
+        stage: the next stage.
+        data: its data.
+        interruption: checked after every step.
 
     Raises:
-        FloatingPointError: if `max_skipped_steps` steps in a row had non-finite gradients; a checkpoint is saved.
-        RunInterrupted: if a signal asked for it; a checkpoint is saved.
+        FloatingPointError: if `max_skipped_steps` consecutive steps had non-finite gradients; a checkpoint is saved.
+        RunInterrupted: if the run was stopped by a signal; a checkpoint is saved.
     """
     begin_stage(run, stage)
     fix_sigma_data(run, stage, data.images, batch_order(run, stage))
@@ -84,14 +84,14 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
 
 
 def why_over(stage: StageRecipe, progress: Progress, last_step: int | None) -> str | None:
-    """Why a stage that a run resumes has ended already; None if there is more to train.
+    """Return why a resumed stage has already ended; None if there is more to train.
 
-    The recipe may ask for fewer steps or for more than it did when the checkpoint was saved.
+    The recipe may have fewer or more steps than when the checkpoint was saved.
     """
     if last_step is not None and progress.stage_step >= last_step:
         if progress.stage_step == last_step:
             return ALL_STEPS
-        return f"{ALL_STEPS}, {progress.stage_step} where the recipe now asks for {last_step}"
+        return f"{ALL_STEPS}, {progress.stage_step} while the recipe now has {last_step}"
     if stage.until_plateau is None or progress.stage_ended is None or ALL_STEPS in progress.stage_ended:
         return None
     is_over = Plateau(stage.until_plateau, progress.plateau).is_over(progress.stage_step)
@@ -99,17 +99,19 @@ def why_over(stage: StageRecipe, progress: Progress, last_step: int | None) -> s
 
 
 def draw_what_was_lost(run: Run) -> None:
-    """Draw the validation prompts at the step that the run resumes from, if it was stopped before it drew them."""
+    """Generate the validation samples of the step from which the run resumes, if it was stopped before that."""
     is_due = is_validation_step(run) or run.progress.stage_ended is not None
     process = run.accelerator
     is_missing = torch.tensor(float(process.is_main_process and not grid_path(run).exists()), device=process.device)
-    # All processes draw or none does, and the main one may be done before another one has looked.
+    # Either all processes generate or none, and the main one may have finished before another one checks.
     if is_due and process.reduce(is_missing, "sum") > 0:
         draw_validation(run)
 
 
 def step_batches(run: Run, plan: StepPlan, data: StageData) -> Generator[tuple[list[Batch], list[Batch]], None, None]:
-    """For every step from the next one on, this process' micro-batches and the pictures beside each of them."""
+    """Yield for every step from the next one on this process's micro-batches, and the `joint_pictures` of each of
+    them.
+    """
     size = plan.stage.gradient_accumulation_steps
     beside = None if plan.pictures is None else plan.pictures.stage
     with (
@@ -122,7 +124,7 @@ def step_batches(run: Run, plan: StepPlan, data: StageData) -> Generator[tuple[l
 
 @contextlib.contextmanager
 def batches_of(run: Run, stage: StageRecipe | None, images: TrainingImages | None) -> Iterator[Iterator[Batch]]:
-    """This process' micro-batches of a stage from its next step on; none without a stage."""
+    """Yield this process's micro-batches of a stage from its next step on; none without a stage."""
     if stage is None or images is None:
         yield iter(())
         return
@@ -132,7 +134,7 @@ def batches_of(run: Run, stage: StageRecipe | None, images: TrainingImages | Non
 
 
 def new_meter(run: Run, stage: StageRecipe, last_step: int | None) -> Meter:
-    """The stage's meter, from where the stage is."""
+    """Return the meter of the stage, starting at its current step."""
     progress = run.progress
     return Meter(
         run.accelerator,
@@ -150,7 +152,7 @@ def new_meter(run: Run, stage: StageRecipe, last_step: int | None) -> Meter:
 
 
 def batch_order(run: Run, stage: StageRecipe) -> BatchOrder:
-    """How this process takes part in the stage's steps."""
+    """Return the order of batches for this process."""
     process = run.accelerator
     seed = derive_seed(run.options.seed, stage.seed, run.progress.stage_index)
     return BatchOrder(
@@ -159,7 +161,7 @@ def batch_order(run: Run, stage: StageRecipe) -> BatchOrder:
 
 
 def learning_rate_of(run: Run, stage: StageRecipe) -> float:
-    """The stage's learning rate in the step that was just done."""
+    """Return the stage's learning rate in the last step."""
     last_step = run.progress.last_step(stage, run.accelerator.num_processes)
     factor = learning_rate_factor(stage, run.progress.stage_step - 1, last_step)
     return stage.learning_rate * factor
@@ -168,7 +170,7 @@ def learning_rate_of(run: Run, stage: StageRecipe) -> float:
 def why_ended(
     run: Run, stage: StageRecipe, last_step: int | None, held_out: HeldOutSamples[Batch] | None, meter: Meter
 ) -> str | None:
-    """Why the stage ends after this step; None if it goes on. Measures the validation loss when it is due."""
+    """Return why the stage ends after this step, None if it continues. Measures the validation loss if it is due."""
     progress = run.progress
     plateau = None
     if stage.until_plateau is not None:
@@ -177,7 +179,7 @@ def why_ended(
     is_due = plateau.is_due(progress.stage_step) if plateau else is_last or is_validation_step(run)
     if held_out is not None and is_due:
         losses, values = measure_validation_loss(run, stage, held_out)
-        meter.report()  # before the measurement's own line, which belongs to the same step
+        meter.report()  # before the line of the measurement, which belongs to the same step
         if run.accelerator.is_main_process:
             meter.write(values)
         if plateau is not None:
@@ -189,7 +191,7 @@ def why_ended(
 
 
 def is_validation_step(run: Run) -> bool:
-    """Whether validation is due after this step."""
+    """Return whether validation is due after this step."""
     every = run.options.validation_steps or run.options.checkpointing_steps
     return run.progress.total_steps % every == 0
 
@@ -197,10 +199,10 @@ def is_validation_step(run: Run) -> bool:
 def keep_what_is_due(
     run: Run, interruption: Interruption, meter: Meter, metrics: ValidationMetrics | None = None
 ) -> None:
-    """Save a checkpoint and draw the validation prompts where it is time for that; stop if a signal came.
+    """Save a checkpoint and generate validation samples if they are due; stop the run if there was a signal.
 
     Raises:
-        RunInterrupted: a signal came; a checkpoint is saved.
+        RunInterrupted: there was a signal; a checkpoint is saved.
     """
     is_last = run.progress.stage_ended is not None
     interrupted = interruption.is_wanted(run.accelerator)
@@ -221,21 +223,21 @@ def keep_what_is_due(
 
 
 def keep_checkpoint(run: Run, needed: bool) -> None:
-    """Save a checkpoint. One that cannot be written, and is not `needed`, is reported, and training goes on.
+    """Save a checkpoint. If it cannot be written and is not `needed`, that is reported and training continues.
 
     Raises:
-        OSError, SafetensorError: if it is needed and cannot be written; older ones are untouched.
+        OSError, SafetensorError: if it is needed and cannot be written; older ones are not changed.
     """
     try:
         logger.info("Saved %s.", save_checkpoint(run))
     except WRITE_ERRORS as error:
         if needed:
             raise
-        logger.error("No checkpoint at step %d, training goes on: %s", run.progress.total_steps, error)
+        logger.error("No checkpoint at step %d, training continues: %s", run.progress.total_steps, error)
     wait_for_everyone(run.accelerator)
 
 
 def draw_validation(run: Run) -> None:
-    """Draw the validation prompts on the main process; the others wait."""
+    """Generate validation samples on the main process; the others wait."""
     draw_validation_grid(run)
     wait_for_everyone(run.accelerator)

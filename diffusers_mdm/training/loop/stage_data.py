@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stage trains on and is measured on: its pictures or clips, and the pictures beside its clips."""
+"""The data of a stage: its images or clips, the images to train on together with clips, and held-out data."""
 
 import dataclasses
 import itertools
@@ -37,14 +37,14 @@ from .validation_metrics import ValidationMetrics, open_validation_metrics
 
 logger = logging.getLogger(__name__)
 
-Embeddings = Mapping[str, TextEmbeddings]  # by folder
+Embeddings = Mapping[str, TextEmbeddings]  # text features by folder
 
 
 def open_embeddings(recipe: Recipe) -> Embeddings:
-    """The text features that a run reads, by their folder; none if it encodes the captions itself.
+    """Open the precomputed text features of a run, by folder; none if it encodes captions itself.
 
     Raises:
-        ValueError: if some were made for another model or cut elsewhere.
+        ValueError: if they were made for another model or sequence length.
     """
     opened = {}
     for data in sources(recipe):
@@ -58,14 +58,16 @@ def open_embeddings(recipe: Recipe) -> Embeddings:
 
 
 def check_text_encoder(run: Run, embeddings: Embeddings) -> None:
-    """Compare the text encoder that the pipeline will be saved with and those that made the text features.
+    """Check that the text features were made with the text encoder with which the pipeline will be saved.
 
-    The main process loads the encoder once, in the dtype that it had then, and lets it go.
+    The main process loads the encoder temporarily, in the dtype of the features.
 
     Raises:
         ValueError: if they differ, or there is no such encoder.
     """
-    own = run.recipe.data.embeddings_dir if run.options.pre_compute_text_embeddings else None  # just written with it
+    own = (
+        run.recipe.data.embeddings_dir if run.options.pre_compute_text_embeddings else None
+    )  # just written by the same encoder
     if run.accelerator.is_main_process:
         for features in (opened for folder, opened in embeddings.items() if folder != own):
             source, text_encoder, tokenizer = frozen_text_encoder(run.recipe, run.options.cache_dir)
@@ -75,26 +77,26 @@ def check_text_encoder(run: Run, embeddings: Embeddings) -> None:
 
 
 def report_data(run: Run) -> None:
-    """Tell, on the main process, how many pictures or clips there are to train on, and what is left out and why."""
+    """Log, on the main process, how many images or clips there are for training, and what is left out and why."""
     for data in sources(run.recipe) if run.accelerator.is_main_process else ():
         for line in open_source(data).describe():
             logger.info("Data: %s.", line)
 
 
 def all_training_captions(recipe: Recipe) -> Iterator[str]:
-    """The captions of all training data of a recipe."""
+    """Yield the captions of all training data of a recipe."""
     return itertools.chain.from_iterable(training_captions(data) for data in sources(recipe))
 
 
 @dataclasses.dataclass(frozen=True)
 class StageData:
-    """What a stage trains on, opened.
+    """The opened data of a stage.
 
     Attributes:
-        images: its pictures or clips.
-        pictures: those beside its clips; None without.
-        held_out: pictures or clips of the validation loss; None without.
-        metrics: what samples for held-out captions are measured with; None without.
+        images: its images or clips.
+        pictures: images to train on together with the clips; None without.
+        held_out: held-out data for the validation loss; None without.
+        metrics: the metrics of samples generated for held-out captions; None without.
     """
 
     images: TrainingImages
@@ -104,7 +106,7 @@ class StageData:
 
 
 def open_stage_data(run: Run, stage: StageRecipe, embeddings: Embeddings) -> StageData:
-    """Open what a stage trains on and is measured on, and say what it is."""
+    """Open the data of a stage, and log what it is."""
     recipe, factor = run.recipe, scale_factor(run.vae)
     side, frames = stage_side(recipe, stage, factor), stage_frames(recipe, stage)
     clips = f", {frames} frames" if frames > 1 else ""
@@ -118,7 +120,7 @@ def open_stage_data(run: Run, stage: StageRecipe, embeddings: Embeddings) -> Sta
 
 
 def open_held_out(run: Run, stage: StageRecipe, embeddings: Embeddings) -> HeldOutSamples[Batch] | None:
-    """The held-out pictures or clips of a stage; None if it has none."""
+    """Open the held-out images or clips of a stage; None if there are none."""
     images = open_held_out_images(run.recipe, stage, embeddings, scale_factor(run.vae))
     if images is None:
         return None
@@ -132,14 +134,14 @@ def open_held_out(run: Run, stage: StageRecipe, embeddings: Embeddings) -> HeldO
 
 
 def open_stage_images(recipe: Recipe, stage: StageRecipe, embeddings: Embeddings, factor: int = 1) -> TrainingImages:
-    """The pictures or clips of a stage, as its outermost level; with prior preservation those of the class
-    among them.
+    """Open the images or clips of a stage at the size of its outermost level; with prior preservation including class
+    images.
 
     Args:
-        recipe: of the run.
+        recipe: recipe of the run.
         stage: one of its stages.
-        embeddings: text features by their folder.
-        factor: pixels for one latent along a side.
+        embeddings: text features by folder.
+        factor: pixels per latent along a side.
     """
     data = data_of(recipe, stage)
     side, micro, features = stage_side(recipe, stage, factor), _micro(recipe, stage), _features(data, embeddings)
@@ -151,7 +153,7 @@ def open_stage_images(recipe: Recipe, stage: StageRecipe, embeddings: Embeddings
 def open_joint_pictures(
     recipe: Recipe, stage: StageRecipe, embeddings: Embeddings, factor: int = 1
 ) -> TrainingImages | None:
-    """The pictures beside the clips of a stage, from `pictures` or else single frames of clips; None without."""
+    """Open the `joint_pictures` of a stage, from `pictures` or single frames of clips; None without."""
     pictures = joint_stage(recipe, stage)
     if pictures is None:
         return None
@@ -161,14 +163,14 @@ def open_joint_pictures(
 def open_held_out_images(
     recipe: Recipe, stage: StageRecipe, embeddings: Embeddings, factor: int = 1
 ) -> CaptionedImages | None:
-    """The held-out ones of what a stage trains on; None if there are none."""
+    """Open the held-out data of a stage; None if there is none."""
     data = data_of(recipe, stage)
     side, micro, features = stage_side(recipe, stage, factor), _micro(recipe, stage), _features(data, embeddings)
     return open_validation_images(data, side, micro, features, stage_frames(recipe, stage))
 
 
 def stage_side(recipe: Recipe, stage: StageRecipe, factor: int = 1) -> int:
-    """Side in pixels of what a stage trains on, that of its outermost level; `factor` pixels for one latent."""
+    """Return the side in pixels of a stage's data, that of its outermost level; `factor` is pixels per latent."""
     return recipe.sides[stage.levels - 1] * factor
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entering and leaving a stage: levels, what learns, optimizer, averages, and what accelerate makes of the modules."""
+"""Beginning and ending a stage: levels, trained parameters, optimizer, averages, and accelerate's preparation of
+modules.
+"""
 
 from typing import cast
 
@@ -27,8 +29,9 @@ from ..state.sharding import plain_copy
 
 
 def begin_stage(run: Run, stage: StageRecipe) -> None:
-    """Grow the model to the stage's levels, and make the optimizer with what it knew about the old parameters."""
-    # A new level's weights depend on the seed alone, not on what was drawn before, so that a resumed run has the same.
+    """Extend the model to the stage's levels, and create the optimizer with its state for existing parameters."""
+    # The weights of a new level depend only on the seed, not on earlier random numbers, so that a resumed run has the
+    # same.
     torch.manual_seed(derive_seed(run.options.seed, stage.seed, run.progress.stage_index))
     run.unet = grow_to_rows(run.unet, stage_rows(run.recipe, stage))
     grow_averages(run)
@@ -41,15 +44,15 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
 
 
 def choose_trained(run: Run, stage: StageRecipe) -> None:
-    """Say which parameters learn: all of the trained modules, without frozen levels, or the adapters alone."""
+    """Set which parameters are trained: all of the trained modules except frozen levels, or only adapters."""
     if run.text_encoder is not None:
-        # Frozen levels must go on getting the text that they learnt with.
+        # Frozen levels must keep getting the text features with which they were trained.
         learns = "text_encoder" in run.trained_modules and stage.frozen_levels == 0
         run.text_encoder.requires_grad_(learns)
     if run.recipe.lora is None:
         freeze_levels(run.unet, stage.frozen_levels)
     if stage.frozen_levels and run.ema:
-        # What stays as it is should be the best there is: the averages.
+        # What is frozen should have its best weights, the averages.
         for module, average in run.ema.items():
             for name, parameter in run.averaged_parameters(module).items():
                 if not parameter.requires_grad:
@@ -57,7 +60,7 @@ def choose_trained(run: Run, stage: StageRecipe) -> None:
 
 
 def freeze_levels(unet: NestedUNetModel, frozen_levels: int) -> None:
-    """Let all parameters learn, or with frozen levels only those of the levels around them."""
+    """Train all parameters, or with frozen levels only those of the levels around them."""
     for name, parameter in unet.named_parameters():
         parts = name.split(".")
         is_outer = parts[0] == "levels" and int(parts[1]) >= frozen_levels
@@ -65,13 +68,13 @@ def freeze_levels(unet: NestedUNetModel, frozen_levels: int) -> None:
 
 
 def place_modules(run: Run) -> None:
-    """Put the modules on the run's device, each in its dtype and mode."""
+    """Move the modules to the run's device, each with its dtype and mode."""
     options, device = run.options, run.accelerator.device
     for module in (run.unet, run.text_encoder, run.vae):
         if module is not None:
             take_own_memory(module)
     layout = torch.channels_last if run.recipe.channels_last else torch.contiguous_format
-    # FSDP shards contiguous weights only; pictures in channels_last are convolved by these as well.
+    # FSDP can only shard contiguous weights; these also work with images in channels_last.
     run.unet.to(device=device, memory_format=torch.contiguous_format if run.is_sharded else layout)
     if run.recipe.lora is not None:
         for parameter in run.unet.parameters():
@@ -87,23 +90,23 @@ def place_modules(run: Run) -> None:
         run.text_encoder.train(trained)
     if run.vae is not None:
         dtype = vae_dtype(run.weight_dtype, run.vae.config)
-        # The `to` of diffusers warns about dtypes that it would keep.
+        # diffusers' own `to` would warn about dtypes that it keeps.
         torch.nn.Module.to(run.vae, device=device, dtype=dtype).to(memory_format=layout)
     run.unet.train()
 
 
 def take_own_memory(module: torch.nn.Module) -> None:
-    """Copy weights into memory that torch allocates, aligned alike whatever they were before.
+    """Copy weights into memory that torch allocates, with the same alignment for all runs.
 
-    Those that were loaded lie where they stand in the file. Libraries add up in another order where memory begins at
-    another place, so that a resumed run would differ from an uninterrupted one in the last digits.
+    Loaded weights have the alignment that they have in the file. Libraries sum in a different order for memory with a
+    different alignment, so a resumed run would differ from an uninterrupted one in the last digits.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
 
 
 def prepare(run: Run, stage: StageRecipe) -> None:
-    """Make the optimizer and let accelerate wrap it and the trained modules."""
+    """Create the optimizer, and let accelerate wrap it and the trained modules."""
     encoder = run.trained_modules.get("text_encoder")
     model = ConditionedUNet(
         run.unet, cast(PreTrainedModel | None, encoder), run.tokenizer, run.recipe.max_sequence_length
@@ -119,7 +122,7 @@ def prepare(run: Run, stage: StageRecipe) -> None:
 
 
 def end_stage(run: Run, stage: StageRecipe) -> None:
-    """Keep the optimizer's state for the next stage, undo what accelerate did, and point the counters onwards."""
+    """Save the optimizer state for the next stage, undo accelerate's preparation, and advance the counters."""
     run.optimizer_state = whole_optimizer_state(run.optimizer.optimizer, trained_parameters(run))
     averages = whole_averages(run)
     if run.is_sharded:
@@ -132,7 +135,7 @@ def end_stage(run: Run, stage: StageRecipe) -> None:
 
 
 def unshard(run: Run) -> None:
-    """Replace sharded modules by plain ones with the same weights."""
+    """Replace sharded modules by ordinary ones with the same weights."""
     run.unet = cast(NestedUNetModel, plain_copy(run.unet))
     if "text_encoder" in run.trained_modules:
         run.text_encoder = cast(PreTrainedModel, plain_copy(run.trained_modules["text_encoder"]))

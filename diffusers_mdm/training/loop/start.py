@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run begins: its modules, new or of a saved pipeline, and the checkpoint that it goes on from."""
+"""The start of a run: its modules, new or from a saved pipeline, and the checkpoint to resume from."""
 
 import logging
 from collections.abc import Mapping
@@ -46,10 +46,10 @@ logger = logging.getLogger(__name__)
 
 
 def start_run(recipe: Recipe, options: RunOptions) -> Run:
-    """Make or load the models as the first stage needs them, once it is known that the run can go on where it should.
+    """Create or load the models for the first stage, after checking that the run can resume as requested.
 
     Raises:
-        ValueError: something in the recipe, the data or the checkpoint does not fit; nothing is written then.
+        ValueError: something in the recipe, the data or the checkpoint is wrong; nothing has been written then.
     """
     check_precision(recipe.mixed_precision, is_asked_for=options.mixed_precision is not None)
     accelerator = join_processes(
@@ -67,7 +67,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     vae = open_vae(recipe, options.cache_dir)
-    # These draw and encode with models of their own, which have left the memory when the run's come.
+    # These use models of their own, which have been freed before those of the run are loaded.
     prepare_class_pictures(recipe, accelerator, options.seed, options.cache_dir)
     write_own_embeddings(recipe, options, accelerator)
     set_seed(options.seed)
@@ -91,10 +91,10 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
 
 
 def open_output(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Start | None:
-    """Put right what an earlier run left unfinished in the output folder, and find where this one goes on from.
+    """Clean up what an earlier run left unfinished in the output folder, and find the checkpoint to resume from.
 
     Raises:
-        ValueError: it cannot go on with this recipe.
+        ValueError: the run cannot be resumed with this recipe.
     """
     if accelerator.is_main_process:
         finish_interrupted(options.output_dir)
@@ -104,10 +104,10 @@ def open_output(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -
 
 
 def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
-    """A run whose U-Net starts from random weights, and its text encoder too or from a saved one."""
+    """Create a run whose U-Net starts from random weights; its text encoder is new or a saved one."""
     text_encoder, tokenizer = open_text_encoder(recipe)
     unet = build_unet(recipe, recipe.stages[0].levels, recipe.stages[0].as_pictures)
-    # Latents reach beyond [-1, 1].
+    # Latents are not confined to [-1, 1].
     clipping = {} if recipe.vae is None else {"clip_sample": False}
     scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **clipping, **recipe.scheduler})
     names = find_class_names(recipe)
@@ -115,9 +115,9 @@ def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) ->
 
 
 def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
-    """A run whose modules start as those of a saved pipeline, with the inner levels that the first stage trains.
+    """Create a run that starts from the modules of a saved pipeline, with the inner levels of the first stage.
 
-    A pipeline of pictures whose levels have frames in the recipe gets them when the first stage of clips begins.
+    If the levels of an image pipeline have frames in the recipe, these are added when the first stage on clips begins.
     """
     assert recipe.pretrained is not None
     source, encoder = recipe.pretrained, recipe.text_encoder
@@ -181,12 +181,13 @@ def renew_outputs(recipe: Recipe, unet: NestedUNetModel, before: Mapping[str, An
 
 
 def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> NestedUNetModel:
-    """A new model with the inner `num_levels` levels of the recipe; `zero_init` silences its branches and output.
+    """Create a model with the inner `num_levels` levels of the recipe; `zero_init` zeroes its residual branches and
+    output.
 
     Args:
-        recipe: what the levels are like.
-        num_levels: how many of them.
-        as_pictures: build them as they are before they have frames.
+        recipe: the recipe.
+        num_levels: number of levels.
+        as_pictures: build the levels as they are before frames are added.
     """
     rows = inner_rows(recipe, num_levels, as_pictures)
     unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
@@ -196,33 +197,33 @@ def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> Ne
 
 
 def open_text_encoder(recipe: Recipe) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
-    """The text encoder and tokenizer that the recipe names or describes; None where none is needed."""
+    """Create or load the recipe's text encoder and tokenizer; None if none is needed."""
     if uses_embeddings(recipe) or recipe.text_encoder is None:
         return None, None
     return build_text_encoder(recipe.text_encoder, all_training_captions(recipe))
 
 
 def uses_embeddings(recipe: Recipe) -> bool:
-    """Whether captions come encoded, so that no text encoder is kept in memory."""
+    """Return whether captions are precomputed, so that no text encoder is kept in memory."""
     return recipe.data.embeddings_dir is not None
 
 
 def check_classes(recipe: Recipe, unet: NestedUNetModel) -> None:
-    """Refuse a recipe with other classes than the pipeline that it starts from.
+    """Check that a recipe has as many classes as the pipeline that it starts from.
 
     Raises:
-        ValueError: says how many class embeddings the two have.
+        ValueError: names the numbers of class embeddings of the two.
     """
     expected, found = num_class_embeds(recipe), unet.config["num_class_embeds"]
     if expected != found:
         raise ValueError(
             f"`model.num_class_embeds` of the recipe is {expected}, but the pipeline that it starts from has {found}; "
-            "write that number into the recipe, or start from another pipeline."
+            "use that number in the recipe, or start from another pipeline."
         )
 
 
 def check_growth(recipe: Recipe, unet: NestedUNetModel) -> None:
-    """Refuse to start from a model that cannot become that of a stage, before anything is trained.
+    """Check, before training, that the pipeline's model can be extended to that of each stage.
 
     Raises:
         ValueError: says how the two differ.
@@ -234,14 +235,14 @@ def check_growth(recipe: Recipe, unet: NestedUNetModel) -> None:
         check_frames_can_become(unet, rows)
         if recipe.lora is not None:
             raise ValueError(
-                "LoRA adapts clips that have learnt, but the pipeline draws pictures: make it one of clips without "
-                "LoRA (--rank) first."
+                "LoRA adapts a trained video model, but this is an image pipeline: turn it into a video pipeline "
+                "without LoRA (--rank) first."
             )
-        return  # later stages grow out of this one
+        return  # later stages extend this one
 
 
 def check_lora_levels(recipe: Recipe, unet: NestedUNetModel) -> None:
-    """Refuse LoRA on levels that the pipeline does not have.
+    """Check that the pipeline has all levels to which LoRA is applied.
 
     Raises:
         ValueError: says how many levels there are.
@@ -249,13 +250,13 @@ def check_lora_levels(recipe: Recipe, unet: NestedUNetModel) -> None:
     levels = recipe.stages[0].levels
     if levels > unet.num_levels:
         raise ValueError(
-            f"LoRA adapts levels that have learnt: the stages train {levels}, but the pipeline has {unet.num_levels}; "
-            "train so many, or grow the model without LoRA first."
+            f"LoRA adapts trained levels: the stages train {levels}, but the pipeline has {unet.num_levels}; train "
+            f"that many, or add levels without LoRA first."
         )
 
 
 def resume_run(run: Run) -> None:
-    """Load the checkpoint that the run goes on from, if there is one, and make the output folder ready for it."""
+    """Load the checkpoint to resume from, if there is one, and prepare the output folder."""
     start, output_dir = run.start, run.options.output_dir
     if start is not None:
         load_checkpoint(run, start.checkpoint, start.report)

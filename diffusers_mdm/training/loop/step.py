@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer step: noise a batch at every level, predict, measure the error, and change the weights.
+"""One optimizer step: add noise to a batch, predict, compute the loss, and update the weights.
 
-Whatever is drawn for an image or a clip comes from a generator of its own, seeded with the run, the stage and the
-place in the stream. So a step does not depend on how its batch is dealt to processes and micro-batches, nor on a
-restart.
+All random numbers of an image or clip come from its own generator, seeded with the run, the stage and the position in
+the stream. So a step does not depend on how its batch is divided among processes and micro-batches, nor on resuming.
 """
 
 import contextlib
@@ -33,13 +32,13 @@ from ..state.run import Run
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What every step of a stage has to know, worked out once.
+    """Settings that are the same for all steps of a stage.
 
     Attributes:
-        stage: whose steps they are.
-        random_flip: mirror half of the pictures, or clips.
-        num_old_levels: inner levels that were trained before this stage.
-        pictures: the same of the pictures beside the stage's clips; None without.
+        stage: the stage.
+        random_flip: flip images or clips with probability 1/2.
+        num_old_levels: number of inner levels that were trained before this stage.
+        pictures: the plan for the stage's `joint_pictures`; None without.
     """
 
     stage: StageRecipe
@@ -49,7 +48,7 @@ class StepPlan:
 
 
 def plan_steps(run: Run, stage: StageRecipe) -> StepPlan:
-    """Work out what the steps of a stage need."""
+    """Create the plan for the steps of a stage."""
     index = run.progress.stage_index
     num_old_levels = run.recipe.stages[index - 1].levels if index else 0
     beside = joint_stage(run.recipe, stage)
@@ -63,13 +62,13 @@ def plan_steps(run: Run, stage: StageRecipe) -> StepPlan:
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """A batch that has been noised.
+    """A batch with its noise.
 
     Attributes:
-        clean: levels (B_i, C, H_i, W_i), of clips (B_i, C, F_i, H_i, W_i), in [-1, 1] or of latents, innermost first.
-        noise: the same shapes.
+        clean: levels (B_i, C, H_i, W_i), for clips (B_i, C, F_i, H_i, W_i), in [-1, 1] or of latents, innermost first.
+        noise: noise in the same shapes.
         timesteps: (B_0,).
-        batch: with captions dropped and pixels flipped.
+        batch: the batch, with captions dropped and pixels flipped.
     """
 
     clean: Pyramid
@@ -79,13 +78,13 @@ class NoisyBatch:
 
 
 def row_generators(run: Run, stage: StageRecipe, positions: torch.Tensor) -> list[torch.Generator]:
-    """A CPU generator for every image or clip of a batch, seeded by its place in the stage's stream."""
+    """Return a CPU generator for every sample of a batch, seeded with its position in the stage's stream."""
     place = (run.options.seed, stage.seed, run.progress.stage_index)
     return [torch.Generator().manual_seed(derive_seed(*place, position)) for position in positions.tolist()]
 
 
 def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
-    """Draw flips, dropped captions, t and noise for a batch (algorithm 1 of the paper, one t for all levels)."""
+    """Sample flips, dropped captions, t and noise for a batch (algorithm 1 of the paper, one t for all levels)."""
     stage, device, num_train_timesteps = plan.stage, run.accelerator.device, len(run.scheduler)
     generators = row_generators(run, stage, batch.positions)
     chances = torch.stack([torch.rand(2, generator=generator) for generator in generators])
@@ -97,10 +96,12 @@ def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
     dropped = chances[:, 0] < stage.caption_dropout
     batch = replace_rows_by_empty(batch.to(device, non_blocking=True), dropped, null_class)
     if plan.random_flip:
-        flips = (chances[:, 1] < 0.5).to(device).view(-1, *[1] * (batch.pixels.ndim - 1))  # all frames of a clip alike
+        flips = (
+            (chances[:, 1] < 0.5).to(device).view(-1, *[1] * (batch.pixels.ndim - 1))
+        )  # the same for all frames of a clip
         batch = replace(batch, pixels=torch.where(flips, batch.pixels.flip(-1), batch.pixels))
     if device.type != "cpu":
-        # Large noise is drawn where it is needed, from generators that their own ones seed.
+        # Large noise is sampled on the device, by generators that are seeded from those of the samples.
         seeds = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     clean = thin_rows(clean_pyramid(run, stage, batch.pixels, generators), stage.rows_per_level)
@@ -113,18 +114,18 @@ def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
 def clean_pyramid(
     run: Run, stage: StageRecipe, pixels: torch.Tensor, generators: Sequence[torch.Generator] | None = None
 ) -> Pyramid:
-    """The stage's levels of pictures: their averages, or those of their latents where the run has an autoencoder.
+    """Return the stage's levels of images, averaged down; with an autoencoder, those of their latents.
 
     Args:
-        run: has the model's sizes and the autoencoder.
-        stage: says how many levels there are.
+        run: the run, with the model's sizes and the autoencoder.
+        stage: the stage, with the number of levels.
         pixels: uint8 `(B, 3, S, S)`, or clips `(B, 3, F, S, S)`; S is the side of the outermost level in pixels.
-        generators: one for each image or clip, from which its latents are drawn (of the autoencoder's posterior, as
-            in the scripts of diffusers); each gives one number for each latent, and none for pixels. Without them
-            the most probable latents are taken, for measurements that are to be the same each time.
+        generators: one per sample, with which its latents are sampled (from the autoencoder's posterior, as in
+            diffusers' scripts); each is used for one number per latent, and not for pixels. Without them the mode is
+            taken, for measurements that must be the same each time.
 
     Returns:
-        Levels (B, C, side, side), in [-1, 1] or of about unit variance, innermost first; of clips with frames.
+        Levels (B, C, side, side), in [-1, 1] or of about unit variance, innermost first; for clips with frames.
     """
     levels = to_unit_range(pixels)
     if run.vae is not None:
@@ -135,9 +136,9 @@ def clean_pyramid(
 
 
 def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> Pyramid:
-    """What the model makes of noisy levels: what each of them predicts, in float32."""
+    """Return the model's output for every level, in float32: what `prediction_type` says that it predicts."""
     if run.model is None:
-        raise RuntimeError("`begin_stage` has not prepared the model.")
+        raise RuntimeError("The model is not prepared; call `begin_stage` first.")
     if run.recipe.channels_last:
         noisy = [level.contiguous(memory_format=torch.channels_last) if level.ndim == 4 else level for level in noisy]
     captions: list[str] | None = batch.captions
@@ -163,7 +164,9 @@ def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> 
 
 @torch.no_grad()
 def encode_captions(run: Run, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features `(B, L, D)` of captions by the run's frozen encoder, zero at pads, and their mask `(B, L)`."""
+    """Encode captions with the run's frozen encoder: features `(B, L, D)`, zero at padding, and their mask `(B,
+    L)`.
+    """
     with run.accelerator.autocast():
         return encode_texts(
             captions,
@@ -175,7 +178,7 @@ def encode_captions(run: Run, captions: list[str]) -> tuple[torch.Tensor, torch.
 
 
 def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, torch.Tensor]:
-    """The loss of one micro-batch, and its table by level and quartile of t (see `loss_table`)."""
+    """Return the loss of one micro-batch, and its table by level and quartile of t (see `loss_table`)."""
     stage, scheduler = plan.stage, run.scheduler
     drawn = noise_batch(run, plan, batch)
     noisy = cast(Pyramid, scheduler.add_noise(drawn.clean, drawn.noise, drawn.timesteps))
@@ -196,10 +199,10 @@ def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, t
 
 
 class StepTables(NamedTuple):
-    """Losses of one optimizer step on this process, by level and quartile of t; see `loss_table`.
+    """Losses of an optimizer step on this process, by level and quartile of t; see `loss_table`.
 
-    rows: of what the stage trains on.
-    pictures: of the pictures beside its clips; None without.
+    rows: losses of the stage's images or clips.
+    pictures: losses of its `joint_pictures`; None without.
     """
 
     rows: torch.Tensor
@@ -207,28 +210,28 @@ class StepTables(NamedTuple):
 
 
 def optimizer_step(run: Run, plan: StepPlan, batches: Sequence[Batch], pictures: Sequence[Batch] = ()) -> StepTables:
-    """Accumulate the gradients of the micro-batches, change the weights, and count.
+    """Accumulate the gradients of the micro-batches, update the weights, and count the step.
 
     Args:
-        run: in the stage.
-        plan: of the stage.
-        batches: its micro-batches.
-        pictures: the `joint_pictures` of each of them. The loss is then the mean over clips and pictures alike.
+        run: the run, within the stage.
+        plan: the plan of the stage.
+        batches: the micro-batches of the step.
+        pictures: the `joint_pictures` of each of them. The loss is then the mean over clips and images.
 
     Raises:
-        FloatingPointError: if `max_skipped_steps` steps in a row had gradients that are not finite.
+        FloatingPointError: if `max_skipped_steps` consecutive steps had gradients that are not finite.
     """
     process, tables, picture_tables = run.accelerator, [], []
     stage = plan.stage
     share = stage.batch_size / (stage.batch_size + stage.joint_pictures)
     for number, batch in enumerate(batches, start=1):
         if plan.pictures is not None:
-            # First, because gradients are exchanged with a pass that has all parameters in it.
+            # First, because gradients are synchronised in a pass that uses all parameters.
             with process.no_sync(run.model):
                 loss, table = compute_loss(run, plan.pictures, pictures[number - 1])
                 process.backward(loss.total * ((1 - share) / len(batches)))
             picture_tables.append(table)
-        # Processes exchange their gradients once a step, with the last micro-batch.
+        # Gradients are synchronised once per step, with the last micro-batch.
         is_last = number == len(batches)
         with contextlib.nullcontext() if is_last else process.no_sync(run.model):
             loss, table = compute_loss(run, plan, batch)
@@ -239,7 +242,9 @@ def optimizer_step(run: Run, plan: StepPlan, batches: Sequence[Batch], pictures:
 
 
 def update_weights(run: Run, stage: StageRecipe) -> None:
-    """Clip, step and average; a step whose gradients are not finite changes nothing and is counted."""
+    """Clip gradients, update weights and averages; a step with gradients that are not finite is skipped and
+    counted.
+    """
     progress, optimizer, process = run.progress, run.optimizer, run.accelerator
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = process.clip_grad_norm_(parameters, run.recipe.optimizer.max_grad_norm)
@@ -260,13 +265,13 @@ def update_weights(run: Run, stage: StageRecipe) -> None:
     progress.count_step(stage, process.num_processes)
     if progress.skipped_in_a_row >= run.options.max_skipped_steps:
         raise FloatingPointError(
-            f"{progress.skipped_in_a_row} steps in a row had gradients that are not finite (stage {stage.name!r}, "
+            f"{progress.skipped_in_a_row} consecutive steps had gradients that are not finite (stage {stage.name!r}, "
             f"step {progress.stage_step}). Lower `learning_rate`, or train with --mixed_precision no or bf16."
         )
 
 
 def gradients_are_finite(norm: torch.Tensor | float | None) -> bool:
-    """Whether the norm of all gradients, which every process knows, is a number."""
+    """Return whether the norm of all gradients, which is the same on all processes, is finite."""
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     return norm is None or bool(torch.isfinite(torch.as_tensor(norm)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoding the captions of a run before it trains, so that it needs no text encoder in memory."""
+"""Encoding the captions of a run before training, so that no text encoder is needed in memory."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from ..state.run import RunOptions
 
 
 def write_own_embeddings(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> None:
-    """Encode all texts of a run on the main process, so that training needs no text encoder; if this is wanted.
+    """Encode all texts of a run on the main process, if `pre_compute_text_embeddings` is set.
 
-    What an interrupted call has written is kept and continued.
+    If a call was interrupted, the next one continues it.
 
     Raises:
         ValueError: the recipe's text encoder is a new one.
@@ -27,7 +27,7 @@ def write_own_embeddings(recipe: Recipe, options: RunOptions, accelerator: Accel
         return
     if accelerator.is_main_process:
         source, text_encoder, tokenizer = frozen_text_encoder(recipe, options.cache_dir)
-        # In the dtype that it would have beside the U-Net.
+        # In the dtype that it would have in training.
         dtype = frozen_dtype(str(accelerator.mixed_precision))
         torch.nn.Module.to(text_encoder, accelerator.device, dtype).eval()
         encoder = CaptionEncoder(source, text_encoder, tokenizer, recipe.max_sequence_length)

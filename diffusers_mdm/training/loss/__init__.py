@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error that is made smaller, and how it is measured on held-out data."""
+"""The training loss, and the validation loss on held-out data."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training draws for each batch row from a generator of its own, so that it does not depend on the other rows."""
+"""Random numbers of training: each sample has its own generator, so that they do not depend on the rest of the
+batch.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +16,9 @@ from ..recipe.stage import StageRecipe
 def row_timesteps(
     stage: StageRecipe, num_train_timesteps: int, generators: Sequence[torch.Generator], device: torch.device | str
 ) -> torch.Tensor:
-    """Draw t for every batch row, (B,) int64 in [0, num_train_timesteps): evenly, or with the stage's bias.
+    """Sample t for every sample, (B,) int64 in [0, num_train_timesteps), uniformly or with the stage's bias.
 
-    Each row takes one number from its generator (on the CPU), whatever the strategy.
+    Each sample takes one number from its generator (on the CPU), regardless of the strategy.
     """
     chances = [torch.rand((), generator=generator, dtype=torch.float64).item() for generator in generators]
     timesteps = [timestep_at(stage, num_train_timesteps, chance) for chance in chances]
@@ -24,11 +26,11 @@ def row_timesteps(
 
 
 def timestep_at(stage: StageRecipe, num_train_timesteps: int, chance: float) -> int:
-    """The t below which a share `chance` in [0, 1) of all draws fall: the inverse of the stage's distribution of t.
+    """Return the `chance` quantile, in [0, 1), of the stage's distribution of t.
 
-    High t decide what is drawn, low t its finish; a bias spends the steps where the model still has to learn. The
-    lowest ("earlier") or highest ("later") `timestep_bias_portion` of all t are drawn `timestep_bias_multiplier` times
-    as each of the others.
+    High t determine the content of an image, low t its details; a bias spends the steps where the model still has to
+    learn. The lowest ("earlier") or highest ("later") fraction `timestep_bias_portion` of all t is sampled
+    `timestep_bias_multiplier` times as often as the others.
     """
     favoured = max(1, int(stage.timestep_bias_portion * num_train_timesteps))
     others = num_train_timesteps - favoured
@@ -45,22 +47,24 @@ def timestep_at(stage: StageRecipe, num_train_timesteps: int, chance: float) -> 
 
 
 def offset_noise(noise: Pyramid, amount: float, generators: Sequence[torch.Generator] | None = None) -> Pyramid:
-    """Add `amount` * N(0, 1), one number for each batch row, channel and level, to all pixels of the noise.
+    """Add `amount` * N(0, 1), one number per sample, channel and level, to all pixels of the noise.
 
-    White noise hardly touches a picture's mean, so a model learns to read brightness off its input and draws
-    everything in medium brightness; the offset hides the mean as the noise hides the rest (`--noise_offset` of
-    diffusers' scripts). The offsets of the levels are independent, as their noise is: with one offset for all, two
-    levels with unequal signal powers would be two equations for the two unknowns mean and offset, and reveal the mean.
+    White noise hardly changes an image's mean, so a model learns to read brightness from its input and then generates
+    images of medium brightness; the offset hides the mean as the noise hides the rest (`--noise_offset` of diffusers'
+    scripts). The offsets of levels are independent, like their noise: with a common offset, two levels with different
+    signal powers would be two equations for the two unknowns mean and offset, and reveal the mean.
 
     Args:
         noise: levels (B_i, C, ...), innermost first.
-        amount: standard deviation of the offsets; 0 draws nothing and gives `noise` back.
-        generators: one for each row of level 0, or None for the global one; the innermost level draws first.
+        amount: standard deviation of the offsets; with 0, `noise` is returned and no numbers are sampled.
+        generators: one per sample of level 0, or None for the global one; used for the innermost level first.
     """
     if amount == 0:
         return noise
     if generators is not None and len(generators) != len(noise[0]):
-        raise ValueError(f"Got {len(generators)} generators for {len(noise[0])} rows; pass one generator a row.")
+        raise ValueError(
+            f"Got {len(generators)} generators for {len(noise[0])} samples; pass one generator per sample."
+        )
     shifted = []
     for level in noise:
         shape = (*level.shape[:2], *[1] * (level.ndim - 2))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss on held-out pictures with fixed noise and fixed t: the same quantity at every step and in every stage.
+"""The validation loss: held-out data with fixed noise and fixed t, so that it is comparable between steps and stages.
 
-What is measured is the plain squared error of v of each level, whatever weights and t the training prefers. Picture k
-of n is looked at with one t, T (k' + 1/2) / n rounded down with k' from a fixed permutation, so that all n together
-cover 0 ... T - 1 evenly; its noise depends on the seed and its record in the data set alone, and the levels draw it
-from the innermost outwards. So the numbers of the inner levels do not depend on how many levels surround them. (Those
-of outer levels do depend on the scheduler's `shift_power`, which decides how much noise a t means there.)
+It is the unweighted squared error of v of each level, regardless of the weights and the distribution of t in training.
+Sample k of n is measured at a single t, T (k' + 1/2) / n rounded down, with k' from a fixed permutation, so that all n
+together cover 0 ... T - 1 evenly. Its noise depends only on the seed and its record in the data set, and is sampled
+from the innermost level outwards, so the numbers of inner levels do not depend on how many levels surround them.
+(Those of outer levels do depend on the scheduler's `shift_power`, which determines how much noise a t means there.)
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from .pyramid_loss import NUM_QUARTILES, loss_table, pyramid_loss
 
 
 class HasPixels(Protocol):
-    """A batch, as the measurement looks at it."""
+    """The part of a batch that is needed here."""
 
     @property
     def pixels(self) -> torch.Tensor:
-        """uint8 (B, 3, S, S), of clips (B, 3, F, S, S)."""
+        """uint8 (B, 3, S, S), or for clips (B, 3, F, S, S)."""
 
 
 BatchT = TypeVar("BatchT", bound=HasPixels)
@@ -35,14 +35,14 @@ Predict = Callable[[Pyramid, torch.Tensor, BatchT], Sequence[torch.Tensor]]
 
 @dataclass(frozen=True)
 class HeldOutSamples(Generic[BatchT]):
-    """Which pictures are measured, and with which t.
+    """The held-out samples that are measured, with their t and noise.
 
     Args:
-        load: gives the batch of the records with these numbers; the same ones always have the same pixels (no random
-            crop or flip).
+        load: loads the records with the given numbers as a batch, always with the same pixels (no random crop or
+            flip).
         num_records: size of the held-out set.
-        num_images: how many of them to measure at most, spread evenly over the set.
-        seed: of noise and t.
+        num_images: maximum number of samples, spread evenly over the set.
+        seed: seed of noise and t.
     """
 
     load: Callable[[list[int]], BatchT]
@@ -53,25 +53,27 @@ class HeldOutSamples(Generic[BatchT]):
     def __post_init__(self) -> None:
         if self.num_records < 1 or self.num_images < 1:
             raise ValueError(
-                f"The held-out set has {self.num_records} pictures, of which {self.num_images} shall be measured; "
-                "both must be at least 1."
+                f"The held-out set has {self.num_records} samples, of which {self.num_images} are to be measured; "
+                f"both must be at least 1."
             )
 
     def __len__(self) -> int:
         return min(self.num_records, self.num_images)
 
     def record(self, index: int) -> int:
-        """Number in the held-out set of picture `index`."""
+        """Return the record number of sample `index`."""
         return index * self.num_records // len(self)
 
     def timesteps(self, num_train_timesteps: int) -> torch.Tensor:
-        """The t of every picture, (len(self),) int64. Permuted, because sets are often sorted by what they show."""
+        """Return t of every sample, (len(self),) int64, permuted because data sets are often sorted by content."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 0))
         strata = torch.randperm(len(self), generator=generator)
         return (2 * strata + 1) * num_train_timesteps // (2 * len(self))
 
     def noise(self, records: Sequence[int], shapes: Sequence[Sequence[int]], device: torch.device) -> Pyramid:
-        """The noise of these records, levels `shapes`, innermost first; drawn on the CPU, equal on every device."""
+        """Sample the noise of records, with levels of `shapes`, innermost first; on the CPU, so that it is equal on
+        all devices.
+        """
         generators = [torch.Generator().manual_seed(derive_seed(self.seed, 1, record)) for record in records]
         return pyramid_noise(shapes, generators, device=device)
 
@@ -90,28 +92,29 @@ def validation_loss_table(
     device: torch.device | str = "cpu",
     modules: Iterable[torch.nn.Module] = (),
 ) -> torch.Tensor:
-    """Measure this process' share, pictures rank, rank + world, ...
+    """Measure this process's samples: rank, rank + world, ...
 
-    Every process calls `predict` equally often with equally many batch rows, as sharded models need; those beyond the
-    last picture are not counted. The global random stream is left alone.
+    Every process calls `predict` equally often with equal batch sizes, as sharded models require; samples beyond the
+    last one are not counted. The global random generator is not used.
 
     Args:
-        predict: v of every level from the noisy pyramid, timesteps (B,) and the batch; all levels have all batch rows.
-        scheduler: adds the noise; the stage's, with its shift.
-        samples: what is measured.
-        clean_levels: the clean pyramid of loaded pixels, the same each time.
-        num_levels: how many inner levels to measure. Pictures that are loaded at the side of the whole recipe's
-            outermost level in every stage give the inner levels equal pixels; loaded at a smaller side, they are
-            resized by another way.
-        batch_size: pictures of one call.
-        rank: this process' number.
+        predict: returns v of every level, given the noisy pyramid, timesteps (B,) and the batch; all levels have the
+            whole batch.
+        scheduler: the stage's scheduler, with its shift, which adds the noise.
+        samples: the samples to measure.
+        clean_levels: computes the clean pyramid of loaded pixels, the same each time.
+        num_levels: number of inner levels to measure. Images should be loaded with the side of the recipe's outermost
+            level in every stage: loaded at a smaller side they are resized differently, and inner levels get other
+            pixels.
+        batch_size: samples per call.
+        rank: number of this process.
         world: number of processes.
-        device: where to compute.
-        modules: what `predict` runs, set to evaluation mode meanwhile.
+        device: device for the computation.
+        modules: the modules that `predict` runs, which are set to evaluation mode meanwhile.
 
     Returns:
-        A table for `level_means` and `table_values`, to be summed over processes first; see `loss_table`. Predictions
-        that are not finite make it so too.
+        A table for `level_means` and `table_values`, to be summed over processes first; see `loss_table`. It is not
+        finite if a prediction is not.
     """
     device = torch.device(device)
     num_train_timesteps = len(scheduler)
@@ -123,7 +126,7 @@ def validation_loss_table(
             batch = samples.load(records)
             if len(batch.pixels) != len(records):
                 raise ValueError(
-                    f"`load` gave {len(batch.pixels)} pictures for {len(records)} records; expected one for each."
+                    f"`load` returned {len(batch.pixels)} samples for {len(records)} records; expected one for each."
                 )
             clean = clean_levels(batch.pixels.to(device))[:num_levels]
             noise = samples.noise(records, [level.shape for level in clean], device)
@@ -139,9 +142,9 @@ def validation_loss_table(
 
 
 def process_shares(number: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[list[int], int]]:
-    """Batches of the indices of one process and how many of each count, equal in number and size on all processes.
+    """Yield batches of a process's indices, and how many of each count; equal in number and size on all processes.
 
-    The share of a process is rank, rank + world, ...; where the last of them is missing, index 0 fills its place.
+    The indices of a process are rank, rank + world, ...; if the last one is missing, index 0 is used instead.
     """
     share = [index if index < number else 0 for index in range(rank, -(-number // world) * world, world)]
     real = len(range(rank, number, world))
@@ -152,7 +155,7 @@ def process_shares(number: int, batch_size: int, rank: int, world: int) -> Itera
 
 @contextlib.contextmanager
 def evaluation_mode(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Set modules to evaluation inside the block, and every part of them back to what it was."""
+    """Set modules to evaluation mode inside the block, and restore the mode of every submodule afterwards."""
     parts = [(part, part.training) for module in modules for part in module.modules()]
     for part, _ in parts:
         part.training = False

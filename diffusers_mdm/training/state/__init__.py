@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run keeps, and what has to survive a crash."""
+"""The state of a run, and saving it such that it survives a crash."""

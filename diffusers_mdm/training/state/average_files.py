@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The averages (EMA) in a checkpoint, as the scripts of diffusers save them.
+"""Averaged weights (EMA) in a checkpoint, in the format of diffusers' scripts.
 
-`unet_ema/` is what `EMAModel.save_pretrained` of diffusers writes: a model with the averaged weights, in whose config
-the counter and the settings of the average stand beside its own keys. Both `EMAModel.from_pretrained(folder,
-NestedUNetModel)` and `NestedUNetModel.from_pretrained(checkpoint, subfolder="unet_ema")` read it. A text encoder that
-is trained has its averages in `text_encoder_ema/`, as transformers saves it. The averages of LoRA adapters stand in
+`unet_ema/` has the format of diffusers' `EMAModel.save_pretrained`: a model with the averaged weights, whose config
+also contains the counter and the settings of the average. It can be loaded by `EMAModel.from_pretrained(folder,
+NestedUNetModel)` and by `NestedUNetModel.from_pretrained(checkpoint, subfolder="unet_ema")`. If the text encoder is
+trained, its averages are in `text_encoder_ema/`, in the format of transformers. The averages of LoRA adapters are in
 `ema.safetensors`, "<module>//<parameter>"; older checkpoints have all averages there.
 """
 
@@ -27,22 +27,22 @@ Shadows = Mapping[str, torch.Tensor]
 
 
 def average_folder(checkpoint: Path, module: str) -> Path:
-    """Where the averages of a trained module are."""
+    """Return the folder of the averages of a trained module."""
     return checkpoint / f"{module}_ema"
 
 
 def save_averages(run: Run, modules: Mapping[str, Any], averages: Mapping[str, Shadows], checkpoint: Path) -> None:
-    """Write the averages of a run beside its weights.
+    """Write the averages of a run into a checkpoint.
 
     Args:
-        run: between two steps.
-        modules: the trained modules, whole.
-        averages: whole CPU tensors of each of them, by the names of its parameters.
-        checkpoint: folder.
+        run: the run, between two steps.
+        modules: the trained modules, not sharded.
+        averages: whole CPU tensors of each of them, by parameter name.
+        checkpoint: folder of the checkpoint.
     """
     if run.recipe.lora is not None:
         named = {f"{module}//{name}": value for module, shadows in averages.items() for name, value in shadows.items()}
-        # The format wants each tensor in memory of its own.
+        # In the format, tensors must not share memory.
         save_file({name: value.clone() for name, value in named.items()}, checkpoint / EMA_FILE)
         return
     for module, shadows in averages.items():
@@ -54,8 +54,8 @@ def save_averages(run: Run, modules: Mapping[str, Any], averages: Mapping[str, S
 
 
 def save_unet(unet: NestedUNetModel, average: Average, shadows: Shadows, folder: Path) -> None:
-    """Write a model of averaged weights, and in its config what diffusers' `EMAModel` wants to know of the average."""
-    # On the meta device a new model neither takes memory nor draws random numbers, which would miss in the run.
+    """Write a model with averaged weights, and the settings of diffusers' `EMAModel` in its config."""
+    # On the meta device, a new model neither takes memory nor consumes random numbers of the run.
     with torch.device("meta"):
         averaged = cast(NestedUNetModel, type(unet).from_config(unet.config))
     averaged.load_state_dict(shadows, assign=True)
@@ -64,17 +64,17 @@ def save_unet(unet: NestedUNetModel, average: Average, shadows: Shadows, folder:
 
 
 def averaged_state(module: torch.nn.Module, shadows: Shadows) -> dict[str, torch.Tensor]:
-    """The state dict of a module with averages in place of its weights; what is tied stays tied."""
+    """Return the state dict of a module with averages instead of its weights; tied weights remain tied."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     tied = {name: names[id(parameter)] for name, parameter in module.named_parameters(remove_duplicate=False)}
     return {name: shadows[tied[name]] if name in tied else value for name, value in module.state_dict().items()}
 
 
 def load_averages(run: Run, checkpoint: Path, report: CheckpointReport) -> None:
-    """Read the averages of a checkpoint, whose modules the run has already.
+    """Read the averages of a checkpoint into a run that already has its modules.
 
     Raises:
-        ValueError: they are not those of the modules.
+        ValueError: they do not fit the modules.
     """
     expected = run.trained_modules if run.recipe.use_ema else {}
     if set(report.averages) != set(expected):
@@ -93,7 +93,7 @@ def load_averages(run: Run, checkpoint: Path, report: CheckpointReport) -> None:
 
 
 def read_averages(run: Run, checkpoint: Path, module: str) -> tuple[Shadows, Path]:
-    """The averages of a trained module by the names of its parameters, and where they were found."""
+    """Return the averages of a trained module by parameter name, and the file in which they were found."""
     folder = average_folder(checkpoint, module)
     if not folder.is_dir():
         prefix, file = f"{module}//", checkpoint / EMA_FILE

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Averaged weights (EMA) of the trained modules: grown, sharded, updated, and lent for drawing and saving."""
+"""Averaged weights (EMA) of the trained modules: extending, sharding and updating them, and using them in the
+modules.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -12,7 +14,7 @@ from .sharding import gathered_like, laid_out_like, part_here, reshard
 
 
 def grow_averages(run: Run) -> None:
-    """Follow modules that have grown: new weights join as they are, wherever they stand among the old ones."""
+    """Extend the averages after levels or frames were added: the averages of new weights start at their values."""
     for module, average in run.ema.items():
         average.shadows = {
             name: average.shadows[name] if name in average.shadows else value.detach().clone()
@@ -21,10 +23,10 @@ def grow_averages(run: Run) -> None:
 
 
 def lay_out_averages(run: Run, decay: float) -> None:
-    """Give every trained module its average, on the run's device and sharded as the module is; new ones start here.
+    """Create missing averages, and put all on the run's device, sharded like their modules.
 
-    Of a sharded module it is the average of what this process has, as plain tensors: it is computed entry by entry, in
-    part with functions that torch does not define for sharded tensors.
+    For a sharded module, each process averages its own shards, as plain tensors: the average is computed element by
+    element, partly with functions that torch does not define for sharded tensors.
     """
     if not run.recipe.use_ema:
         return
@@ -44,11 +46,11 @@ def lay_out_averages(run: Run, decay: float) -> None:
 
 
 def update_averages(run: Run) -> None:
-    """Move every average towards its module's weights, after an optimizer step."""
+    """Update all averages after an optimizer step."""
     for module, average in run.ema.items():
         parameters = average.followed or _parts(run, module)
         if not any(parameter.requires_grad for parameter in parameters.values()):
-            continue  # frozen as a whole: its average is what it is
+            continue  # completely frozen, so its average does not change
         if run.options.offload_ema:
             average.to(run.accelerator.device, non_blocking=True)
         average.update(parameters)
@@ -57,7 +59,9 @@ def update_averages(run: Run) -> None:
 
 
 def whole_averages(run: Run) -> dict[str, dict[str, torch.Tensor]]:
-    """The averages of each module in whole CPU tensors; call this on every process, since shards are gathered."""
+    """Return the averages of each module as whole CPU tensors; every process must call this, since shards are
+    gathered.
+    """
     return {
         module: {
             name: gathered_like(average.shadows[name], like) for name, like in run.averaged_parameters(module).items()
@@ -67,7 +71,7 @@ def whole_averages(run: Run) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _parts(run: Run, module: str) -> dict[str, torch.Tensor]:
-    """What this process holds of the parameters that have averages, in their memory."""
+    """Return this process's parts of the parameters that have averages, sharing their memory."""
     return {name: part_here(parameter) for name, parameter in run.averaged_parameters(module).items()}
 
 
@@ -78,14 +82,14 @@ def _fill(run: Run, module: str, values: Mapping[str, torch.Tensor]) -> None:
 
 
 def keep_averages(run: Run) -> None:
-    """Give the trained modules their averaged weights, for good."""
+    """Replace the weights of the trained modules by their averages permanently."""
     for module, average in run.ema.items():
         _fill(run, module, average.shadows)
 
 
 @contextlib.contextmanager
 def averaged_weights(run: Run) -> Iterator[None]:
-    """Inside the block the trained modules hold their averaged weights, if there are any, in evaluation mode."""
+    """Use the averaged weights, if there are any, in the trained modules inside the block, in evaluation mode."""
     modules = run.trained_modules
     own = {
         module: {name: part.detach().to("cpu", copy=True) for name, part in _parts(run, module).items()}

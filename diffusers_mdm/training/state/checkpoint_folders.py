@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint folders of a run: which there are, which one to go on from, and which make room.
+"""The checkpoint folders of a run: listing them, choosing one to resume from, and removing old ones.
 
-A run works on one line of checkpoints: what it resumed from, and what it wrote since. Those with a higher number,
-which belong to another continuation, are set aside before it writes its first one. So the highest numbers are always
-the newest of the run.
+A run has a single sequence of checkpoints: the one that it resumed from, and those that it wrote since. Checkpoints
+with higher numbers, which belong to another continuation, are set aside before the first one is written, so that the
+highest numbers are always the latest of the run.
 """
 
 import json
@@ -24,19 +24,19 @@ _NAME = re.compile(rf"{PREFIX}(0|[1-9][0-9]*)")
 
 
 def number_of(path: Path) -> int | None:
-    """The number in a checkpoint's name; None if that is no name of a checkpoint."""
+    """Return the number in a checkpoint's name, None if it is not the name of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return None if match is None else int(match[1])
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Folders (and links to folders) with a checkpoint's name, lowest number first."""
+    """Return folders (and links to folders) with the name of a checkpoint, lowest number first."""
     found = [(number, path) for path in output_dir.glob(f"{PREFIX}*") if (number := number_of(path)) is not None]
     return [path for _, path in sorted(found) if path.is_dir()]
 
 
 def steps_in(checkpoint: Path) -> int | None:
-    """Steps that a checkpoint says it was saved after; None if that cannot be read."""
+    """Return the number of steps recorded in a checkpoint; None if it cannot be read."""
     try:
         report = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
         steps = report["progress"]["total_steps"]
@@ -48,18 +48,19 @@ def steps_in(checkpoint: Path) -> int | None:
 def choose_checkpoint(
     output_dir: Path, wanted: str, why_rather_older: Callable[[Path], str | None] = lambda checkpoint: None
 ) -> Path | None:
-    """The checkpoint to go on from: the newest sound one for "latest", none for "none", or the one that is named.
+    """Return the checkpoint to resume from: the latest intact one for "latest", None for "none", or the one that is
+    named.
 
-    The newest is the one saved after most steps, whatever somebody has called it. Damaged ones are passed over with a
-    message. A name is looked up in `output_dir`, then as a path.
+    The latest is the one with the most steps, regardless of its name. Damaged ones are skipped with a message. A name
+    is looked up in `output_dir`, then as a path.
 
     Args:
-        output_dir: of the run.
-        wanted: "latest", "none", a checkpoint's name, or a folder.
-        why_rather_older: says why "latest" should take an older one than this, if there is one for which it says None.
+        output_dir: output folder of the run.
+        wanted: "latest", "none", or the name or folder of a checkpoint.
+        why_rather_older: returns why "latest" should be an older checkpoint than this one, None if it should not.
 
     Raises:
-        ValueError: the named one does not exist or is damaged; or what `why_rather_older` raises for the newest.
+        ValueError: the named checkpoint does not exist or is damaged; or `why_rather_older` raises it for the latest.
     """
     if wanted == "none":
         return None
@@ -76,7 +77,9 @@ def choose_checkpoint(
 
 
 def _newest(output_dir: Path, why_rather_older: Callable[[Path], str | None]) -> Path | None:
-    """The sound checkpoint of most steps, or the first older one that suits better; None if no checkpoint is sound."""
+    """Return the intact checkpoint with the most steps, or the first older one that is preferred; None if there is
+    none.
+    """
     found = []
     for path in list_checkpoints(output_dir):
         number, steps = number_of(path), steps_in(path)
@@ -104,19 +107,20 @@ def _suits(checkpoint: Path, why_not: Callable[[Path], str | None]) -> bool:
 
 
 def set_aside_newer(output_dir: Path, step: int, source: Path | None = None) -> list[Path]:
-    """Rename all checkpoints after `step`, whose names a run that goes on from there will use; `source` stays.
+    """Rename all checkpoints after `step`, except `source`, since a run that continues from there will use their
+    names.
 
     Args:
-        output_dir: of the run.
-        step: the run has done so many.
-        source: the checkpoint that it goes on from.
+        output_dir: output folder of the run.
+        step: number of steps of the run.
+        source: the checkpoint from which it resumes.
 
     Returns:
-        What they are called now: "set-aside-checkpoint-8", or "set-aside-checkpoint-8-2" if there was one.
+        The new names: "set-aside-checkpoint-8", or "set-aside-checkpoint-8-2" if that exists.
     """
     kept = None if source is None else source.resolve()
     moved = []
-    # Files and dangling links count, too: they would stand in the way.
+    # Files and dangling links count too, since they would be in the way.
     for path in sorted(output_dir.glob(f"{PREFIX}*")):
         number = number_of(path)
         if number is None or number <= step or path.resolve() == kept:
@@ -129,8 +133,8 @@ def set_aside_newer(output_dir: Path, step: int, source: Path | None = None) -> 
         moved.append(target)
     if moved:
         logger.warning(
-            "Going on from step %d: %s after that set aside, as %s in %s. Nothing deletes %s; resume from one with "
-            "--resume_from_checkpoint %s.",
+            "Continuing from step %d: %s after that set aside, as %s in %s. Nothing deletes %s; resume from one "
+            "with --resume_from_checkpoint %s.",
             step,
             "what is" if len(moved) == 1 else "those",
             ", ".join(path.name for path in moved),
@@ -142,9 +146,10 @@ def set_aside_newer(output_dir: Path, step: int, source: Path | None = None) -> 
 
 
 def make_room(output_dir: Path, limit: int | None, source: Path | None = None) -> None:
-    """Remove the oldest checkpoints, such that `limit` are left; never links, nor what the run has resumed from.
+    """Remove the oldest checkpoints such that `limit` are left, but not links or the checkpoint that the run resumed
+    from.
 
-    A checkpoint that cannot be removed is reported, and stays.
+    A checkpoint that cannot be removed is reported and kept.
     """
     if limit is None:
         return

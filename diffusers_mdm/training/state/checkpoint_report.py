@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint says of itself in `progress.json`, checked before any of it is used.
+"""The contents of a checkpoint's `progress.json`, checked before they are used.
 
-The file may be damaged, edited, or of a newer version: whatever it says is checked by type and range, and against the
+The file may be damaged, edited, or of a newer version, so all values are checked by type and range, and against the
 recipe, before a run starts from it.
 """
 
@@ -20,21 +20,21 @@ from .progress import ALL_STEPS, Progress, check_progress
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """Everything of a checkpoint that is not a tensor."""
+    """Everything in a checkpoint that is not a tensor."""
 
     progress: Progress
-    averages: dict[str, Any]  # how many steps went into the averages of each trained module
-    scaler: dict[str, Any] | None  # of the loss, in fp16
+    averages: dict[str, Any]  # number of updates of the averages of each trained module
+    scaler: dict[str, Any] | None  # scale of the loss, in fp16
     num_levels: int
-    recipe: dict[str, Any]  # as it was then
-    seed: int | None = None  # of the command; None: an older version did not keep it
+    recipe: dict[str, Any]  # the recipe at that time
+    seed: int | None = None  # seed given to the command; None for older versions, which did not save it
 
 
 def read_report(checkpoint: Path) -> CheckpointReport:
-    """Read and check what a checkpoint says of itself.
+    """Read and check the report of a checkpoint.
 
     Raises:
-        ValueError: something in it is unknown, missing, of the wrong type, or impossible.
+        ValueError: something in it is unknown, missing, of the wrong type, or invalid.
     """
     file = checkpoint / PROGRESS_FILE
     try:
@@ -56,10 +56,10 @@ def read_report(checkpoint: Path) -> CheckpointReport:
 
 
 def compare(report: CheckpointReport, checkpoint: Path, recipe: Recipe, seed: int) -> Resumption:
-    """What a run of `recipe` goes on with from a checkpoint; see `compare_with_checkpoint`.
+    """Compare a recipe with a checkpoint; see `compare_with_checkpoint`.
 
     Raises:
-        ValueError: it cannot go on from there.
+        ValueError: the run cannot be resumed from there.
     """
     index, levels = report.progress.stage_index, report.num_levels
     resumption = compare_with_checkpoint(
@@ -75,7 +75,9 @@ def compare(report: CheckpointReport, checkpoint: Path, recipe: Recipe, seed: in
 
 
 def why_too_far(report: CheckpointReport, recipe: Recipe) -> str | None:
-    """Why a checkpoint is too far on for all that the recipe asks for, in a part of a sentence; None if it is not."""
+    """Return why a checkpoint is too late to train everything in the recipe, as part of a sentence; None if it is
+    not.
+    """
     for position, stage in enumerate(recipe.stages[: report.progress.stage_index]):
         problem = _why_unfinished(stage, position, report.progress)
         if problem is not None:
@@ -84,16 +86,16 @@ def why_too_far(report: CheckpointReport, recipe: Recipe) -> str | None:
 
 
 def _why_unfinished(stage: StageRecipe, position: int, progress: Progress) -> str | None:
-    """Why a stage that is over is too short for the recipe, which may ask for more now; None if it is not."""
+    """Return why a finished stage is too short for the recipe, which may have been changed; None if it is not."""
     steps, images = progress.finished_steps[position], progress.finished_images[position]
     if steps is None or images is None:
-        return None  # an older version did not count
+        return None  # older versions did not save it
     if (stage.steps is not None and steps >= stage.steps) or (stage.images is not None and images >= stage.images):
         return None
     if stage.until_plateau is not None and ALL_STEPS not in progress.stage_ends[position]:
         return None
     wanted = f"{stage.steps} steps" if stage.steps is not None else f"{stage.images} images"
     return (
-        f"stage {stage.name!r} had ended after {steps} steps ({images} images) when the next one began, and the "
-        f"recipe now asks for {wanted}."
+        f"stage {stage.name!r} had ended after {steps} steps ({images} images) when the next one began, but the "
+        f"recipe now has {wanted}."
     )

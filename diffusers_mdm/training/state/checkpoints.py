@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of a run: all that is needed to go on as if nothing had happened, in safetensors and JSON.
+"""Checkpoints of a run: everything that is needed to continue exactly, in safetensors and JSON.
 
 A folder `checkpoint-<total steps>` has
 
-- `unet/`, `text_encoder/`, `tokenizer/` as `save_pretrained` writes them; with LoRA the adapter's weights instead,
+- `unet/`, `text_encoder/`, `tokenizer/` in the format of `save_pretrained`; for LoRA the adapter's weights instead,
 - `optimizer.safetensors`: whole tensors, "<parameter>//<entry>",
 - `unet_ema/`, `text_encoder_ema/`: the averaged weights, see `average_files`,
 - `progress.json`: counters, plateau, counters of the averages, fp16 scaler, the recipe,
-- `history.jsonl`: the numbers of the run up to here,
+- `history.jsonl`: the history of the run up to here,
 - `manifest.json`: sizes and checksums of all of these.
 """
 
@@ -43,9 +43,9 @@ WRITE_ERRORS = (OSError, SafetensorError)
 
 
 def save_checkpoint(run: Run) -> Path:
-    """Write `output_dir/checkpoint-<total steps>`; every process has to call this, the main one writes.
+    """Write `output_dir/checkpoint-<total steps>`; every process must call this, and the main one writes.
 
-    The oldest checkpoints beyond `checkpoints_total_limit` are removed after the new one is complete.
+    Old checkpoints beyond `checkpoints_total_limit` are removed after the new one is complete.
 
     Raises:
         OSError, SafetensorError: if it cannot be written; older checkpoints are untouched.
@@ -71,7 +71,9 @@ def save_checkpoint(run: Run) -> Path:
 
 
 def save_modules(run: Run, modules: dict[str, Any], folder: Path) -> None:
-    """Write the trained modules, which are whole, as `save_pretrained` does; of LoRA the adapter's weights alone."""
+    """Write the trained modules, which are not sharded, with `save_pretrained`; for LoRA only the adapter's
+    weights.
+    """
     if run.recipe.lora is not None:
         save_lora(modules["unet"], folder)
     else:
@@ -84,7 +86,7 @@ def save_modules(run: Run, modules: dict[str, Any], folder: Path) -> None:
 
 
 def progress_report(run: Run) -> dict[str, Any]:
-    """Everything of a run that is not a tensor."""
+    """Return everything of a run that is not a tensor."""
     scaler = run.accelerator.scaler
     return {
         "progress": dataclasses.asdict(run.progress),
@@ -97,12 +99,12 @@ def progress_report(run: Run) -> dict[str, Any]:
 
 
 def load_checkpoint(run: Run, checkpoint: Path, report: CheckpointReport) -> None:
-    """Put the state of `checkpoint` into `run`, between stages; optimizer and averages are laid out when one begins.
+    """Load the state of `checkpoint` into `run`; optimizer and averages are set up when the stage begins.
 
     Args:
-        run: just started, with the modules of its recipe.
-        checkpoint: sound, and of the run's recipe.
-        report: what `read_report` read from it.
+        run: a run that has just started, with the modules of its recipe.
+        checkpoint: an intact checkpoint of the run's recipe.
+        report: the result of `read_report` for it.
 
     Raises:
         ValueError: the files of the checkpoint do not belong together.
@@ -127,7 +129,7 @@ def load_checkpoint(run: Run, checkpoint: Path, report: CheckpointReport) -> Non
 
 
 def check_optimizer_state(run: Run, checkpoint: Path) -> None:
-    """Refuse an optimizer's state that is not of the run's parameters.
+    """Check that the optimizer state of a checkpoint fits the run's parameters.
 
     Raises:
         ValueError: names an entry that does not fit.

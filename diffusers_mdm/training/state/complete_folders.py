@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that are either complete or not there: written beside, listed in a manifest, flushed, and then renamed.
+"""Writing folders atomically: under a temporary name, listed in a manifest, flushed, and then renamed.
 
-What a killed process leaves is put right by `finish_interrupted` at the next start: a folder that was complete gets
-its name, and one that was not is removed.
+What a killed process leaves is cleaned up by `finish_interrupted` at the next start: a complete folder gets its final
+name, and an incomplete one is removed.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished-"  # being written, or being removed
-REPLACED = ".replaced-"  # what had the name before, until the new folder has it
+REPLACED = ".replaced-"  # the previous holder of the name, until the new folder has it
 
 
 @contextlib.contextmanager
 def complete_folder(final: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `final` when the block ends, and vanishes when it fails.
+    """Provide a temporary folder that is renamed to `final` when the block ends, and removed if it fails.
 
-    All files are on the disk, with their sizes and checksums in a manifest, before the folder gets its name. What had
-    the name before, a folder, a file or a link, is removed after that.
+    All files are flushed to disk, with their sizes and checksums in a manifest, before the folder gets its name. A
+    previous folder, file or link of that name is removed afterwards.
     """
     beside = final.with_name(f"{UNFINISHED}{final.name}")
     remove(beside)
@@ -38,7 +38,7 @@ def complete_folder(final: Path) -> Iterator[Path]:
 
 
 def _rename(beside: Path, final: Path) -> None:
-    """Give a finished folder its name, and take it from what had it before."""
+    """Rename a finished folder, replacing the previous holder of the name."""
     replaced = final.with_name(f"{REPLACED}{final.name}")
     remove(replaced)
     if not os.path.lexists(final):
@@ -55,7 +55,7 @@ def _rename(beside: Path, final: Path) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Put all files of a folder on the disk, and their sizes and checksums into its manifest."""
+    """Flush all files of a folder to disk, and write their sizes and checksums into its manifest."""
     entries = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         entries[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "crc32": checksum(file)}
@@ -65,7 +65,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def finish_interrupted(parent: Path) -> None:
-    """Put right what a killed process left in `parent`: complete the swaps that can be, and clear away the rest."""
+    """Clean up what a killed process left in `parent`: complete interrupted replacements, and remove the rest."""
     for replaced in parent.glob(f"{REPLACED}*"):
         final = parent / replaced.name.removeprefix(REPLACED)
         beside = parent / f"{UNFINISHED}{final.name}"
@@ -77,7 +77,7 @@ def finish_interrupted(parent: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `complete_folder` wrote, in a few words; None if nothing is."""
+    """Describe what is wrong with a folder that `complete_folder` wrote; None if it is intact."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in entries.items():
@@ -96,7 +96,7 @@ def damage(folder: Path) -> str | None:
 
 
 def checksum(file: Path) -> int:
-    """CRC-32 of a file's bytes: against accidents, not against forgers."""
+    """Return the CRC-32 of a file, which detects accidents, not forgeries."""
     value = 0
     with file.open("rb") as stream:
         while block := stream.read(2**22):
@@ -105,10 +105,10 @@ def checksum(file: Path) -> int:
 
 
 def flush(path: Path) -> None:
-    """Ask the system to put a file or a folder's entries on the disk; systems that cannot open folders do without."""
+    """Flush a file, or the entries of a folder, to disk; systems that cannot open folders skip the latter."""
     if path.is_dir() and os.name == "nt":
         return
-    # Windows flushes only what may be written to; elsewhere a file that is read-only can be flushed, too.
+    # Windows can only flush writable files; elsewhere read-only files can be flushed too.
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -117,9 +117,9 @@ def flush(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, a file, or a link but not what it leads to; if it is there.
+    """Remove a folder with its contents, a file, or a link (but not its target), if it exists.
 
-    A folder first gets a name that says so: whoever is killed on the way leaves no half of it under the old one.
+    A folder is first renamed, so that a process that is killed meanwhile leaves no half of it under the old name.
     """
     if path.is_dir() and not path.is_symlink():
         if not path.name.startswith((UNFINISHED, REPLACED)):

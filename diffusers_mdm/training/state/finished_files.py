@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Putting what a run has made into its output folder, which holds other things as well: all of it, or nothing.
+"""Writing the result of a run into its output folder, which also contains other files, completely or not at all.
 
-The files are written into a folder of their own, which gets a name when it is complete. Only then are its entries
-moved up, one after the other, and those that they replace out of the way. The index of a pipeline leaves first and
-arrives last, so that nobody loads one half of the old pipeline with one half of the new one. Whatever is interrupted
-in between is completed by `finish_moving`, at the next start.
+The files are written into a temporary folder, which is renamed when it is complete. Only then are its entries moved to
+the output folder, one after the other, and the ones they replace moved away. The index of a pipeline is removed first
+and added last, so that nobody can load half of the old pipeline with half of the new one. If this is interrupted, it
+is completed by `finish_moving` at the next start.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from pathlib import Path
 from .complete_folders import MANIFEST, complete_folder, flush, remove
 
 INDEX_FILE = "model_index.json"
-COMPLETE = ".finished-files"  # complete, and on the way up
-_REPLACED = ".replaced"  # inside it: what its entries have replaced
+COMPLETE = ".finished-files"  # complete; its entries are being moved
+_REPLACED = ".replaced"  # inside it: the entries that were replaced
 
 
 @contextlib.contextmanager
 def finished_files(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, whose entries replace those of `folder` when the block ends.
+    """Provide a temporary folder whose entries replace those of `folder` when the block ends.
 
-    A block that fails changes nothing.
+    If the block fails, nothing is changed.
     """
     finish_moving(folder)
     with complete_folder(folder / COMPLETE) as beside:
@@ -32,7 +32,7 @@ def finished_files(folder: Path) -> Iterator[Path]:
 
 
 def finish_moving(folder: Path) -> None:
-    """Move what is complete to its place; does nothing where nothing is on the way."""
+    """Complete an interrupted move, if there is one."""
     complete = folder / COMPLETE
     if not complete.is_dir():
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a run, one JSON object a line: what curves, cards and decisions are made from."""
+"""The history of a run, one JSON object per line, from which curves and the model card are made."""
 
 import io
 import json
@@ -18,25 +18,25 @@ FILE_NAME = "history.jsonl"
 class History:
     """A file of `{"step": ..., "images": ..., "stage": ..., "loss/level_0": ..., ...}` lines, oldest first.
 
-    `step` and `images` count from the start of the run, over all stages and processes. Floats are written with all
-    their digits and come back bit for bit; one that is not finite is written as null. A process that dies while it
-    writes leaves at most a torn last line, which is not read and makes room for the next one. One process writes.
+    `step` and `images` count from the start of the run, over all stages and processes. Floats are written exactly;
+    those that are not finite are written as null. A process that is killed while writing leaves at most an incomplete
+    last line, which is ignored and overwritten. Only one process writes.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     def add(self, step: int, images: int, stage: str, **values: float) -> None:
-        """Append one line, in one write.
+        """Append a line, in a single write.
 
         Raises:
-            OSError: if the line cannot be written, e.g. because the disk is full; earlier lines are untouched.
+            OSError: if the line cannot be written, e.g. because the disk is full; earlier lines are not changed.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._append({"step": step, "images": images, "stage": stage, **finite})
 
     def begin(self, step: int, images: int, stage: str, settings: Mapping[str, object]) -> None:
-        """Append a line that says how a stage is trained from here on, as `{..., "settings": {...}}`.
+        """Append a line with the settings of a stage from here on, as `{..., "settings": {...}}`.
 
         Raises:
             OSError: as for `add`.
@@ -55,13 +55,13 @@ class History:
                 raise OSError(f"Only a part of a line could be written to {self.path}; is the disk full?")
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines, oldest first; none if there is no file. Damaged lines are named in a warning and left out."""
+        """Return all lines, oldest first; none if there is no file. Damaged lines are skipped with a warning."""
         if not self.path.exists():
             return []
         text = self.path.read_bytes().decode("utf-8", errors="replace")
         whole, _, torn = text.rpartition("\n")
         if torn:
-            logger.warning("%s ends with a torn line, which is left out.", self.path)
+            logger.warning("%s ends with an incomplete line, which is ignored.", self.path)
         rows = []
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
@@ -71,11 +71,11 @@ class History:
             if isinstance(row, dict) and "step" in row:
                 rows.append(row)
             else:
-                logger.warning("Line %d of %s is damaged and left out.", number, self.path)
+                logger.warning("Line %d of %s is damaged and ignored.", number, self.path)
         return rows
 
     def cut_after(self, step: int) -> None:
-        """Forget what came after `step`: a run that goes on from a checkpoint measures it again."""
+        """Remove lines after `step`: a run that resumes from a checkpoint writes them again."""
         rows = self.read()
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) == len(rows):
@@ -83,11 +83,11 @@ class History:
         self._replace("".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def restore(self, saved: Path, step: int) -> None:
-        """Go back to what a checkpoint knew.
+        """Restore the history of a checkpoint.
 
         Args:
-            saved: the history as it was then; where there is none, as in older checkpoints, this one is cut.
-            step: the checkpoint's.
+            saved: the history in the checkpoint; if there is none, as in older checkpoints, this one is cut.
+            step: step of the checkpoint.
         """
         if saved.exists() and saved.read_bytes() != (self.path.read_bytes() if self.path.exists() else b""):
             self._replace(saved.read_bytes())
@@ -100,7 +100,7 @@ class History:
 
 
 def _end_of_whole_lines(file: io.FileIO, size: int) -> int:
-    """Position after the last line break of an open file of `size` bytes."""
+    """Return the position after the last line break of an open file of `size` bytes."""
     end = size
     while end > 0:
         begin = max(0, end - 4096)

@@ -9,20 +9,20 @@ import torch
 
 from ...library_internals import subtract_each
 
-_POWER = 0.75  # of the warm-up
+_POWER = 0.75  # exponent of the warm-up
 
 
 @dataclass
 class Average:
-    """The exponential moving average of a module's weights, which computes as diffusers' `EMAModel` does.
+    """The exponential moving average of a module's weights, computed like diffusers' `EMAModel`.
 
     Attributes:
-        shadows: the averaged weights, by the names that the module's parameters have.
-        steps: how often it was updated.
-        decay: weight of the past in an update, at most.
-        foreach: update all tensors in a few kernels, which takes memory for all of them at once.
-        followed: the weights that it follows while a stage trains them, by the same names; none where they are
-            sharded, and each process has to be asked for its part.
+        shadows: the averaged weights, by parameter name.
+        steps: number of updates.
+        decay: maximum weight of the previous average in an update.
+        foreach: update all tensors with a few kernels, which takes memory for all of them at once.
+        followed: the weights to average during a stage, by the same names; empty if they are sharded, in which case
+            each process has its own parts.
     """
 
     shadows: dict[str, torch.Tensor]
@@ -33,12 +33,14 @@ class Average:
 
     @property
     def decay_now(self) -> float:
-        """Weight of the past in the last update: 0 in the first, then 1 - steps^-3/4 up to `decay`."""
+        """Return the weight of the previous average in the last update: 0 in the first, then 1 - steps^-3/4 up to
+        `decay`.
+        """
         return min(1 - self.steps**-_POWER, self.decay) if self.steps > 1 else 0.0
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Move towards `parameters`, which have the names of the shadows; take over those that do not learn."""
+        """Update the average with `parameters`, by name; those that are not trained are copied."""
         self.steps += 1
         share = 1 - self.decay_now
         pairs = [(shadow, parameters[name]) for name, shadow in self.shadows.items()]
@@ -53,7 +55,7 @@ class Average:
             subtract_each(shadows, values, share)
 
     def settings(self) -> dict[str, Any]:
-        """What diffusers' `EMAModel` saves beside the weights: its counter, and settings that compute the same."""
+        """Return what diffusers' `EMAModel` saves besides the weights: its counter, and equivalent settings."""
         return {
             "decay": self.decay,
             "min_decay": 0.0,
@@ -65,5 +67,5 @@ class Average:
         }
 
     def to(self, device: torch.device, non_blocking: bool = False) -> None:
-        """Move the shadows to a device."""
+        """Move the averages to a device."""
         self.shadows = {name: value.to(device, non_blocking=non_blocking) for name, value in self.shadows.items()}

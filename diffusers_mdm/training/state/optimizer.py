@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer of a stage: its groups, its learning rates, and its state by parameter name.
+"""The optimizer of a stage: its parameter groups, its learning rates, and its state by parameter name.
 
-A state kept by name survives growth, freezing, and another number of processes: what a parameter has, it keeps.
+Since the state is stored by name, parameters keep it when levels are added or frozen, or the number of processes
+changes.
 """
 
 import math
@@ -21,10 +22,10 @@ from .sharding import laid_out_like, whole
 def parameter_groups(
     model: ConditionedUNet, stage: StageRecipe, encoder: TextEncoderRecipe | None
 ) -> list[dict[str, Any]]:
-    """What the optimizer trains: a group for every rate.
+    """Return the parameter groups of the optimizer, one for each learning rate.
 
     Each has a `name` ("text_encoder.tokens", "text_encoder", "unet" for what levels share, "unet.levels.0" …) and
-    `lr_scale`, its learning rate over the stage's. Parameters that do not require gradients are left out.
+    `lr_scale`, its factor on the stage's learning rate. Parameters that do not require gradients are not included.
     """
     scales = stage.level_learning_rate_scales or (1.0,) * stage.levels
     rates = {}
@@ -52,7 +53,7 @@ def parameter_groups(
 
 
 def trained_parameters(run: Run) -> list[tuple[str, torch.nn.Parameter]]:
-    """Names (as in `ConditionedUNet`) and parameters that the prepared model trains, in the model's order."""
+    """Return the trained parameters of the prepared model by name (as in `ConditionedUNet`), in the model's order."""
     model = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
@@ -60,7 +61,7 @@ def trained_parameters(run: Run) -> list[tuple[str, torch.nn.Parameter]]:
 def new_optimizer(
     groups: list[dict[str, Any]], recipe: OptimizerRecipe, learning_rate: float, fused: bool
 ) -> torch.optim.Optimizer:
-    """AdamW over `groups`, with the recipe's settings."""
+    """Return AdamW for `groups`, with the recipe's settings."""
     return torch.optim.AdamW(
         groups,
         lr=learning_rate,
@@ -72,15 +73,16 @@ def new_optimizer(
 
 
 def learning_rate_factor(stage: StageRecipe, step: int, last: int | None) -> float:
-    """Share of the stage's learning rate at optimizer step `step` (0-based), with the schedules of diffusers.
+    """Return the factor on the stage's learning rate at optimizer step `step` (starting at 0), by diffusers'
+    schedules.
 
-    Warm-up reaches the full rate at its last step, (step + 1) / lr_warmup_steps; the rest is counted in optimizer
-    steps whatever the number of processes.
+    Warm-up reaches the full rate at its last step, (step + 1) / lr_warmup_steps; the schedule counts optimizer steps,
+    regardless of the number of processes.
 
     Args:
-        stage: its schedule.
-        step: of the stage.
-        last: steps after which the stage ends at the latest (`Progress.last_step`); None if that is not known.
+        stage: the stage, with its schedule.
+        step: optimizer step of the stage.
+        last: maximum number of steps of the stage (`Progress.last_step`); None if unknown.
     """
     if step < stage.lr_warmup_steps:
         return (step + 1) / stage.lr_warmup_steps
@@ -99,7 +101,7 @@ def learning_rate_factor(stage: StageRecipe, step: int, last: int | None) -> flo
 def whole_optimizer_state(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of the optimizer's state, whole and on the CPU, as "<parameter>//<entry>"."""
+    """Return all tensors of the optimizer state, whole and on the CPU, as "<parameter>//<entry>"."""
     state = {}
     for name, parameter in named_parameters:
         for entry, value in optimizer.state.get(parameter, {}).items():
@@ -113,9 +115,10 @@ def take_optimizer_state(
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
     state: Mapping[str, torch.Tensor],
 ) -> None:
-    """Give the optimizer what `whole_optimizer_state` kept; parameters without saved state start afresh.
+    """Load the result of `whole_optimizer_state` into the optimizer; parameters without saved state start from
+    scratch.
 
-    Hyper-parameters (learning rate, betas) stay those of `optimizer`.
+    Hyper-parameters (learning rate, betas) remain those of `optimizer`.
     """
     entries: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in state.items():

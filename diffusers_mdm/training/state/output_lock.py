@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run at a time in an output folder: a lock file that names its holder, and is taken over when that is gone."""
+"""A lock file that allows only one run at a time in an output folder; a stale lock is taken over."""
 
 import contextlib
 import dataclasses
@@ -17,27 +17,27 @@ import psutil  # type: ignore[import-untyped]
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "run.lock"
-# Time in which a lock file gets its contents, or another process may take over the same one.
+# Time to wait for a lock file to get its contents, or for another process to take over the same lock.
 SETTLE_SECONDS = 0.5
-# A process that seems to have started at another time is another one, unless the system's clock was only set.
+# If the start times differ by more than this, it is a different process; small differences come from clock changes.
 CLOCK_STEP_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """The process that trains into a folder."""
+    """The process that holds the lock."""
 
     host: str
     pid: int
-    started: float  # seconds since 1970: tells a process from a later one with the same number
+    started: float  # seconds since 1970, to distinguish a process from a later one with the same id
 
     @staticmethod
     def here() -> "Holder":
-        """This process."""
+        """Return this process."""
         return Holder(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def is_gone(self) -> bool:
-        """Whether the process has ended for certain; of processes on other machines nothing is known."""
+        """Return whether the process has certainly ended; of processes on other machines that is unknown."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -53,7 +53,7 @@ def only_run_in(output_dir: Path) -> Iterator[None]:
     """Hold the lock of an output folder inside the block; on the main process of a run.
 
     Raises:
-        ValueError: another run holds it; says which, and which file to remove if that run no longer exists.
+        ValueError: another run holds it; the message names that run, and the file to remove if it no longer exists.
     """
     is_new = not output_dir.exists()
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def only_run_in(output_dir: Path) -> Iterator[None]:
 def _take(path: Path, own: Holder) -> None:
     contents = json.dumps(dataclasses.asdict(own))
     try:
-        # Mode "x" fails if the file is there, in one indivisible step on every system.
+        # Mode "x" fails if the file exists, atomically on every system.
         with path.open("x", encoding="utf-8") as file:
             file.write(contents)
         return
@@ -80,7 +80,7 @@ def _take(path: Path, own: Holder) -> None:
         holder = _settled_holder(path)
     if holder is None or not holder.is_gone():
         raise ValueError(_refusal(path, holder))
-    # Of several processes that take over the same lock, the last one to write has it.
+    # If several processes take over the same lock, the last one to write has it.
     beside = path.with_name(f"{path.name}.{own.pid}-{threading.get_ident()}")
     beside.write_text(contents, encoding="utf-8")
     os.replace(beside, path)
@@ -88,7 +88,7 @@ def _take(path: Path, own: Holder) -> None:
     if (found := _holder(path)) != own:
         raise ValueError(_refusal(path, found))
     logger.warning(
-        "The run that was in %s before (process %d) has ended without removing %s, which is taken over.",
+        "The previous run in %s (process %d) ended without removing %s; the lock is taken over.",
         path.parent,
         holder.pid,
         path.name,
@@ -104,7 +104,7 @@ def _refusal(path: Path, holder: Holder | None) -> str:
 
 
 def _settled_holder(path: Path) -> Holder | None:
-    """Who holds the lock; waits a moment for a lock file that has no contents yet."""
+    """Return the holder of the lock; waits a moment for a lock file that has no contents yet."""
     if (holder := _holder(path)) is None:
         time.sleep(SETTLE_SECONDS)
         holder = _holder(path)
@@ -112,7 +112,7 @@ def _settled_holder(path: Path) -> Holder | None:
 
 
 def _holder(path: Path) -> Holder | None:
-    """Who is named in the lock file; None if it cannot be read."""
+    """Return the holder named in the lock file; None if it cannot be read."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return Holder(str(fields["host"]), int(fields["pid"]), float(fields["started"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a run is: its counters, and what they cannot be."""
+"""The progress of a run: its counters, and checks of their values."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ _MOST = 10**15
 
 @dataclass
 class PlateauState:
-    """What a plateau remembers between measurements.
+    """The state of `until_plateau` between measurements.
 
-    All fields are finite numbers or None, so that JSON gives them back bit for bit.
+    All fields are finite numbers or None, so that JSON stores them exactly.
     """
 
     measurements: int = 0  # finite ones
-    average: float = 0.0  # running mean that began at 0, before its correction
+    average: float = 0.0  # running mean that started at 0, before its correction
     best: float | None = None  # lowest smoothed loss that counted as a gain
     best_step: int = 0
     without_gain: int = 0  # measurements in a row
@@ -28,24 +28,26 @@ class PlateauState:
 
 @dataclass
 class Progress:
-    """How far a run is, in optimizer steps and in images seen (over all processes)."""
+    """The progress of a run, in optimizer steps and in images seen (over all processes)."""
 
     stage_index: int = 0
     stage_step: int = 0
-    stage_images: int | None = None  # None: as many as the steps see, in checkpoints of older versions
+    stage_images: int | None = None  # None in checkpoints of older versions: computed from the steps
     total_steps: int = 0
     total_images: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
-    stage_ended: str | None = None  # why the current stage has ended, once it has
+    stage_ended: str | None = None  # why the current stage has ended, if it has
     stage_ends: tuple[str, ...] = ()  # "<name>: <why>" of each finished stage
-    finished_steps: tuple[int | None, ...] = ()  # of each finished stage; None where an older version did not count
+    finished_steps: tuple[
+        int | None, ...
+    ] = ()  # of each finished stage; None for older versions, which did not save it
     finished_images: tuple[int | None, ...] = ()
     plateau: PlateauState = field(default_factory=PlateauState)  # of the current stage
     sigma_data: tuple[float, ...] = ()  # of the outer levels' residuals, where the run has measured it
 
     def images_of(self, stage: StageRecipe, num_processes: int = 1) -> int:
-        """Images that the current stage has seen."""
+        """Return the number of images that the current stage has seen."""
         if self.stage_images is not None:
             return self.stage_images
         return self.stage_step * stage.images_per_step * num_processes
@@ -59,9 +61,9 @@ class Progress:
         self.total_steps += 1
 
     def last_step(self, stage: StageRecipe, num_processes: int = 1) -> int | None:
-        """Steps after which the current stage ends at the latest; None if only its plateau ends it.
+        """Return the maximum number of steps of the current stage; None if only `until_plateau` ends it.
 
-        Where it ends by images, those that it has seen count, however many there were in a step.
+        If it ends by images, those that it has seen count, however many there were per step.
         """
         limits = [] if stage.steps is None else [stage.steps]
         if stage.images is not None:
@@ -70,7 +72,7 @@ class Progress:
         return min(limits) if limits else None
 
     def finish_stage(self, stage: StageRecipe, num_processes: int = 1) -> None:
-        """Go on to the next stage, and keep why and after how much this one ended."""
+        """Advance to the next stage, and record why and after how much this one ended."""
         self.stage_ends += (f"{stage.name}: {self.stage_ended}",)
         self.finished_steps += (self.stage_step,)
         self.finished_images += (self.images_of(stage, num_processes),)
@@ -80,13 +82,13 @@ class Progress:
 
 
 def check_progress(progress: Progress) -> Progress:
-    """Check counters that were read from a file, before anything is done with them.
+    """Check counters that were read from a file.
 
     Returns:
-        `progress`, complete where an older version did not count.
+        `progress`, with values that older versions did not save filled in.
 
     Raises:
-        ValueError: names the counter, says what it is and what was expected.
+        ValueError: names the counter, its value and what was expected.
     """
     _check_ranges(progress)
     index = progress.stage_index
@@ -102,7 +104,7 @@ def check_progress(progress: Progress) -> Progress:
 
 
 def _check_ranges(progress: Progress) -> None:
-    """Refuse numbers that count nothing: negative, not finite, or larger than any run."""
+    """Check that numbers are not negative, finite, and not larger than in any run."""
     columns = {name: getattr(progress, name) for name in ("finished_steps", "finished_images")}
     numbers = {**vars(progress), **{f"plateau.{name}": value for name, value in vars(progress.plateau).items()}}
     numbers |= {f"{name}[{place}]": value for name, column in columns.items() for place, value in enumerate(column)}
@@ -117,7 +119,7 @@ def _check_ranges(progress: Progress) -> None:
 
 
 def _check_sums(progress: Progress) -> None:
-    """Refuse counters that contradict each other."""
+    """Check that counters do not contradict each other."""
     for total, parts in (
         ("total_steps", (*progress.finished_steps, progress.stage_step)),
         ("total_images", (*progress.finished_images, progress.stage_images)),
@@ -127,7 +129,10 @@ def _check_sums(progress: Progress) -> None:
             raise FieldError(f"progress.{total}", f"is {found}, but those of the stages add up to {known}.")
     steps = progress.total_steps
     if progress.total_images < steps:
-        raise FieldError("progress.total_images", f"is {progress.total_images}, but each of {steps} steps saw one.")
+        raise FieldError(
+            "progress.total_images",
+            f"is {progress.total_images}, but there are {steps} steps with at least one image each.",
+        )
     if max(progress.skipped_steps, progress.skipped_in_a_row) > steps:
         raise FieldError("progress.skipped_steps", f"are {progress.skipped_steps}, more than the {steps} steps.")
     measured = max(progress.plateau.last_step or 0, progress.plateau.best_step)

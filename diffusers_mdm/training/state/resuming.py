@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run goes on from, found and compared with its recipe before anything is loaded or written."""
+"""Finding the checkpoint to resume from, and comparing it with the recipe before anything is loaded or written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from .checkpoint_report import CheckpointReport, compare, read_report, why_too_f
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint that a run goes on from.
+    """A checkpoint from which a run resumes.
 
     Attributes:
         checkpoint: its folder.
-        report: what it says of itself.
-        resumption: the recipe to go on with, and what has changed in it.
+        report: its report.
+        resumption: the recipe to continue with, and what has changed in it.
     """
 
     checkpoint: Path
@@ -26,19 +26,19 @@ class Start:
 
 
 def find_start(recipe: Recipe, output_dir: Path, wanted: str, seed: int) -> Start | None:
-    """The checkpoint that a run goes on from; None if it starts at the beginning.
+    """Return the checkpoint from which a run resumes; None if it starts from the beginning.
 
-    "latest" takes the newest from which everything can be trained that the recipe asks for. Where a stage that is over
-    is to be longer, that is one from within the stage; if none is left, it is the newest, and the stage stays short.
+    "latest" means the latest from which everything in the recipe can be trained. If a finished stage is to be made
+    longer, that is a checkpoint from within this stage; if there is none, it is the latest, and the stage stays short.
 
     Args:
-        recipe: that the run is to be resumed with.
-        output_dir: of the run.
-        wanted: "latest", "none", a checkpoint's name, or a folder.
-        seed: of the command.
+        recipe: the recipe to resume with.
+        output_dir: output folder of the run.
+        wanted: "latest", "none", or the name or folder of a checkpoint.
+        seed: seed given to the command.
 
     Raises:
-        ValueError: there is no such checkpoint, it cannot be read, or the run cannot go on from it with this recipe.
+        ValueError: there is no such checkpoint, it cannot be read, or it does not allow this recipe.
     """
 
     def why_rather_older(checkpoint: Path) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run holds while it runs: options of the command, models, averages, optimizer, and how far it is."""
+"""The state of a training run: options, modules, averages, optimizer and progress."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from .resuming import Start
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The command's flags: where and how to run what the recipe describes."""
+    """The options of a run: where and how to run a recipe."""
 
     output_dir: Path
     seed: int = 0
@@ -34,12 +34,12 @@ class RunOptions:
     logging_dir: str = "logs"  # inside output_dir
     logging_steps: int = 50
     checkpointing_steps: int = 500
-    checkpoints_total_limit: int | None = 2  # None keeps all
+    checkpoints_total_limit: int | None = 2  # None: keep all
     validation_steps: int | None = None  # None: at every checkpoint
-    max_train_steps: int | None = None  # upper limit of every stage's steps; None: the recipe's
+    max_train_steps: int | None = None  # maximum steps of every stage; None: as in the recipe
     resume_from_checkpoint: str = "latest"  # "latest", "none", or a checkpoint's name or folder
     dataloader_num_workers: int = 0
-    max_skipped_steps: int = 20  # steps in a row with non-finite gradients before the run stops
+    max_skipped_steps: int = 20  # number of consecutive steps with non-finite gradients after which the run ends
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     attention_backend: str | None = None  # one of diffusers' attention backends; None: its default
@@ -53,20 +53,20 @@ class RunOptions:
     hub_model_id: str | None = None
     hub_token: str | None = None
     hub_private_repo: bool = False
-    license: str | None = None  # of the result, for its model card, as the Hub abbreviates it
-    resume_command: str = "the same command"  # what to type to go on, for messages
+    license: str | None = None  # licence of the result for its model card, as the Hub abbreviates it
+    resume_command: str = "the same command"  # the command that resumes the run, for messages
 
 
 @dataclass
 class Run:
-    """Everything that changes during training, and what it is trained with.
+    """Everything that changes during training, with the recipe and options.
 
-    Each part has one owner. `loop/start.py` makes the run, and the checkpoint that it goes on from replaces what it
-    holds (`load_checkpoint`); from then on modules, scheduler and optimizer change in `loop/stage_setup.py` alone,
-    averages in `averages.py`, and `progress` counts for itself.
+    Each part has one owner. `loop/start.py` creates the run, and `load_checkpoint` replaces its contents when it
+    resumes; after that, modules, scheduler and optimizer are changed only by `loop/stage_setup.py`, averages only by
+    `averages.py`, and `progress` by its own methods.
 
-    `unet` and `text_encoder` are the plain modules. Between `begin_stage` and `end_stage` their parameters are those
-    that `model`, the module as accelerate prepared it, trains; under FSDP these are this process' shards.
+    `unet` and `text_encoder` are the original modules. Between `begin_stage` and `end_stage` their parameters are
+    those of `model`, the module prepared by accelerate; with FSDP these are this process's shards.
     """
 
     recipe: Recipe
@@ -76,21 +76,21 @@ class Run:
     text_encoder: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase | None
     scheduler: MatryoshkaScheduler
-    vae: AutoencoderKL | None = None  # frozen, of a model of latents
-    shift_power: float = 1.0  # of stages that do not set their own
-    id2label: dict[int, str] = field(default_factory=dict)  # names of the classes, for models that have them
-    drawing_defaults: dict[str, Any] | None = None  # of the pipeline that the run starts from
+    vae: AutoencoderKL | None = None  # frozen autoencoder, for models on latents
+    shift_power: float = 1.0  # for stages that do not set their own
+    id2label: dict[int, str] = field(default_factory=dict)  # class names, for class-conditional models
+    drawing_defaults: dict[str, Any] | None = None  # from the pipeline that the run starts from
     progress: Progress = field(default_factory=Progress)
-    start: Start | None = None  # the checkpoint that this process goes on from
+    start: Start | None = None  # the checkpoint from which the run resumes
     history: History | None = None
     ema: dict[str, Average] = field(default_factory=dict)  # of each trained module
     model: torch.nn.Module | None = None  # prepared `ConditionedUNet`
-    optimizer: Any = None  # accelerate's wrapper of a torch optimizer
+    optimizer: Any = None  # accelerate's wrapper of the torch optimizer
     optimizer_state: dict[str, torch.Tensor] | None = None  # whole tensors by name, between stages and after loading
 
     @property
     def trained_modules(self) -> dict[str, torch.nn.Module]:
-        """The modules that training changes."""
+        """The trained modules."""
         modules: dict[str, torch.nn.Module] = {}
         if self.recipe.trains_text_encoder and self.text_encoder is not None:
             modules["text_encoder"] = self.text_encoder
@@ -98,22 +98,26 @@ class Run:
         return modules
 
     def averaged_parameters(self, module: str) -> dict[str, torch.nn.Parameter]:
-        """The parameters of a trained module that have averages: all, or the adapters where only they are trained."""
+        """Return the parameters of a trained module that have averages: all, or only the adapters if only these are
+        trained.
+        """
         parameters = self.trained_modules[module].named_parameters()
         return {name: value for name, value in parameters if self.recipe.lora is None or ".lora_" in name}
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process holds only a part of every parameter (FSDP)."""
+        """Whether parameters are sharded over processes (FSDP)."""
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """The dtype of modules that are not trained."""
+        """The dtype of frozen modules."""
         return frozen_dtype(cast(str, self.accelerator.mixed_precision))
 
     def pipeline(self) -> TrainedPipeline:
-        """The pipeline made of the run's current modules (shared, not copied); for a model of classes with names."""
+        """Return a pipeline with the run's current modules (shared, not copied), and with class names if there are
+        any.
+        """
         names = {"id2label": self.id2label} if self.id2label else {}
         return pipeline_class(self.recipe)(
             text_encoder=self.text_encoder,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between whole tensors and the shards that FSDP leaves on each process."""
+"""Conversion between whole tensors and the shards that FSDP keeps on each process."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -15,7 +15,7 @@ from ...models.level_config import LevelConfig
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor on the CPU, detached; call this on every process, since shards are gathered."""
+    """Return the whole tensor on the CPU, detached; every process must call this, since shards are gathered."""
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
@@ -23,10 +23,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def laid_out_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A copy of a whole tensor that lies as `parameter` does: device, order in memory, and this process' shard.
+    """Return a copy of a whole tensor with the device, memory format and sharding of `parameter`.
 
-    Fused optimizers walk through parameters and moments in memory order, so that both have to agree in it. Tensors of
-    another shape, such as step counters, are only moved.
+    Fused optimizers process parameters and moments in memory order, which must therefore agree. Tensors of other
+    shapes, such as step counters, are only moved to the device.
     """
     tensor = tensor.to(parameter.device)
     if tensor.shape != parameter.shape:
@@ -37,9 +37,10 @@ def laid_out_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor
 
 
 def part_here(tensor: torch.Tensor) -> torch.Tensor:
-    """This process' part of a tensor as a plain one in the same memory: its shard, or all of it where it is whole.
+    """Return this process's shard of a tensor, or all of a tensor that is not sharded, as a plain tensor in the same
+    memory.
 
-    It is detached, and says as the tensor does whether it learns.
+    It is detached, with the tensor's `requires_grad`.
     """
     if not isinstance(tensor, DTensor):
         return tensor
@@ -47,7 +48,9 @@ def part_here(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gathered_like(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The whole CPU tensor of which `part` is what this process has, split as `parameter` is; call it everywhere."""
+    """Return the whole CPU tensor of which `part` is this process's shard, split like `parameter`; call it on every
+    process.
+    """
     if not isinstance(parameter, DTensor):
         return whole(part)
     sharded = DTensor.from_local(
@@ -61,9 +64,9 @@ def gathered_like(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Let go of weights that FSDP keeps whole for a backward pass; of use after a forward pass that has none.
+    """Free the gathered weights that FSDP keeps for a backward pass, after a forward pass without one.
 
-    Until then the model's parameters are the whole ones, and what is written into the shards is not seen.
+    Until then the model uses the gathered parameters, and writing to the shards has no effect.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -71,51 +74,51 @@ def reshard(model: torch.nn.Module) -> None:
 
 
 def whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a module in whole CPU tensors, the same on every process."""
+    """Return the state dict of a module as whole CPU tensors, equal on all processes."""
     return {name: whole(value) for name, value in module.state_dict().items()}
 
 
 def check_supported(accelerator: Accelerator, rows: Sequence[LevelConfig] = ()) -> None:
-    """Refuse ways of sharding for which stages, averages and checkpoints would not be exact.
+    """Check that the way of sharding is supported.
 
     Args:
-        accelerator: says how is sharded.
-        rows: levels of the model that is to be trained.
+        accelerator: the accelerator, which determines the sharding.
+        rows: level configs of the model to train.
 
     Raises:
-        ValueError: for FSDP 1, for FSDP on CPU cores, which accelerate passes over in silence, for FSDP of levels that
+        ValueError: for FSDP 1, for FSDP on CPU cores, which accelerate silently ignores, for FSDP with levels that
             share layers, and for DeepSpeed.
     """
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.state.distributed_type != DistributedType.FSDP:
         raise ValueError(
-            "The accelerate config asks for FSDP, but accelerate shards on GPUs alone: here "
+            "The accelerate config asks for FSDP, but accelerate only shards on GPUs: here "
             f"({accelerator.state.distributed_type.value}) every process would hold the whole model. On CPU cores use "
             "training/accelerate/ddp_cpu.yaml."
         )
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and fsdp.fsdp_version != 2:
         raise ValueError(
-            "FSDP 1 flattens parameters, so that averages and growth cannot find them; set `fsdp_version: 2` in the "
+            "FSDP 1 flattens parameters, so averages and added levels cannot find them; set `fsdp_version: 2` in the "
             "accelerate config (see training/accelerate/fsdp.yaml)."
         )
     if fsdp is not None and any(row.share_time_embedding or row.share_blocks for row in rows):
         raise ValueError(
-            "Levels of this model share layers (`share_time_embedding`, `share_blocks`). FSDP keeps a layer whole "
-            "only while the level that it belongs to runs, and not when another level runs it; train without FSDP, "
-            "every process with the whole model, or leave the sharing out."
+            "Levels of this model share layers (`share_time_embedding`, `share_blocks`). FSDP gathers a layer only "
+            "while the level that it belongs to runs, not when another level uses it; train without FSDP, with the "
+            "whole model in every process, or turn the sharing off."
         )
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         raise ValueError(
-            "DeepSpeed steps inside its backward pass and keeps the optimizer's state without names, so that bad "
-            "steps could not be skipped and stages not grown; shard with FSDP 2 instead: "
+            "DeepSpeed steps inside its backward pass and keeps the optimizer's state without names, so bad steps "
+            "could not be skipped and levels not be added; use FSDP 2 instead: "
             "training/accelerate/fsdp_zero2.yaml (as ZeRO stage 2) or fsdp.yaml (as stage 3)."
         )
 
 
 def plain_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """A sharded model as an ordinary one with the same config, adapters and whole weights; call it on every process.
+    """Return a sharded model as an ordinary one with the same config, adapters and weights; call it on every process.
 
-    FSDP gives wrapped modules a class of its own, so the one to build is found below it.
+    FSDP replaces the class of modules by a subclass, so the original class is found among its bases.
     """
     state = whole_state(module)
     cls: Any = next(base for base in type(module).__mro__ if not issubclass(base, FSDPModule))

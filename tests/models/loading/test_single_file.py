@@ -85,7 +85,7 @@ def test_own_weights_are_loaded_with_their_own_config(saved, expected, suffix, i
 def test_weights_without_a_config_say_which_argument_is_missing(saved, suffix, tmp_path):
     shutil.copy(saved / f"diffusion_pytorch_model.{suffix}", tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
-    with pytest.raises(ValueError, match=r"Give `config=`.*config\.json of the NestedUNetModel.*`original_config=`"):
+    with pytest.raises(ValueError, match=r"Pass `config=`.*config\.json of the NestedUNetModel.*`original_config=`"):
         NestedUNetModel.from_single_file(tmp_path / f"diffusion_pytorch_model.{suffix}")
 
 
@@ -105,7 +105,7 @@ def test_one_of_several_models_is_chosen(expected, tmp_path):
     foreign = read_single_file(GOLDEN / "vis_model.pth")["state_dict"]
     torch.save({"model": {name: tensor + 1 for name, tensor in foreign.items()}, "ema": foreign}, tmp_path / "f.pth")
     config = {"original_config": GOLDEN / "config.yaml"}
-    with pytest.raises(ValueError, match="'model', 'ema'; say which"):
+    with pytest.raises(ValueError, match="'model', 'ema'; choose one"):
         NestedUNetModel.from_single_file(tmp_path / "f.pth", **config)
     model = NestedUNetModel.from_single_file(tmp_path / "f.pth", state_dict_key="ema", **config)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())

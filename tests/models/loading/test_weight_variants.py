@@ -30,7 +30,7 @@ def test_a_missing_variant_says_which_exist(model, tmp_path, subfolder, sharded)
     sizes = {"max_shard_size": "100KB"} if sharded else {}
     model.save_pretrained(tmp_path / subfolder, **sizes)
     model.save_pretrained(tmp_path / subfolder, variant="ema", **sizes)
-    with pytest.raises(OSError, match=r"no weights of the variant 'fp16'; it has .*leave `variant` out.*'ema'"):
+    with pytest.raises(OSError, match=r"no weights of the variant 'fp16'; it has .*omit `variant`.*'ema'"):
         NestedUNetModel.from_pretrained(tmp_path, subfolder=subfolder, variant="fp16")
     assert NestedUNetModel.from_pretrained(tmp_path, subfolder=subfolder, variant="ema").num_levels == 2
 

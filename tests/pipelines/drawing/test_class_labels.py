@@ -96,7 +96,7 @@ BAD_INPUTS = {
     "number": (5, {}, "has 5, but this model has the classes 0 to 3, and 4 for none"),
     "negative number": (-1, {}, "has -1"),
     "name": ("dgo", {}, r"No class is called 'dgo'; did you mean 'dog'\?.* all 5 names"),
-    "far name": ("zzz", {}, "none is near"),
+    "far name": ("zzz", {}, "there is no similar name"),
     "empty": ([], {}, "`class_labels` is an empty list"),
     "bool": ([True], {}, "entry of type bool"),
     "float": ([1.5], {}, "entry of type float"),
@@ -104,7 +104,7 @@ BAD_INPUTS = {
     "negatives of two": ([0, 1, 2], {"negative_class_labels": [0, 1]}, "2 in `negative_class_labels`"),
     "negative name": (0, {"negative_class_labels": "mouse"}, "No class is called 'mouse'"),
     "text": (0, {"prompt": "a cat"}, "reads no text .* pass `class_labels`"),
-    "size": (0, {"height": 12}, "No level of this model draws 12 x 12"),
+    "size": (0, {"height": 12}, "No level of this model has 12 x 12"),
     "count": (0, {"num_images_per_label": 0}, "`num_images_per_label` has to be"),
 }
 
@@ -139,7 +139,7 @@ def test_bad_names_are_refused(id2label):
 
 
 def test_pipelines_of_texts_refuse_classes_and_the_other_way_round(pipe):
-    with pytest.raises(ValueError, match=r"reads no text .* MDMClassConditionalPipeline"):
+    with pytest.raises(ValueError, match=r"takes no text .* MDMClassConditionalPipeline"):
         MDMPipeline.from_pipe(pipe)("a cat")
     of_texts = MDMClassConditionalPipeline.from_pipe(make_pipeline())
     with pytest.raises(ValueError, match=r"has no classes .* pass `prompt`"):

@@ -80,7 +80,7 @@ def test_long_prompts_are_cut_with_a_warning(text_pipe, caplog):
         embeds = text_pipe.encode_prompt("very " * 20, max_sequence_length=8, do_classifier_free_guidance=False)[0]
     host_logging.disable_propagation()
     assert embeds.shape[1] == 8
-    assert "21 tokens and was cut after 8" in caplog.text
+    assert "21 tokens and was truncated after 8" in caplog.text
     assert text_pipe.encode_prompt("very " * 900)[0].shape[1] == text_pipe.tokenizer.model_max_length
 
 

@@ -46,8 +46,8 @@ BAD_INPUTS = {
         {"prompt_embeds": FEATURES, "prompt_attention_mask": 0 * MASK},
         "masks every token of a prompt",
     ),
-    "size of no level": ({"height": 12}, r"No level of this model draws 12 x 12 .* 8, 16"),
-    "height 0": ({"height": 0}, "No level of this model draws 0 x 0"),
+    "size of no level": ({"height": 12}, r"No level of this model has 12 x 12 .* 8, 16"),
+    "height 0": ({"height": 0}, "No level of this model has 0 x 0"),
     "odd width": ({"height": 16, "width": 10}, r"positive multiples of 4 .* are 16 and 10"),
     "negative width": ({"height": 16, "width": -4}, "positive multiples of 4"),
     "too few levels": ({"latents": [torch.zeros(1, 3, 8, 8)], "height": 16}, r"1 level\(s\) .* expected 2 level"),
@@ -59,7 +59,7 @@ BAD_INPUTS = {
     "wrong batch": ({"latents": torch.zeros(2, 3, 8, 8)}, r"\[\(1, 3, 8, 8\)\]"),
     "empty pyramid": ({"latents": []}, r"0 level\(s\)"),
     "no tensors": ({"latents": [1, 2], "height": 16}, r"`latents` has to be a tensor .* but is \[1, 2\]"),
-    "generators": ({"generator": [seed(0), seed(1)]}, "list of 2 generators for 1 pictures"),
+    "generators": ({"generator": [seed(0), seed(1)]}, "list of 2 generators for 1"),
     "no picture": ({"num_images_per_prompt": 0}, "at least 1, but is 0"),
     "output type": ({"output_type": "jpg"}, "one of pil, np, pt, latent, but is 'jpg'"),
     "callback names": (
@@ -69,7 +69,7 @@ BAD_INPUTS = {
     "micro-condition": ({"micro_conditioning": {"size": 3}}, "no micro-condition 'size'; it has scale"),
     "micro rows": (
         {"micro_conditioning": {"scale": [1.0, 2.0, 3.0]}},
-        r"3 numbers; pass one number, 1 \(one a picture\) or 2",
+        r"3 numbers; pass one number, 1 \(one per image\) or 2",
     ),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),
 }
@@ -102,5 +102,5 @@ def test_one_entry_for_all_or_one_each():
     assert check_batch({"prompt": 1, "image": 3}, Request(copies=2)) == 6
     with pytest.raises(ValueError, match="2 in `prompt`, 3 in `image`"):
         check_batch({"prompt": 2, "image": 3}, Request())
-    with pytest.raises(ValueError, match=r"`num_images_per_prompt=30000` are more than the 65536 pictures"):
+    with pytest.raises(ValueError, match=r"`num_images_per_prompt=30000` are more than the 65536 images"):
         check_batch({"prompt": 3}, Request(copies=30_000))

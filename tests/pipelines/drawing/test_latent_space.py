@@ -143,7 +143,7 @@ def test_sizes_are_those_of_pictures():
     with torch.no_grad():
         expected = (decode_latents(pipe.vae, latents).clamp(-1, 1) + 1) / 2
     torch.testing.assert_close(pipe("a cat", **{**settings, "generator": seed(0)}).images, expected)
-    with pytest.raises(ValueError, match=r"No level of this model draws 8 x 8 pixels .* 16, 32"):
+    with pytest.raises(ValueError, match=r"No level of this model has 8 x 8 pixels .* 16, 32"):
         pipe("a cat", height=8)
 
 
@@ -242,13 +242,15 @@ def test_what_is_no_autoencoder_of_pictures_is_refused_before_the_first_step():
     )
     with pytest.raises(ValueError, match=r"AutoencoderKLTemporalDecoder, which .* use one of AutoencoderKL, "):
         latent_pipeline(vae)("a cat")
-    with pytest.raises(ValueError, match="latents of 3 channels, but the model draws 4"):
+    with pytest.raises(ValueError, match="latents of 3 channels, but the model has 4"):
         latent_pipeline(VQModel(**TINY_KL, latent_channels=3))("a cat")
 
 
 def test_channels_that_are_no_picture_are_not_shown_as_one():
     pipe = MDMPipeline(**{**task("latent text").make().components, "vae": None})
-    with pytest.raises(ValueError, match=r"draws 4 channels, which are no picture .* load it with its autoencoder"):
+    with pytest.raises(
+        ValueError, match=r"has 4 output channels, which are not an image.* load it with its autoencoder"
+    ):
         pipe("a cat")
     assert pipe("a cat", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 4)
 

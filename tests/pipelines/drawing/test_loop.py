@@ -101,7 +101,7 @@ def test_what_is_not_finite_is_no_picture(value):
     broken = torch.zeros(1, 3, 8, 8)
     check_finite([broken], "The samples hold")
     broken[0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="The samples hold NaN or infinity, so there is no picture to return"):
+    with pytest.raises(ValueError, match="The samples hold NaN or infinity, so there is no image to return"):
         check_finite([torch.zeros(1, 3, 4, 4), broken], "The samples hold")
 
 

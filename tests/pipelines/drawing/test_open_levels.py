@@ -96,7 +96,7 @@ def test_folders_can_say_both():
         ({"level_agreement": []}, "`level_agreement` has to be"),
         ({"open_levels_at": math.inf}, "`open_levels_at` has to be a log SNR"),
         ({"open_levels_at": "early"}, "`open_levels_at` has to be a log SNR"),
-        ({"guidance_scale": [3.0]}, "`guidance_scale` has 1 numbers, but 2 levels are drawn"),
+        ({"guidance_scale": [3.0]}, "`guidance_scale` has 1 numbers, but 2 levels are generated"),
     ],
 )
 def test_wrong_values_are_refused(settings, message):

@@ -80,7 +80,7 @@ def test_every_scheduler_draws_or_is_refused(scheduler_class):
         # Those that rescale the schedule, or add noise at the end, come less near: 0.021 was seen.
         assert (perfect(scheduler, clean) - clean).abs().mean() < 0.05
         return
-    with pytest.raises(ValueError, match=rf"^{name} cannot draw with this model: .*\. Use MatryoshkaScheduler"):
+    with pytest.raises(ValueError, match=rf"^{name} cannot be used with this model: .*\. Use MatryoshkaScheduler"):
         check_draws_one_level(scheduler, request)
 
 
@@ -94,8 +94,8 @@ def test_there_are_schedulers_of_both_kinds():
     ("scheduler", "reason"),
     [
         (diffusers.RePaintScheduler, "its `step` needs `original_image` and `mask`"),
-        (diffusers.FlowMatchEulerDiscreteScheduler, "no noise schedule over discrete time steps"),
-        (diffusers.DDIMInverseScheduler, "goes from pictures to noise"),
+        (diffusers.FlowMatchEulerDiscreteScheduler, "no noise schedule over discrete timesteps"),
+        (diffusers.DDIMInverseScheduler, "goes from images to noise"),
         (diffusers.UnCLIPScheduler, "its first step fails .ValueError: prediction_type given as v_prediction"),
     ],
 )

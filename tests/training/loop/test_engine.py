@@ -135,7 +135,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(finished, pictures_dir, 
 
     monkeypatch.setattr(checkpoints, "save_file", save_file_unless_full)
     run_recipe(tiny_recipe(pictures_dir), options(tmp_path))
-    assert "No checkpoint at step 2, training goes on" in caplog.text
+    assert "No checkpoint at step 2, training continues" in caplog.text
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (4, 6, 8)]
     assert not list(tmp_path.glob(".unfinished*"))
     assert_equal(weights(finished), weights(tmp_path))
@@ -144,7 +144,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(finished, pictures_dir, 
 def test_too_many_bad_steps_end_with_a_checkpoint(pictures_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(step, "gradients_are_finite", lambda norm: False)
     recipe = tiny_recipe(pictures_dir)
-    with pytest.raises(FloatingPointError, match="2 steps in a row"):
+    with pytest.raises(FloatingPointError, match="2 consecutive steps"):
         run_recipe(recipe, options(tmp_path, max_skipped_steps=2, checkpointing_steps=100))
     (saved,) = list_checkpoints(tmp_path)
     assert counters(saved)["skipped_in_a_row"] == 2

@@ -157,5 +157,5 @@ def test_lora_on_levels_that_the_pipeline_lacks_is_refused(train, pictures_dir, 
         f"data: {{path: {pictures_dir}}}\n"
         "stages: [{name: outer, levels: 2, steps: 1, batch_size: 2, learning_rate: 1.0e-3}]\n"
     )
-    with pytest.raises(SystemExit, match="LoRA adapts levels that have learnt: the stages train 2"):
+    with pytest.raises(SystemExit, match="LoRA adapts trained levels: the stages train 2"):
         train("--recipe", mine, "--pretrained_model_name_or_path", inner, name="grown")

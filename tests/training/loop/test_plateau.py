@@ -49,8 +49,8 @@ def test_the_stage_lasts_min_steps():
     recipe = dataclasses.replace(RECIPE, min_steps=70)
     found = verdicts([1.0] * 7, recipe)
     assert [verdict.ended for verdict in found] == [False] * 6 + [True]
-    assert "goes on to step 70" in found[3].reason
-    assert "goes on" not in found[2].reason + found[6].reason
+    assert "continues to step 70" in found[3].reason
+    assert "continues" not in found[2].reason + found[6].reason
 
 
 def test_smoothing_sees_a_trend_through_noise():

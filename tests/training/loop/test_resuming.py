@@ -79,8 +79,8 @@ def test_a_run_past_its_last_step_ends_and_says_so(finished, pictures_dir, tmp_p
     recipe = with_steps(tiny_recipe(pictures_dir), 4, 1)
     run_recipe(recipe, options(tmp_path, checkpoints_total_limit=1))
     assert names(tmp_path) == ["checkpoint-6"]
-    assert "2 where the recipe now asks for 1" in caplog.text
-    assert "2 where the recipe now asks for 1" in (tmp_path / "README.md").read_text()
+    assert "2 while the recipe now has 1" in caplog.text
+    assert "2 while the recipe now has 1" in (tmp_path / "README.md").read_text()
     saved = everything(finished / "checkpoint-6")
     assert all(
         (value == saved[f"ema: {part}//{name}"]).all() for part in ("unet",) for name, value in part_of(tmp_path)

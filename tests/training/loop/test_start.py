@@ -97,5 +97,5 @@ def test_pictures_become_clips_with_all_weights_only(recipe):
         pretrained=PretrainedRecipe("somewhere"),
         text_encoder=TextEncoderRecipe(from_pipeline=True),
     )
-    with pytest.raises(ValueError, match="LoRA adapts clips that have learnt, but the pipeline draws pictures"):
+    with pytest.raises(ValueError, match="LoRA adapts a trained video model, but this is an image pipeline"):
         check_growth(lora, unet)

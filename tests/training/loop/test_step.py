@@ -145,7 +145,7 @@ def test_steps_that_are_not_finite_change_nothing_and_end_the_run(pictures_dir, 
         fill_gradients(run, torch.nan)
         update_weights(run, stage)
     fill_gradients(run, torch.nan)
-    with pytest.raises(FloatingPointError, match="3 steps in a row"):
+    with pytest.raises(FloatingPointError, match="3 consecutive steps"):
         update_weights(run, stage)
     assert run.progress.skipped_steps == 3
     assert all(torch.equal(value, before[name]) for name, value in run.unet.state_dict().items())

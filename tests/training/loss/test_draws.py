@@ -115,5 +115,5 @@ def test_no_offset_draws_nothing():
 
 
 def test_offsets_need_a_generator_a_row():
-    with pytest.raises(ValueError, match="3 generators for 4 rows"):
+    with pytest.raises(ValueError, match="3 generators for 4 samples"):
         offset_noise(pyramid_noise(SHAPES), 0.1, generators(3))

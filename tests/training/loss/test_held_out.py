@@ -203,7 +203,7 @@ def test_the_curve_of_the_inner_level_goes_on_where_the_model_grows():
 
 def test_a_missing_picture_is_an_error():
     samples = HeldOutSamples(lambda rows: load(rows[1:]), 12)
-    with pytest.raises(ValueError, match="7 pictures for 8 records"):
+    with pytest.raises(ValueError, match="7 samples for 8 records"):
         measure(samples=samples)
 
 

@@ -144,7 +144,7 @@ def test_unknown_weighting_is_refused(case):
 
 
 def test_row_weights_of_another_batch_are_refused(case):
-    with pytest.raises(ValueError, match=r"\(4,\); expected one for each batch row, \(6,\)"):
+    with pytest.raises(ValueError, match=r"\(4,\); expected one for each sample, \(6,\)"):
         loss_of(case, row_weights=torch.ones(4))
 
 

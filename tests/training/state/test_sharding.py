@@ -72,7 +72,7 @@ def test_levels_that_share_layers_are_not_sharded(field):
     inner = LevelConfig((8, 16), (1, 1), (0, 0), norm_num_groups=4)
     rows = (inner, dataclasses.replace(inner, **{field: True}))
     fsdp = SimpleNamespace(fsdp_version=2)
-    with pytest.raises(ValueError, match=r"share layers .*FSDP keeps a layer whole only while"):
+    with pytest.raises(ValueError, match=r"share layers .*FSDP gathers a layer only while"):
         check_supported(accelerator_with(fsdp_plugin=fsdp), rows)
     check_supported(accelerator_with(fsdp_plugin=fsdp), rows[:1])
     check_supported(accelerator_with("MULTI_GPU"), rows)

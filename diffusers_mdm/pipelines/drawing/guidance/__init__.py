@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How two predictions of a level become one: a file a method, and the model's calls.
+"""Guidance: combining two predictions of a level into one. Each method has its own module.
 
-A new method is a file with a class of `method.GuidanceMethod`, and its name in `registry`.
+A new method needs a module with a subclass of `method.GuidanceMethod`, and a name in `registry`.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guiders of diffusers: any of them that works on predictions with and without the prompt."""
+"""Adapter for diffusers' guiders that work on predictions with and without the prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PREDICTIONS = {"pred_cond", "pred_uncond"}
 
 
 class DiffusersGuider(GuidanceMethod):
-    """One of diffusers' guiders at one level: its own weight, interval and memory.
+    """One of diffusers' guiders for one level, with its own scale, interval and state.
 
     Args:
         guider: e.g. `diffusers.guiders.AdaptiveProjectedGuidance(guidance_scale=5.0)`.
@@ -30,23 +30,24 @@ class DiffusersGuider(GuidanceMethod):
             raise ValueError(f"`guider` is of type {type(guider).__name__}; expected a guider of diffusers.")
         if isinstance(guider, AutoGuidance) or not set(guider._input_predictions or ()) <= _PREDICTIONS:
             raise ValueError(
-                f"{type(guider).__name__} guides by a second run of a transformer with some of its layers changed, "
-                "and a NestedUNetModel has no such layers; use a guider of predictions with and without the prompt "
+                f"{type(guider).__name__} guides by running a transformer a second time with some of its layers "
+                f"changed, but a NestedUNetModel has no such layers; use a guider of predictions with and without "
+                f"the prompt "
                 "(such as AdaptiveProjectedGuidance), or a weaker model (`guidance_unet`)."
             )
         self.guider = guider
 
     def new(self) -> DiffusersGuider:
-        """A copy that remembers nothing."""
+        """Return a copy without state."""
         return DiffusersGuider(self.guider.new())
 
     def needs_other(self, at: LevelStep) -> bool:
-        """Where the guider asks for two predictions."""
+        """Return whether the guider needs two predictions at this step."""
         self.guider.set_state(at.step, at.num_steps, at.noise.timestep)
         return self.guider.num_conditions > 1
 
     def combine(self, conditional: torch.Tensor, other: torch.Tensor | None, at: LevelStep) -> torch.Tensor:
-        """What the guider makes of the predictions; `guidance_scale` of the call is not its business."""
+        """Return the guider's combination of the predictions; the call's `guidance_scale` is not used."""
         self.guider.set_state(at.step, at.num_steps, at.noise.timestep)
         states: list[Any] = self.guider.prepare_inputs({})
         for state in states:

@@ -13,15 +13,15 @@ from diffusers_mdm.pipelines.drawing.guidance.method import GuidanceMethod, Leve
 
 @dataclass
 class IntervalGuidance(GuidanceMethod):
-    """Guide a level while its own log SNR is in an interval; outside, the conditional prediction stands.
+    """Guide a level while its log SNR is in an interval; outside, the conditional prediction is used.
 
-    At high noise guidance costs variety, at low noise it does nothing but cost a second call. Each level enters and
-    leaves the interval at its own time, since larger levels have lower log SNRs.
+    At high noise guidance reduces diversity; at low noise it has no effect and only costs a second call. Each level
+    enters and leaves the interval at a different timestep, since larger levels have lower log SNRs.
 
     Args:
-        low: where guidance begins, log SNR.
-        high: where it ends.
-        method: the method inside of the interval.
+        low: log SNR at which guidance begins.
+        high: log SNR at which it ends.
+        method: the method inside the interval.
 
     Raises:
         ValueError: the interval is empty.
@@ -34,8 +34,8 @@ class IntervalGuidance(GuidanceMethod):
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise ValueError(
-                f"`IntervalGuidance` has `low` {self.low} and `high` {self.high}; expected log SNRs that rise, such "
-                "as -4 and 4."
+                f"`IntervalGuidance` has `low` {self.low} and `high` {self.high}; expected increasing log SNRs, "
+                f"such as -4 and 4."
             )
         if not isinstance(self.method, GuidanceMethod):
             raise TypeError(
@@ -43,7 +43,7 @@ class IntervalGuidance(GuidanceMethod):
             )
 
     def needs_other(self, at: LevelStep) -> bool:
-        """Inside of the interval, where the method does."""
+        """Return whether the method needs the other prediction and the step is inside the interval."""
         return self.low <= at.log_snr <= self.high and self.method.needs_other(at)
 
     def guide(self, conditional: torch.Tensor, other: torch.Tensor, at: LevelStep) -> torch.Tensor:

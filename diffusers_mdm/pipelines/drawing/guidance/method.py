@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a way of guiding is: two predictions of one level at one step in, one prediction out."""
+"""The interface of guidance methods, which combine two predictions of a level at a step into one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from diffusers_mdm.schedulers.predictions import LevelPrediction, level_predicti
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """How noisy the levels of a step are, computed when a method asks.
+    """Noise levels at a step, computed when a method needs them.
 
     Attributes:
-        scheduler: of the drawing.
-        sample: what the model is shown, all levels that run.
+        scheduler: scheduler of the drawing.
+        sample: input of the model, for all levels that run.
         timestep: t.
     """
 
@@ -41,7 +41,7 @@ class NoiseLevels:
 
     @functools.cached_property
     def powers(self) -> list[float]:
-        """Signal power of every level."""
+        """Return the signal power of every level."""
         if not hasattr(self.scheduler, "level_alphas_cumprod"):
             return [float(self.scheduler.alphas_cumprod[round(float(self.timestep))])]
         powers = self.scheduler.level_alphas_cumprod(self.sample, self.timestep.reshape(1))
@@ -50,16 +50,16 @@ class NoiseLevels:
 
 @dataclass(frozen=True)
 class LevelStep:
-    """What a method is told of one level at one step.
+    """One level at one step, as a guidance method sees it.
 
     Attributes:
-        level: its index, 0 is the innermost one.
-        scale: weight w of the guidance at this level.
-        rescale: how far the spread of the result is brought back to that of the conditional prediction, 0 to 1.
-        noise: of all levels at this step.
-        step: how many steps were done before this one.
-        num_steps: how many there are.
-        needs_other: what the method said of this step, see `GuidanceMethod.needs_other`.
+        level: index of the level; 0 is the innermost one.
+        scale: guidance scale w of this level.
+        rescale: 0 to 1, how far the standard deviation of the result is moved to that of the conditional prediction.
+        noise: noise levels of all levels at this step.
+        step: number of steps before this one.
+        num_steps: total number of steps.
+        needs_other: result of `GuidanceMethod.needs_other` for this step.
     """
 
     level: int
@@ -72,30 +72,30 @@ class LevelStep:
 
     @property
     def log_snr(self) -> float:
-        """Of this level."""
+        """The log SNR of this level."""
         return self.noise.log_snrs[self.level]
 
     @property
     def sample(self) -> torch.Tensor:
-        """The noisy level z that the model is shown, `(B, C, H, W)`, or with frames."""
+        """The model's input z at this level, `(B, C, H, W)`, or with frames."""
         return as_pyramid(self.noise.sample)[0][self.level]
 
     def clean(self, prediction: torch.Tensor) -> torch.Tensor:
-        """The clean level x0 that a prediction stands for; of a residual, what it is with nothing inside it."""
+        """Convert a prediction to the clean level x0; for a residual, with zero as its base."""
         return self._meaning.clean(prediction, self.sample)
 
     def velocity(self, prediction: torch.Tensor) -> torch.Tensor:
-        """The velocity v = alpha eps - sigma x0 that a prediction stands for."""
+        """Convert a prediction to the velocity v = alpha eps - sigma x0."""
         if self._meaning.kind == "v_prediction":
             return prediction
         return self._as_velocity.output(self.clean(prediction), self.sample)
 
     def prediction(self, clean: torch.Tensor) -> torch.Tensor:
-        """The prediction that stands for a clean level."""
+        """Convert a clean level to a prediction."""
         return self._meaning.output(clean, self.sample)
 
     def prediction_of_velocity(self, velocity: torch.Tensor) -> torch.Tensor:
-        """The prediction that stands for a velocity."""
+        """Convert a velocity to a prediction."""
         return self.prediction(self._as_velocity.clean(velocity, self.sample))
 
     @functools.cached_property
@@ -104,7 +104,7 @@ class LevelStep:
         kind = level_predictions(config.get("prediction_type", "epsilon"), inner)[-1]
         base, sigma_data = None, 1.0
         if kind == "residual":
-            # Guidance compares predictions over the same inner picture, which is not known yet.
+            # Guidance compares predictions with the same inner image, which is not known yet.
             base, sigma_data = torch.zeros_like(self.sample), level_sigmas(config["sigma_data"], inner)[-1]
         return LevelPrediction(kind, *amplitudes(self.noise.powers[self.level]), sigma_data, base)
 
@@ -114,36 +114,35 @@ class LevelStep:
 
 
 class GuidanceMethod:
-    """A way of guiding. Each level of a drawing has its own copy (`new`), which may remember earlier steps.
+    """A guidance method. Each level of a drawing has its own copy (`new`), which can keep state from earlier steps.
 
     Attributes:
-        has_own_scale: whether the method brings its own weight in place of `guidance_scale`.
+        has_own_scale: whether the method has its own scale and ignores `guidance_scale`.
     """
 
     has_own_scale: ClassVar[bool] = False
 
     def new(self) -> GuidanceMethod:
-        """A copy that remembers nothing."""
+        """Return a copy without state."""
         return copy.deepcopy(self)
 
     def for_levels(self, num_levels: int) -> LevelGuidance:
-        """The method as one drawing takes it."""
+        """Return copies of the method for the levels of a drawing."""
         return LevelGuidance([self.new() for _ in range(num_levels)])
 
     def needs_other(self, at: LevelStep) -> bool:
-        """Whether the level needs the other prediction at a step: only a weight above 1 pushes away from it.
+        """Return whether the level needs the other prediction at a step, which is so for scales above 1.
 
-        Where no level does, the model runs once in place of twice.
+        If no level needs it, the model runs once instead of twice.
         """
         return is_guided(at.scale)
 
     def combine(self, conditional: torch.Tensor, other: torch.Tensor | None, at: LevelStep) -> torch.Tensor:
-        """One prediction of two.
+        """Combine two predictions into one.
 
         Args:
-            conditional: with the prompt, `(B, C, H, W)`, or with frames.
-            other: what guidance pushes away from, the same shape: without the prompt, or of a weaker model. None
-                where the level did not need it.
+            conditional: prediction with the prompt, `(B, C, H, W)`, or with frames.
+            other: prediction without the prompt, or of a weaker model, in the same shape; None if it is not needed.
             at: the level and the step.
         """
         if other is None:
@@ -151,13 +150,13 @@ class GuidanceMethod:
         return rescaled(self.guide(conditional, other, at), conditional, at.rescale)
 
     def guide(self, conditional: torch.Tensor, other: torch.Tensor, at: LevelStep) -> torch.Tensor:
-        """What a method is: arguments as of `combine`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it guides; give it a method `guide`.")
+        """Return the guided prediction; subclasses implement this. Arguments as for `combine`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement guidance; give it a method `guide`.")
 
 
 @dataclass(frozen=True)
 class PlainGuidance(GuidanceMethod):
-    """Classifier-free guidance as all others are measured by, see `prediction.plain`."""
+    """Plain classifier-free guidance; see `prediction.plain`."""
 
     def guide(self, conditional: torch.Tensor, other: torch.Tensor, at: LevelStep) -> torch.Tensor:
         """See `GuidanceMethod.guide`."""
@@ -166,10 +165,10 @@ class PlainGuidance(GuidanceMethod):
 
 @dataclass(frozen=True)
 class LevelGuidance:
-    """The method of a drawing, a copy a level.
+    """The guidance of a drawing, with one copy of the method per level.
 
     Attributes:
-        methods: innermost level first.
+        methods: the copies, innermost level first.
     """
 
     methods: list[GuidanceMethod]
@@ -177,14 +176,14 @@ class LevelGuidance:
     def begin_step(
         self, drawing: Drawing, sample: Sample, timestep: torch.Tensor, step: int, scales: list[float]
     ) -> list[LevelStep]:
-        """What the methods are told of a step, one entry a level that runs.
+        """Return the `LevelStep` of every level that runs.
 
         Args:
-            drawing: in whose scheduler the noise levels are.
-            sample: what the model is shown.
+            drawing: the drawing, whose scheduler determines the noise levels.
+            sample: input of the model.
             timestep: t.
-            step: how many steps were done before this one.
-            scales: weight of every level.
+            step: number of steps before this one.
+            scales: guidance scale of every level.
         """
         noise, num_steps = NoiseLevels(drawing.scheduler, sample, timestep), drawing.controls.num_timesteps
         rescale = drawing.controls.guidance_rescale
@@ -195,11 +194,11 @@ class LevelGuidance:
         ]
 
     def combine(self, conditional: Sample, other: Sample | None, steps: list[LevelStep]) -> Sample:
-        """The guided predictions of all levels; a bare tensor stays bare.
+        """Return the guided predictions of all levels; for a bare tensor, a bare tensor.
 
         Args:
-            conditional: of every level.
-            other: of every level, None where no level needs it.
+            conditional: conditional predictions of every level.
+            other: other predictions of every level, None if no level needs them.
             steps: see `begin_step`.
         """
         conditionals, bare = as_pyramid(conditional)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model predicts at a step, guided: the model's calls, and plain guidance.
-
-Other ways of guiding are files beside this one; see `method`.
-"""
+"""Guided predictions of a step: the calls of the model, and plain guidance. For other methods see `method`."""
 
 from __future__ import annotations
 
@@ -24,8 +21,9 @@ _LAYING_OUT = threading.Lock()
 
 
 def plain(conditional: torch.Tensor, other: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """Push a prediction away from another one: u + w (c - u) (Imagen, arXiv:2205.11487, equation 2; ml-mdm applies it
-    to v at every level).
+    """Apply classifier-free guidance: u + w (c - u) (Imagen, arXiv:2205.11487, equation 2).
+
+    ml-mdm applies it to v at every level.
 
     Args:
         conditional: prediction c with the prompt, `(B, C, H, W)`.
@@ -36,12 +34,13 @@ def plain(conditional: torch.Tensor, other: torch.Tensor, guidance_scale: float)
 
 
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
-    """A guided prediction whose spread is brought back to that of the conditional one (arXiv:2305.08891, section 3.4).
+    """Rescale a guided prediction towards the standard deviation of the conditional one (arXiv:2305.08891, section
+    3.4).
 
     Args:
         guided: `(B, C, H, W)`, or with frames.
         conditional: the same shape.
-        guidance_rescale: 0 to 1, how far each sample's standard deviation is brought back.
+        guidance_rescale: 0 to 1, how far each sample's standard deviation is moved.
     """
     if guidance_rescale == 0.0:
         return guided
@@ -51,14 +50,12 @@ def rescaled(guided: torch.Tensor, conditional: torch.Tensor, guidance_rescale: 
 
 
 def is_guided(guidance_scale: float | Sequence[float]) -> bool:
-    """Whether the model also runs without the prompt: only a weight above 1, at any level, pushes away from what it
-    predicts then.
-    """
+    """Return whether the model also runs without the prompt, which is so if the scale of any level is above 1."""
     return guidance_scale > 1.0 if isinstance(guidance_scale, (int, float)) else any(w > 1.0 for w in guidance_scale)
 
 
 def needs_negatives(request: Request) -> bool:
-    """Whether a call has to encode what the model runs on without the prompt."""
+    """Return whether a call must encode negative prompts or classes."""
     if request.guidance_unet is not None:
         return False
     has_own_scale = request.guidance is not None and request.guidance.has_own_scale
@@ -66,25 +63,25 @@ def needs_negatives(request: Request) -> bool:
 
 
 def level_scales(guidance_scale: float | Sequence[float], num_levels: int) -> list[float]:
-    """The weight of every level, innermost first, of one for all or of one a level."""
+    """Return the scale of every level, innermost first, from one for all levels or one per level."""
     if isinstance(guidance_scale, (int, float)):
         return [guidance_scale] * num_levels
     return list(guidance_scale[:num_levels])
 
 
 def each_level(function: Callable[[torch.Tensor], torch.Tensor], sample: Sample) -> Sample:
-    """Apply a function to every level; a bare tensor stays bare."""
+    """Apply a function to every level of a pyramid, or to a bare tensor."""
     return function(sample) if isinstance(sample, torch.Tensor) else [function(level) for level in sample]
 
 
 def predict(drawing: Drawing, latents: Sample, timestep: torch.Tensor, step: int = 0) -> Sample:
-    """Predict every level at once, guided where `guidance_scale` is above 1.
+    """Predict all levels, with guidance if `guidance_scale` is above 1.
 
     Args:
-        drawing: says with which model, from what and how.
-        latents: what the scheduler made of the samples, B a level; the inner levels may be alone.
+        drawing: the drawing.
+        latents: samples as scaled by the scheduler, B per level; these can be the inner levels alone.
         timestep: one t for the whole batch.
-        step: how many steps were done before this one.
+        step: number of steps before this one.
     """
     drawing.step = step
     scales = level_scales(drawing.controls.guidance_scale, len(as_pyramid(latents)[0]))
@@ -105,7 +102,7 @@ def predict(drawing: Drawing, latents: Sample, timestep: torch.Tensor, step: int
 
 
 def _both(drawing: Drawing, latents: Sample, timestep: torch.Tensor, *, guided: bool) -> tuple[Sample, Sample | None]:
-    """Predictions with the prompt and, guided, without it or of the weaker model."""
+    """Return predictions with the prompt and, if guided, without it or of the weaker model."""
     unet, weaker = drawing.pipeline.unet, drawing.request.guidance_unet
     if guided and weaker is not None:
         conditional = _run(drawing, unet, latents, timestep, guided=False)
@@ -119,7 +116,7 @@ def _both(drawing: Drawing, latents: Sample, timestep: torch.Tensor, *, guided: 
 
 
 def _run(drawing: Drawing, unet: Any, latents: Sample, timestep: torch.Tensor, *, guided: bool) -> Sample:
-    """Predictions of all pictures of a batch; guided, the unconditional ones first, in one batch of twice as many."""
+    """Return predictions of all samples of a batch; if guided, of twice as many, with the unconditional ones first."""
     groups, micro = drawing.groups, drawing.micro_conditioning
     if groups[0].rows is None:
         return _run_group(drawing, unet, latents, timestep, 0, micro, guided)
@@ -149,7 +146,7 @@ def _run_group(
     micro_conditioning: MicroConditioning,
     guided: bool,
 ) -> Sample:
-    """Predict for those pictures of a batch that may go through the model together: group number `group`."""
+    """Return predictions of the samples of a batch in group number `group`, which go through the model together."""
     innermost = as_pyramid(latents)[0][0]
     dtype, sample_dtype = unet.dtype, innermost.dtype
     with adapters_to_itself(unet), _call_of(unet, drawing.step, group, guided=guided):
@@ -163,7 +160,7 @@ def _run_group(
             cross_attention_kwargs=drawing.controls.cross_attention_kwargs,
             return_dict=False,
         )[0]
-    # Guidance multiplies rounding errors: it is done in the precision of the samples, not of the model.
+    # Guidance multiplies rounding errors, so it is computed in the precision of the samples, not of the model.
     return each_level(lambda level: level.to(sample_dtype), prediction)
 
 
@@ -175,9 +172,9 @@ def _call_of(unet: Any, step: int, group: int, *, guided: bool) -> contextlib.Ab
 
 
 def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dict[str, Any]:
-    """What the model is given of the conditions of a group: the same at every step, so it is made once.
+    """Return the model's arguments for the conditions of a group, which are the same at every step and computed once.
 
-    That holds for the keys and values of the text, too, which every attention layer would otherwise project anew.
+    They include the keys and values of the text, which every attention layer would otherwise compute at every step.
     """
     adapters = drawing.controls.cross_attention_kwargs
     key = (unet is drawing.pipeline.unet, group, guided, (adapters or {}).get("scale"))
@@ -197,19 +194,19 @@ def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dic
 
 
 def has_weights_in_place(unet: Any) -> bool:
-    """Whether the weights of a model are where they belong before its layers run.
+    """Return whether the weights of a model are on the right device before its layers run.
 
-    Offloading by layers, device maps and layerwise casting put another `forward` into each part that they serve: its
-    weights are there, and in the right precision, only while that runs.
+    Offloading by layers, device maps and layerwise casting replace `forward` of the modules that they handle, whose
+    weights have the right device and precision only while that runs.
     """
     return not any("forward" in vars(part) for part in itertools.islice(unet.modules(), 1, None))
 
 
 def lay_out_for_cpu(unet: Any) -> None:
-    """Bring the weights of convolutions into the order of memory (channels_last) in which CPUs draw fastest.
+    """Convert the weights of convolutions to the memory format channels_last, which is fastest on CPUs.
 
-    Feature maps then come out in it, too; a model that has been laid out stays so. No number changes. On accelerators
-    this is left to the caller (`unet.to(memory_format=torch.channels_last)`): it has not been measured there.
+    Feature maps then have that format, too; the model keeps it. No number changes. On accelerators this is left to the
+    caller (`unet.to(memory_format=torch.channels_last)`), because it has not been measured there.
     """
     with _LAYING_OUT:
         kernels = (parameter for parameter in unet.parameters() if parameter.ndim == 4)

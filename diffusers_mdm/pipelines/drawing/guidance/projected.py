@@ -12,20 +12,20 @@ from diffusers_mdm.pipelines.drawing.guidance.method import GuidanceMethod, Leve
 
 @dataclass
 class ProjectedGuidance(GuidanceMethod):
-    """Push along what changes the picture, less along what only makes it stronger.
+    """Guide with less weight on the component that only saturates colours.
 
-    The difference of the two clean predictions is split into a part parallel to the conditional one, which saturates
-    colours, and the rest; the parallel part is multiplied by `eta`. Before that the difference may be averaged over
-    the steps and bounded (algorithm 1 of the paper).
+    The difference of the two clean predictions is split into a component parallel to the conditional one, which
+    saturates colours, and the rest; the parallel component is multiplied by `eta`. Before that, the difference can be
+    accumulated over steps and bounded (algorithm 1 of the paper).
 
     Args:
-        eta: share of the parallel part; 1, with no bound and no momentum, is plain guidance.
-        bound: largest root mean square of the difference of a picture's values, None for no bound. (The paper bounds
-            the L2 norm, which grows with the number of pixels; levels differ in it.)
-        momentum: how much of the earlier differences is added; the paper's values are negative, such as -0.5.
+        eta: factor on the parallel component; 1, without bound and momentum, is plain guidance.
+        bound: upper bound of the root mean square of an image's difference, None for no bound. (The paper bounds the
+            L2 norm, which grows with the number of pixels and so differs between levels.)
+        momentum: factor with which earlier differences are added; the paper's values are negative, such as -0.5.
 
     Raises:
-        ValueError: a bound that is not above 0, a momentum outside of (-1, 1).
+        ValueError: the bound is not above 0, or the momentum is outside (-1, 1).
     """
 
     eta: float = 0.0
@@ -40,7 +40,7 @@ class ProjectedGuidance(GuidanceMethod):
             raise ValueError(f"`ProjectedGuidance` has `momentum` {self.momentum}; expected a number in (-1, 1).")
 
     def new(self) -> ProjectedGuidance:
-        """A copy that remembers nothing."""
+        """Return a copy without state."""
         return ProjectedGuidance(self.eta, self.bound, self.momentum)
 
     def guide(self, conditional: torch.Tensor, other: torch.Tensor, at: LevelStep) -> torch.Tensor:

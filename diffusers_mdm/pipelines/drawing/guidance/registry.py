@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of guidance by name, and what a call's `guider` argument means."""
+"""Guidance methods by name, and reading the `guider` argument of a call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METHODS: dict[str, type[GuidanceMethod]] = {
 
 
 def method_of(guider: Any) -> GuidanceMethod:
-    """The method that a `guider` argument asks for.
+    """Return the method for a `guider` argument.
 
     Args:
         guider: None for plain guidance; a name; a dict of a name and its settings, such as
@@ -30,7 +30,7 @@ def method_of(guider: Any) -> GuidanceMethod:
             guider of diffusers.
 
     Raises:
-        ValueError: something else; settings that the method does not take.
+        ValueError: the argument is something else, or has settings that the method does not have.
     """
     if guider is None:
         return PlainGuidance()
@@ -56,17 +56,17 @@ def method_of(guider: Any) -> GuidanceMethod:
 
 
 def read_guider(request: Request) -> None:
-    """Read what the `guider` of a call asks for.
+    """Read the `guider` of a call.
 
     Args:
-        request: takes the method.
+        request: receives the method.
 
     Raises:
-        ValueError: see `method_of`; or a guider of diffusers, which has weights of its own, was given others.
+        ValueError: see `method_of`; or `guidance_scale` was passed with a guider of diffusers, which has its own.
     """
     request.guidance = method_of(request.guider)
     if request.guidance.has_own_scale and (request.guidance_scale is not None or request.guidance_rescale):
         raise ValueError(
             f"The guider {type(request.guider).__name__} has its own `guidance_scale` and `guidance_rescale`; set "
-            "them there, and leave those of the call out."
+            f"them there, and omit those of the call."
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Autoguidance: away from what a weaker model of the same kind predicts (Karras et al. 2024, arXiv:2406.02507).
+"""Autoguidance: guidance away from the prediction of a weaker model (Karras et al. 2024, arXiv:2406.02507).
 
-The weaker model, an earlier checkpoint or a smaller one, makes the same mistakes as the model, only more of them. Its
-prediction, with the prompt, takes the place of the one without the prompt, in every method of guidance.
+The weaker model, an earlier checkpoint or a smaller model, makes the same errors as the model, only larger ones. In
+every guidance method, its prediction with the prompt replaces the prediction without the prompt.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _SAME = ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds
 
 
 def check_weaker_model(unet: Any, weaker: Any, num_levels: int, device: Any) -> None:
-    """Refuse a `guidance_unet` that cannot stand beside the model.
+    """Check that a `guidance_unet` is compatible with the model.
 
     Args:
         unet: the model.
         weaker: the `guidance_unet`.
-        num_levels: how many levels are drawn.
-        device: where the drawing is made.
+        num_levels: number of generated levels.
+        device: device of the drawing.
 
     Raises:
-        ValueError: says what differs.
+        ValueError: names the difference.
     """
     if not isinstance(weaker, NestedUNetModel):
         raise ValueError(f"`guidance_unet` has to be a NestedUNetModel, but is {describe(weaker)}.")
@@ -35,8 +35,8 @@ def check_weaker_model(unet: Any, weaker: Any, num_levels: int, device: Any) -> 
             different.append(name)
     if different:
         raise ValueError(
-            f"`guidance_unet` differs from the pipeline's model in {', '.join(different)}; expected a weaker model of "
-            "the same pictures, texts and classes, such as an earlier checkpoint."
+            f"`guidance_unet` differs from the pipeline's model in {', '.join(different)}; expected a weaker model "
+            f"for the same images, texts and classes, such as an earlier checkpoint."
         )
     if weaker.device.type != device.type:
-        raise ValueError(f"`guidance_unet` is on {weaker.device}, and the drawing on {device}: move it there.")
+        raise ValueError(f"`guidance_unet` is on {weaker.device}, but the drawing on {device}: move it there.")

@@ -12,16 +12,16 @@ from diffusers_mdm.pipelines.drawing.guidance.method import GuidanceMethod, Leve
 
 @dataclass
 class ZeroStarGuidance(GuidanceMethod):
-    """Push away from the other prediction as far as it is parallel: s u + w (c - s u), s = <c, u> / <u, u>.
+    """Guide with an optimally scaled unconditional prediction: s u + w (c - s u), s = <c, u> / <u, u>.
 
-    s is the number that brings the unconditional velocity nearest to the conditional one, for each sample alone.
+    s is the factor that brings the unconditional velocity closest to the conditional one, for each sample separately.
 
     Args:
-        num_zero_steps: at so many first steps the velocity is taken as 0, so that the sample stays where the noise
-            began (section 4.2 of the paper, for models that are not trained to the end).
+        num_zero_steps: number of first steps at which the velocity is set to 0, so that the sample remains noise
+            (section 4.2 of the paper, for undertrained models).
 
     Raises:
-        ValueError: a negative number of steps.
+        ValueError: the number of steps is negative.
     """
 
     num_zero_steps: int = 0
@@ -31,7 +31,7 @@ class ZeroStarGuidance(GuidanceMethod):
             raise ValueError(f"`ZeroStarGuidance` has `num_zero_steps` {self.num_zero_steps}; expected 0 or more.")
 
     def needs_other(self, at: LevelStep) -> bool:
-        """Not at the steps that are taken as 0."""
+        """Return whether the other prediction is needed, which is not so at steps with zero velocity."""
         return at.step >= self.num_zero_steps and super().needs_other(at)
 
     def combine(self, conditional: torch.Tensor, other: torch.Tensor | None, at: LevelStep) -> torch.Tensor:

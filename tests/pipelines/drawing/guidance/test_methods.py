@@ -219,12 +219,18 @@ def test_guidance_by_the_model_itself_is_none_and_by_a_weaker_one_pushes_away_fr
         (3.0, "`guider` is"),
         ({"low": 1.0}, "`guider` is"),
         ({"name": "projected", "strength": 1}, "`guider` 'projected' does not take these settings"),
-        ({"name": "interval", "low": 2.0, "high": -2.0}, "expected log SNRs that rise"),
+        ({"name": "interval", "low": 2.0, "high": -2.0}, "expected increasing log SNRs"),
         ({"name": "projected", "bound": 0.0}, "expected a number above 0"),
         ({"name": "projected", "momentum": 1.0}, "expected a number in"),
         ({"name": "zero_star", "num_zero_steps": -1}, "expected 0 or more"),
-        (SkipLayerGuidance(skip_layer_guidance_layers=[0]), "SkipLayerGuidance guides by a second run"),
-        (AutoGuidance(auto_guidance_layers=[0], dropout=0.5), "AutoGuidance guides by a second run"),
+        (
+            SkipLayerGuidance(skip_layer_guidance_layers=[0]),
+            "SkipLayerGuidance guides by running a transformer a second time",
+        ),
+        (
+            AutoGuidance(auto_guidance_layers=[0], dropout=0.5),
+            "AutoGuidance guides by running a transformer a second time",
+        ),
         (ClassifierFreeGuidance(), "ClassifierFreeGuidance has its own `guidance_scale`"),
     ],
 )
