@@ -41,7 +41,7 @@ class TextConditioning:
         hidden_states, pooled, mask, *flat = tensors
         if hidden_states is None or pooled is None:
             raise ValueError("The text features and their mean are missing.")
-        pairs = cast(list[torch.Tensor], flat)
+        pairs = cast("list[torch.Tensor]", flat)
         keys_values = None if self.keys_values is None else tuple(zip(pairs[::2], pairs[1::2], strict=True))
         return TextConditioning(hidden_states, pooled, mask, keys_values)
 
