@@ -27,6 +27,7 @@ from diffusers_mdm.training.state.history import History
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import draw, seed
 from tests.training.labelled_pictures import class_recipe, write_labelled
+from tests.training.loop.run_folders import averages
 from tests.training.tiny_clips import NUM_FRAMES, video_recipe
 from tests.training.tiny_latents import CHANNELS, FACTOR, latent_recipe, of_latents, save_latent_pipeline, save_vae
 
@@ -43,10 +44,9 @@ def weights(folder: Path, part: str = "unet") -> dict[str, torch.Tensor]:
 
 
 def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
-    tensors = weights(checkpoint)
-    for name in ("ema", "optimizer"):
-        tensors |= {f"{name}: {key}": value for key, value in load_file(checkpoint / f"{name}.safetensors").items()}
-    return tensors
+    parts = {"ema": averages(checkpoint), "optimizer": load_file(checkpoint / "optimizer.safetensors")}
+    named = {f"{part}: {name}": value for part, found in parts.items() for name, value in found.items()}
+    return {**weights(checkpoint), **named}
 
 
 def run_example(text: str, folder: Path, monkeypatch) -> dict:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from diffusers_mdm import MDMVideoPipeline
 from diffusers_mdm.training.loop.engine import run_recipe
@@ -17,27 +16,13 @@ from diffusers_mdm.training.reports.hub import final_files
 from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 from diffusers_mdm.training.state.history import History
 from diffusers_mdm.training.state.run import RunOptions
+from tests.training.loop.run_folders import everything
 from tests.training.tiny_clips import NUM_FRAMES, video_recipe
 
 
 def options(output_dir, **fields) -> RunOptions:
     settings = {"report_to": None, "checkpointing_steps": 1, "checkpoints_total_limit": 10, "logging_steps": 1}
     return RunOptions(output_dir=output_dir, **{"validation_steps": 2, **settings, **fields})
-
-
-def everything(checkpoint) -> dict[str, torch.Tensor]:
-    """Weights, averages and optimizer state."""
-    files = {
-        "unet": "unet/diffusion_pytorch_model",
-        "text_encoder": "text_encoder/model",
-        "ema": "ema",
-        "optimizer": "optimizer",
-    }
-    return {
-        f"{part}: {name}": value
-        for part, file in files.items()
-        for name, value in load_file(checkpoint / f"{file}.safetensors").items()
-    }
 
 
 @pytest.fixture(scope="module")
