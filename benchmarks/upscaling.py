@@ -44,7 +44,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -56,7 +55,9 @@ from diffusers_mdm import MDMPipeline, MDMUpscalePipeline
 from diffusers_mdm.pipelines.drawing.consistency import project_onto_average
 from diffusers_mdm.pyramid import build_pyramid
 from diffusers_mdm.training.data.batch import to_unit_range
-from diffusers_mdm.training.data.images import square_pixels
+from diffusers_mdm.training.data.images import open_image, square_pixels
+from diffusers_mdm.training.data.tables.splits import encoded_file, load_captioned_split, own_files
+from diffusers_mdm.training.recipe.data import TableData
 
 MODEL_DIR = ROOT / "model_cards" / "mdm-emoji-64"
 DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
@@ -115,12 +116,14 @@ def split_numbers(num_records: int, split: str, num_pictures: int | None, seed: 
 
 def load_held_out(data_dir: Path, split: str, num_pictures: int | None, sides: Sequence[int]) -> HeldOut:
     """Read the validation split; `sides` are the sides of the small and of the original images."""
-    data = datasets.load_dataset(str(data_dir), split="validation")
-    numbers = split_numbers(len(data), split, num_pictures)
+    recipe = TableData(path=str(data_dir))
+    data = load_captioned_split(recipe, "validation")
+    numbers, allowed = split_numbers(len(data), split, num_pictures), own_files(recipe)
     chosen = data.select(numbers)
-    pixels = torch.stack([square_pixels(image, sides[-1]) for image in chosen["image"]])
+    images = (open_image(encoded_file(cell, allowed)) for cell in chosen[recipe.image_column])
+    pixels = torch.stack([square_pixels(image, sides[-1]) for image in images])
     small, large = build_pyramid(to_unit_range(pixels), sides)
-    return HeldOut(numbers, chosen["text"][:], (large + 1) / 2, (small + 1) / 2)
+    return HeldOut(numbers, chosen[recipe.caption_column][:], (large + 1) / 2, (small + 1) / 2)
 
 
 def enlarge(pictures: torch.Tensor, side: int, resampling: Image.Resampling) -> torch.Tensor:

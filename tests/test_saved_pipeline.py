@@ -73,3 +73,5 @@ def test_the_public_names_are_these():
         "pyramid_noise",
     ]
     assert all(hasattr(diffusers_mdm, name) for name in diffusers_mdm.__all__)
+    imported = {name for name in vars(diffusers_mdm.public_names) if not name.startswith("_")}
+    assert imported == set(diffusers_mdm.__all__)
