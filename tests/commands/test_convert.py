@@ -147,5 +147,5 @@ def test_nothing_to_convert_back(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({}))
     arguments = ("--model_path", tmp_path, "--output_path", tmp_path / "back.pth")
     assert run("convert_diffusers_to_apple_mdm", *arguments) == 1
-    assert "no model folder" in capsys.readouterr().err
+    assert "is not a model folder" in capsys.readouterr().err
     assert not (tmp_path / "back.pth").exists()

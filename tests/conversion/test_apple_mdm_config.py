@@ -135,8 +135,8 @@ def test_sampler_settings(path, value, expected):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("unet_config.inner_config.temporal_mode", True, "innermost level must be a picture level"),
-        ("unet_config.inner_config.skip_cond_emb", True, "alone reads the text"),
+        ("unet_config.inner_config.temporal_mode", True, "innermost level must be an image level"),
+        ("unet_config.inner_config.skip_cond_emb", True, "the only one that receives the text"),
         ("unet_config.skip_inner_unet_input", True, "cannot run either"),
         ("unet_config.temporal_dim", 128, "all must be equal"),
         ("unet_config.num_resnets_per_resolution", [1, 1], "expected one for each of 3"),
@@ -146,7 +146,7 @@ def test_sampler_settings(path, value, expected):
         ("unet_config.inner_config.masked_cross_attention", "no", "expected true or false"),
         (SAMPLER + "schedule_shifted_power", None, "finite number"),
         (SAMPLER + "num_diffusion_steps", 10**9, "at most 1000000"),
-        ("sample_image_size", 30, "does not divide"),
+        ("sample_image_size", 30, "is not a multiple"),
         (SAMPLER + "schedule_type", "SIGMOID", "expected one of DEEPFLOYD"),
         (SAMPLER + "rescale_schedule", 2.0, "rescale_schedule` is above 1"),
         (SAMPLER + "rescale_signal", 0.5, "rescale_signal` is not 1"),

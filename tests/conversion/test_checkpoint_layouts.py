@@ -61,11 +61,11 @@ def test_one_model_is_found_under_its_plain_names(checkpoint):
     ids=range(4),
 )
 def test_one_of_several_models_is_chosen_by_the_key_that_the_error_names(checkpoint, keys):
-    with pytest.raises(ValueError, match=rf"2 models, at '{keys[0]}', '{keys[1]}'; say which.*--state_dict_key"):
+    with pytest.raises(ValueError, match=rf"2 models, at '{keys[0]}', '{keys[1]}'; choose one.*--state_dict_key"):
         find_state_dict(checkpoint)
     found = find_state_dict(checkpoint, keys[1])
     assert all(found[name] is tensor for name, tensor in PLAIN.items())
-    with pytest.raises(ValueError, match=rf"no weights of such a model at 'other'; it has some at '{keys[0]}'"):
+    with pytest.raises(ValueError, match=rf"no weights of a supported model at 'other'; it has some at '{keys[0]}'"):
         find_state_dict(checkpoint, "other")
 
 

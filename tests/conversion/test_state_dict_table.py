@@ -48,8 +48,8 @@ def test_names_follow_the_table_and_come_back():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("other.weight", (1,), "1 tensors that are not known: other.weight"),
-        ("text.weight", (1,), "not known: text.weight"),  # belongs to the innermost level
+        ("other.weight", (1,), "1 unknown tensors: other.weight"),
+        ("text.weight", (1,), "unknown tensors: text.weight"),  # belongs to the innermost level
         ("blocks.0.qkv.weight", (7, 5, 1, 1), "3 equal parts"),
         ("blocks.0.qkv.weight", (6, 5, 3, 3), "1x1 convolution"),
         ("blocks.0.qkv.bias", (), "1x1 convolution"),

@@ -93,7 +93,7 @@ def test_clip_compares_captions(clip_dir, dinov2_dir):
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(ValueError, match="could not be opened"):
+    with pytest.raises(ValueError, match="could not be loaded"):
         TransformersFeatures("dinov2", tmp_path / "nothing")
 
 

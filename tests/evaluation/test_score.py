@@ -77,9 +77,9 @@ def test_impossible_requests_say_what_is_missing(reference):
         score(levels, reference, [MeanColours(fingerprint="other weights")], ["fid"])
     with pytest.raises(ValueError, match="pass them as `truth`"):
         score(levels, reference, [INCEPTION], ["noise"])
-    with pytest.raises(ValueError, match="have 8 pixels, and the reference has features of 16, 32; make one of 8"):
+    with pytest.raises(ValueError, match="have 8 pixels, but the reference has features for 16, 32; make one for 8"):
         score([random_pictures(60, side=8)], reference, [INCEPTION], ["fid"])
-    with pytest.raises(ValueError, match="needs at least 50 pictures"):
+    with pytest.raises(ValueError, match="at least 50 images"):
         score(as_levels(random_pictures(10)), reference, [INCEPTION], ["fid"])
 
 

@@ -160,7 +160,7 @@ def test_classes_are_asked_for_by_the_other_command(class_pipeline_dir, named_di
     words += ["--output_dir", "x", "--max_train_steps", 2]
     with pytest.raises(SystemExit):
         read_command(list(map(str, words)))
-    assert "shapes draws classes: name the column that has them with --label_column" in capsys.readouterr().err
+    assert "shapes is a class-conditional model: name the column with the classes with --label_column" in capsys.readouterr().err
     recipe, run_options, _ = read_command(list(map(str, words)), CLASS_CONDITIONAL)
     assert (recipe.data.label_column, run_options.tracker_project_name) == ("label", "class2image-mdm")
 
@@ -174,13 +174,13 @@ def test_a_validation_prompt_that_is_no_class_ends_the_run_before_it_trains(name
 
 def test_a_picture_of_a_class_that_the_model_lacks_is_refused(pictures_dir, tmp_path):
     folder = write_labelled(pictures_dir, tmp_path / "data", names=None, first=1)
-    with pytest.raises(ValueError, match="A picture is of class 3, but the model has the classes 0 to 2"):
+    with pytest.raises(ValueError, match="A sample has class 3, but the model has the classes 0 to 2"):
         run_recipe(class_recipe(folder), options(tmp_path / "out"))
     recipe = class_recipe(folder)
     held_out = write_labelled(pictures_dir, tmp_path / "both", names=None)
     (folder / "train.parquet").rename(held_out / "test.parquet")
     data = dataclasses.replace(recipe.data, path=str(held_out), validation_split="test")
-    with pytest.raises(ValueError, match="A picture is of class 3"):
+    with pytest.raises(ValueError, match="A sample has class 3"):
         run_recipe(dataclasses.replace(recipe, data=data), options(tmp_path / "held-out"))
 
 

@@ -116,7 +116,7 @@ def test_a_longer_inner_stage_without_its_checkpoint_stays_as_it_is_and_the_reci
     caplog.set_level(logging.INFO)
     copy(finished, tmp_path, 8)
     run_recipe(with_steps(tiny_recipe(pictures_dir), 5, 5), options(tmp_path))
-    assert "without effect, because it concerns what is over: `stages[0].steps` 4 -> 5" in caplog.text
+    assert "without effect, because it concerns finished stages: `stages[0].steps` 4 -> 5" in caplog.text
     assert counters(tmp_path / "checkpoint-9")["finished_steps"] == [4]
     assert [stage["steps"] for stage in json.loads((tmp_path / "recipe.json").read_text())["stages"]] == [4, 5]
 
@@ -128,7 +128,7 @@ def test_a_refused_recipe_writes_nothing(finished, pictures_dir, tmp_path):
         (dataclasses.replace(tiny_recipe(pictures_dir), use_ema=False), {}),
         (tiny_recipe(pictures_dir), {"seed": 1}),
     ):
-        with pytest.raises(ValueError, match=r"checkpoint-8 cannot go on.*`(use_ema|seed)`"):
+        with pytest.raises(ValueError, match=r"checkpoint-8 cannot be resumed with these changes.*`(use_ema|seed)`"):
             run_recipe(recipe, options(tmp_path, **fields))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

@@ -122,7 +122,7 @@ def test_other_frames_than_the_pipelines_are_refused(train, video_dir, clips_dir
     words = ["--pretrained_model_name_or_path", video_dir, "--train_data_dir", clips_dir, "--max_train_steps", 1]
     with pytest.raises(SystemExit):
         train(*words, "--num_frames", 4)
-    assert "draws clips of 8 frames" in capsys.readouterr().err
+    assert "generates clips of 8 frames" in capsys.readouterr().err
 
 
 def test_models_that_cannot_become_the_rows_are_refused():

@@ -51,8 +51,8 @@ def test_windows_lie_in_the_middle_where_nothing_is_random():
 @pytest.mark.parametrize(
     ("choice", "count", "message"),
     [
-        (FrameChoice(4), 3, r"it has 3 frames, expected at least 4 \(4 are trained on\)"),
-        (FrameChoice(4, 3), 9, r"it has 9 frames, expected at least 10 \(4 are trained on, each 3 after"),
+        (FrameChoice(4), 3, r"it has 3 frames, expected at least 4 \(4 are needed\)"),
+        (FrameChoice(4, 3), 9, r"it has 9 frames, expected at least 10 \(4 are needed, 3 frames apart"),
         (FrameChoice(2), 1, "it has 1 frame, expected at least 2"),
     ],
 )

@@ -19,8 +19,8 @@ def test_braces_count_and_list():
         ("{0..%s}" % ("9" * 5000), "more than 18 digits"),
         ("{3..1}", "counts down; write {1..3}"),
         ("{a}", "needs {first..last}"),
-        ("{0..1", "a brace without its partner"),
-        ("a}", "a brace without its partner"),
+        ("{0..1", "an unmatched brace"),
+        ("a}", "an unmatched brace"),
     ],
 )
 def test_patterns_that_make_no_sense_are_refused_before_any_work(pattern, message):
