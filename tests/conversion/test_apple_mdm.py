@@ -194,7 +194,7 @@ def change(tmp_path, edit) -> str:
         (lambda w: w.pop("inner_unet.conv_out.bias"), r"levels\.0\.decoder\.conv_out\.bias is missing"),
         (lambda w: w.pop("inner_unet.cond_emb.weight"), r"no inner_unet\.cond_emb\.weight"),
         (lambda w: w.update({"stray.weight": torch.zeros(1)}), r"1 unknown tensors: stray\.weight"),
-        (lambda w: w.update({"conv_in.weight": torch.zeros(8, 3, 3, 3)}), r"shape \(8, 3, 3, 3\) but the config requires"),
+        (lambda w: w.update({"conv_in.weight": torch.zeros(8, 3, 3, 3)}), r"shape \(8, 3, 3, 3\) but the config"),
         (lambda w: w.update({"down_blocks.1.attn.0.qkv.weight": torch.zeros(95, 32, 1, 1)}), "3 equal parts"),
         (lambda w: w.update({"down_blocks.1.attn.0.qkv.weight": torch.zeros(96, 32, 3, 3)}), "1x1 convolution"),
         (lambda w: w.update({"note": "text"}), "not tensors: note"),
