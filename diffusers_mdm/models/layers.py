@@ -361,10 +361,11 @@ class SpatialAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, text: TextConditioning | None = None) -> torch.Tensor:
         """`(B, C, H, W)` → `(B, C, H, W)`."""
         attended = self.attn(as_tokens(normalize(self.norm, hidden_states)), text)
-        hidden_states = add(attended.transpose(1, 2).unflatten(2, hidden_states.shape[2:]), hidden_states)
+        # Not in place: the sum lies in memory as its first part does, so that a compiled layer meets one order only.
+        hidden_states = hidden_states + attended.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
         if self.ff is not None:
             changed = self.ff(as_tokens(normalize(self.ff.norm, hidden_states)))
-            hidden_states = add(changed.transpose(1, 2).unflatten(2, hidden_states.shape[2:]), hidden_states)
+            hidden_states = hidden_states + changed.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
         return hidden_states
 
     def zero_init_(self) -> None:
