@@ -55,7 +55,7 @@ def test_others_are_refused_by_their_place_in_the_recipe(read, values, field):
         ([ROW] * (MAX_LEVELS + 1), "levels"),
         ([ROW, dataclasses.replace(ROW, block_out_channels=(8,) * (MAX_RESOLUTIONS + 1))], r"levels\[1\]"),
         ([ROW, dataclasses.replace(ROW, layers_per_block=(10**9, 1))], r"levels\[1\]\.layers_per_block"),
-        ([dataclasses.replace(ROW, block_out_channels=(8,) * 8)] * 4, "levels.* pixels or latents"),
+        ([LevelConfig((8,) * 8, (1,) * 8, (0,) * 8, norm_num_groups=4)] * 4, "levels.* pixels or latents"),
         ([ROW, dataclasses.replace(ROW, normalize_input=True, num_frames=2)], r"levels\[1\]\.num_frames"),
     ],
 )
