@@ -124,7 +124,10 @@ DATA = (
     ),
     Flag("min_image_side", "data.min_image_side", "skip images with a side of fewer than N pixels", natural),
     Flag(
-        "max_skipped_images", "data.max_skipped_images", "end the run after N unreadable or too small images", natural
+        "max_skipped_images",
+        "data.max_skipped_images",
+        "end the run when one process has skipped more than N unreadable or too small images",
+        natural,
     ),
     Flag(
         "embeddings_dir",

@@ -163,6 +163,8 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise FieldError(where, f"must be {_spell(hint)}, got {describe(value)}.")
+    if hint is str and any("\ud800" <= character <= "\udfff" for character in value):
+        raise FieldError(where, f"is {describe(value)}; a lone surrogate is not a character and cannot be saved.")
     if hint in (int, float) and not (math.isfinite(value) and abs(value) <= LARGEST):
         raise FieldError(where, f"must be a finite number of at most {LARGEST:,}, got {describe(value)}.")
     return value

@@ -21,16 +21,18 @@ class Outer:
     kind: Literal["a", "b"] = "a"
     inner: Inner | None = None
     sides: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
     offsets: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def test_plain_values_become_what_the_fields_say():
     values = {"count": 2, "inner": {"rate": 1}, "sides": [1, 2], "offsets": {"x": 3}}
-    assert read_fields(Outer, values) == Outer(2, "a", Inner(1.0), (1, 2), {"x": 3.0})
+    assert read_fields(Outer, values) == Outer(2, "a", Inner(1.0), (1, 2), offsets={"x": 3.0})
 
 
 WRONG = {
     "count": ({}, r"`part\.count` is missing"),
+    "lone surrogate": ({"count": 1, "names": ["a", "\ud800"]}, r"`part\.names\[1\]` is .*a lone surrogate"),
     "true is no number": ({"count": True}, r"`part\.count` must be an integer, got True"),
     "fraction": ({"count": 1.5}, r"`part\.count` must be an integer"),
     "too large": ({"count": 10**30}, r"`part\.count` must be a finite number"),
