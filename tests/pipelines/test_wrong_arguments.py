@@ -168,6 +168,6 @@ def test_micro_conditions_are_numbers(pipes, name, value):
 
 
 def test_every_argument_of_every_pipeline_has_a_kind_or_a_check_of_its_own(pipes):
-    others = {"prompt", "negative_prompt", "class_labels", "negative_class_labels"}
+    others = {"prompt", "negative_prompt", "class_labels", "negative_class_labels", "guider", "guidance_unet"}
     for pipe in pipes.values():
         assert set(inspect.signature(pipe.__call__).parameters) <= set(KINDS) | others
