@@ -111,6 +111,8 @@ def _described(value: Any) -> Any:
 def _made(value: Any) -> Any:
     if isinstance(value, tuple) and value[:1] == ("tensor",):
         _, shape, strides, dtype, device = value
-        tensor = torch.empty_strided(shape, strides, dtype=dtype, device=device)
-        return tensor.normal_() if dtype.is_floating_point else tensor.zero_()
+        # Entries may share memory (an expanded bias): it is filled as it lies.
+        length = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        memory = torch.randn(length, device=device) if dtype.is_floating_point else torch.zeros(length, device=device)
+        return memory.to(dtype).as_strided(shape, strides)
     return list(value) if isinstance(value, tuple) else value
