@@ -27,8 +27,9 @@ _LARGE = {  # operations that multiply matrices
 
 def describe_machine(device: str) -> dict[str, Any]:
     """Processor or card, its class, threads, versions and commit: what stands above a table of results."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        asked, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False
     ).stdout.strip()
     is_cuda = torch.device(device).type == "cuda"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()

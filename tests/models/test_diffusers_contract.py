@@ -47,6 +47,7 @@ def test_config_keys_are_frozen(model):
         "num_text_layers",
         "out_channels",
         "output_bound",
+        "patch_size",
         "sample_size",
         "share_blocks",
         "share_time_embedding",

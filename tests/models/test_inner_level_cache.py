@@ -136,7 +136,7 @@ def test_wrong_uses_are_refused(unet):
     with pytest.raises(ValueError, match="at most 1 are inside"):
         unet.enable_cache(InnerLevelCacheConfig(make_scheduler(), num_levels=2))
     unet.enable_cache(InnerLevelCacheConfig(make_scheduler()))
-    with pytest.raises(ValueError, match="reused already"):
+    with pytest.raises(ValueError, match="cache is already on"):
         unet.enable_cache(InnerLevelCacheConfig(make_scheduler()))
     with pytest.raises(ValueError, match="cache_context"):
         unet(samples(0), torch.tensor(500), torch.ones(1, 2, 16))

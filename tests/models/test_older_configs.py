@@ -13,6 +13,7 @@ from diffusers_mdm.conversion.apple_mdm import to_apple_state_dict
 from tests.models.tiny_models import two_level_config
 
 OPTIONAL = (
+    "patch_size",
     "num_frames",
     "temporal_layers_per_block",
     "temporal_downsample",
@@ -31,7 +32,7 @@ def older(fixtures_dir: Path) -> dict[str, Any]:
 
 def test_the_older_config_lacks_columns_of_today(older):
     today = set(LevelConfig.columns_from(LevelConfig.rows_from(NestedUNetModel(**two_level_config()).config)))
-    assert today - set(older) == {"tiled_adapters", "share_time_embedding", "share_blocks"}
+    assert today - set(older) == {"patch_size", "tiled_adapters", "share_time_embedding", "share_blocks"}
 
 
 def test_an_older_config_gives_the_rows_of_its_model(older):

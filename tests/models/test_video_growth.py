@@ -130,5 +130,5 @@ def test_what_cannot_become_video_is_refused(model, config):
     with pytest.raises(ValueError, match="multiple of 32"):
         NestedUNetModel(**narrow).to_video(4)
     model.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="plain model"):
+    with pytest.raises(ValueError, match="unfuse projections first"):
         model.to_video(4)

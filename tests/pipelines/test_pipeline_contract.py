@@ -151,7 +151,8 @@ def test_half_precision_draws_nearly_the_same(task, pipe, dtype):
 def test_group_offload_changes_nothing(task, pipe):
     images = task.draw(pipe)
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
-    assert torch.equal(task.draw(pipe), images)
+    # Weights that move are read layer by layer, the text with them, and stay in the order of memory that they have.
+    torch.testing.assert_close(task.draw(pipe), images, atol=1e-4, rtol=0)
 
 
 @pytest.mark.gpu

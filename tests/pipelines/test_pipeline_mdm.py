@@ -165,7 +165,7 @@ def test_schedulers_of_diffusers_draw_the_innermost_level(pipe, scheduler):
     images = draw(pipe, height=8, num_inference_steps=3)
     assert images.shape == (1, 3, 8, 8)
     assert torch.isfinite(images).all()
-    with pytest.raises(ValueError, match="steps one tensor, but 16 x 16 pixels take 2 levels"):
+    with pytest.raises(ValueError, match="supports a single level, but 16 x 16 pixels need 2 levels"):
         draw(pipe)
 
 

@@ -2,8 +2,10 @@
 """A subject beside its class: who takes which turn, with what weight, and where the class pictures come from."""
 
 import dataclasses
+import io
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -180,7 +182,13 @@ def test_missing_pictures_are_drawn_and_an_interrupted_call_is_continued(pipelin
     assert len(drawn(other)) == 3
     monkeypatch.setattr(prior_preservation.os, "replace", replace)
     prepare_class_pictures(drawing_recipe(other, pipeline_dir), Accelerator())
-    assert drawn(other) == pictures
+    # The rest is drawn in a smaller batch, whose sums may differ in the last digit.
+    for name, again in drawn(other).items():
+        one_picture, other_picture = (
+            np.asarray(Image.open(io.BytesIO(data)), dtype=np.int16) for data in (pictures.pop(name), again)
+        )
+        assert np.abs(one_picture - other_picture).max() <= 1, name
+    assert not pictures
 
 
 def test_only_the_trained_levels_are_drawn(pipeline_dir, tmp_path):
