@@ -48,6 +48,7 @@ def text_encoder(folder: Path, width: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_there_as_a_process_and_back(tmp_path):
     golden = GOLDEN / "nested_unet"
     command = [sys.executable, SCRIPTS / "convert_apple_mdm_to_diffusers.py", "--output_dir", "converted"]

@@ -103,6 +103,7 @@ def test_half_precision_is_near(model, inputs, tmp_path, dtype, bound):
         assert (level.float() - reference).abs().max() < bound * reference.abs().max()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiles_as_one_graph(model, inputs):
     expected = model(**inputs).sample

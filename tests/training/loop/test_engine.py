@@ -177,7 +177,7 @@ def test_stages_end_when_the_validation_loss_stops_falling(grown):
     assert "validation loss of level 0" in last["stage_ends"][0]
 
 
-@pytest.mark.parametrize("step", [4, 6, 10])
+@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.slow), 10])
 def test_a_plateau_is_remembered_across_a_restart(grown, pictures_dir, tmp_path, step):
     shutil.copytree(grown / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     run_recipe(growing_recipe(pictures_dir), options(tmp_path))

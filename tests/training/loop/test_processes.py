@@ -153,6 +153,7 @@ def sharded(pictures_dir, tmp_path_factory):
     return train(pictures_dir, tmp_path_factory.mktemp("sharded"), HALF, "fsdp.yaml", recipe=HELD_OUT)
 
 
+@pytest.mark.slow
 def test_accumulated_steps_equal_whole_ones(whole, pictures_dir, tmp_path):
     fields = {**LAYOUTS, "batch_size": 4, "gradient_accumulation_steps": 2}
     train(pictures_dir, tmp_path, fields)

@@ -141,6 +141,7 @@ def test_the_published_direction_is_nested_in_time_and_in_space():
     assert [joint_stage(recipe, stage).levels for stage in recipe.stages[1:]] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_the_demo_model_fits_into_six_megabytes():
     recipe = load_recipe(RECIPES / "emoji_clips_64.yaml")
     described = describe_run(recipe)
