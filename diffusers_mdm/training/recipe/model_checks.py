@@ -18,10 +18,11 @@ from ...models.level_geometry import level_sides
 from ...models.nested_unet import NestedUNetModel
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, FieldError, Range, check_ranges, read_arguments
+from .stage import MAX_LEVELS
 
 _WIDTH = Range(1, 2**16)
 _LAYERS = Range(0, 256)
-MAX_LEVELS = MAX_RESOLUTIONS = 12
+MAX_RESOLUTIONS = 12
 MAX_SIDE = 2**16  # side of the outermost level, in pixels or latents
 MODEL_RANGES = {
     "sample_size": Range(1, MAX_SIDE),

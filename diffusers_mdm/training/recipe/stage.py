@@ -40,8 +40,11 @@ class PlateauRecipe:
         )
 
 
+MAX_LEVELS = 12  # of a recipe
+
 _RANGES = {
-    **dict.fromkeys(("levels", "steps", "images", "gradient_accumulation_steps", "lr_num_cycles"), COUNT),
+    "levels": Range(1, MAX_LEVELS),  # lists with an entry for each are made of it
+    **dict.fromkeys(("steps", "images", "gradient_accumulation_steps", "lr_num_cycles"), COUNT),
     **dict.fromkeys(("lr_warmup_steps", "frozen_levels", "new_level_ramp_steps", "joint_pictures"), NOT_NEGATIVE),
     "learning_rate": NOT_NEGATIVE,
     **dict.fromkeys(("level_weights", "level_learning_rate_scales", "noise_offset", "shift_power"), NOT_NEGATIVE),

@@ -99,6 +99,7 @@ MISTAKES = [
     ("stages.0.until_plateau", {"every_steps": 2}, "validation_split"),
     ("stages.0.until_plateau", {"every_steps": 0}, "every_steps"),
     ("stages", [], "stages"),
+    ("stages.0.levels", 10**9, "levels"),
     ("data.path", ..., "shards"),
     ("data.image_interpolation_mode", "sharp", "data.image_interpolation_mode"),
     ("lora", {"rank": 0}, "rank"),
