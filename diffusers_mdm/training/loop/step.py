@@ -193,7 +193,7 @@ def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, t
         stage.loss_weighting,
         stage.snr_gamma,
         drawn.batch.row_weights,
-        scheduler.own_error_factors(powers),
+        scheduler.own_error_factors(powers) if stage.loss_weighting == "prediction" else None,
     )
     return loss, loss_table(loss.row_errors, drawn.timesteps, len(scheduler))
 
