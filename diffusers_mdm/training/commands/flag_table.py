@@ -14,7 +14,7 @@ from ..recipe.data import DataRecipe
 from ..recipe.optimizer import Precision
 from ..recipe.pretrained import PriorRecipe
 from ..recipe.stage import StageRecipe
-from .flag_values import count, names, natural, number, numbers, seed, tracker
+from .flag_values import count, names, natural, number, numbers, seed, shares, tracker
 
 SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -105,6 +105,13 @@ DATA = (
         count,
     ),
     Flag("caption_column", "data.caption_column", "column with the captions (default text)"),
+    Flag(
+        "other_caption_columns",
+        "data.other_caption_columns",
+        "further columns with captions, each with the fraction of the training samples that take their caption from "
+        "it instead, e.g. label=0.15",
+        shares,
+    ),
     Flag("label_column", "data.label_column", "column with the classes, for class-conditional models"),
     Flag("validation_split", "data.validation_split", "split that is held out for the validation loss"),
     Flag(

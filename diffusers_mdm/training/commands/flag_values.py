@@ -55,6 +55,17 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def shares(text: str) -> dict[str, float]:
+    """Parse names with numbers, as in "label=0.15,keywords=0.05"."""
+    found: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = (word.strip() for word in part.rpartition("="))
+        if not name or name in found:
+            raise argparse.ArgumentTypeError(f"must be different names with numbers, such as label=0.15, got {text!r}")
+        found[name] = number(value)
+    return found
+
+
 def tracker(text: str) -> str | None:
     """Parse the name of a tracker; "none" for no tracker."""
     return None if text == "none" else text

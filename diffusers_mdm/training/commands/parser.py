@@ -156,6 +156,7 @@ _BY_READING = {
     "number": "NUMBER",
     "numbers": "NUMBER,...",
     "names": "NAME,...",
+    "shares": "COLUMN=FRACTION,...",
 }
 _BY_NAME = {
     "recipe": "FILE",

@@ -12,8 +12,9 @@ import torch
 from .batch import Batch
 from .order import BatchOrder, PositionedBatches
 from .reading import BatchReader, Request, SampleSource, checked, closed_at_exit, read_batches
-from .samples import Row, SampleDecoder, choose_caption
+from .samples import Row, SampleDecoder
 from .skip_budget import Skip, SkipBudget
+from .text.caption_choice import CaptionChoice, Captions
 from .text.features import TextEmbeddings
 
 CACHE_LIMIT_BYTES = 512 * 2**20  # decoded images of one stage are kept in memory up to this size
@@ -44,7 +45,9 @@ class CaptionedImages:
     ):
         self.source, self.decoder, self.skipped, self.embeddings = source, decoder, skipped, embeddings
         shape = (len(source), *decoder.shape)
-        self.kept = None if decoder.is_random or math.prod(shape) > CACHE_LIMIT_BYTES else KeptSamples(shape)
+        self.kept = (
+            None if decoder.is_random or math.prod(shape) > CACHE_LIMIT_BYTES else KeptSamples(shape, decoder.captions)
+        )
 
     def __len__(self) -> int:
         return len(self.source)
@@ -90,19 +93,25 @@ class CaptionedImages:
                 if found is None:
                     checked(None, skips)
                 else:
-                    self.kept.put(number, found[0], found[1].captions)
+                    self.kept.put(number, found[0], found[1].all_captions)
 
 
 class KeptSamples:
-    """Decoded samples in one tensor of shape (N, 3, …), from which a batch is taken by a single indexing operation."""
+    """Decoded samples in one tensor of shape (N, 3, …), from which a batch is taken by a single indexing operation.
 
-    def __init__(self, shape: Sequence[int]):
+    Args:
+        shape: the shape of all samples together.
+        choice: chooses the caption of a sample that has several.
+    """
+
+    def __init__(self, shape: Sequence[int], choice: CaptionChoice):
+        self.choice = choice
         self.pixels = torch.empty(*shape, dtype=torch.uint8)
-        self.captions: list[str | Sequence[str] | None] = [None] * len(self.pixels)  # None: not decoded yet
+        self.captions: list[Captions | None] = [None] * len(self.pixels)  # None: not decoded yet
         self.labels: torch.Tensor | None = None
         self.micro_conditioning: dict[str, torch.Tensor] = {}
 
-    def put(self, number: int, row: Row, captions: str | Sequence[str]) -> None:
+    def put(self, number: int, row: Row, captions: Captions) -> None:
         """Store a decoded sample."""
         self.pixels[number] = row.pixels
         for key, value in row.micro_conditioning.items():
@@ -119,7 +128,7 @@ class KeptSamples:
         return Batch(
             pixels=self.pixels[chosen],
             captions=[
-                choose_caption(self.captions[number] or "", seed, position)
+                self.choice.choose(self.captions[number] or Captions(""), seed, position)
                 for number, position in zip(numbers, positions, strict=True)
             ],
             positions=torch.tensor(positions, dtype=torch.int64),

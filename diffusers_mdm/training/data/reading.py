@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch
-from .samples import Row, Sample, SampleDecoder, choose_caption
+from .samples import Row, Sample, SampleDecoder
 from .skip_budget import Skip, SkipBudget, UnusableSampleError
 from .text.features import TextEmbeddings
 
@@ -83,7 +83,7 @@ class BatchReader(Dataset[Reading]):
             if found is None:
                 return Reading(None, skips)
             rows.append(found[0])
-            captions.append(choose_caption(found[1].captions, self.seed, position))
+            captions.append(self.decoder.captions.choose(found[1].all_captions, self.seed, position))
         return Reading(stack_rows(rows, captions, request.positions, self.embeddings), skips)
 
     def read_row(

@@ -2,7 +2,7 @@
 """Decoding one stored sample, an image or a clip, to one row of a batch, for all kinds of data."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from .clips.frames import clip_frames, clip_pixels
 from .images import CENTER, Crop, Interpolation, open_image, square_pixels
 from .micro_conditioning import check_offsets, micro_values
 from .skip_budget import UnusableSampleError, shown
+from .text.caption_choice import CaptionChoice, Captions, Texts
 
-# Random streams of a sample, distinct from those of the training loop and of `frame_choice`.
-_CAPTION_STREAM, _CROP_STREAM = 101, 102
+# Random stream of a sample, distinct from those of the training loop, of `frame_choice` and of `caption_choice`.
+_CROP_STREAM = 102
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,19 @@ class Sample:
         captions: its caption, or several, of which one is used per epoch.
         fields: other columns by name.
         label: its class, for class-conditional models.
+        other_captions: captions from other columns, by column, for the recipe's `other_caption_columns`.
     """
 
     image: bytes | str | Path
-    captions: str | Sequence[str]
+    captions: Texts
     fields: Mapping[str, Any] = field(default_factory=dict)
     label: int | None = None
+    other_captions: Mapping[str, Texts] = field(default_factory=dict)
+
+    @property
+    def all_captions(self) -> Captions:
+        """The captions of which one is chosen."""
+        return Captions(self.captions, self.other_captions)
 
 
 class Row(NamedTuple):
@@ -60,6 +68,7 @@ class SampleDecoder:
         micro_conditioning: names that the model is conditioned on, with the values used if none is known.
         micro_conditioning_offsets: numbers added to these values.
         frames: chooses the frames if samples are clips; None for images.
+        captions: chooses the caption of a sample that has several.
     """
 
     side: int
@@ -69,6 +78,7 @@ class SampleDecoder:
     micro_conditioning: Mapping[str, float] = field(default_factory=dict)
     micro_conditioning_offsets: Mapping[str, float] = field(default_factory=dict)
     frames: FrameChoice | None = None
+    captions: CaptionChoice = field(default_factory=CaptionChoice)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,13 +88,13 @@ class SampleDecoder:
 
     @property
     def is_random(self) -> bool:
-        """Whether a decoded sample depends on its position in the stream."""
+        """Whether the pixels of a decoded sample depend on its position in the stream."""
         return self.random_crop or (self.frames is not None and self.frames.is_random)
 
     def centered(self) -> "SampleDecoder":
-        """Return the decoder without randomness: squares and frames from the middle."""
+        """Return the decoder without randomness: squares and frames from the middle, first captions."""
         frames = None if self.frames is None else replace(self.frames, random=False)
-        return replace(self, random_crop=False, frames=frames)
+        return replace(self, random_crop=False, frames=frames, captions=CaptionChoice(random=False))
 
     def decode(self, sample: Sample, position: int, seed: int) -> Row:
         """Decode, crop and resize an image or frames of a clip; random choices depend only on (seed, position).
@@ -143,6 +153,7 @@ def sample_decoder(
         dict(micro_conditioning),
         dict(recipe.micro_conditioning_offsets),
         frames,
+        CaptionChoice(dict(recipe.other_caption_columns)),
     )
 
 
@@ -161,14 +172,3 @@ def random_crop(seed: int, position: int) -> Crop:
     """Return the random crop for the sample at `position`."""
     number = derive_seed(seed, position, _CROP_STREAM)
     return Crop((number & 0x7FFFFFFF) / 0x7FFFFFFF, (number >> 31 & 0x7FFFFFFF) / 0x7FFFFFFF)
-
-
-def choose_caption(captions: str | Sequence[str], seed: int, position: int) -> str:
-    """Return the caption for the sample at `position`: a random one of several, seeded with (seed, position), or
-    "".
-    """
-    if isinstance(captions, str):
-        return captions
-    if len(captions) < 2:
-        return captions[0] if captions else ""
-    return captions[derive_seed(seed, position, _CAPTION_STREAM) % len(captions)]

@@ -52,10 +52,12 @@ class DataSource(Protocol):
         """
 
     def training_captions(self) -> Iterator[str]:
-        """Yield all captions of the training data, in the order in which they are stored."""
+        """Yield all captions of the training data, in the order in which they are stored, those of other columns
+        (`other_caption_columns`) after them.
+        """
 
     def held_out_captions(self) -> Iterator[str]:
-        """Yield all captions of the held-out data."""
+        """Yield one caption for each held-out sample in order, of several the first."""
 
     def class_names(self) -> tuple[str, ...]:
         """Return the class names in the order of their numbers; empty if classes have only numbers."""

@@ -73,12 +73,13 @@ def open_validation_images(
 ) -> CaptionedImages | None:
     """Open the held-out images or clips, cropped in the centre; None if the recipe has none.
 
-    Nothing is random: of clips the middle frames are taken. Arguments and errors are those of `open_training_images`.
+    Nothing is random: of clips the middle frames are taken, of several captions the first of the main column.
+    Arguments and errors are those of `open_training_images`.
     """
     if not recipe.has_validation:
         return None
     decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames).centered()
-    return open_source(recipe).held_out_images(decoder, _features(recipe, embeddings))
+    return open_source(recipe.with_main_captions()).held_out_images(decoder, _features(recipe, embeddings))
 
 
 def _features(recipe: DataRecipe, embeddings: TextEmbeddings | None) -> TextEmbeddings | None:
@@ -109,8 +110,8 @@ def training_captions(recipe: DataRecipe) -> Iterator[str]:
 
 
 def validation_captions(recipe: DataRecipe) -> Iterator[str]:
-    """Yield all captions of the held-out data; none if the recipe has none."""
-    return open_source(recipe).held_out_captions()
+    """Yield the main caption of each held-out sample, the first of several; none if there is no held-out data."""
+    return open_source(recipe.with_main_captions()).held_out_captions()
 
 
 def texts_of(recipe: Recipe) -> Iterator[str]:

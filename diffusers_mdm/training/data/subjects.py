@@ -155,6 +155,7 @@ def class_data(data: DataRecipe, prior: PriorRecipe) -> DataRecipe:
     return data.with_fields(
         path=prior.class_data_dir,
         caption=prior.class_prompt,
+        other_caption_columns={},
         config_name=None,
         train_split="train",
         validation_split=None,

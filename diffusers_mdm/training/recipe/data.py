@@ -7,10 +7,12 @@ class.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+from ...checked_values import describe
 from .fields import COUNT, NOT_NEGATIVE, check_ranges
 
 Data = TypeVar("Data", bound="DataRecipe")
@@ -50,7 +52,9 @@ class DataRecipe:
     video_column: str | None = None
     frame_stride: int | None = None  # take every k-th frame of a clip; None: spread frames evenly over the whole clip
     caption_column: str = "text"
-    caption: str | None = None  # caption of every image, instead of a column
+    # Further columns with captions, and the fraction of the training samples that take their caption from each.
+    other_caption_columns: dict[str, float] = dataclasses.field(default_factory=dict)
+    caption: str | None = None  # caption of every image, instead of columns
     label_column: str | None = None  # column with the class of every image, for class-conditional models
     random_flip: bool = False
     center_crop: bool = True  # crop squares from the centre instead of at random
@@ -76,6 +80,41 @@ class DataRecipe:
             raise ValueError(
                 f"`frame_stride` is {self.frame_stride}, which applies to clips: set `video_column` to their column."
             )
+
+        self._check_caption_columns()
+
+    def _check_caption_columns(self) -> None:
+        shares = self.other_caption_columns
+        for column, share in shares.items():
+            if not 0 < share < 1:
+                raise ValueError(
+                    f"`other_caption_columns` has {describe(share)} for {describe(column)}; expected a fraction of "
+                    f"the samples, above 0 and below 1. For all samples, name the column as `caption_column`."
+                )
+        if math.fsum(shares.values()) > 1 + 1e-9:
+            raise ValueError(
+                f"The fractions in `other_caption_columns` have the sum {math.fsum(shares.values()):g}, expected at "
+                f"most 1; the rest of the samples has the caption in `caption_column`."
+            )
+        if self.caption_column in shares:
+            raise ValueError(
+                f"`other_caption_columns` has {describe(self.caption_column)}, which is the `caption_column`: omit "
+                f"it; samples without another caption have that one."
+            )
+        if shares and self.caption is not None:
+            raise ValueError(
+                f"`caption` is {describe(self.caption)} for every sample, so `other_caption_columns` would have no "
+                f"effect: omit one of them."
+            )
+
+    @property
+    def caption_columns(self) -> tuple[str, ...]:
+        """The columns with captions, the main one first."""
+        return (self.caption_column, *self.other_caption_columns)
+
+    def with_main_captions(self: Data) -> Data:
+        """Return the same data with the captions in `caption_column` only, as for validation."""
+        return dataclasses.replace(self, other_caption_columns={}) if self.other_caption_columns else self
 
     @property
     def media_column(self) -> str:

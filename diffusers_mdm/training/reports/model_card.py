@@ -265,6 +265,9 @@ def data_text(data: DataRecipe) -> str:
     if origin.limit is not None:
         source += f", of it at most {origin.limit:,} pictures"
     captions = f"the captions in {inline_code(data.caption_column)}"
+    if data.other_caption_columns:
+        others = (f"{inline_code(name)} ({share:.3g})" for name, share in data.other_caption_columns.items())
+        captions += f" (a fraction of the samples with those in {join_words(list(others))})"
     if data.caption:
         captions = f"the caption {inline_code(data.caption)}"
     if data.label_column is not None:

@@ -111,6 +111,7 @@ def words_for(name: str) -> list[str]:
         return [f"--{name}", "one", "two"]
     special = {"frozen_levels": "1", "lora_layers": "to_q, to_k", "timestep_bias_portion": "0.5"}
     special["validation_metrics"] = "clip, retrieval"
+    special["other_caption_columns"] = "label=0.15"
     lists = ("level_weights", "batch_fractions", "level_learning_rate_scales")
     by_type = dict.fromkeys(("natural", "count", "seed"), "7") | {"number": "0.25"}
     return [f"--{name}", special.get(name, "1,0.5" if name in lists else by_type.get(flag.convert.__name__, "one"))]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_mdm.training.data.samples import Sample, SampleDecoder, choose_caption, random_crop, sample_decoder
+from diffusers_mdm.training.data.samples import Sample, SampleDecoder, random_crop, sample_decoder
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.training.picture_files import encoded, png
@@ -49,15 +49,6 @@ def test_random_crops_are_spread_evenly():
     assert (crops.mean(0) - 0.5).abs().max() < 0.03
     assert (crops.std(0) - 12**-0.5).abs().max() < 0.02
     assert torch.corrcoef(crops.T)[0, 1].abs() < 0.07
-
-
-def test_one_of_several_captions_is_drawn_by_position():
-    captions = ["a", "b", "c"]
-    drawn = [choose_caption(captions, 0, position) for position in range(900)]
-    assert drawn == [choose_caption(captions, 0, position) for position in range(900)]
-    assert all(250 < drawn.count(caption) < 350 for caption in captions)
-    assert choose_caption("only", 0, 5) == choose_caption(["only"], 0, 5) == "only"
-    assert choose_caption([], 0, 5) == ""
 
 
 def test_the_recipe_says_how_pictures_are_decoded():

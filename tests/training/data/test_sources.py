@@ -14,7 +14,12 @@ from PIL import Image
 from diffusers_mdm.training.data import numbered as captioned_images
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.data.order import BatchOrder
-from diffusers_mdm.training.data.sources import open_training_images, open_validation_images, training_captions
+from diffusers_mdm.training.data.sources import (
+    open_training_images,
+    open_validation_images,
+    training_captions,
+    validation_captions,
+)
 from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.training.picture_files import encoded, png, png_bomb, write_shards, write_tar
 from tests.training.tiny_run import COLORS, SHAPES
@@ -56,6 +61,56 @@ def test_the_order_depends_on_neither_workers_nor_memory_nor_a_restart(pictures_
     assert read.images.kept is None
     assert_same(kept, first(read, 5, num_workers=num_workers))
     assert_same(kept[3:], first(read, 2, start_step=3, num_workers=num_workers))
+
+
+@pytest.fixture
+def captioned_dir(tmp_path):
+    """12 images with a caption, a shorter one, and a list of words, in two splits."""
+    for split in ("train", "validation"):
+        columns = {
+            "image": datasets.Image(),
+            "text": datasets.Sequence(datasets.Value("string")),
+            "label": datasets.Value("string"),
+        }
+        rows = {
+            "image": [{"bytes": png((20 * number, 0, 0)), "path": None} for number in range(12)],
+            "text": [[f"{number} a", f"{number} b"] for number in range(12)],
+            "label": [f"short {number}" for number in range(12)],
+        }
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+        if split == "validation":
+            table = table.remove_columns("label")
+        (tmp_path / split).mkdir()
+        table.to_parquet(str(tmp_path / split / "data.parquet"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_choice_of_captions_depends_on_neither_workers_nor_memory_nor_a_restart(
+    captioned_dir, monkeypatch, num_workers
+):
+    recipe = DataRecipe(path=str(captioned_dir), other_caption_columns={"label": 0.5})
+    kept = first(open_training_images(recipe, 8), 9)
+    captions = [caption for batch in kept for caption in batch.captions]
+    assert 9 < sum(caption.startswith("short") for caption in captions) < 27
+    assert {caption.split()[-1] for caption in captions} >= {"a", "b"}
+    monkeypatch.setattr(captioned_images, "CACHE_LIMIT_BYTES", 0)
+    read = open_training_images(recipe, 8)
+    assert_same(kept, first(read, 9, num_workers=num_workers))
+    assert_same(kept[5:], first(read, 4, start_step=5, num_workers=num_workers))
+    main = [batch.captions for batch in first(open_training_images(recipe.with_main_captions(), 8), 9)]
+    for batch, captions in zip(kept, main, strict=True):  # the others are as they were without other columns
+        assert all(one == other for one, other in zip(batch.captions, captions, strict=True) if "short" not in one)
+
+
+@pytest.mark.parametrize("limit", [captioned_images.CACHE_LIMIT_BYTES, 0])
+def test_validation_uses_the_first_of_the_main_captions(captioned_dir, monkeypatch, limit):
+    monkeypatch.setattr(captioned_images, "CACHE_LIMIT_BYTES", limit)
+    recipe = DataRecipe(path=str(captioned_dir), validation_split="validation", other_caption_columns={"label": 0.5})
+    expected = [f"{number} a" for number in range(12)]
+    assert open_validation_images(recipe, 8).load(list(range(12))).captions == expected
+    assert list(validation_captions(recipe)) == expected
+    assert len(list(training_captions(recipe))) == 36
 
 
 def test_processes_share_the_pictures_of_one_process(pictures_dir):

@@ -82,6 +82,33 @@ def test_another_place_makes_data_of_its_kind_and_keeps_what_all_kinds_have():
         streamed.with_fields(max_train_samples=5)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"other_caption_columns": {"label": 1.0}}, "has 1.0 for 'label'; expected a fraction .* above 0 and below 1"),
+        ({"other_caption_columns": {"label": 0.0}}, "has 0.0 for 'label'"),
+        ({"other_caption_columns": {"label": -0.5}}, "has -0.5 for 'label'"),
+        ({"other_caption_columns": {"label": 0.75, "words": 0.5}}, "have the sum 1.25, expected at most 1"),
+        ({"other_caption_columns": {"text": 0.5}}, "has 'text', which is the `caption_column`"),
+        ({"other_caption_columns": {"label": 0.5}, "caption": "one"}, "`caption` is 'one' for every sample"),
+        ({"other_caption_columns": {"label": "half"}}, r"`data\.other_caption_columns\.label` must be a number"),
+        ({"other_caption_columns": "label"}, r"`data\.other_caption_columns` must be a mapping"),
+    ],
+)
+@pytest.mark.parametrize("place", [{"path": "a"}, {"shards": ["a"]}])
+def test_shares_of_other_caption_columns_are_checked(place, fields, message):
+    with pytest.raises(ValueError, match=message):
+        read_fields(DataRecipe, {**place, **fields}, "data")
+
+
+def test_other_caption_columns_are_for_training():
+    shares = {f"column {number}": 0.1 for number in range(10)}  # together 1, up to rounding
+    data = TableData(path="a", other_caption_columns=shares)
+    assert data.caption_columns == ("text", *shares)
+    assert data.with_main_captions() == TableData(path="a")
+    assert data.with_fields(shards=("0.tar",)).other_caption_columns == shares
+
+
 def test_names_of_places_move_and_nothing_else():
     def move(name: str) -> str:
         return f"../{name}"

@@ -10,6 +10,7 @@ from ..file_kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ..reading import Request
 from ..samples import Sample, class_of
 from ..skip_budget import Skip, SkipBudget, UnusableSampleError
+from ..text.caption_choice import Captions
 from ..text.captions import clean_caption, clean_captions
 from .files import ShardFiles
 from .index import MAX_TEXT_BYTES, TarIndex, TarSample
@@ -19,7 +20,8 @@ class TarSamples:
     """Reads samples of shards: image or clip, caption, class and micro-conditioning.
 
     The caption is the text of .txt, or if there is none the field "caption" or "text" of .json; if the recipe's
-    `caption_column` is neither "text" nor "txt", only that field of .json is used. The image is the first of .jpg,
+    `caption_column` is neither "text" nor "txt", only that field of .json is used. The `other_caption_columns` are
+    fields of .json. The image is the first of .jpg,
     .jpeg, .png, .webp …, or the file with the suffix `image_column`, if that is not "image". With any `video_column`,
     it is a clip instead of an image: the first of .mp4, .webm, .mkv, .mov …, .gif, .webp, .avif, .apng. The class is
     the number in the file with the suffix `label_column` (such as .cls), or that field of .json.
@@ -49,10 +51,11 @@ class TarSamples:
             wanted = "picture" if recipe.video_column is None else "clip, such as .mp4, .webm or .gif"
             raise UnusableSampleError(f"it has no {wanted} ({_listed(sample)})")
         fields = self._fields(sample)
-        return Sample(sample.read(image), self._captions(sample, fields), fields, self._label(sample, fields))
+        captions, others = self._captions(sample, fields)
+        return Sample(sample.read(image), captions, fields, self._label(sample, fields), others)
 
-    def captions(self, sample: TarSample) -> str | list[str]:
-        """Read the caption of a sample, or its captions, without its image."""
+    def captions(self, sample: TarSample) -> Captions:
+        """Read the captions of a sample, without its image."""
         return self._captions(sample, self._fields(sample))
 
     def _fields(self, sample: TarSample) -> dict[str, Any]:
@@ -69,10 +72,18 @@ class TarSamples:
             )
         return fields
 
-    def _captions(self, sample: TarSample, fields: dict[str, Any]) -> str | list[str]:
+    def _captions(self, sample: TarSample, fields: dict[str, Any]) -> Captions:
+        if self.recipe.caption is not None:
+            return Captions(clean_caption(self.recipe.caption))
+        others = {}
+        for field in self.recipe.other_caption_columns:
+            if field not in fields:
+                raise UnusableSampleError(f"it has no field {field!r} in .json ({_listed(sample, fields)})")
+            others[field] = _texts(fields, field)
+        return Captions(self._main_captions(sample, fields), others)
+
+    def _main_captions(self, sample: TarSample, fields: dict[str, Any]) -> str | list[str]:
         recipe = self.recipe
-        if recipe.caption is not None:
-            return clean_caption(recipe.caption)
         named = recipe.caption_column not in ("text", "txt")
         text = None if named else sample.find("txt")
         if text is not None:
@@ -82,10 +93,7 @@ class TarSamples:
                 raise UnusableSampleError(f"its .txt is not UTF-8 ({error})") from error
         for field in [recipe.caption_column] if named else ["caption", "text"]:
             if field in fields:
-                try:
-                    return clean_captions(fields[field])
-                except ValueError as error:
-                    raise UnusableSampleError(f"field {field!r} of its .json: {error}") from error
+                return _texts(fields, field)
         wanted = f"field {recipe.caption_column!r} in .json" if named else '.txt, nor "caption" or "text" in .json'
         raise UnusableSampleError(f"it has no {wanted} ({_listed(sample, fields)})")
 
@@ -99,6 +107,14 @@ class TarSamples:
             text = label[:20].decode("ascii", "replace")
             label = int(text) if text.removeprefix("-").isdecimal() else text
         return class_of(label, f"its class, .{column} or that field of .json,")
+
+
+def _texts(fields: dict[str, Any], field: str) -> str | list[str]:
+    """Return the caption or captions in a field of .json, cleaned."""
+    try:
+        return clean_captions(fields[field])
+    except ValueError as error:
+        raise UnusableSampleError(f"field {field!r} of its .json: {error}") from error
 
 
 def _listed(sample: TarSample, fields: dict[str, Any] | None = None) -> str:
@@ -154,14 +170,24 @@ def indices_of(shards: Sequence[str], files: ShardFiles, skipped: SkipBudget) ->
 
 def iterate_shard_captions(recipe: DataRecipe, shards: Sequence[str]) -> Iterator[str]:
     """Yield all captions of shards in order; samples without one are skipped, as in training."""
+    for captions in _captions_in(recipe, shards):
+        for texts in (captions.main, *captions.others.values()):
+            yield from [texts] if isinstance(texts, str) else texts
+
+
+def first_shard_captions(recipe: DataRecipe, shards: Sequence[str]) -> Iterator[str]:
+    """Yield one main caption for each sample, the first of several; samples without one are skipped."""
+    for captions in _captions_in(recipe, shards):
+        yield captions.main if isinstance(captions.main, str) else next(iter(captions.main), "")
+
+
+def _captions_in(recipe: DataRecipe, shards: Sequence[str]) -> Iterator[Captions]:
     files, skipped, content, count = ShardFiles(), SkipBudget(recipe.max_skipped_images), TarSamples(recipe), 0
     for index in indices_of(shards, files, skipped):
         for sample in index.samples:
             try:
-                captions = content.captions(sample)
+                yield content.captions(sample)
             except UnusableSampleError as error:
                 skipped.add([Skip(sample.name, str(error))])
-                continue
-            yield from [captions] if isinstance(captions, str) else captions
         count += len(index.samples)
         files.retire(index.path, count)

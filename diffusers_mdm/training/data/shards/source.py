@@ -12,7 +12,7 @@ from ..samples import SampleDecoder
 from ..skip_budget import SkipBudget
 from ..text.features import TextEmbeddings
 from .files import describe_shards, list_shards
-from .samples import ListedSamples, TarSamples, iterate_shard_captions
+from .samples import ListedSamples, TarSamples, first_shard_captions, iterate_shard_captions
 from .stream import ShardStream
 
 
@@ -71,9 +71,9 @@ class ShardSource:
         return iterate_shard_captions(self.recipe, list_shards(self.recipe.shards))
 
     def held_out_captions(self) -> Iterator[str]:
-        """Yield the captions of the held-out samples, if there are any."""
+        """Yield the first caption of each held-out sample, if there are any."""
         shards = self.recipe.validation_shards
-        return iter(()) if shards is None else iterate_shard_captions(self.recipe, list_shards(shards))
+        return iter(()) if shards is None else first_shard_captions(self.recipe, list_shards(shards))
 
     def class_names(self) -> tuple[str, ...]:
         """Return no names: classes in shards are only numbers."""

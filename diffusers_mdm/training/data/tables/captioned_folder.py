@@ -72,6 +72,7 @@ def read_captioned_folder(listing: Listing, recipe: TableData) -> CaptionedFolde
         return None
     _note_other_files(listing, [name for name, _, _ in samples], texts, left_out)
     if recipe.caption is None:
+        _clean_other_captions(samples, recipe)
         samples = _with_captions(listing, samples, recipe.caption_column, texts, left_out)
     splits = splits_by_folder([name for name, _, _ in samples], str(listing.folder))
     _add_folder_labels(samples, recipe.label_column, has_split_folders(splits))
@@ -135,6 +136,12 @@ def _with_captions(
     return _with_column(samples, column, NO_CAPTION, left_out)
 
 
+def _clean_other_captions(samples: Iterable[Found], recipe: TableData) -> None:
+    for _, values, place in samples:
+        for column in values.keys() & recipe.other_caption_columns.keys():
+            values[column] = _caption_of_record(place, values[column], column)
+
+
 def _caption_of_record(place: str, value: Any, column: str) -> str | list[str]:
     try:
         return clean_captions(value)
@@ -182,7 +189,7 @@ def _as_tables(
     features: dict[str, Any] = {recipe.media_column: MEDIA}
     arrays: dict[str, list[Any]] = {recipe.media_column: [{"bytes": None, "path": name} for name, _, _ in samples]}
     for key, values in columns.items():
-        typed = _typed(values, key == recipe.caption_column)
+        typed = _typed(values, key in recipe.caption_columns)
         if typed is not None:
             features[key], arrays[key] = typed
     tables = {}

@@ -12,7 +12,7 @@ from ..samples import SampleDecoder
 from ..skip_budget import SkipBudget
 from ..text.features import TextEmbeddings
 from .folders import open_folder
-from .splits import SplitRecords, iterate_captions, load_captioned_split
+from .splits import SplitRecords, first_captions, iterate_captions, load_captioned_split
 
 
 class TableSource:
@@ -27,20 +27,24 @@ class TableSource:
 
     def training_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> ShuffledImages:
         """Return the training split, shuffled anew in every epoch."""
-        return ShuffledImages(self._images(self.training_records(), self.recipe.train_split, decoder, embeddings))
+        records = self.training_records()
+        if embeddings is not None:
+            embeddings.check_captions(iterate_captions(records, self.recipe))
+        return ShuffledImages(self._images(records, self.recipe.train_split, decoder, embeddings))
 
     def held_out_images(self, decoder: SampleDecoder, embeddings: TextEmbeddings | None) -> CaptionedImages | None:
         """Return the validation split, if there is one."""
         split = self.recipe.validation_split
         if split is None:
             return None
-        return self._images(load_captioned_split(self.recipe, split), split, decoder, embeddings)
+        records = load_captioned_split(self.recipe, split)
+        if embeddings is not None:
+            embeddings.check_captions(first_captions(records, self.recipe))
+        return self._images(records, split, decoder, embeddings)
 
     def _images(
         self, records: datasets.Dataset, split: str, decoder: SampleDecoder, embeddings: TextEmbeddings | None
     ) -> CaptionedImages:
-        if embeddings is not None:
-            embeddings.check_captions(iterate_captions(records, self.recipe))
         source = SplitRecords(records, self.recipe, split, list(decoder.micro_conditioning))
         return CaptionedImages(source, decoder, SkipBudget(self.recipe.max_skipped_images), embeddings)
 
@@ -55,9 +59,9 @@ class TableSource:
         return iterate_captions(self.training_records(), self.recipe)
 
     def held_out_captions(self) -> Iterator[str]:
-        """Yield the captions of the validation split, if there is one."""
+        """Yield the first caption of each record of the validation split, if there is one."""
         split = self.recipe.validation_split
-        return iter(()) if split is None else iterate_captions(load_captioned_split(self.recipe, split), self.recipe)
+        return iter(()) if split is None else first_captions(load_captioned_split(self.recipe, split), self.recipe)
 
     def class_names(self) -> tuple[str, ...]:
         """Return the names of a `ClassLabel` column; columns of numbers have none."""

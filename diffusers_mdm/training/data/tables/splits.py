@@ -2,6 +2,7 @@
 """The splits of a data set in a folder or on the Hub: columns of captions, classes, and encoded images or clips."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..local_files import AllowedFolders
 from ..reading import Request
 from ..samples import Sample, class_of
 from ..skip_budget import UnusableSampleError
+from ..text.caption_choice import Captions
 from ..text.captions import clean_caption, clean_captions
 from .captioned_folder import LABEL_COLUMN
 from .folders import open_folder
@@ -31,8 +33,9 @@ def load_captioned_split(recipe: TableData, split: str) -> datasets.Dataset:
     records = _open_split(recipe, split)
     _check_column(records, recipe, recipe.media_column)
     if recipe.caption is None:
-        _check_column(records, recipe, recipe.caption_column)
-        _check_captions(records, recipe)
+        for column in recipe.caption_columns:
+            _check_column(records, recipe, column)
+            _check_captions(records, recipe, column)
     if recipe.label_column is not None:
         _check_column(records, recipe, recipe.label_column)
         _check_labels(records, recipe, recipe.label_column)
@@ -132,6 +135,8 @@ def _check_column(records: datasets.Dataset, recipe: TableData, column: str) -> 
         )
     elif column == recipe.media_column:
         hint = " Name the column by `data.image_column` (--image_column) or `data.video_column` (--video_column)."
+    elif column in recipe.other_caption_columns:
+        hint = " `data.other_caption_columns` (--other_caption_columns) names columns with further captions."
     elif column == LABEL_COLUMN:
         hint = (
             " The classes of a folder of images are its subfolders, all at the same depth, or that column of a "
@@ -140,13 +145,13 @@ def _check_column(records: datasets.Dataset, recipe: TableData, column: str) -> 
     raise ValueError(f"{recipe.path} has no column {column!r}; it has {', '.join(records.column_names)}.{hint}")
 
 
-def _check_captions(records: datasets.Dataset, recipe: TableData) -> None:
-    feature = records.features[recipe.caption_column]
+def _check_captions(records: datasets.Dataset, recipe: TableData, column: str) -> None:
+    feature = records.features[column]
     feature = getattr(feature, "feature", feature)  # the type of a list's entries
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         raise ValueError(
-            f"Column {recipe.caption_column!r} of {recipe.path} must contain texts, or lists of texts of which one "
-            f"is used per epoch; it contains {records.features[recipe.caption_column]}."
+            f"Column {column!r} of {recipe.path} must contain texts, or lists of texts of which one is used per "
+            f"epoch; it contains {records.features[column]}."
         )
 
 
@@ -180,7 +185,7 @@ class SplitRecords:
         self.extra_columns = [column for column in extra_columns if column in records.column_names]
         wanted = {recipe.media_column, *self.extra_columns}
         if recipe.caption is None:
-            wanted.add(recipe.caption_column)
+            wanted.update(recipe.caption_columns)
         if recipe.label_column is not None:
             wanted.add(recipe.label_column)
         self.records = records.select_columns([column for column in records.column_names if column in wanted])
@@ -206,7 +211,8 @@ class SplitRecords:
         image = encoded_file(values[self.recipe.media_column], self.allowed, kind)
         fields = {column: values[column] for column in self.extra_columns}
         label = None if self.recipe.label_column is None else class_of(values[self.recipe.label_column])
-        return Sample(image, captions_of(values, self.recipe), fields, label)
+        captions, others = captions_of(values, self.recipe)
+        return Sample(image, captions, fields, label, others)
 
     def substitutes(self, number: int, request: Request) -> Iterator[int]:
         """Return the samples that follow, so that substitutes do not depend on the batch."""
@@ -235,30 +241,47 @@ def encoded_file(cell: Any, allowed: AllowedFolders, kind: str = "picture") -> b
     return allowed.find(cell["path"])
 
 
-def captions_of(values: dict[str, Any], recipe: TableData) -> str | list[str]:
-    """Return a record's caption or captions, cleaned; a missing caption is the empty one.
+def captions_of(values: dict[str, Any], recipe: TableData) -> Captions:
+    """Return a record's captions, cleaned; a missing caption is the empty one.
 
     Raises:
-        UnusableSampleError: if it is not text.
+        UnusableSampleError: if one is not text.
     """
     if recipe.caption is not None:
-        return clean_caption(recipe.caption)
+        return Captions(clean_caption(recipe.caption))
     try:
-        return clean_captions(values[recipe.caption_column])
+        main, *others = (clean_captions(values[column]) for column in recipe.caption_columns)
     except ValueError as error:
         raise UnusableSampleError(str(error)) from error
+    return Captions(main, dict(zip(recipe.other_caption_columns, others, strict=True)))
 
 
 def iterate_captions(records: datasets.Dataset, recipe: TableData) -> Iterator[str]:
-    """Yield all captions of a split in order, including all entries of lists; what is not text is skipped."""
+    """Yield all captions of a split in order, including all entries of lists, column by column; what is not text is
+    skipped.
+    """
     if recipe.caption is not None:
         yield clean_caption(recipe.caption)
         return
-    column = records.select_columns([recipe.caption_column])
-    for start in range(0, len(records), CAPTIONS_AT_A_TIME):
-        for cell in _cells(column, recipe.caption_column, range(start, min(start + CAPTIONS_AT_A_TIME, len(records)))):
-            captions = clean_captions(cell)
+    for column in recipe.caption_columns:
+        for captions in _cleaned_cells(records, column):
             yield from [captions] if isinstance(captions, str) else captions
+
+
+def first_captions(records: datasets.Dataset, recipe: TableData) -> Iterator[str]:
+    """Yield one main caption for each record, the first of several, "" if it has none; what is not text is skipped."""
+    if recipe.caption is not None:
+        yield from itertools.repeat(clean_caption(recipe.caption), len(records))
+        return
+    for captions in _cleaned_cells(records, recipe.caption_column):
+        yield captions if isinstance(captions, str) else next(iter(captions), "")
+
+
+def _cleaned_cells(records: datasets.Dataset, column: str) -> Iterator[str | list[str]]:
+    """Yield the captions of each record in a column."""
+    only = records.select_columns([column])
+    for start in range(0, len(records), CAPTIONS_AT_A_TIME):
+        yield from map(clean_captions, _cells(only, column, range(start, min(start + CAPTIONS_AT_A_TIME, len(only)))))
 
 
 def _cells(records: datasets.Dataset, column: str, numbers: range) -> Iterator[Any]:

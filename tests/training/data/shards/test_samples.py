@@ -4,7 +4,12 @@
 import pytest
 
 from diffusers_mdm.training.data.reading import Request
-from diffusers_mdm.training.data.shards.samples import ListedSamples, TarSamples, iterate_shard_captions
+from diffusers_mdm.training.data.shards.samples import (
+    ListedSamples,
+    TarSamples,
+    first_shard_captions,
+    iterate_shard_captions,
+)
 from diffusers_mdm.training.data.skip_budget import SkipBudget, UnusableSampleError
 from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.training.picture_files import png, write_tar
@@ -58,6 +63,7 @@ def test_the_first_kind_of_picture_counts_or_the_one_that_is_named(tmp_path):
         ({"jpg": png(), "txt": ""}, {"video_column": "video"}, r"no clip, such as \.mp4"),
         ({"jpg": png()}, {}, r"no \.txt, nor"),
         ({"jpg": png(), "txt": "x"}, {"caption_column": "long"}, r"no field 'long' in \.json"),
+        ({"jpg": png(), "txt": "x"}, {"other_caption_columns": {"long": 0.5}}, r"no field 'long' in \.json"),
         ({"jpg": png(), "txt": b"\xff\xfe"}, {}, r"\.txt is not UTF-8"),
         ({"jpg": png(), "json": "{"}, {}, r"\.json cannot be read"),
         ({"jpg": png(), "json": "[1]"}, {}, r"\.json holds a list"),
@@ -77,7 +83,7 @@ def test_listed_samples_have_numbers_over_all_shards(tmp_path):
     recipe = DataRecipe(shards=tuple(shards))
     samples = ListedSamples(recipe, shards, SkipBudget(0))
     assert len(samples) == 4
-    assert [TarSamples(recipe).captions(sample) for sample in samples.samples] == ["0 0", "0 1", "1 0", "1 1"]
+    assert [TarSamples(recipe).captions(sample).main for sample in samples.samples] == ["0 0", "0 1", "1 0", "1 1"]
     assert samples.name(2).endswith("1.tar:10")
     assert list(samples.substitutes(2, Request([0], [2]))) == [3, 0, 1]
 
@@ -86,6 +92,20 @@ def test_captions_are_listed_as_training_finds_them(tmp_path):
     samples = [("a", {"txt": "one"}), ("b", {"json": {"caption": ["two", "three"]}}), ("c", {"jpg": png()})]
     shard = str(write_tar(tmp_path / "0.tar", samples))
     assert list(iterate_shard_captions(DataRecipe(shards=(shard,)), [shard])) == ["one", "two", "three"]
+    assert list(first_shard_captions(DataRecipe(shards=(shard,)), [shard])) == ["one", "two"]
+
+
+def test_other_captions_are_fields_of_json(tmp_path):
+    parts = {"jpg": png(), "txt": "a frog", "json": {"label": "frog", "words": ["x", "y"], "none": None}}
+    fields = {"other_caption_columns": {"label": 0.5, "words": 0.25, "none": 0.1}}
+    assert read(tmp_path, parts, **fields).all_captions == (
+        "a frog",
+        {"label": "frog", "words": ["x", "y"], "none": ""},
+    )
+    shard = str(tmp_path / "0.tar")
+    recipe = DataRecipe(shards=(shard,), **fields)
+    assert list(iterate_shard_captions(recipe, [shard])) == ["a frog", "frog", "x", "y", ""]
+    assert list(first_shard_captions(recipe, [shard])) == ["a frog"]
 
 
 def test_a_set_without_samples_is_refused(tmp_path):

@@ -100,6 +100,25 @@ def test_columns_of_metadata_have_types(tmp_path):
     assert [rows.read(row).fields for row in (0, 1)] == [{"beauty": 0.5}, {"beauty": None}]
 
 
+def test_other_captions_are_texts_even_if_they_look_like_numbers(tmp_path):
+    pictures(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text,label\na.png,one,1\nb.png,two,2")
+    recipe = DataRecipe(path=str(tmp_path), other_caption_columns={"label": 0.5})
+    rows = SplitRecords(load_captioned_split(recipe, "train"), recipe, "train")
+    assert rows.read(1).all_captions == ("two", {"label": "2"})
+    lines = [{"file_name": "a.png", "text": "one", "label": ["x\0", "y"]}, {"file_name": "b.png", "text": "two"}]
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = SplitRecords(load_captioned_split(recipe, "train"), recipe, "train")
+    assert [rows.read(row).all_captions for row in (0, 1)] == [
+        ("one", {"label": ["x ", "y"]}),
+        ("two", {"label": []}),
+    ]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({**lines[0], "label": 3}))
+    with pytest.raises(ValueError, match=r"metadata.jsonl, line 1, `label`: a caption must be text"):
+        load_captioned_split(recipe, "train")
+
+
 def test_pictures_that_records_name_and_nobody_has_are_counted(tmp_path):
     pictures(tmp_path, "a.png", "b.png", captions=["a", "b"])
     (tmp_path / "b.png").unlink()

@@ -12,6 +12,7 @@ from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 from diffusers_mdm.training.data.tables.splits import (
     SplitRecords,
     encoded_file,
+    first_captions,
     iterate_captions,
     load_captioned_split,
 )
@@ -48,6 +49,37 @@ def test_lists_of_captions_are_cleaned_and_none_is_empty(folder):
     rows = load_captioned_split(recipe, "train")
     assert list(iterate_captions(rows, recipe)) == ["one ", "two", ""]
     assert SplitRecords(rows, recipe, "train").read(0).captions == ["one ", "two"]
+    assert list(first_captions(rows, recipe)) == ["one ", "", ""]
+
+
+def test_one_caption_for_all_is_the_first_of_every_record(folder):
+    recipe = write(folder).with_fields(caption="every time")
+    rows = load_captioned_split(recipe, "train")
+    assert list(first_captions(rows, recipe)) == ["every time"] * 3
+
+
+def test_other_columns_have_captions_too(folder):
+    recipe = write(folder, text=["a", "b", "c"], label=["frog\0", None, "frog"], words=[["x", "y"], [], ["z"]])
+    recipe = recipe.with_fields(other_caption_columns={"words": 0.5, "label": 0.25})
+    rows = load_captioned_split(recipe, "train")
+    read = [SplitRecords(rows, recipe, "train").read(number).all_captions for number in range(3)]
+    assert read[0] == ("a", {"words": ["x", "y"], "label": "frog "})
+    assert read[1] == ("b", {"words": [], "label": ""})
+    assert list(iterate_captions(rows, recipe)) == ["a", "b", "c", "x", "y", "z", "frog ", "", "frog"]
+    assert list(first_captions(rows, recipe)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("size", r"Column 'size' of .* must contain texts, or lists of texts"),
+        ("lable", r"no column 'lable'; it has image, text, size\. `data.other_caption_columns`"),
+    ],
+)
+def test_other_columns_must_exist_and_contain_texts(folder, column, message):
+    recipe = write(folder, text=["a", "b", "c"], size=[1, 2, 3]).with_fields(other_caption_columns={column: 0.5})
+    with pytest.raises(ValueError, match=message):
+        load_captioned_split(recipe, "train")
 
 
 def test_classes_must_be_whole_numbers(folder):
