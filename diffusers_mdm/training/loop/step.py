@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One optimizer step: add noise to a batch, predict, compute the loss, and update the weights.
 
-All random numbers of an image or clip come from its own generator, seeded with the run, the stage and the position in
-the stream. So a step does not depend on how its batch is divided among processes and micro-batches, nor on resuming.
+All random numbers of an image or clip depend only on the seed of the run, the stage and the position in the stream. So
+a step does not depend on how its batch is divided among processes and micro-batches, nor on resuming.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...pipelines.drawing.conditioning import encode_texts
 from ...pipelines.drawing.latent_space import encode_pictures
-from ...pyramid import Pyramid, build_pyramid, pyramid_noise
+from ...pyramid import Pyramid, build_pyramid
 from ..data.batch import Batch, replace_rows_by_empty, to_unit_range
-from ..loss.draws import offset_noise, row_timesteps
+from ..loss.draws import row_timesteps
 from ..loss.pyramid_loss import PyramidLoss, loss_table, pyramid_loss, ramped_level_weights, thin_rows
+from ..loss.sample_draws import sample_draws
 from ..modules.classes import check_class_labels
 from ..recipe.clip_rows import data_of, joint_stage
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
-from ..seeds import derive_seed
 from ..state.averages import update_averages
 from ..state.optimizer import learning_rate_factor
 from ..state.run import Run
@@ -77,18 +77,13 @@ class NoisyBatch:
     batch: Batch
 
 
-def row_generators(run: Run, stage: StageRecipe, positions: torch.Tensor) -> list[torch.Generator]:
-    """Return a CPU generator for every sample of a batch, seeded with its position in the stage's stream."""
-    place = (run.options.seed, stage.seed, run.progress.stage_index)
-    return [torch.Generator().manual_seed(derive_seed(*place, position)) for position in positions.tolist()]
-
-
 def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
     """Sample flips, dropped captions, t and noise for a batch (algorithm 1 of the paper, one t for all levels)."""
     stage, device, num_train_timesteps = plan.stage, run.accelerator.device, len(run.scheduler)
-    generators = row_generators(run, stage, batch.positions)
-    chances = torch.stack([torch.rand(2, generator=generator) for generator in generators])
-    timesteps = row_timesteps(stage, num_train_timesteps, generators, device)
+    place = (run.options.seed, stage.seed, run.progress.stage_index)
+    draws = sample_draws(place, batch.positions, device)
+    chances = draws.chances()
+    timesteps = row_timesteps(stage, num_train_timesteps, draws.timestep_chances(), device)
     classes, null_class = run.unet.config["num_class_embeds"], None
     if classes is not None:
         check_class_labels(batch.class_labels, classes)
@@ -100,13 +95,9 @@ def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
             (chances[:, 1] < 0.5).to(device).view(-1, *[1] * (batch.pixels.ndim - 1))
         )  # the same for all frames of a clip
         batch = replace(batch, pixels=torch.where(flips, batch.pixels.flip(-1), batch.pixels))
-    if device.type != "cpu":
-        # Large noise is sampled on the device, by generators that are seeded from those of the samples.
-        seeds = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    generators = None if run.vae is None else draws.latent_generators()
     clean = thin_rows(clean_pyramid(run, stage, batch.pixels, generators), stage.rows_per_level)
-    noise = pyramid_noise([level.shape for level in clean], generators, device=device)
-    noise = offset_noise(noise, stage.noise_offset, generators)
+    noise = draws.noise([level.shape for level in clean], stage.noise_offset)
     return NoisyBatch(clean, noise, timesteps, batch)
 
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers of training: each sample has its own generator, so that they do not depend on the rest of the
-batch.
-"""
+"""Distributions of training: of t, and of noise with an offset."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +12,11 @@ from ..recipe.stage import StageRecipe
 
 
 def row_timesteps(
-    stage: StageRecipe, num_train_timesteps: int, generators: Sequence[torch.Generator], device: torch.device | str
+    stage: StageRecipe, num_train_timesteps: int, chances: Sequence[float], device: torch.device | str
 ) -> torch.Tensor:
-    """Sample t for every sample, (B,) int64 in [0, num_train_timesteps), uniformly or with the stage's bias.
-
-    Each sample takes one number from its generator (on the CPU), regardless of the strategy.
+    """Return t of every sample, (B,) int64 in [0, num_train_timesteps): uniform or with the stage's bias if the
+    `chances` are uniform in [0, 1).
     """
-    chances = [torch.rand((), generator=generator, dtype=torch.float64).item() for generator in generators]
     timesteps = [timestep_at(stage, num_train_timesteps, chance) for chance in chances]
     return torch.tensor(timesteps, dtype=torch.int64).to(device)
 

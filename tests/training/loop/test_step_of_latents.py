@@ -18,8 +18,8 @@ from diffusers_mdm.training.loop.step import (
     optimizer_step,
     plan_steps,
     predict,
-    row_generators,
 )
+from diffusers_mdm.training.loss.sample_draws import GeneratorDraws
 from diffusers_mdm.training.state.run import Run, RunOptions
 from tests.training.tiny_latents import CHANNELS, latent_recipe, save_vae
 from tests.training.tiny_run import tiny_recipe
@@ -61,11 +61,11 @@ def normalised(run: Run, latents: torch.Tensor) -> torch.Tensor:
 
 def started_generators(run: Run, stage, batch: Batch) -> list[torch.Generator]:
     """The generators of the rows after what is drawn before the latents."""
-    generators = row_generators(run, stage, batch.positions)
-    for generator in generators:
-        torch.rand(2, generator=generator)  # caption and flip
-        torch.rand((), generator=generator, dtype=torch.float64)  # t
-    return generators
+    place = (run.options.seed, stage.seed, run.progress.stage_index)
+    draws = GeneratorDraws(place, batch.positions, torch.device("cpu"))
+    draws.chances()
+    draws.timestep_chances()
+    return draws.latent_generators()
 
 
 def test_pixels_are_averaged_as_they_were(pictures_dir, tmp_path):
