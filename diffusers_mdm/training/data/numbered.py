@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
 from .batch import Batch
@@ -17,7 +19,16 @@ from .skip_budget import Skip, SkipBudget
 from .text.caption_choice import CaptionChoice, Captions
 from .text.features import TextEmbeddings
 
-CACHE_LIMIT_BYTES = 512 * 2**20  # decoded images of one stage are kept in memory up to this size
+# Decoded images of a stage are kept in memory up to this share of it, divided by the processes of the machine, and in
+# the memory of a GPU up to this share of what is free there.
+_MEMORY_SHARE, _GPU_SHARE = 1 / 16, 1 / 8
+_SMALL_BYTES = 512 * 2**20  # they are always kept up to this size
+
+
+def cache_limit_bytes() -> int:
+    """Return up to which size the decoded images of a stage are kept in memory."""
+    processes = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return max(int(psutil.virtual_memory().total * _MEMORY_SHARE / processes), _SMALL_BYTES)
 
 
 class NumberedSource(SampleSource, Protocol):
@@ -46,7 +57,9 @@ class CaptionedImages:
         self.source, self.decoder, self.skipped, self.embeddings = source, decoder, skipped, embeddings
         shape = (len(source), *decoder.shape)
         self.kept = (
-            None if decoder.is_random or math.prod(shape) > CACHE_LIMIT_BYTES else KeptSamples(shape, decoder.captions)
+            None
+            if decoder.is_random or math.prod(shape) > cache_limit_bytes()
+            else KeptSamples(shape, decoder.captions)
         )
 
     def __len__(self) -> int:
@@ -122,9 +135,15 @@ class KeptSamples:
             self.labels[number] = row.label
         self.captions[number] = captions
 
+    def move_to(self, device: torch.device) -> None:
+        """Move the samples to a device, from which all later batches come."""
+        self.pixels = self.pixels.to(device)
+        self.labels = None if self.labels is None else self.labels.to(device)
+        self.micro_conditioning = {key: values.to(device) for key, values in self.micro_conditioning.items()}
+
     def batch(self, numbers: Sequence[int], positions: Sequence[int], seed: int) -> Batch:
         """Return stored samples as a batch without text features."""
-        chosen = torch.tensor(numbers, dtype=torch.int64)
+        chosen = torch.tensor(numbers, dtype=torch.int64).to(self.pixels.device)
         return Batch(
             pixels=self.pixels[chosen],
             captions=[
@@ -148,6 +167,14 @@ class ShuffledImages:
     def __init__(self, images: CaptionedImages):
         self.images, self.skipped = images, images.skipped
         images.decode(range(len(images)))
+
+    def prefer(self, device: torch.device) -> None:
+        """Keep the samples in the memory of a GPU if they are in memory and take little of what is free there."""
+        kept = self.images.kept
+        if kept is not None and device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if kept.pixels.nbytes <= free * _GPU_SHARE:
+                kept.move_to(device)
 
     def batches(self, order: BatchOrder, start_step: int = 0, num_workers: int = 0) -> Generator[Batch, None, None]:
         """Yield the micro-batches of this process from optimizer step `start_step` on, without end.

@@ -12,7 +12,7 @@ from ...pipelines.drawing.latent_space import scale_factor
 from ...processes import wait_for_everyone
 from ..data.batch import Batch
 from ..data.micro_conditioning import micro_conditioning_defaults
-from ..data.numbered import CaptionedImages
+from ..data.numbered import CaptionedImages, ShuffledImages
 from ..data.sources import (
     TrainingImages,
     open_source,
@@ -111,9 +111,14 @@ def open_stage_data(run: Run, stage: StageRecipe, embeddings: Embeddings) -> Sta
     side, frames = stage_side(recipe, stage, factor), stage_frames(recipe, stage)
     clips = f", {frames} frames" if frames > 1 else ""
     logger.info("Stage %s: %d level(s), %d pixels%s.", stage.name, stage.levels, side, clips)
+    images = open_stage_images(recipe, stage, embeddings, factor)
+    pictures = open_joint_pictures(recipe, stage, embeddings, factor)
+    for opened in (images, pictures):
+        if isinstance(opened, ShuffledImages):
+            opened.prefer(run.accelerator.device)
     return StageData(
-        open_stage_images(recipe, stage, embeddings, factor),
-        open_joint_pictures(recipe, stage, embeddings, factor),
+        images,
+        pictures,
         open_held_out(run, stage, embeddings),
         open_validation_metrics(run, side),
     )

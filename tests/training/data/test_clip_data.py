@@ -186,7 +186,7 @@ def test_clips_depend_on_neither_workers_nor_memory_nor_a_restart(clips_dir, mon
     assert kept.images.kept is not None
     whole = first(kept, 5)
     check_clips(whole, 4)
-    monkeypatch.setattr(captioned_images, "CACHE_LIMIT_BYTES", NUM_CLIPS * 3 * 4 * 8 * 8 - 1)
+    monkeypatch.setattr(captioned_images, "cache_limit_bytes", lambda: NUM_CLIPS * 3 * 4 * 8 * 8 - 1)
     read = open_training_images(recipe(clips_dir), 8, num_frames=4)
     assert read.images.kept is None
     assert_same(whole, first(read, 5, num_workers=num_workers))

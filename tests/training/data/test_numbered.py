@@ -23,7 +23,7 @@ def images(broken: tuple[int, ...] = (), limit: int = 10, decoder: SampleDecoder
 
 @pytest.fixture
 def read_each_time(monkeypatch) -> CaptionedImages:
-    monkeypatch.setattr(numbered, "CACHE_LIMIT_BYTES", 0)
+    monkeypatch.setattr(numbered, "cache_limit_bytes", lambda: 0)
     return images()
 
 
@@ -68,7 +68,7 @@ def test_too_many_broken_ones_are_an_error(is_kept, request):
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_an_epoch_has_every_picture_once_and_can_be_entered_anywhere(is_kept, monkeypatch):
     if not is_kept:
-        monkeypatch.setattr(numbered, "CACHE_LIMIT_BYTES", 0)
+        monkeypatch.setattr(numbered, "cache_limit_bytes", lambda: 0)
     order = BatchOrder(batch_size=2, seed=5)
     stream = ShuffledImages(images())
     whole = list(itertools.islice(stream.batches(order), 6))
@@ -79,3 +79,22 @@ def test_an_epoch_has_every_picture_once_and_can_be_entered_anywhere(is_kept, mo
     assert [batch.class_labels.tolist() for batch in again] == labels[4:]
     assert [batch.captions for batch in again] == [batch.captions for batch in whole[4:]]
     assert whole[0].positions.tolist() == [0, 1]
+
+
+def test_moved_pictures_are_the_same():
+    moved, there = images(), images()
+    order = BatchOrder(batch_size=2, seed=3)
+    shuffled = ShuffledImages(moved)
+    moved.kept.move_to(torch.device("cpu"))
+    shuffled.prefer(torch.device("cpu"))  # as for a GPU; does nothing here
+    pairs = zip(shuffled.batches(order), ShuffledImages(there).batches(order), strict=False)
+    for one, other in itertools.islice(pairs, 4):
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.class_labels, other.class_labels)
+
+
+def test_the_memory_for_pictures_is_shared_by_the_processes_of_a_machine(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    whole = numbered.cache_limit_bytes()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert numbered.cache_limit_bytes() == max(whole // 4, 512 * 2**20)

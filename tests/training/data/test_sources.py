@@ -56,7 +56,7 @@ def test_every_epoch_sees_every_picture_once_in_another_order(pictures_dir):
 def test_the_order_depends_on_neither_workers_nor_memory_nor_a_restart(pictures_dir, monkeypatch, num_workers):
     recipe = DataRecipe(path=str(pictures_dir))
     kept = first(open_training_images(recipe, 8), 5)
-    monkeypatch.setattr(captioned_images, "CACHE_LIMIT_BYTES", 0)
+    monkeypatch.setattr(captioned_images, "cache_limit_bytes", lambda: 0)
     read = open_training_images(recipe, 8)
     assert read.images.kept is None
     assert_same(kept, first(read, 5, num_workers=num_workers))
