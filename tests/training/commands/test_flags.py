@@ -160,7 +160,7 @@ def test_a_flag_names_a_field_and_its_value_lands_there(name):
     assert found[0] != default_of(name) or name == "output_dir"
 
 
-@pytest.mark.parametrize("name", ["tiny", "emoji_64", "imagenet_256", "cc12m_1024"])
+@pytest.mark.parametrize("name", ["tiny", "emoji_64", "emoji_256", "imagenet_256", "cc12m_1024"])
 def test_flags_that_are_left_out_change_nothing(name):
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     given = parse("--recipe", str(RECIPES / f"{name}.yaml"))

@@ -108,6 +108,15 @@ def test_a_larger_recipe_goes_on_where_the_smaller_one_ends(small, large):
     assert large.optimizer == small.optimizer
 
 
+def test_the_emoji_of_256_pixels_have_the_inner_level_of_the_demo_model():
+    small, large = shipped("emoji_64"), shipped("emoji_256")
+    assert (large.model, large.levels[0], large.text_encoder) == (small.model, small.levels[0], small.text_encoder)
+    assert large.sides == (16, 64, 256)
+    assert len(large.scheduler["prediction_type"]) == len(large.levels) == large.stages[-1].levels
+    middle, outer = large.rows[1:]
+    assert 256 // outer.patch_size == 64 // middle.patch_size  # as many places of features
+
+
 def test_the_largest_differs_from_the_middle_one_as_published():
     middle, large = shipped("cc12m_256"), shipped("cc12m_1024")
     assert large.levels[0] == middle.levels[0]
