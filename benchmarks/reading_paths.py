@@ -3,9 +3,9 @@
 
     python benchmarks/reading_paths.py
 
-Prints the modules of the package whose functions run in one call of `MDMPipeline` and in one training step, in the
-order in which they are entered; the largest folders; and the base classes of each pipeline. The limits are enforced by
-`tests/test_reading_paths.py` and `tests/pipelines/test_modules_of_a_call.py`.
+Prints the modules of the package, and their functions, that run in one call of `MDMPipeline` and in one training step,
+in the order in which they are entered; the largest folders; and the base classes of each pipeline. The limits are
+enforced by `tests/test_reading_paths.py` and `tests/pipelines/test_modules_of_a_call.py`.
 """
 
 import argparse
@@ -29,11 +29,11 @@ MODEL = ROOT / "model_cards" / "mdm-emoji-64"
 
 
 @contextlib.contextmanager
-def modules_entered(entered: list[str], inside: str | None = None) -> Iterator[None]:
+def modules_entered(entered: dict[str, list[str]], inside: str | None = None) -> Iterator[None]:
     """Collect the package's modules whose functions are called in the block, in the order of the first call.
 
     Args:
-        entered: list to which their names are added, without the name of the package.
+        entered: maps their names, without the name of the package, to the names of the functions that were called.
         inside: count only while the function of this name runs.
     """
     depth = 0
@@ -45,9 +45,11 @@ def modules_entered(entered: list[str], inside: str | None = None) -> Iterator[N
             return
         if function == inside:
             depth += {"call": 1, "return": -1}.get(event, 0)
-        name = module.removeprefix(f"{PACKAGE}.")
-        if event == "call" and (inside is None or depth) and name not in entered and not is_import(frame):
-            entered.append(name)
+        if event != "call" or (inside is not None and not depth) or is_import(frame) or is_generated(frame):
+            return
+        functions = entered.setdefault(module.removeprefix(f"{PACKAGE}."), [])
+        if function not in functions:
+            functions.append(function)
 
     before = sys.getprofile()
     sys.setprofile(look)
@@ -64,23 +66,30 @@ def is_import(frame: FrameType) -> bool:
     return frame.f_code.co_name == "<module>" or by_importlib
 
 
-def modules_of_a_drawing(pipeline: MDMPipeline, prompt: str) -> list[str]:
-    """Return the modules that a guided pipeline call of two steps runs through, apart from work that is done only
-    once.
+def is_generated(frame: FrameType) -> bool:
+    """Whether a function has no line in any file, like the constructor that `dataclass` writes: there is nothing to
+    read.
+    """
+    return frame.f_code.co_filename == "<string>"
+
+
+def modules_of_a_drawing(pipeline: MDMPipeline, prompt: str) -> dict[str, list[str]]:
+    """Return the modules, and their functions, that a guided pipeline call of two steps runs through, apart from work
+    that is done only once.
     """
     pipeline.set_progress_bar_config(disable=True)
-    entered: list[str] = []
-    for counted in ([], entered):
+    entered: dict[str, list[str]] = {}
+    for counted in ({}, entered):
         with modules_entered(counted):
             pipeline(prompt, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     return entered
 
 
-def modules_of_a_step(train: Callable[[], object]) -> list[str]:
-    """Return the modules that `optimizer_step` runs through, from batches to new weights and averages, while `train`
-    runs.
+def modules_of_a_step(train: Callable[[], object]) -> dict[str, list[str]]:
+    """Return the modules, and their functions, that `optimizer_step` runs through, from batches to new weights and
+    averages, while `train` runs.
     """
-    entered: list[str] = []
+    entered: dict[str, list[str]] = {}
     with modules_entered(entered, inside="optimizer_step"):
         train()
     return entered
@@ -169,7 +178,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         step = modules_of_a_step(lambda: train_tiny(Path(folder) / "run"))
     for what, modules in (("one call of MDMPipeline", drawing), ("one optimizer step", step)):
-        print(f"{what} runs through {len(modules)} modules:\n  " + "\n  ".join(modules))
+        print(f"{what} runs through {len(modules)} modules:")
+        for module, functions in modules.items():
+            print(f"  {module}: {', '.join(name for name in functions if not name.startswith('<'))}")
     largest = sorted(folder_sizes().items(), key=lambda entry: -entry[1])[:5]
     print("largest folders: " + ", ".join(f"{folder} {size}" for folder, size in largest))
     for pipeline in pipelines():

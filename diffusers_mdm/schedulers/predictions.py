@@ -1,31 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prediction types: converting network outputs to clean samples and back, for reverse steps and losses alike.
+"""What is predicted at each level: converting network outputs to clean samples and back, for reverse steps and losses
+alike.
 
-Glossary: as in `diffusion_process`, and v = alpha eps - sigma x0.
+Glossary: x = sample at timestep t; x0 = its clean sample; eps = noise in x; g = signal power (alpha_bar) at t; alpha =
+sqrt(g), sigma = sqrt(1 - g); v = alpha eps - sigma x0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-from ..pyramid import Pyramid, in_full_precision, matching_levels
+from ..pyramid import Pyramid, as_pyramid, check_pyramid, check_tensor, in_full_precision, level_ratios
 from .block_averages import enlarge
-from .diffusion_process import (
-    PyramidForwardProcess,
-    Sample,
-    amplitudes,
-    as_timesteps,
-    dynamic_threshold,
-    noise_from_clean,
-    row_amplitudes,
-)
 from .level_agreement import agree
 
-Change = Callable[[torch.Tensor], torch.Tensor]
+Sample = torch.Tensor | Sequence[torch.Tensor]
+
+# A number, or a tensor of numbers.
+Power = TypeVar("Power", float, torch.Tensor)
+Powers = TypeVar("Powers", torch.Tensor, np.ndarray)
 
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample", "residual")
 
@@ -143,101 +141,41 @@ class LevelPrediction:
         return self.base, alpha * s**2 / variance, sigma * s / variance**0.5
 
 
-class PyramidPredictions(PyramidForwardProcess):
+class PyramidPredictions:
     """Conversion of predictions according to the config's `prediction_type`, as a base class of `MatryoshkaScheduler`.
 
     A level that predicts a residual needs the clean image of the level inside it, so levels are processed from the
     inside out.
+
+    Attributes:
+        alphas_cumprod: signal power (alpha_bar) of level 0 at every timestep, `(T,)` float32.
     """
 
-    def get_velocity(self, sample: Sample, noise: Sample, timesteps: torch.Tensor) -> torch.Tensor | Pyramid:
-        """Compute v^i = alpha_t^i eps^i - sigma_t^i x^i for every level, the target of "v_prediction".
+    config: Any
+    alphas_cumprod: torch.Tensor
 
-        Arguments as in `add_noise`; `sample` is the clean images.
-        """
-        return self._over_levels(velocity, sample, noise, timesteps)
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
 
-    def velocities_of(self, model_output: Sample, clean: Sample, sample: Sample, timesteps: torch.Tensor) -> Pyramid:
-        """Convert predictions to v, so that losses of all prediction types compare errors of v.
+    def _levels(self, sample: Sample, name: str) -> tuple[Pyramid, list[float], bool]:
+        """Return the levels of a sample, their ratios (at least 1), and whether it was a bare tensor."""
+        levels, bare = as_pyramid(sample)
+        for level in levels:
+            check_tensor(level, name, "a pyramid, or one level", is_floating=True)
+        if bare and levels[0].ndim < 2:
+            raise ValueError(
+                f"`{name}` has shape {tuple(levels[0].shape)}; expected (batch, channels, height, width), or (batch, "
+                "channels, frames, height, width) for clips."
+            )
+        if not bare:
+            check_pyramid(levels, name=name)
+            return levels, level_ratios(levels), False
+        side = min(levels[0].shape[-2:])
+        return levels, [max(side / self.config.base_sample_size, 1.0)], True
 
-        Residuals are relative to the true image of the level inside, which is known during training.
-
-        Args:
-            model_output: the network's predictions, with the shapes of `sample`.
-            clean: clean images of all levels, in [-1, 1].
-            sample: z_t of all levels.
-            timesteps: `(B_0,)`, or one number for all samples.
-
-        Returns:
-            One tensor per level, innermost first; the predictions themselves where the network predicts v.
-        """
-        levels, ratios, bare = self._levels(sample, "sample")
-        outputs = matching_levels(model_output, levels, "model_output")
-        pictures = matching_levels(clean, levels, "the clean sample")
-        kinds, sigmas = self._kinds(len(levels), ratios, bare)
-        if all(kind == "v_prediction" for kind in kinds):
-            return outputs
-        powers = self.level_alphas_cumprod(sample, as_timesteps(timesteps).to(levels[0].device))
-        velocities = []
-        for index, (output, level, power) in enumerate(zip(outputs, levels, powers, strict=True)):
-            alpha, sigma = row_amplitudes(power, level)
-            base = self._base(kinds[index], pictures[:index], level, ratios[index])
-            meaning = LevelPrediction(kinds[index], alpha, sigma, sigmas[index], base)
-            noisy = in_full_precision(level)
-            found = meaning.clean(in_full_precision(output), noisy)
-            velocities.append(LevelPrediction("v_prediction", alpha, sigma).output(found, noisy))
-        return velocities
-
-    def own_error_factors(self, powers: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        """What turns squared errors of v into those of what each level itself predicts.
-
-        Args:
-            powers: signal power of every batch row, element i `(B_i,)`, see `level_alphas_cumprod`.
-
-        Returns:
-            `(B_i,)` for every level, innermost first; None where the level predicts v.
-        """
-        kinds, sigmas = self._kinds(len(powers), [1.0], is_alone=False)
-        factors: list[torch.Tensor | None] = []
-        for kind, sigma_data, power in zip(kinds, sigmas, powers, strict=True):
-            if kind == "v_prediction":
-                factors.append(None)
-            elif kind == "residual":
-                factors.append(power + (1 - power) / sigma_data**2)
-            else:
-                factors.append(power if kind == "epsilon" else 1 - power)
-        return factors
-
-    def with_clean_changed(
-        self, model_output: Sample, sample: Sample, timestep: torch.Tensor, change: Change
-    ) -> Pyramid:
-        """Modify predictions such that `step` computes different clean images from them.
-
-        Args:
-            model_output: the network's predictions, with the shapes of `sample`.
-            sample: z_t of all levels.
-            timestep: t, one for all samples and levels.
-            change: maps the predicted clean image of a level, `(B, C, H, W)` in about [-1, 1], to the one that is
-                wanted; returns the same tensor for a level that is not to be changed.
-
-        Returns:
-            Predictions of all levels, innermost first, in the dtypes of `model_output`.
-        """
-        levels, ratios, bare = self._levels(sample, "sample")
-        outputs = matching_levels(model_output, levels, "model_output")
-        kinds, sigmas = self._kinds(len(levels), ratios, bare)
-        powers = self.level_alphas_cumprod(sample, as_timesteps(timestep))
-        changed: Pyramid = []
-        pictures: Pyramid = []
-        for index, (output, level, power) in enumerate(zip(outputs, levels, powers, strict=True)):
-            base = self._base(kinds[index], pictures, level, ratios[index])
-            meaning = LevelPrediction(kinds[index], *row_amplitudes(power, level), sigmas[index], base)
-            noisy, scale = in_full_precision(level), self._image_scale(ratios[index])
-            found = meaning.clean(in_full_precision(output), noisy) * scale
-            wanted = change(found)
-            changed.append(output if wanted is found else meaning.output(wanted / scale, noisy).to(output.dtype))
-            pictures.append(self._threshold(wanted))
-        return changed
+    def _image_scale(self, ratio: float) -> float:
+        """Return the number by which a level's images are divided before noise is added."""
+        return ratio if self.config.level_scaling == "rescale" else 1.0
 
     def _clean_pictures(
         self, outputs: Pyramid, samples: Pyramid, powers: Sequence[float], ratios: list[float], strengths: list[float]
@@ -292,10 +230,56 @@ class PyramidPredictions(PyramidForwardProcess):
         return clean
 
 
-def velocity(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """Compute v_t = sqrt(g) eps - sqrt(1 - g) x / scale (ml-mdm, Schedule / diffusion); arguments as in
-    `noisy_sample`.
+def dynamic_threshold(clean: torch.Tensor, ratio: float, max_value: float) -> torch.Tensor:
+    """Clamp each sample to its own quantile s of |x0|, 1 <= s <= max_value, and divide by s (Imagen, section 2.3).
+
+    Args:
+        clean: `(B, ...)`.
+        ratio: the quantile, e.g. 0.995.
+        max_value: upper bound of s.
     """
-    signal, spread = row_amplitudes(power, clean)
-    mixed = signal * in_full_precision(noise) - spread * (in_full_precision(clean) / scale)
-    return mixed.to(clean.dtype)
+    # One sample at a time: torch.quantile refuses very large inputs, and results must not depend on the rest of the
+    # batch.
+    quantiles = torch.stack([torch.quantile(row.abs().flatten(), ratio) for row in clean])
+    bound = quantiles.clamp(min=1, max=max_value).reshape(-1, *[1] * (clean.ndim - 1))
+    return clean.clamp(-bound, bound) / bound
+
+
+def shift_signal_power(power: Powers, ratio: float, shift_power: float) -> Powers:
+    """Shift signal power to a level whose side is `ratio` times that of level 0: log SNR_i = log SNR_0 - p log(ratio).
+
+    The same noise hides less of the content of a larger image, hence the shift (ml-mdm, Schedule: shift for scale s >
+    1). With a ratio of 1, `power` is returned unchanged.
+
+    Args:
+        power: alpha_bar of level 0, any shape, in [0, 1].
+        ratio: r_i / r_0, at least 1.
+        shift_power: p.
+    """
+    if ratio == 1:
+        return power
+    snr = power / (1 - power) / ratio**shift_power
+    return 1 / (1 + 1 / snr)
+
+
+def noise_from_clean(
+    clean: torch.Tensor, sample: torch.Tensor, alpha: float | torch.Tensor, sigma: float | torch.Tensor
+) -> torch.Tensor:
+    """Return the noise (x - alpha x0) / sigma in `sample`, given its x0 `clean`."""
+    return (sample - alpha * clean) / sigma
+
+
+def amplitudes(power: Power) -> tuple[Power, Power]:
+    """Return alpha and sigma, the square roots of the powers of signal and noise, with the type and shape of `power`.
+
+    For tensors, alpha is computed as the exponential of half a logarithm, which is the published rounding: near t = 0,
+    its last digit changes noise that is computed from a prediction by 6e-6.
+    """
+    if isinstance(power, torch.Tensor):
+        return torch.exp(torch.log(power) / 2), (1 - power) ** 0.5
+    return power**0.5, (1 - power) ** 0.5
+
+
+def row_amplitudes(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return alpha and sigma of each sample, in shapes that broadcast against `like`."""
+    return amplitudes(power.reshape(-1, *[1] * (like.ndim - 1)))

@@ -13,7 +13,7 @@ from ..checked_values import check_flag, check_number, check_whole_number, descr
 from ..library_internals import DEFAULTED_KEYS
 from .noise_schedules import BETA_SCHEDULES
 from .predictions import PREDICTION_TYPES
-from .timestep_spacing import TIMESTEP_SPACINGS
+from .reverse_steps import TIMESTEP_SPACINGS
 
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "beta_schedule": BETA_SCHEDULES,

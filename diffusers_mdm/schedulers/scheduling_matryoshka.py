@@ -18,14 +18,7 @@ from diffusers.utils import BaseOutput
 
 from ..checked_values import describe
 from ..pyramid import Pyramid, check_finite, in_full_precision, matching_levels, pyramid_noise
-from .diffusion_process import (
-    LevelPowers,
-    Sample,
-    ancestral_step,
-    check_eta,
-    ddim_step,
-    dpm_solver_step,
-)
+from .forward_process import PyramidForwardProcess
 from .level_agreement import agreement_strengths
 from .noise_schedules import (
     betas_from_trained,
@@ -33,9 +26,18 @@ from .noise_schedules import (
     signal_power,
     zero_terminal_snr,
 )
-from .predictions import PyramidPredictions
+from .predictions import Sample
+from .reverse_steps import (
+    LevelPowers,
+    ancestral_step,
+    check_eta,
+    checked_timesteps,
+    ddim_step,
+    dpm_solver_step,
+    spaced_timesteps,
+    whole_timestep,
+)
 from .scheduler_config import check_config, lasting_defaults, with_origin_spelled_out
-from .timestep_spacing import checked_timesteps, spaced_timesteps, whole_timestep
 
 Generators = torch.Generator | list[torch.Generator]
 
@@ -65,7 +67,7 @@ class _History:
     clean: Pyramid
 
 
-class MatryoshkaScheduler(PyramidPredictions, SchedulerMixin, ConfigMixin):
+class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
     """The noise schedule and reverse steps of Matryoshka Diffusion Models, for training and sampling.
 
     z_t^i = alpha_t^i D^i(x) + sigma_t^i eps^i with independent eps^i, one t for all levels, and log SNR_i(t) = log

@@ -21,8 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mdm.schedulers import MatryoshkaScheduler
-from diffusers_mdm.schedulers.diffusion_process import amplitudes, noise_from_clean
-from diffusers_mdm.schedulers.predictions import LevelPrediction
+from diffusers_mdm.schedulers.predictions import LevelPrediction, amplitudes, noise_from_clean
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 ATOL = 1e-6

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler
 from diffusers.training_utils import compute_snr
 
 from diffusers_mdm.schedulers import MatryoshkaScheduler
-from diffusers_mdm.schedulers.diffusion_process import shift_signal_power
 from diffusers_mdm.schedulers.noise_schedules import BETA_SCHEDULES
+from diffusers_mdm.schedulers.predictions import shift_signal_power
 
 MIDDLE = torch.arange(50, 900, 50)
 

@@ -9,8 +9,14 @@ import torch
 
 from diffusers_mdm import MatryoshkaScheduler, build_pyramid, pyramid_noise
 from diffusers_mdm.schedulers.block_averages import average_down, enlarge
-from diffusers_mdm.schedulers.diffusion_process import amplitudes, noise_from_clean
-from diffusers_mdm.schedulers.predictions import PREDICTION_TYPES, LevelPrediction, level_predictions, velocity
+from diffusers_mdm.schedulers.forward_process import velocity
+from diffusers_mdm.schedulers.predictions import (
+    PREDICTION_TYPES,
+    LevelPrediction,
+    amplitudes,
+    level_predictions,
+    noise_from_clean,
+)
 
 SIDES = (4, 8, 16)
 POWERS = (0.999, 0.5, 0.01)

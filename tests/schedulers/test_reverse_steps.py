@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from diffusers_mdm.pyramid import build_pyramid, pyramid_noise
 from diffusers_mdm.schedulers import MatryoshkaScheduler
-from diffusers_mdm.schedulers.diffusion_process import dynamic_threshold
+from diffusers_mdm.schedulers.predictions import dynamic_threshold
 
 SIDES = (4, 16)
 UNBOUNDED = {"clip_sample": False}

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from diffusers_mdm.schedulers import MatryoshkaScheduler
-from diffusers_mdm.schedulers.timestep_spacing import TIMESTEP_SPACINGS
+from diffusers_mdm.schedulers.reverse_steps import TIMESTEP_SPACINGS
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

@@ -16,8 +16,7 @@ from diffusers_mdm.pipelines.drawing.open_levels import log_snrs
 from diffusers_mdm.pipelines.drawing.request import Sample
 from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pyramid import as_pyramid
-from diffusers_mdm.schedulers.diffusion_process import amplitudes
-from diffusers_mdm.schedulers.predictions import LevelPrediction, level_predictions, level_sigmas
+from diffusers_mdm.schedulers.predictions import LevelPrediction, amplitudes, level_predictions, level_sigmas
 
 
 @dataclass(frozen=True)
