@@ -2,7 +2,7 @@
 """Predict held-out emoji from the same emoji in other styles by linear regression, as a baseline for the demo model.
 
 The demo model is evaluated on emoji in a style in which it never saw them: an image counts as right if the nearest
-image in the data set (see `diffusers_mdm.training.commands.retrieval`) has the requested style. All that the model can
+image in the data set (see `diffusers_mdm.evaluation.recall`) has the requested style. All that the model can
 know about such an image comes from the same emoji in other styles (its siblings), and from how the styles of other
 emoji differ. A ridge regression is given exactly this information: it predicts the held-out image from the pixels of
 the siblings, and is fitted on all emoji that the training split has both in the requested style and in those of the
@@ -22,13 +22,9 @@ from collections.abc import Sequence
 import torch
 from measuring import ROOT, describe_machine
 
-from diffusers_mdm.training.commands.retrieval import (
-    Gallery,
-    RetrievalScores,
-    load_gallery,
-    nearest_records,
-    score_records,
-)
+from diffusers_mdm.evaluation.recall import Gallery, RetrievalScores, score_records
+from diffusers_mdm.evaluation.retrieval import nearest
+from diffusers_mdm.training.commands.evaluation.galleries import load_gallery
 
 DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
 
@@ -82,7 +78,7 @@ def predict_held_out(gallery: Gallery, ridge: float) -> tuple[list[int], torch.T
 def score(gallery: Gallery, ridge: float) -> RetrievalScores:
     """Score the predictions like generated images."""
     records, predictions = predict_held_out(gallery, ridge)
-    return score_records(gallery, records, nearest_records(predictions, gallery.pixels).tolist())
+    return score_records(gallery, records, nearest(predictions, gallery.pixels)[1].tolist())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -33,7 +33,8 @@ def parse_args() -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """Load the model, generate, compare, print and save."""
     from diffusers_mdm import MDMClassConditionalPipeline
-    from diffusers_mdm.training.commands.retrieval import evaluate_classes, load_class_gallery
+    from diffusers_mdm.evaluation.recall import evaluate_classes
+    from diffusers_mdm.training.commands.evaluation.galleries import load_class_gallery
 
     pipeline = open_pipeline(MDMClassConditionalPipeline, args)
     gallery, classes = load_class_gallery(args.data_dir, args.label_column)
@@ -42,8 +43,8 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     mean = sum(shares.values()) / len(shares)
     print(
-        f"{len(shares)} classes, {args.num_per_class} drawings each: the nearest of {len(classes)} pictures is of the "
-        f"asked class for {mean:.1%} (by chance {1 / len(shares):.1%})"
+        f"{len(shares)} classes, {args.num_per_class} images each: the nearest of {len(classes)} images in the data "
+        f"set has the requested class for {mean:.1%} (by chance: {1 / len(shares):.1%})"
     )
     names = {pipeline.id2label.get(label, str(label)): share for label, share in shares.items()}
     write_report(args, {"mean": mean, "classes": names}, num_per_class=args.num_per_class)

@@ -31,21 +31,20 @@ def parse_args() -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """Load the model, generate, compare, print and save."""
     from diffusers_mdm import MDMVideoPipeline
-    from diffusers_mdm.training.commands.clip_retrieval import evaluate_clips, load_clip_gallery
-    from diffusers_mdm.training.commands.retrieval import choose_records
+    from diffusers_mdm.evaluation.recall import choose_records, evaluate_clips
+    from diffusers_mdm.training.commands.evaluation.galleries import load_clip_gallery
 
     pipeline = open_pipeline(MDMVideoPipeline, args)
     if args.height is not None and args.height not in pipeline.picture_sides:
         sides = ", ".join(map(str, pipeline.picture_sides))
         raise ValueError(f"--height {args.height} is not the side of a level; this model has {sides}.")
-    opened = -1 if args.height is None else pipeline.picture_sides.index(args.height)
-    gallery, captions = load_clip_gallery(args.data_dir, pipeline.unet.level_frames[opened])
+    level = -1 if args.height is None else pipeline.picture_sides.index(args.height)
+    gallery, captions = load_clip_gallery(args.data_dir, pipeline.unet.level_frames[level])
     records = choose_records(range(len(captions)), args.num_seen, args.seed)
     scores = evaluate_clips(pipeline, gallery, captions, records, args.batch_size, args.seed, **drawing_settings(args))
     print(
-        f"{scores.num_drawn} clips generated; the nearest of {len(captions)} clips has the same caption for "
-        f"{scores.clip:.1%}; "
-        f"their motion is {scores.motion:.2f} times as the captioned ones"
+        f"{scores.num_drawn} clips generated: the nearest of {len(captions)} clips in the data set is the captioned "
+        f"one for {scores.clip:.1%}; they move {scores.motion:.2f} times as much as the captioned clips"
     )
     write_report(args, dataclasses.asdict(scores))
 

@@ -35,7 +35,8 @@ def parse_args() -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """Load the model, generate, compare, print and save."""
     from diffusers_mdm import MDMPipeline
-    from diffusers_mdm.training.commands.retrieval import evaluate_retrieval, load_gallery
+    from diffusers_mdm.evaluation.recall import evaluate_retrieval
+    from diffusers_mdm.training.commands.evaluation.galleries import load_gallery
 
     pipeline = open_pipeline(MDMPipeline, args)
     gallery = load_gallery(args.data_dir)
@@ -44,8 +45,8 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     for name, score in scores.items():
         print(
-            f"{name}: {score.num_drawn} drawn; nearest picture is the captioned one {score.picture:.1%}, "
-            f"has its style {score.style:.1%}, shows its emoji {score.label:.1%}"
+            f"{name}: {score.num_drawn} images generated: the nearest image in the data set is the captioned one for "
+            f"{score.picture:.1%}, has its style for {score.style:.1%}, and shows its emoji for {score.label:.1%}"
         )
     write_report(args, {"scores": {name: dataclasses.asdict(score) for name, score in scores.items()}})
 

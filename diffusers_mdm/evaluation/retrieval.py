@@ -55,17 +55,32 @@ def retrieve(
             f"{len(thumbnails)}."
         )
     small, real = unit_vectors(drawn), unit_vectors(thumbnails)
-    nearest = torch.cdist(small, real).min(1)
+    distances, numbers = nearest(small, real)
+    found = numbers.tolist()
     hits = [
         real_captions[number] == caption or same_picture_is_captioned(real, number, caption, real_captions)
-        for number, caption in zip(nearest.indices.tolist(), captions, strict=True)
+        for number, caption in zip(found, captions, strict=True)
     ]
     return Retrieval(
         own_picture=sum(hits) / len(hits),
-        distance=float(nearest.values.mean()),
+        distance=float(distances.mean()),
         real_distance=float(nearest_other(real).mean()),
-        covered=len(set(nearest.indices.tolist())) / len(real),
+        covered=len(set(found)) / len(real),
     )
+
+
+def nearest(images: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the nearest entry of a gallery for each image or clip.
+
+    Args:
+        images: `(N, ...)`, in the shape and range of the gallery's entries.
+        gallery: `(M, ...)`.
+
+    Returns:
+        The L2 distances to the nearest entries, and their numbers, both `(N,)`.
+    """
+    found = torch.cdist(images.flatten(1), gallery.flatten(1)).min(1)
+    return found.values, found.indices
 
 
 def thumbnail(images: torch.Tensor) -> torch.Tensor:

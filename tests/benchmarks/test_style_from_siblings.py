@@ -4,7 +4,7 @@
 import style_from_siblings
 import torch
 
-from diffusers_mdm.training.commands.retrieval import Gallery
+from diffusers_mdm.evaluation.recall import Gallery
 
 
 def gallery_of_negatives(number: int = 40) -> Gallery:

@@ -34,7 +34,7 @@ def test_the_styles_are_trained_then_fine_tuned(tmp_path):
     words += ["--num_inference_steps", 1, "--output", tmp_path / "scores.json"]
     evaluated = run(*words, script="evaluate_emoji_classes.py")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "4 classes, 1 drawings each: the nearest of 6836 pictures" in evaluated.stdout
+    assert "4 classes, 1 images each: the nearest of 6836 images" in evaluated.stdout
     assert set(json.loads((tmp_path / "scores.json").read_text())["classes"]) == set(styles.labels)
 
     words = ["--pretrained_model_name_or_path", tmp_path / "styles", "--label_column", "style", "--rank", 2]

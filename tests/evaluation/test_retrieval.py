@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nearest pictures: recall of captions, copies, and coverage."""
+"""Nearest images: recall of captions, copies, and coverage."""
 
 import pytest
 import torch
 
-from diffusers_mdm.evaluation.retrieval import retrieve, thumbnail
+from diffusers_mdm.evaluation.retrieval import nearest, retrieve, thumbnail
 from tests.evaluation.tiny_pictures import random_pictures
+
+
+def test_a_noisy_copy_is_nearest_to_its_original():
+    images = torch.randn(6, 3, 16, 16)
+    distances, numbers = nearest(images[[4, 1, 1]] + 0.1 * torch.randn(3, 3, 16, 16), images)
+    assert numbers.tolist() == [4, 1, 1]
+    assert (distances < 0.2 * (3 * 16 * 16) ** 0.5).all()
 
 
 def test_copies_are_found_at_no_distance():
@@ -22,7 +29,7 @@ def test_wrong_captions_are_misses():
     assert retrieve(real.pixels, wrong, thumbnail(real.pixels), real.captions).own_picture == 0.0
 
 
-def test_two_captions_may_have_the_very_same_picture():
+def test_two_captions_may_have_identical_images():
     real = random_pictures(4)
     twice = torch.cat([real.pixels, real.pixels[:1]])
     captions = [*real.captions, "the first again"]
