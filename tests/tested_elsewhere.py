@@ -7,8 +7,8 @@ _SOURCES = "what is read is compared with what other kinds of data give"
 _RUNS = "it is a few calls in order, which only a run shows to be right"
 
 TESTED_ELSEWHERE = {
-    "evaluation/pictures.py": ("evaluation/test_reference.py", "it is how sets of pictures are read there"),
-    "evaluation/report.py": ("evaluation/test_score.py", "it spells the scores that are measured there"),
+    "evaluation/pictures.py": ("evaluation/test_reference.py", "references are computed from these sets of images"),
+    "evaluation/report.py": ("evaluation/test_score.py", "it formats the scores that are computed there"),
     "models/temporal.py": ("models/test_frames.py", "its layers run on the layouts that are tested there"),
     "pipelines/drawing/guidance/diffusers_guiders.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
     "pipelines/drawing/guidance/interval.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
@@ -18,7 +18,10 @@ TESTED_ELSEWHERE = {
     "pipelines/drawing/guidance/weaker_model.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
     "pipelines/drawing/guidance/zero_star.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
     "public_names.py": ("test_documentation.py", "it holds nothing but names, which the pages import"),
-    "schedulers/block_averages.py": ("pipelines/drawing/test_consistency.py", "given pictures are held by it"),
+    "schedulers/block_averages.py": (
+        "pipelines/drawing/test_consistency.py",
+        "it computes the averages there",
+    ),
     "schedulers/scheduler_config.py": ("schedulers/test_refusals.py", "configs are refused where a scheduler is made"),
     "training/commands/flag_table.py": ("training/commands/test_flags.py", _STRUCTURES),
     "training/commands/inapplicable_flags.py": ("training/commands/test_parser.py", _STRUCTURES),
@@ -29,10 +32,7 @@ TESTED_ELSEWHERE = {
     "training/data/tables/source.py": ("training/data/test_sources.py", _SOURCES),
     "training/loop/held_out.py": ("training/loop/test_latent_runs.py", _RUNS),
     "training/loop/stage_data.py": ("training/loop/test_engine.py", _RUNS),
-    "training/recipe/clip_rows.py": (
-        "training/recipe/test_clip_checks.py",
-        "recipes of clips are asked there",
-    ),
+    "training/recipe/clip_stages.py": ("training/recipe/test_clip_checks.py", "it is tested with recipes for clips"),
     "training/reports/card_example.py": ("training/reports/test_model_card.py", "it is a part of the card"),
     "training/reports/moving_grids.py": ("training/loop/test_video_runs.py", _RUNS),
     "training/state/checkpoints.py": ("training/loop/test_resuming.py", _RUNS),

@@ -27,7 +27,7 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The pictures of these numbers, `(B, 3, H, W)`, uint8."""
+        """Return the images with these numbers, `(B, 3, H, W)`, uint8."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TensorPictures:
         return len(self.pixels)
 
     def load(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The pictures of these numbers, `(B, 3, H, W)`, uint8."""
+        """Return the images with these numbers, `(B, 3, H, W)`, uint8."""
         return self.pixels[list(numbers)]
 
 
@@ -65,7 +65,7 @@ class FolderPictures:
         return len(self.files)
 
     def load(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The pictures of these numbers, `(B, 3, H, W)`, uint8."""
+        """Return the images with these numbers, `(B, 3, H, W)`, uint8."""
         return torch.stack([read_picture(self.files[number]) for number in numbers])
 
 

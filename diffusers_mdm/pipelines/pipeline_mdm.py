@@ -22,7 +22,7 @@ from diffusers_mdm.schedulers import MatryoshkaScheduler
 
 
 class MDMPipeline(MDMPipelineBase):
-    """Draw pictures from prompts, at every resolution of the model at once (Gu et al., arXiv:2310.15111).
+    """Pipeline for text-to-image generation, at every resolution of the model at once (Gu et al., arXiv:2310.15111).
 
     Args:
         text_encoder: any transformers model with a `last_hidden_state` (T5 for the published models).

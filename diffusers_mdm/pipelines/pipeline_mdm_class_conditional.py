@@ -73,19 +73,19 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
         open_levels_at: float | None = None,
         num_inner_steps: int | Sequence[int] | None = None,
     ) -> MDMPipelineOutput | tuple[Any, ...]:
-        """Draw pictures of classes.
+        """Generate images of classes.
 
         An image depends only on its own label, noise and generator, not on the batch it is generated in.
 
         Args:
-            class_labels: one label or several: numbers, names of `labels`, or whole numbers `(B,)`.
+            class_labels: one label or several: numbers, names out of `labels`, or a tensor of integers `(B,)`.
             height: pixels; with `width` it selects how many levels are generated: the larger one must be the side of a
                 level. By default all levels are generated; if only one of the two is given, images are square.
             width: pixels.
             num_inference_steps: number of denoising steps. Default: the pipeline's `drawing_defaults`, otherwise 50.
             timesteps: custom timesteps in decreasing order, in 0 … num_train_timesteps - 1.
-            guidance_scale: w of the guidance, one for all levels or one a level, innermost first; 1 or less turns it
-                off. By default what the pipeline's folder says, else 4.0.
+            guidance_scale: guidance scale w, one for all levels or one per level, innermost first; 1 or less turns
+                guidance off. Default: the pipeline's `drawing_defaults`, otherwise 4.0.
             negative_class_labels: class for the unconditional prediction of guidance: one for all, or one per label;
                 the null class by default.
             num_images_per_label: images per label.
@@ -93,7 +93,8 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
             generator: one generator, or one per image: the same seed then gives the same image in any batch.
             latents: starting noise N(0, 1): a pyramid, innermost first, or a tensor for a single level.
             prompt: one text or a list of them, for a model that also takes text.
-            negative_prompt: what guidance pushes away from besides: one text for a text, a list for a list.
+            negative_prompt: prompt for the unconditional prediction of guidance: a text if `prompt` is one, a list if
+                it is a list; empty by default.
             prompt_embeds: text features `(B, L, width)` from `encode_prompt`, instead of `prompt`.
             negative_prompt_embeds: the same shape, instead of `negative_prompt`.
             prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None means everywhere.

@@ -34,10 +34,10 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
     """
 
     def resolve_size(self, request: Request) -> None:
-        """Read the pictures, which say height and width; see `read_pictures` for their sizes.
+        """Read the images, and fill in height and width from them; see `read_pictures` for their sizes.
 
         Args:
-            request: takes the pictures.
+            request: receives the images and the size.
         """
         read_pictures(self, request, self.picture_sides)
         request.height, request.width = picture_size(request.pictures, self.vae_scale_factor)
@@ -80,27 +80,27 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
 
         Args:
             prompt: one text or a list of them, for a model with text.
-            image: the pictures to start from: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a
+            image: the images to start from: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a
                 batch, in [0, 1] or 8-bit; with a `vae` also latents, tensors `(B, c, h, w)` as `output_type="latent"`
                 gives. Transparent areas become white. An image whose larger side is that of a level is used at that
                 level; others are resized to the largest level. The aspect ratio is kept, except that both sides are
                 rounded to sizes that the model supports; nothing is cropped. One image for all prompts, one prompt for
                 all images, or equally many.
             strength: fraction of the steps that are run, 0 to 1, and so how much of the images is lost in noise. 0
-                returns the pictures as they are; anything above it does one step at least.
+                returns the images unchanged; above 0 at least one step is run.
             num_inference_steps: number of denoising steps at strength 1. Default: the pipeline's `drawing_defaults`,
                 otherwise 50.
-            timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1; `strength` chooses the
-                last of them.
+            timesteps: custom timesteps in decreasing order, in 0 … num_train_timesteps - 1; with `strength` below 1
+                only the last of them are used.
             guidance_scale: guidance scale w, one for all levels or one per level, innermost first; 1 or less turns
                 guidance off. Default: the pipeline's `drawing_defaults`, otherwise 7.5.
             negative_prompt: prompt for the unconditional prediction of guidance: a text if `prompt` is one, a list if
                 it is a list; empty by default.
-            num_images_per_prompt: pictures of each prompt, or of each given picture.
+            num_images_per_prompt: results per prompt, or per input image.
             eta: 0 for DDIM to 1 for ancestral sampling.
             generator: one generator, or one per image: the same seed then gives the same image in any batch.
-            latents: noise N(0, 1) that the pictures are noised with: a pyramid, innermost first, or a tensor where
-                one level is drawn.
+            latents: noise N(0, 1) that is added to the images: a pyramid, innermost first, or a tensor for a single
+                level.
             prompt_embeds: text features `(B, L, width)` from `encode_prompt`, instead of `prompt`.
             negative_prompt_embeds: the same shape, instead of `negative_prompt`.
             prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None means everywhere.

@@ -48,10 +48,10 @@ class MDMInpaintPipeline(ClassPipelineBase):
     """
 
     def resolve_size(self, request: Request) -> None:
-        """Read the pictures, which say height and width, and the masks.
+        """Read the images and masks, and fill in height and width from the images.
 
         Args:
-            request: takes the pictures and the masks.
+            request: receives the images, the masks and the size.
         """
         read_pictures(self, request, self.picture_sides)
         request.height, request.width = picture_size(request.pictures, self.vae_scale_factor)
@@ -98,34 +98,35 @@ class MDMInpaintPipeline(ClassPipelineBase):
 
         Args:
             prompt: one text or a list of them, for a model with text.
-            image: the pictures: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a batch, in [0,
+            image: the images: PIL images, arrays `(H, W, C)` or tensors `(C, H, W)`, one, a list or a batch, in [0,
                 1] or 8-bit; with a `vae` also latents, tensors `(B, c, h, w)` as `output_type="latent"` gives.
                 Transparent areas become white. An image whose larger side is that of a level is used at that level;
                 others are resized to the largest level. The aspect ratio is kept, except that both sides are rounded
                 to sizes that the model supports; nothing is cropped. One image for all prompts, one prompt for all
                 images, or equally many.
-            mask_image: where to draw: white (half of it or more), or True, or 1 of numbers that are all 0 or 1. Of
-                the size of the pictures, with which it is resized, or of their aspect ratio; one for all or one for
-                each. Smaller levels are drawn wherever any of a pixel's part of the picture is.
-            strength: how much of what is inside the mask goes under in noise, see `MDMImg2ImgPipeline`; at 1 nothing
-                of it is seen. 0 returns the pictures as they are.
+            mask_image: the area to repaint: pixels of at least half the brightness of white, or True. If all numbers
+                are 0 or 1, 1 is white. It has the size of the images, with which it is resized, or their aspect
+                ratio; one for all images, or one for each. A pixel of a smaller level is repainted if any part of it
+                is inside the mask.
+            strength: how much of the area inside the mask is lost in noise, see `MDMImg2ImgPipeline`; at 1, nothing
+                of it influences the result. 0 returns the images unchanged.
             num_inference_steps: number of denoising steps at strength 1. Default: the pipeline's `drawing_defaults`,
                 otherwise 50.
-            timesteps: the time steps themselves, descending, in 0 … num_train_timesteps - 1; `strength` chooses the
-                last of them.
+            timesteps: custom timesteps in decreasing order, in 0 … num_train_timesteps - 1; with `strength` below 1
+                only the last of them are used.
             guidance_scale: guidance scale w, one for all levels or one per level, innermost first; 1 or less turns
                 guidance off. Default: the pipeline's `drawing_defaults`, otherwise 7.5.
             negative_prompt: prompt for the unconditional prediction of guidance: a text if `prompt` is one, a list if
                 it is a list; empty by default.
-            num_images_per_prompt: pictures of each prompt, or of each given picture.
-            num_resampling_steps: how often each stretch of `jump_length` steps is gone through, with noise put back in
-                between (RePaint, arXiv:2201.09865); each costs as much time again, for more harmony at the border.
-                Default: the pipeline's `drawing_defaults`, otherwise 1.
-            jump_length: steps of such a stretch.
+            num_images_per_prompt: results per prompt, or per input image.
+            num_resampling_steps: how often each group of `jump_length` steps is run, with noise added again in between
+                (RePaint, arXiv:2201.09865); each repetition takes as much time again, and makes the border less
+                visible. Default: the pipeline's `drawing_defaults`, otherwise 1.
+            jump_length: number of steps in such a group.
             eta: 0 for DDIM to 1 for ancestral sampling.
             generator: one generator, or one per image: the same seed then gives the same image in any batch.
-            latents: noise N(0, 1) that the pictures are noised with: a pyramid, innermost first, or a tensor where
-                one level is drawn.
+            latents: noise N(0, 1) that is added to the images: a pyramid, innermost first, or a tensor for a single
+                level.
             prompt_embeds: text features `(B, L, width)` from `encode_prompt`, instead of `prompt`.
             negative_prompt_embeds: the same shape, instead of `negative_prompt`.
             prompt_attention_mask: `(B, L)`, True where `prompt_embeds` has a token; None means everywhere.

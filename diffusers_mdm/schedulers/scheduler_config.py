@@ -90,7 +90,7 @@ def check_predictions(prediction_type: Any, sigma_data: Any) -> None:
         )
     if kinds[0] == "residual" and not isinstance(prediction_type, str):
         raise ValueError(
-            f"`prediction_type` is {describe(prediction_type)}, but level 0 has no level inside it whose picture a "
+            f"`prediction_type` is {describe(prediction_type)}, but level 0 has no level inside it whose image a "
             '"residual" could complete; let it predict "v_prediction" or "sample".'
         )
     for sigma in sigma_data if isinstance(sigma_data, (list, tuple)) else [sigma_data]:

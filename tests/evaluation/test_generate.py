@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing captions into a folder: every level, resuming, independence of the batch, and folders of something else."""
+"""Generating images for captions into a folder: every level, resuming, independence of the batch."""
 
 import json
 
@@ -37,18 +37,18 @@ def test_every_level_is_a_captioned_folder(pipeline, tmp_path):
     assert pixels(outer).shape == (5, 3, 16, 16)
     lines = (folders[0] / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["seed"] for line in lines] == [7, 8, 9, 10, 11]
-    # The same caption with another seed is another picture.
+    # The same caption with another seed gives another image.
     assert not torch.equal(pixels(outer)[0], pixels(outer)[4])
 
 
-def test_drawings_do_not_depend_on_the_batch(pipeline, tmp_path):
+def test_images_do_not_depend_on_the_batch(pipeline, tmp_path):
     run(pipeline, tmp_path / "two")
     run(pipeline, tmp_path / "three", batch_size=3)
     for first, second in zip(open_levels(tmp_path / "two"), open_levels(tmp_path / "three"), strict=True):
         assert (pixels(first) - pixels(second)).abs().max() <= 1  # rounding may fall to either side of a step
 
 
-def test_what_is_there_is_not_drawn_again(pipeline, tmp_path):
+def test_existing_images_are_not_generated_again(pipeline, tmp_path):
     folder = tmp_path / "drawn"
     run(pipeline, folder)
     expected = [pixels(level) for level in open_levels(folder)]
@@ -62,7 +62,7 @@ def test_what_is_there_is_not_drawn_again(pipeline, tmp_path):
     assert inner.load([0])[0, :, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_other_arguments_are_not_mixed_in(pipeline, tmp_path):
+def test_a_folder_is_not_continued_with_other_arguments(pipeline, tmp_path):
     folder = tmp_path / "drawn"
     run(pipeline, folder)
     for changes in ({"seed": 1}, {"settings": {"num_inference_steps": 3}}, {"captions": CAPTIONS[:2]}, {"model": "b"}):
@@ -73,7 +73,7 @@ def test_other_arguments_are_not_mixed_in(pipeline, tmp_path):
         run(pipeline, folder)
 
 
-def test_other_folders_are_left_alone(pipeline, tmp_path):
+def test_other_folders_are_refused(pipeline, tmp_path):
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(ValueError, match=r"is not empty and has no generation\.json"):
         run(pipeline, tmp_path)
@@ -81,7 +81,7 @@ def test_other_folders_are_left_alone(pipeline, tmp_path):
         run(pipeline, tmp_path / "none", captions=[])
 
 
-def test_unfinished_drawings_are_not_opened(pipeline, tmp_path, monkeypatch):
+def test_unfinished_folders_are_refused(pipeline, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grain in white corners, and levels that agree."""
+"""Noise in white corners, and disagreement of levels."""
 
 import math
 
@@ -11,7 +11,7 @@ from diffusers_mdm.evaluation.pictures import average_down
 from tests.evaluation.tiny_pictures import random_pictures
 
 
-def test_noise_is_the_deviation_of_white_corners():
+def test_noise_is_the_standard_deviation_in_white_corners():
     real = torch.full((6, 3, 64, 64), 255, dtype=torch.uint8)
     real[:, :, :32] = 0  # the upper corners are not white
     grain = 128 + 10 * torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -21,7 +21,7 @@ def test_noise_is_the_deviation_of_white_corners():
     assert corner_noise(real, real) == (0.0, 12)
 
 
-def test_without_white_corners_there_is_no_number():
+def test_without_white_corners_noise_is_not_a_number():
     dark = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     noise, corners = corner_noise(dark, dark)
     assert math.isnan(noise)

@@ -16,7 +16,7 @@ def reference():
     return make_reference(random_pictures(7), [MeanColours()], (16, 32), batch_size=3, recipe={"path": "here"})
 
 
-def test_features_are_those_of_each_level(reference):
+def test_each_level_has_its_own_features(reference):
     pixels = random_pictures(7).pixels
     assert reference.sides == [16, 32]
     torch.testing.assert_close(reference.features["inception", 16], MeanColours()(average_down(pixels, 16)))
@@ -38,7 +38,7 @@ def test_round_trip(reference, tmp_path):
     save_reference(reference, tmp_path / "reference")  # again, over itself
 
 
-def test_other_folders_are_left_alone(reference, tmp_path):
+def test_other_folders_are_refused(reference, tmp_path):
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(ValueError, match="does not contain a reference; choose another folder"):
         save_reference(reference, tmp_path)
@@ -59,6 +59,6 @@ def test_broken_references_are_named(reference, tmp_path):
             load_reference(tmp_path)
 
 
-def test_no_pictures_are_refused():
+def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="needs images, and there are none"):
         make_reference(random_pictures(0), [MeanColours()], (16,))

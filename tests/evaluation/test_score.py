@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores: each level against its own truth, and requests that cannot be met."""
+"""Scores: each level is compared with real images of its own size; impossible requests are refused."""
 
 import json
 
@@ -33,7 +33,7 @@ def grainy(pictures, strength):
     return TensorPictures((pictures.pixels + grain).round().clamp(0, 255).to(torch.uint8), pictures.captions)
 
 
-def test_each_level_is_compared_with_its_own_truth(reference):
+def test_each_level_is_compared_with_images_of_its_size(reference):
     drawn = random_pictures(60, seed=5)
     found = score(as_levels(drawn), reference, [INCEPTION], ["fid", "kid", "precision_recall"])
     assert sorted(found.levels) == [16, 32]
@@ -46,7 +46,7 @@ def test_each_level_is_compared_with_its_own_truth(reference):
     json.dumps(found.as_json(), allow_nan=False)
 
 
-def test_the_truth_scores_better_than_strangers_and_grain_is_seen(reference):
+def test_real_images_score_better_than_unrelated_ones_and_noise_is_measured(reference):
     truth = random_pictures(80)
     metrics = ["fid", "retrieval", "noise"]
     same = score(as_levels(truth), reference, [INCEPTION], metrics, truth)
@@ -60,14 +60,14 @@ def test_the_truth_scores_better_than_strangers_and_grain_is_seen(reference):
     assert grain.levels[32]["distance_to_truth"] == pytest.approx(12 / 255, rel=0.1)
 
 
-def test_levels_that_disagree_are_seen(reference):
+def test_disagreement_of_levels_is_measured(reference):
     truth, other = random_pictures(80), random_pictures(80, seed=9)
     agreeing = score(as_levels(truth), reference, [INCEPTION], ["retrieval"])
     mixed = score([as_levels(other)[0], truth], reference, [INCEPTION], ["retrieval"])
     assert agreeing.disagreement[0] <= 0.5 / 255 < mixed.disagreement[0]
 
 
-def test_impossible_requests_say_what_is_missing(reference):
+def test_errors_of_impossible_requests_name_what_is_missing(reference):
     levels = as_levels(random_pictures(60))
     with pytest.raises(ValueError, match="Unknown metrics beauty; choose from fid"):
         score(levels, reference, [INCEPTION], ["beauty"])
@@ -83,7 +83,7 @@ def test_impossible_requests_say_what_is_missing(reference):
         score(as_levels(random_pictures(10)), reference, [INCEPTION], ["fid"])
 
 
-def test_reports_show_every_level(reference):
+def test_reports_contain_every_level(reference):
     drawn = random_pictures(60, seed=5)
     found = score(as_levels(drawn), reference, [INCEPTION], ["fid", "kid", "retrieval"])
     table = markdown_table(found)
@@ -95,7 +95,7 @@ def test_reports_show_every_level(reference):
     assert "60 generated images (num_inference_steps 25; seeds from 3) compared with 80 real images" in section
 
 
-def test_contact_sheets_put_the_truth_below(reference):
+def test_contact_sheets_show_real_images_below(reference):
     drawn, truth = random_pictures(5, seed=5), random_pictures(5, side=64)
     sheet = contact_sheet(drawn, truth, number=4, columns=3)
     assert sheet.size == (3 * 34 + 2, 2 * (2 * 34 + 4) + 2)

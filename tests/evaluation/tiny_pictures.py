@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small real objects for the tests of evaluation: drawn pictures, and a network whose features anyone can check."""
+"""Small real objects for the tests of evaluation: images, and a feature extractor whose features are easy to check."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from diffusers_mdm.evaluation.pictures import TensorPictures
 
 
 class MeanColours:
-    """The mean colours of the four quarters of a picture: twelve features."""
+    """The mean colours of the four quarters of an image: twelve features."""
 
     def __init__(self, name: str = "inception", fingerprint: str = "mean colours"):
         self.name, self.fingerprint = name, fingerprint
@@ -22,7 +22,7 @@ class MeanColours:
 def random_pictures(
     number: int, side: int = 32, seed: int = 0, captions: Sequence[str] | None = None
 ) -> TensorPictures:
-    """Pictures of smooth noise; picture n has the caption "picture n"."""
+    """Return images of smooth noise; image n has the caption "picture n"."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(number, 3, 4, 4, generator=generator)
     pixels = torch.nn.functional.interpolate(small, (side, side), mode="bilinear")

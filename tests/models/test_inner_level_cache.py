@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reuse of inner levels between steps: none at every step, the same clean pictures between, and no other caches."""
+"""Reuse of inner levels between steps: their clean images stay the same, and other caches are refused."""
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ def samples(number):
 
 
 def runs_of(unet, level):
-    """How often the way down of a level runs, from now on."""
+    """Count how often the encoder of a level runs from now on."""
     runs = []
     unet.levels[level].encoder.register_forward_pre_hook(lambda *_: runs.append(1))
     return runs
 
 
-def test_inner_levels_run_at_every_nth_step(unet):
+def test_inner_levels_run_in_every_nth_step(unet):
     unet.enable_cache(InnerLevelCacheConfig(make_scheduler(), every=3))
     inner, outer = runs_of(unet, 0), runs_of(unet, 1)
     for step in range(7):
@@ -42,7 +42,7 @@ def test_inner_levels_run_at_every_nth_step(unet):
     assert (len(inner), len(outer)) == (3, 7)
 
 
-def test_the_same_sample_again_is_predicted_as_if_nothing_were_reused(unet):
+def test_reuse_does_not_change_the_prediction_for_the_same_sample(unet):
     expected = unet(samples(0), torch.tensor(500), torch.ones(1, 2, 16)).sample
     unet.enable_cache(InnerLevelCacheConfig(make_scheduler()))
     call(unet, samples(0), 0)
@@ -52,7 +52,7 @@ def test_the_same_sample_again_is_predicted_as_if_nothing_were_reused(unet):
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
 @pytest.mark.parametrize("level_scaling", ["shift", "rescale"])
-def test_reused_predictions_stand_for_the_same_clean_pictures(unet, prediction_type, level_scaling):
+def test_reused_predictions_give_the_same_clean_images(unet, prediction_type, level_scaling):
     scheduler = make_scheduler(prediction_type=prediction_type, level_scaling=level_scaling, clip_sample=False)
     scheduler.set_timesteps(5)
     unet.enable_cache(InnerLevelCacheConfig(scheduler))
@@ -63,7 +63,7 @@ def test_reused_predictions_stand_for_the_same_clean_pictures(unet, prediction_t
     assert not torch.allclose(after[1], before[1], atol=1e-2)
 
 
-def test_inner_levels_of_three_can_be_chosen():
+def test_the_number_of_reused_levels_can_be_chosen():
     kind = task("video")
     unet = kind.make().unet
     unet.enable_cache(InnerLevelCacheConfig(make_scheduler(), num_levels=1))
@@ -77,7 +77,7 @@ def test_inner_levels_of_three_can_be_chosen():
 # In drawings
 
 
-def test_reuse_at_every_step_is_none():
+def test_running_inner_levels_in_every_step_changes_nothing():
     pipe = make_pipeline()
     plainly = draw(pipe, num_inference_steps=4)
     pipe.unet.enable_cache(InnerLevelCacheConfig(pipe.scheduler, every=1))
@@ -93,7 +93,7 @@ def test_reuse_at_every_step_is_none():
 
 
 @pytest.mark.parametrize("name", ["text", "class", "upscale", "video"])
-def test_pictures_are_drawn_alone(name):
+def test_images_do_not_depend_on_their_batch(name):
     kind = task(name)
     pipe = kind.make()
     pipe.unet.enable_cache(InnerLevelCacheConfig(pipe.scheduler))
@@ -101,7 +101,7 @@ def test_pictures_are_drawn_alone(name):
     torch.testing.assert_close(kind.draw(pipe, 1, open_levels_at=-6.0), together[1:2], atol=2e-4, rtol=0)
 
 
-def test_inner_levels_alone_are_not_reused():
+def test_nothing_is_reused_if_only_inner_levels_run():
     pipe = make_pipeline()
     alone = draw(pipe, height=8, num_inference_steps=4)
     pipe.unet.enable_cache(InnerLevelCacheConfig(pipe.scheduler))
@@ -128,7 +128,7 @@ def test_other_caches_are_refused(unet, config):
     assert not unet.is_cache_enabled
 
 
-def test_wrong_uses_are_refused(unet):
+def test_wrong_settings_are_refused(unet):
     with pytest.raises(ValueError, match="expected the MatryoshkaScheduler"):
         InnerLevelCacheConfig(DDIMScheduler())
     with pytest.raises(ValueError, match="`every` of InnerLevelCacheConfig"):

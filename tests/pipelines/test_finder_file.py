@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file through which diffusers finds a pipeline's class; `test_loading` loads through it."""
+"""The file with which diffusers finds the class of a saved pipeline; `test_loading` loads pipelines with it."""
 
-from diffusers_mdm import MDMPipeline, MDMUpscalePipeline
+from diffusers_mdm import MDMPipeline
 from diffusers_mdm.pipelines.finder_file import FINDER_FILE, write_finder
+from diffusers_mdm.registration import PIPELINES
 
 
-def test_the_file_names_the_class_and_differs_in_length(tmp_path):
+def test_each_file_imports_its_class_and_has_a_length_of_its_own(tmp_path):
+    """Python distinguishes files of the same name that were written in the same second by their lengths."""
     lengths = set()
-    for pipeline in (MDMPipeline, MDMUpscalePipeline):
+    for pipeline in PIPELINES:
         write_finder(pipeline, tmp_path / "new" / pipeline.__name__)
-        source = (tmp_path / "new" / pipeline.__name__ / FINDER_FILE).read_text()
+        source = (tmp_path / "new" / pipeline.__name__ / FINDER_FILE).read_text(encoding="utf-8")
         assert f"from diffusers_mdm import {pipeline.__name__} as Pipeline" in source
         lengths.add(len(source))
-    assert len(lengths) == 2
+    assert len(lengths) == len(PIPELINES)
 
 
-def test_classes_of_other_packages_get_none(tmp_path):
+def test_classes_of_other_packages_get_no_file(tmp_path):
     class Foreign(MDMPipeline):
         pass
 

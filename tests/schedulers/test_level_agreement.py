@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Levels that agree: averages of the outer level move to the level inside it, and an exact pyramid stays as it is."""
+"""Agreement of levels: averages of an outer level move towards the level inside; exact pyramids do not change."""
 
 from itertools import pairwise
 
@@ -11,7 +11,8 @@ from diffusers_mdm.schedulers import MatryoshkaScheduler
 from diffusers_mdm.schedulers.level_agreement import agree, agreement_strengths, average_down, enlarge
 from tests.schedulers.gaussian_pyramid import GaussianPyramid
 
-# Pictures of two and three levels, of another factor than 2, wide ones, and clips that grow in frames, sides or both.
+# Images of two and three levels, with a factor other than 2, wide ones, and clips whose levels differ in frames, sides
+# or both.
 SHAPES = {
     "two levels": [(2, 3, 4, 4), (2, 3, 8, 8)],
     "three levels, thinning": [(3, 3, 2, 2), (2, 3, 4, 4), (1, 3, 16, 16)],
@@ -22,7 +23,7 @@ shapes_of_levels = pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES
 
 
 def differences(levels):
-    """How far the averages of each level are from the level inside it."""
+    """Return the largest difference between the averages of each level and the level inside it."""
     return [average_down(outer, inner[: len(outer)]) - inner[: len(outer)] for inner, outer in pairwise(levels)]
 
 
@@ -35,7 +36,7 @@ def test_enlarging_keeps_averages(shapes):
 
 @shapes_of_levels
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
-def test_the_difference_of_two_levels_shrinks_by_the_strength(shapes, strength):
+def test_the_difference_between_levels_is_reduced_by_the_strength(shapes, strength):
     levels = pyramid_noise(shapes)
     for kept, inner, outer in zip(levels, levels, levels[1:], strict=False):
         # Two levels at a time: with three, the middle one moves first.
@@ -46,7 +47,7 @@ def test_the_difference_of_two_levels_shrinks_by_the_strength(shapes, strength):
 
 
 @shapes_of_levels
-def test_at_strength_1_every_level_averages_to_the_one_inside_within_the_bound(shapes):
+def test_with_strength_1_averages_equal_the_level_inside_and_pixels_are_in_range(shapes):
     levels = [level.clamp(-0.8, 0.8) for level in pyramid_noise(shapes)]
     agreed = agree(levels, [1.0] * (len(shapes) - 1), bound=0.8)
     assert torch.equal(agreed[0], levels[0])
@@ -56,14 +57,14 @@ def test_at_strength_1_every_level_averages_to_the_one_inside_within_the_bound(s
 
 
 def test_a_smooth_difference_is_enlarged_smoothly():
-    """No block of pixels shows: neighbours across the edge of a block differ no more than inside of one."""
+    """Blocks of pixels are not visible: neighbours across the edge of a block differ no more than within one."""
     ramp = torch.linspace(-1, 1, 8).expand(1, 1, 8, 8)
     steps = enlarge(ramp, torch.zeros(1, 1, 32, 32)).diff(dim=-1)[..., 4:-4]
     torch.testing.assert_close(steps, torch.full_like(steps, steps.mean().item()))
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_levels_that_agree_stay(strength):
+def test_levels_that_agree_do_not_change(strength):
     levels = build_pyramid(torch.rand(2, 3, 16, 16) * 2 - 1, [4, 8, 16])
     for agreed, level in zip(agree(levels, [strength] * 2, bound=1.0), levels, strict=True):
         torch.testing.assert_close(agreed, level, atol=1e-6, rtol=0)
@@ -103,7 +104,7 @@ def test_a_step_predicts_levels_that_agree(config):
     assert torch.equal(only_middle.prev_sample[2], apart.prev_sample[2])
 
 
-def test_inner_levels_alone_and_bare_tensors_take_the_strengths_of_the_whole_model():
+def test_strengths_of_levels_that_are_not_generated_are_ignored():
     level = torch.randn(1, 3, 4, 4)
     apart = stepped(level, level, 0.0).prev_sample
     assert torch.equal(stepped(level, level, [1.0, 0.5]).prev_sample, apart)
@@ -111,7 +112,7 @@ def test_inner_levels_alone_and_bare_tensors_take_the_strengths_of_the_whole_mod
 
 
 @pytest.mark.parametrize("algorithm", ["ddim", "dpmsolver++"])
-def test_agreement_changes_nothing_for_the_exact_denoiser(algorithm):
+def test_agreement_does_not_change_samples_of_an_exact_denoiser(algorithm):
     gaussian = GaussianPyramid((2, 4))
     drawn = []
     for strength in (0.0, 1.0):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a network predicts, the clean sample and its noise follow from it, level by level, and it from them."""
+"""Prediction types: network outputs are converted to clean samples and noise at every level, and back."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ def clean() -> list[torch.Tensor]:
 def perfect_outputs(
     scheduler: MatryoshkaScheduler, clean: list[torch.Tensor], sample: list[torch.Tensor], timestep: torch.Tensor
 ) -> list[torch.Tensor]:
-    """What a network that knows the picture predicts."""
+    """Return the outputs of a network that knows the clean image."""
     pictures = iter(clean)
     return scheduler.with_clean_changed(
         [torch.zeros_like(level) for level in sample], sample, timestep, lambda _: next(pictures)
@@ -48,7 +48,7 @@ def perfect_outputs(
 
 @pytest.mark.parametrize("level_scaling", ["shift", "rescale"])
 @pytest.mark.parametrize("kinds", KINDS, ids=" ".join)
-def test_a_perfect_network_draws_the_picture(clean, kinds, level_scaling):
+def test_a_perfect_network_generates_the_clean_image(clean, kinds, level_scaling):
     scheduler = make_scheduler(prediction_type=list(kinds), level_scaling=level_scaling, sigma_data=[0.2, 0.5])
     scheduler.set_timesteps(4)
     sample = pyramid_noise([level.shape for level in clean])
@@ -61,7 +61,7 @@ def test_a_perfect_network_draws_the_picture(clean, kinds, level_scaling):
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids=" ".join)
-def test_losses_compare_the_same_v_whatever_is_predicted(clean, kinds):
+def test_losses_compare_v_for_every_prediction_type(clean, kinds):
     scheduler = make_scheduler(prediction_type=list(kinds), sigma_data=0.3)
     noise, timesteps = pyramid_noise([level.shape for level in clean]), torch.tensor([150, 700])
     sample = scheduler.add_noise(clean, noise, timesteps)
@@ -83,14 +83,14 @@ def test_losses_compare_the_same_v_whatever_is_predicted(clean, kinds):
     )
 
 
-def test_predictions_of_v_stay_the_same_tensors(clean):
+def test_predictions_of_v_are_returned_as_they_are(clean):
     sample = pyramid_noise([level.shape for level in clean])
     outputs = [torch.randn_like(level) for level in sample]
     found = make_scheduler().velocities_of(outputs, clean, sample, torch.tensor([3, 4]))
     assert all(one is other for one, other in zip(found, outputs, strict=True))
 
 
-def test_a_residual_of_unit_deviation_over_nothing_is_v():
+def test_a_residual_over_zero_with_unit_deviation_is_v():
     alpha, sigma = amplitudes(0.3)
     output, sample = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     residual = LevelPrediction("residual", alpha, sigma, 1.0, torch.zeros_like(sample))
@@ -109,8 +109,8 @@ def test_the_target_of_a_residual_has_unit_variance(power):
     assert target.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_a_silent_residual_at_pure_noise_is_the_enlarged_inner_picture(clean):
-    """Where a sample tells nothing, what a level lacks is best guessed as nothing."""
+def test_a_zero_residual_at_pure_noise_gives_the_enlarged_inner_image(clean):
+    """Pure noise contains no information, so the best estimate of a residual is zero."""
     scheduler = make_scheduler(
         prediction_type="residual", beta_schedule="linear", rescale_betas_zero_snr=True, sigma_data=0.2
     )
@@ -124,8 +124,8 @@ def test_a_silent_residual_at_pure_noise_is_the_enlarged_inner_picture(clean):
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
-def test_guided_predictions_are_guided_pictures(clean, kind):
-    """Every x0 is an affine function of the predictions, so guiding these guides the pictures."""
+def test_guiding_predictions_guides_clean_images(clean, kind):
+    """Every x0 is an affine function of the predictions, so guiding predictions guides clean images."""
     scheduler = make_scheduler(prediction_type=kind)
     scheduler.set_timesteps(5)
     sample, timestep = scheduler.add_noise(clean, pyramid_noise([level.shape for level in clean]), 500), 500
@@ -151,7 +151,7 @@ def test_clips_have_residuals_between_frames():
     torch.testing.assert_close(found, clean, atol=1e-5, rtol=0)
 
 
-def test_a_residual_is_taken_over_the_clipped_inner_picture(clean):
+def test_a_residual_is_relative_to_the_clipped_inner_image(clean):
     scheduler = MatryoshkaScheduler(prediction_type=["sample", "residual", "sample"], base_sample_size=4)
     scheduler.set_timesteps(3)
     sample = pyramid_noise([level.shape for level in clean])
@@ -161,7 +161,7 @@ def test_a_residual_is_taken_over_the_clipped_inner_picture(clean):
     torch.testing.assert_close(high, expected)
 
 
-def test_inner_levels_alone_predict_what_they_did(clean):
+def test_predictions_of_inner_levels_do_not_depend_on_outer_ones(clean):
     scheduler = make_scheduler(prediction_type=["sample", "residual", "v_prediction"], sigma_data=[0.1, 0.9])
     scheduler.set_timesteps(4)
     sample = pyramid_noise([level.shape for level in clean])
@@ -171,7 +171,7 @@ def test_inner_levels_alone_predict_what_they_did(clean):
         torch.testing.assert_close(scheduler.step(outputs[:levels], 300, sample[:levels]).prev_sample, whole[:levels])
 
 
-def test_kinds_of_levels():
+def test_prediction_types_of_levels():
     assert level_predictions("epsilon", 2) == ["epsilon", "epsilon"]
     assert level_predictions("residual", 3) == ["v_prediction", "residual", "residual"]
     assert level_predictions(["sample", "residual", "epsilon"], 2) == ["sample", "residual"]
@@ -190,12 +190,12 @@ def test_kinds_of_levels():
         ({"sigma_data": [0.2, math.nan]}, "`sigma_data` is nan"),
     ],
 )
-def test_what_no_level_can_predict_is_refused(config, message):
+def test_invalid_prediction_types_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         MatryoshkaScheduler(**config)
 
 
-def test_more_levels_than_the_config_knows_are_refused(clean):
+def test_more_levels_than_in_the_config_are_refused(clean):
     sample = pyramid_noise([level.shape for level in clean])
     for config in ({"prediction_type": ["sample", "residual"]}, {"prediction_type": "residual", "sigma_data": [0.2]}):
         scheduler = make_scheduler(**config)
@@ -204,7 +204,7 @@ def test_more_levels_than_the_config_knows_are_refused(clean):
             scheduler.step(sample, 5, sample)
 
 
-def test_one_outer_level_alone_is_refused(clean):
+def test_a_single_outer_level_is_refused(clean):
     scheduler = make_scheduler(prediction_type=["v_prediction", "residual", "residual"])
     scheduler.set_timesteps(3)
     with pytest.raises(ValueError, match="pass the whole pyramid"):
@@ -212,7 +212,7 @@ def test_one_outer_level_alone_is_refused(clean):
     assert scheduler.step(clean[0], 5, clean[0]).prev_sample.shape == clean[0].shape
 
 
-def test_the_config_comes_back(tmp_path):
+def test_the_config_is_saved_and_loaded(tmp_path):
     scheduler = make_scheduler(prediction_type=["sample", "residual"], sigma_data=[0.22])
     scheduler.save_pretrained(tmp_path)
     again = MatryoshkaScheduler.from_pretrained(tmp_path)
@@ -243,7 +243,7 @@ def test_amplitudes_are_of_unit_power_as_numbers_and_as_tensors(power):
     assert [float(part) for part in amplitudes(torch.tensor(power))] == pytest.approx([alpha, sigma], abs=1e-6)
 
 
-def test_an_unknown_prediction_is_refused():
+def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(ValueError, match="'flow'; expected one of v_prediction, epsilon, sample"):
         LevelPrediction("flow", 0.6, 0.8).clean(torch.zeros(1), torch.zeros(1))
 

@@ -93,7 +93,7 @@ def _changed_conditions(drawing: Drawing, changed: dict[str, Any]) -> Conditioni
             numbers = drawing.pipeline.classes.numbers(labels, name)
             if len(numbers) != drawing.request.num_images:
                 raise ValueError(
-                    f"`{name}` has {len(numbers)} labels for {drawing.request.num_images} pictures; return one each."
+                    f"`{name}` has {len(numbers)} labels for {drawing.request.num_images} images; return one for each."
                 )
             fields[name] = torch.tensor(numbers, device=drawing.device)
     conditioning = conditioning._replace(**fields)
@@ -123,7 +123,7 @@ def _checked_text(name: str, drawing: Drawing, conditioning: Conditioning) -> di
     config, num_images = drawing.pipeline.unet.config, drawing.request.num_images
     checks.check_text_width(f"{name}_embeds", embeds, config.encoder_hid_dim or config.cross_attention_dim)
     if len(embeds) != num_images:
-        raise ValueError(f"`{name}_embeds` has {len(embeds)} rows for {num_images} pictures; return one each.")
+        raise ValueError(f"`{name}_embeds` has {len(embeds)} entries for {num_images} images; return one for each.")
     features, mask = take_features(embeds, mask, drawing.device)
     return {f"{name}_embeds": features, f"{name}_attention_mask": mask}
 

@@ -45,8 +45,8 @@ def read_pictures(pipeline: Any, request: Request, sides: Sequence[int], resize_
     height, width = picture_size(request.pictures, pipeline.vae_scale_factor)
     if fit(height, width) != (height, width):
         raise ValueError(
-            f"`image` has latents of pictures of {height} x {width} pixels (height x width), which no level takes: "
-            f"the larger side has to be one of {', '.join(map(str, sides))}. Encode pictures of such a size."
+            f"`image` has latents of images of {height} x {width} pixels (height x width), which no level takes: "
+            f"the larger side has to be one of {', '.join(map(str, sides))}. Encode images of such a size."
         )
 
 

@@ -150,7 +150,7 @@ def _entries(image: Any, name: str, flat: bool = False) -> list[Any]:
     """Yield the images, or batches of images, one by one."""
     entries = list(image) if isinstance(image, (list, tuple)) else [image]
     if not entries:
-        raise ValueError(f"`{name}` is an empty list; pass at least one picture.")
+        raise ValueError(f"`{name}` is an empty list; pass at least one image.")
     kinds = {
         kind for kind in (PIL.Image.Image, np.ndarray, torch.Tensor) for entry in entries if isinstance(entry, kind)
     }
@@ -186,7 +186,7 @@ def _check_one_size(entries: list[torch.Tensor], name: str) -> None:
     sizes = sorted({_size(entry) for entry in entries})
     if len(sizes) > 1:
         raise ValueError(
-            f"`{name}` has pictures of the sizes {sizes} (height, width), after resizing to the model's sizes; "
+            f"`{name}` has images of the sizes {sizes} (height, width), after resizing to the model's sizes; "
             f"pass images of the same size and shape."
         )
 
@@ -206,7 +206,7 @@ def _pil_to_array(image: PIL.Image.Image, mode: str, background: str, name: str)
         pixels = np.array(to_rgb(image, background).convert(mode))
     except ValueError as error:
         raise ValueError(
-            f"`{name}` has a picture of mode {image.mode} that cannot be read: {error}. Pass its values as an array "
+            f"`{name}` has an image of mode {image.mode} that cannot be read: {error}. Pass its values as an array "
             "of floats in [0, 1]."
         ) from error
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -260,7 +260,7 @@ def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequenc
     multiple = multiples[list(sides).index(max(height, width))]
     if height <= 0 or width <= 0 or height % multiple or width % multiple:
         raise ValueError(
-            f"`height` and `width` have to be positive multiples of {multiple} for pictures whose larger side is "
+            f"`height` and `width` have to be positive multiples of {multiple} for images whose larger side is "
             f"{max(height, width)} (resolution between the levels times downsampling within the innermost one), "
             f"but are {height} and {width}."
         )
@@ -300,7 +300,7 @@ def check_generator(generator: torch.Generator | list[torch.Generator] | None, n
     """Check that a list of generators has one entry per image."""
     if isinstance(generator, list) and len(generator) != num_images:
         raise ValueError(
-            f"Got a list of {len(generator)} generators for {num_images} pictures (prompts times "
+            f"Got a list of {len(generator)} generators for {num_images} images (prompts times "
             "`num_images_per_prompt`); pass one generator per image, or a single one."
         )
 

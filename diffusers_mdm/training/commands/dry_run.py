@@ -9,7 +9,7 @@ from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
 from ..modules.text_encoder import count_text_parameters
 from ..precision import EMULATION, emulates_bf16
-from ..recipe.clip_rows import data_of, has_clips, joint_stage, sources, stage_frames
+from ..recipe.clip_stages import data_of, has_clips, joint_stage, sources, stage_frames
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
@@ -50,7 +50,7 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
 
 
 def _data(recipe: Recipe) -> str:
-    return " and pictures ".join(_source(data) for data in sources(recipe))
+    return " and images ".join(_source(data) for data in sources(recipe))
 
 
 def _source(data: DataRecipe) -> str:
@@ -130,7 +130,7 @@ def _describe_kind(recipe: Recipe, stage: StageRecipe) -> str:
     if not has_clips(recipe):
         return ""
     frames = stage_frames(recipe, stage)
-    return f", clips of {frames} frames" if frames > 1 else ", pictures"
+    return f", clips of {frames} frames" if frames > 1 else ", images"
 
 
 def _describe_end(stage: StageRecipe, num_processes: int) -> str:

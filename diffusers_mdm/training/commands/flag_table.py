@@ -207,15 +207,15 @@ LOSS = (
     Flag(
         "prediction_type",
         None,
-        "what the levels predict: v_prediction, epsilon or sample, outer ones also residual; one for all or one a "
-        "level, as v_prediction,residual (default v_prediction, or that of the pipeline)",
+        "what the levels predict: v_prediction, epsilon or sample, outer ones also residual; one for all, or one "
+        "per level, such as v_prediction,residual (default v_prediction, or that of the pipeline)",
         names,
     ),
     Flag(
         "loss_weighting",
         "stages.loss_weighting",
-        "which error the loss measures: of the noise, of v, of the picture (sample), or of what each level predicts "
-        "(default epsilon)",
+        "which error the loss measures: that of the noise, of v, of the clean image (sample), or of what each level "
+        "predicts (default epsilon)",
         choices=choices_of(StageRecipe, "loss_weighting"),
     ),
     Flag("snr_gamma", "stages.snr_gamma", "min-SNR weighting; the paper recommends 5", number),

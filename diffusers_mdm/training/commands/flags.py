@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...processes import num_launched
-from ..recipe.clip_rows import trains_on_pictures
+from ..recipe.clip_stages import trains_on_pictures
 from ..recipe.data import DataRecipe
 from ..recipe.loading import load_recipe
 from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe

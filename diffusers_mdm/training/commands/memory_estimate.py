@@ -21,7 +21,7 @@ from ..loop.stage_setup import freeze_levels
 from ..modules.autoencoder import vae_config, vae_dtype
 from ..modules.lora import add_lora
 from ..precision import frozen_dtype
-from ..recipe.clip_rows import inner_rows, joint_stage, stage_rows, trains_on_pictures
+from ..recipe.clip_stages import inner_rows, joint_stage, stage_rows, trains_on_pictures
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..recipe.clip_rows import sources
+from ..recipe.clip_stages import sources
 from ..recipe.data import DataRecipe, ShardData, TableData
 from ..recipe.recipe import Recipe
 from .numbered import CaptionedImages

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much the outer levels add to the enlarged inner ones: the `sigma_data` of levels that predict a residual."""
+"""The `sigma_data` of levels that predict a residual: the standard deviation of what they add to the enlarged inner
+level.
+"""
 
 import contextlib
 import itertools
@@ -16,21 +18,21 @@ from ..recipe.stage import StageRecipe
 from ..state.run import Run
 from .step import clean_pyramid
 
-NUM_IMAGES = 512  # of all processes together: the standard error of a deviation is then a few percent of it
+NUM_IMAGES = 512  # on all processes together; the relative error of a standard deviation is then a few percent
 
 logger = logging.getLogger(__name__)
 
 
 def fix_sigma_data(run: Run, stage: StageRecipe, images: TrainingImages, order: BatchOrder) -> None:
-    """Give the scheduler the `sigma_data` of the stage's levels, measured unless the recipe says what it is.
+    """Set the scheduler's `sigma_data` for the levels of a stage: the recipe's value, or else a measured one.
 
-    What was measured once stays for the whole run, so that a resumed run goes on with the same.
+    Each level is measured only once in a run, so that a resumed run continues with the same values.
 
     Args:
-        run: in the stage.
-        stage: that begins or goes on.
-        images: what it trains on.
-        order: how this process takes part in its steps.
+        run: the run, within the stage.
+        stage: the stage that begins or continues.
+        images: its training images.
+        order: the order of its batches on this process.
     """
     kinds = level_predictions(run.scheduler.config["prediction_type"], stage.levels)
     if "residual" not in kinds or "sigma_data" in run.recipe.scheduler:
@@ -39,14 +41,17 @@ def fix_sigma_data(run: Run, stage: StageRecipe, images: TrainingImages, order: 
     if len(known) < stage.levels - 1:
         known += residual_deviations(run, stage, images, order)[len(known) :]
         logger.info(
-            "Standard deviation of what the outer levels add: %s.", ", ".join(f"{sigma:.4f}" for sigma in known)
+            "Standard deviation of the outer levels' residuals: %s.",
+            ", ".join(f"{sigma:.4f}" for sigma in known),
         )
     run.progress.sigma_data = known
     run.scheduler = MatryoshkaScheduler.from_config(run.scheduler.config, sigma_data=list(known))
 
 
 def residual_deviations(run: Run, stage: StageRecipe, images: TrainingImages, order: BatchOrder) -> tuple[float, ...]:
-    """Root mean square of each outer level of true pictures less the enlarged level inside it, innermost first."""
+    """Return the root mean square difference of each outer level from the enlarged level inside it, in training
+    images, innermost first.
+    """
     sums = torch.zeros(2, stage.levels - 1, device=run.accelerator.device)
     wanted = -(-NUM_IMAGES // (order.batch_size * order.world))
     with contextlib.closing(images.batches(order, 0, 0)) as batches:
@@ -57,5 +62,5 @@ def residual_deviations(run: Run, stage: StageRecipe, images: TrainingImages, or
                 sums[0, index] += rest.square().sum()
                 sums[1, index] += rest.numel()
     total, count = run.accelerator.reduce(sums, "sum")
-    # A level that adds nothing to any picture still needs a scale.
+    # `sigma_data` must be positive, even if a level adds nothing to any image.
     return tuple((total / count).sqrt().clamp(min=1e-3).tolist())

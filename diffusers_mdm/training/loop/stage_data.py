@@ -28,7 +28,7 @@ from ..loss.held_out import HeldOutSamples
 from ..modules.classes import check_class_labels
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
-from ..recipe.clip_rows import data_of, joint_stage, sources, stage_frames, stage_rows
+from ..recipe.clip_stages import data_of, joint_stage, sources, stage_frames, stage_rows
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe

@@ -13,7 +13,7 @@ from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.autoencoder import vae_dtype
 from ..modules.conditioned_unet import ConditionedUNet
 from ..modules.growth import grow_to_rows
-from ..recipe.clip_rows import stage_rows
+from ..recipe.clip_stages import stage_rows
 from ..recipe.stage import StageRecipe
 from ..seeds import derive_seed
 from ..state.averages import grow_averages, lay_out_averages, whole_averages

@@ -24,7 +24,7 @@ from ..modules.growth import check_frames_can_become
 from ..modules.lora import add_lora
 from ..modules.text_encoder import build_text_encoder, check_text_width
 from ..precision import check_precision
-from ..recipe.clip_rows import inner_rows, stage_rows
+from ..recipe.clip_stages import inner_rows, stage_rows
 from ..recipe.recipe import Recipe
 from ..recipe.writing import write_recipe
 from ..reports.hub import prepare_repository
@@ -147,26 +147,26 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
 
 
 def renew_outputs(recipe: Recipe, unet: NestedUNetModel, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Silence the last layer of every level that is to predict something else than it has learnt to.
+    """Set the last layer of every level to zero if the level is to predict something else than it was trained for.
 
-    Everything below that layer stays: what a level knows of pictures serves whatever it predicts.
+    All other layers are kept: features of images are useful for any kind of prediction.
 
     Args:
-        recipe: of the run.
-        unet: its model, changed.
-        before: config of the scheduler that the model learnt with.
+        recipe: the recipe of the run.
+        unet: its model, which is changed.
+        before: config of the scheduler with which the model was trained.
         after: config of the run's scheduler.
 
     Raises:
-        ValueError: the run adapts the model with LoRA, which cannot learn a last layer anew.
+        ValueError: the run trains only LoRA layers, which cannot replace a last layer.
     """
     kinds = [level_predictions(config["prediction_type"], unet.num_levels) for config in (before, after)]
     changed = [level for level, (old, new) in enumerate(zip(*kinds, strict=True)) if old != new]
     if changed and recipe.lora is not None:
         raise ValueError(
             f"`scheduler.prediction_type` makes level {changed[0]} predict {kinds[1][changed[0]]!r}, but the pipeline "
-            f"has learnt to predict {kinds[0][changed[0]]!r} there. LoRA cannot learn that: leave "
-            "`prediction_type` (--prediction_type) away, or train without LoRA (--rank)."
+            f"was trained to predict {kinds[0][changed[0]]!r} there. LoRA cannot learn that: omit `prediction_type` "
+            "(--prediction_type), or train without LoRA (--rank)."
         )
     for level in changed:
         output = cast(Level, unet.levels[level]).decoder.conv_out

@@ -22,7 +22,7 @@ from ..loss.draws import row_timesteps
 from ..loss.pyramid_loss import PyramidLoss, loss_table, pyramid_loss, ramped_level_weights, thin_rows
 from ..loss.sample_draws import sample_draws
 from ..modules.classes import check_class_labels
-from ..recipe.clip_rows import data_of, joint_stage
+from ..recipe.clip_stages import data_of, joint_stage
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
 from ..state.averages import update_averages

@@ -35,14 +35,14 @@ BATCH_SIZE = 16
 
 @dataclasses.dataclass
 class ValidationMetrics:
-    """What a stage's samples for held-out captions are measured with, on the main process.
+    """The metrics of a stage, and the held-out images with which generated images are compared, on the main process.
 
     Attributes:
-        metrics: names as in the evaluation package.
-        extractors: the networks that they need.
-        captions: the held-out captions that are drawn.
-        images: their images `(N, 3, S, S)`, uint8, of the stage's size.
-        reference: features of the images by level, computed when the metrics are first measured.
+        metrics: names of the metrics in the evaluation package.
+        extractors: the feature extractors that they need.
+        captions: N held-out captions, for which images are generated.
+        images: their images `(N, 3, S, S)`, uint8, at the size of the stage's outermost level.
+        reference: features of these images, computed when the metrics are first measured.
     """
 
     metrics: Sequence[str]
@@ -52,7 +52,7 @@ class ValidationMetrics:
     reference: Reference | None = None
 
     def measure(self, pyramid: Sequence[Sequence[Any]]) -> dict[str, float]:
-        """Compare samples of all captions with the held-out images.
+        """Compare images generated for all captions with the held-out images.
 
         Args:
             pyramid: PIL images of every level, innermost first.
@@ -60,7 +60,7 @@ class ValidationMetrics:
         Returns:
             Values by the names under which they are logged, e.g. "validation_fid/16px".
         """
-        # The evaluation is slow to import, and most runs do without.
+        # The evaluation package is slow to import, and most runs do not need it.
         from ...evaluation.pictures import TensorPictures
         from ...evaluation.reference import make_reference
         from ...evaluation.score import score
@@ -81,14 +81,14 @@ class ValidationMetrics:
 
 
 def open_validation_metrics(run: Run, side: int) -> ValidationMetrics | None:
-    """Open what the validation metrics of a stage need; None without metrics, and on all but the main process.
+    """Prepare the validation metrics of a stage; None if there are none, and on all processes but the main one.
 
     Args:
-        run: its recipe names the metrics.
-        side: of the stage's outermost level, in pixels.
+        run: the run, whose recipe names the metrics.
+        side: side of the stage's outermost level, in pixels.
 
     Raises:
-        ValueError: there are fewer held-out images than the recipe asks for, or the network of a metric is missing.
+        ValueError: there are fewer held-out images than the recipe requires, or the network of a metric is missing.
     """
     settings = run.recipe.validation
     if not settings.metrics or not run.accelerator.is_main_process:
@@ -115,13 +115,13 @@ def open_validation_metrics(run: Run, side: int) -> ValidationMetrics | None:
 
 
 def measure_validation_metrics(run: Run, metrics: ValidationMetrics | None) -> dict[str, float]:
-    """Generate samples for the held-out captions with the averaged weights, and measure them.
+    """Generate images for the held-out captions with the averaged weights, and compute the metrics.
 
-    If weights are sharded, every process must call this; the main one generates, and the others wait.
+    If weights are sharded, every process must call this; the main process generates, and the others wait.
 
     Returns:
-        Values by the names under which they are logged; none on other processes, and none, with a line in the log,
-        where samples of captions cannot be generated.
+        Values by the names under which they are logged. Empty on other processes, and, with a message in the log, if
+        no images can be generated for captions.
     """
     values: dict[str, float] = {}
     if run.recipe.validation.metrics and (metrics is not None or run.is_sharded):
@@ -147,7 +147,7 @@ def _drawn_and_measured(run: Run, metrics: ValidationMetrics | None) -> dict[str
 
 
 def check_validation_metrics(run: Run) -> None:
-    """Check, before training, that a run with validation metrics has what they compare.
+    """Check, before training, that the model and the data of a run are suitable for its validation metrics.
 
     Raises:
         ValueError: says what is missing.
@@ -156,16 +156,18 @@ def check_validation_metrics(run: Run) -> None:
     if not recipe.validation.metrics:
         return
     if run.unet.config["cross_attention_dim"] is None:
-        raise ValueError("`validation.metrics` compare samples of held-out captions, and this model takes no text.")
+        raise ValueError(
+            "`validation.metrics` need a model with text, because images are generated for held-out captions."
+        )
     if max(run.unet.level_frames) > 1:
-        raise ValueError("`validation.metrics` compare images, and this is a model of clips.")
+        raise ValueError("`validation.metrics` compare images, and this is a video model.")
     if not recipe.data.has_validation:
         raise ValueError(
-            "`validation.metrics` compare samples with held-out images, and the data have none: give a validation "
-            "split."
+            "`validation.metrics` compare generated images with held-out ones, and there are none: add a validation "
+            "split to the data."
         )
 
 
 def _pixels(images: Sequence[Any]) -> torch.Tensor:
-    """PIL images as `(N, 3, S, S)`, uint8."""
+    """Convert PIL images to `(N, 3, S, S)`, uint8."""
     return torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images])

@@ -23,7 +23,7 @@ from ..recipe.stage import StageRecipe
 WEIGHTINGS = {
     "epsilon": "of the noise",
     "v": "of v",
-    "sample": "of the picture",
+    "sample": "of the clean image",
     "prediction": "of what each level predicts",
 }
 NUM_QUARTILES = 4
@@ -113,12 +113,12 @@ def error_weights(
     """Return the weights of the squared errors of v of one level.
 
     - "v": 1. "epsilon": alpha, which gives the squared error of the noise that v implies (ml-mdm's DDPM target),
-      because eps^ - eps = sqrt(alpha) (v^ - v). "sample": 1 - alpha, the squared error of the picture. "prediction":
-      the squared error of what the network itself predicts, whose target for a "residual" has unit variance at every
-      t (the weighting of EDM, Karras et al. 2022, arXiv 2206.00364).
+      because eps^ - eps = sqrt(alpha) (v^ - v). "sample": 1 - alpha, the squared error of the clean image.
+      "prediction": the squared error of what the network itself predicts, whose target for a "residual" has unit
+      variance at every t (the weighting of EDM, Karras et al. 2022, arXiv 2206.00364).
     - `snr_gamma` (Min-SNR-gamma, Hang et al. 2023, arXiv 2303.09556) multiplies any of them by min(SNR, gamma) / SNR.
       With "epsilon" that is min(SNR, gamma) / (SNR + 1), the paper's weight of an error of v and what `--snr_gamma` of
-      diffusers' scripts does to a v-prediction model: the squared error of the picture times min(SNR, gamma). With
+      diffusers' scripts does to a v-prediction model: the squared error of the clean image times min(SNR, gamma). With
       "v", almost clean samples lose weight in the same proportion, and the noisiest keep 1, where the paper's weight
       vanishes.
 

@@ -10,7 +10,7 @@ from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
-from ..recipe.clip_rows import has_clips
+from ..recipe.clip_stages import has_clips
 from ..recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)

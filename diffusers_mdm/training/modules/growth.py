@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ..recipe.clip_checks import check_becomes_clips
-from ..recipe.clip_rows import as_picture_row
+from ..recipe.clip_stages import as_picture_row
 
 
 def grow_model(unet: NestedUNetModel, row: LevelConfig) -> NestedUNetModel:

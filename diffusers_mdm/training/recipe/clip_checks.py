@@ -4,7 +4,7 @@
 from typing import Protocol
 
 from ...models.level_config import LevelConfig
-from .clip_rows import RowsAndData, has_clips, joint_stage, picture_levels, trains_on_pictures
+from .clip_stages import RowsAndData, has_clips, joint_stage, picture_levels, trains_on_pictures
 from .fields import FieldError
 from .pretrained import LoraRecipe, PriorRecipe
 from .stage import StageRecipe

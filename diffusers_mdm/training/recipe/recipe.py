@@ -10,7 +10,7 @@ from ...models.level_config import LevelConfig
 from ...models.level_geometry import level_sides
 from ...schedulers.scheduler_config import check_predictions
 from .clip_checks import check_clips
-from .clip_rows import data_of
+from .clip_stages import data_of
 from .data import DataRecipe
 from .fields import COUNT, NOT_NEGATIVE, FieldError, check_ranges, read_fields
 from .model_checks import check_levels, read_model_arguments, read_scheduler_arguments

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..modules.classes import class_argument, draws_classes_alone, num_class_embeds, pipeline_class
-from ..recipe.clip_rows import has_clips, stage_frames
+from ..recipe.clip_stages import has_clips, stage_frames
 from ..recipe.recipe import Recipe
 from .card_facts import is_hub_id, public_name, sides_of, subject_prompt
 from .markdown import python_string

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-from ..recipe.clip_rows import has_clips
+from ..recipe.clip_stages import has_clips
 from ..recipe.writing import FILE_NAME as RECIPE_FILE
 from ..state.run import Run, RunOptions
 from .markdown import one_line

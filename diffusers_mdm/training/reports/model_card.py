@@ -17,7 +17,7 @@ from ... import __version__
 from ...pipelines.drawing.latent_space import scale_factor
 from ..loss.pyramid_loss import WEIGHTINGS
 from ..modules.classes import draws_classes_alone, num_class_embeds, sees_text
-from ..recipe.clip_rows import has_clips, sources, stage_frames, stage_rows
+from ..recipe.clip_stages import has_clips, sources, stage_frames, stage_rows
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.writing import FILE_NAME as RECIPE_FILE
@@ -152,7 +152,7 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     parts = [f"# {plain_text(name.rpartition('/')[2])}", summary(recipe, factor)]
     if SAMPLES_FILE in pictures:
         shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in pictures else SAMPLES_FILE
-        what = "Clips" if has_clips(recipe) else "Pictures"
+        what = "Clips" if has_clips(recipe) else "Images"
         parts += [f"![{what} of the validation {asked_for(recipe)}]({shown})", samples_caption(recipe)]
     parts += [
         "## Use",
@@ -199,10 +199,10 @@ def summary(recipe: Recipe, factor: int = 1) -> str:
         whose = (
             "the base model's autoencoder" if source is None else f"the autoencoder {inline_code(public_name(source))}"
         )
-        text += f" It works on the latents of {whose}, {factor} times smaller than the pictures."
+        text += f" It works on the latents of {whose}, {factor} times smaller than the images."
     subject = subject_prompt(recipe)
     if subject is not None:
-        text += f" It has learnt a subject, which {inline_code(subject)} calls up."
+        text += f" It was trained on a subject, which {inline_code(subject)} stands for."
     return text
 
 
@@ -210,7 +210,7 @@ def kind_of(recipe: Recipe) -> str:
     """Describe what the model generates: images, or clips with the number of frames at each level."""
     frames = [row.num_frames for row in stage_rows(recipe, recipe.stages[-1])]
     if max(frames) == 1:
-        return "pictures"
+        return "images"
     told = frames[:1] if len(set(frames)) == 1 else frames
     return f"clips of {join_words([str(count) for count in told])} frames,"
 
@@ -263,7 +263,7 @@ def data_text(data: DataRecipe) -> str:
     if origin.split is not None:
         source += f", split {inline_code(origin.split)}"
     if origin.limit is not None:
-        source += f", of it at most {origin.limit:,} pictures"
+        source += f", at most {origin.limit:,} images of it"
     captions = f"the captions in {inline_code(data.caption_column)}"
     if data.other_caption_columns:
         others = (f"{inline_code(name)} ({share:.3g})" for name, share in data.other_caption_columns.items())
@@ -274,7 +274,7 @@ def data_text(data: DataRecipe) -> str:
         captions = f"the classes in {inline_code(data.label_column)}"
     crop = "centre" if data.center_crop else "random"
     flipped = ", half of them mirrored" if data.random_flip else ""
-    what = "Pictures" if data.video_column is None else "Clips"
+    what = "Images" if data.video_column is None else "Clips"
     return f"Data: {source}, with {captions}. {what} are cropped to squares ({crop} crop){flipped}."
 
 
@@ -290,9 +290,9 @@ def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) ->
         shown = ", ".join(f"{side}" for side in sides[: stage.levels])
         if has_clips(recipe):
             frames = stage_frames(recipe, stage)
-            shown += f"; clips of {frames} frames" if frames > 1 else "; pictures"
+            shown += f"; clips of {frames} frames" if frames > 1 else "; images"
             joint = settings["joint_pictures"]
-            shown += f", beside each {settings['batch_size']} of them {joint} pictures" if joint else ""
+            shown += f", with {joint} images for every {settings['batch_size']} of them" if joint else ""
         goes_on = results[position + 1 : position + 2] and results[position + 1].stage is stage
         why = stretch.why_ended or ("continued with other settings" if goes_on else "–")
         cells = [inline_code(stage.name), shown, spell(stretch.steps), spell(stretch.images)]
@@ -310,7 +310,7 @@ def settings_text(run: Run, results: Sequence[Stretch]) -> str:
         return list(dict.fromkeys(str(stretch.settings[name]) for stretch in results))
 
     errors = join_words([WEIGHTINGS.get(kind, kind) for kind in told("loss_weighting")])
-    encoder = "trained along" if recipe.trains_text_encoder else "frozen"
+    encoder = "trained as well" if recipe.trains_text_encoder else "frozen"
     processes = told("num_processes")
     lines = [
         f"- {join_words(processes)} process{'es' if processes != ['1'] else ''}, mixed precision "
@@ -327,7 +327,7 @@ def settings_text(run: Run, results: Sequence[Stretch]) -> str:
     if recipe.prior_preservation is not None:
         prior = recipe.prior_preservation
         lines.append(
-            f"- prior preservation: {prior.num_class_images} pictures of {inline_code(prior.class_prompt)}, "
+            f"- prior preservation: {prior.num_class_images} images of {inline_code(prior.class_prompt)}, "
             f"weight {prior.weight:g}"
         )
     if run.progress.skipped_steps:

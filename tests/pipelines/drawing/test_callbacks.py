@@ -127,7 +127,7 @@ WRONG_RETURNS = {
     "one level": ({"latents": torch.zeros(1, 3, 8, 8)}, "levels of shape"),
     "an array": ({"latents": np.zeros((1, 3, 8, 8))}, "`latents` has to be a tensor"),
     "array features": ({"prompt_embeds": np.zeros((1, 2, TEXT_WIDTH))}, "`prompt_embeds` has to be a tensor"),
-    "rows": ({"prompt_embeds": torch.zeros(2, 4, TEXT_WIDTH)}, "shape|2 rows for 1 pictures"),
+    "rows": ({"prompt_embeds": torch.zeros(2, 4, TEXT_WIDTH)}, "shape|2 entries for 1 images"),
     "width": ({"prompt_embeds": torch.zeros(1, 4, 3)}, "has width 3, but the model expects"),
     "tokens without a mask": ({"prompt_embeds": torch.zeros(1, 9, TEXT_WIDTH)}, "expected a mask of shape"),
     "everything masked": ({"prompt_attention_mask": torch.zeros(1, 4)}, "masks every token"),
@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_a_value_error(pipe, case):
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([0, 1], "2 labels for 1 pictures"), (torch.tensor([99]), "has 99"), (torch.tensor([0.5]), "type float")],
+    [([0, 1], "2 labels for 1 images"), (torch.tensor([99]), "has 99"), (torch.tensor([0.5]), "type float")],
 )
 def test_labels_that_do_not_fit_are_value_errors(labels, message):
     classes = task("class")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inner levels first: they are drawn as they would be alone, and the outer ones belong to them."""
+"""Generating inner levels first: they equal those of a drawing without outer levels, and the outer levels fit them."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
 from tests.pipelines.tiny_tasks import task
 
 
-def test_most_steps_go_to_the_inner_level():
+def test_the_inner_level_has_its_own_number_of_steps():
     pipe = make_exact_pipeline()
     draw_exactly(pipe, num_inner_steps=12, num_inference_steps=3)
     assert pipe.unet.calls == [1] * 12 + [2] * 3
     assert pipe.num_timesteps == 3
 
 
-def test_the_inner_level_is_what_it_would_be_alone_and_the_outer_one_averages_to_it():
+def test_the_inner_level_is_that_of_a_drawing_of_its_own_and_the_average_of_the_outer_one():
     pipe = make_pipeline()
     noise = [torch.randn(1, 3, side, side, generator=seed(side)) for side in (8, 16)]
     alone = draw(pipe, height=8, latents=noise[0], num_inference_steps=5, output_type="latent")
@@ -34,7 +34,7 @@ def test_the_inner_level_is_what_it_would_be_alone_and_the_outer_one_averages_to
     torch.testing.assert_close(torch.nn.functional.avg_pool2d(outer, 2), inner, atol=1e-4, rtol=0)
 
 
-def test_drawings_of_the_exact_denoiser_have_the_exact_moments():
+def test_an_exact_denoiser_gives_the_exact_moments():
     pipe = make_exact_pipeline()
     # Clean levels of a model of pixels are in [-1, 1]; these are almost always.
     inner, outer = draw_exactly(pipe, 4000, num_inner_steps=20, num_inference_steps=20, eta=0.0)
@@ -45,7 +45,7 @@ def test_drawings_of_the_exact_denoiser_have_the_exact_moments():
 
 
 @pytest.mark.parametrize("name", ["text", "class", "latent text"])
-def test_each_picture_is_drawn_alone(name):
+def test_an_image_does_not_depend_on_its_batch(name):
     kind = task(name)
     pipe = kind.make()
     settings = {"num_inner_steps": 2, "guider": {"name": "projected", "momentum": -0.5}}
@@ -54,14 +54,14 @@ def test_each_picture_is_drawn_alone(name):
     torch.testing.assert_close(kind.draw(pipe, 1, **settings), together[1:2], atol=2e-4, rtol=0)
 
 
-def test_numbers_of_levels_that_are_not_drawn_are_left_out():
+def test_numbers_for_levels_that_are_not_generated_are_ignored():
     pipe = make_pipeline()
     inner = draw(pipe, height=8)
     assert torch.equal(draw(pipe, height=8, num_inner_steps=4), inner)
     assert torch.equal(draw(pipe, num_inner_steps=[4, 3]), draw(pipe, num_inner_steps=4))
 
 
-def test_callbacks_see_both_drawings():
+def test_callbacks_are_called_in_both_drawings():
     pipe, seen = make_pipeline(), []
 
     def note(pipeline, step, timestep, tensors):

@@ -276,5 +276,5 @@ def test_latents_can_be_given_in_place_of_pictures():
     assert torch.equal(back, latents * 3)
     decoded = (decode_latents(base.vae, latents) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(pipe("a", latents, strength=0, output_type="pt").images, decoded)
-    with pytest.raises(ValueError, match=r"latents of pictures of 24 x 24 pixels .* one of 16, 32"):
+    with pytest.raises(ValueError, match=r"latents of images of 24 x 24 pixels .* one of 16, 32"):
         pipe("a", latents[..., :12, :12])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Levels that wait while they are noise: what is drawn stays the same, and fewer levels run."""
+"""Outer levels that start late: images keep their distribution, and fewer levels run."""
 
 import math
 
@@ -12,7 +12,7 @@ from tests.pipelines.tiny_pipeline import draw, make_pipeline, make_scheduler
 from tests.pipelines.tiny_tasks import task
 
 
-def test_a_threshold_of_minus_infinity_is_none():
+def test_with_minus_infinity_all_levels_always_run():
     pipe = make_exact_pipeline()
     everywhere = draw_exactly(pipe)
     assert pipe.unet.calls == [2] * 20
@@ -21,7 +21,7 @@ def test_a_threshold_of_minus_infinity_is_none():
 
 
 @pytest.mark.parametrize("algorithm", ["ddim", "dpmsolver++"])
-def test_moments_stay_and_fewer_levels_run(algorithm):
+def test_fewer_levels_run_and_moments_do_not_change(algorithm):
     """Exact standard deviations along principal components, of many drawings: sampling error is 1 % of each."""
     pipe = make_exact_pipeline(algorithm=algorithm)
     pictures = draw_exactly(pipe, 5000, open_levels_at=-5.0)
@@ -41,7 +41,7 @@ def test_moments_stay_and_fewer_levels_run(algorithm):
     assert (pooled - pictures[0]).square().mean().sqrt() < 0.03
 
 
-def test_a_threshold_above_all_levels_never_opens_them():
+def test_with_a_threshold_above_all_log_snrs_outer_levels_never_run():
     """The outer level then is the enlarged inner one in previews, and noise in the end."""
     pipe, previews = make_exact_pipeline(), []
 
@@ -70,7 +70,7 @@ def test_levels_are_shifted_by_their_size():
 
 @pytest.mark.parametrize("name", ["text", "upscale", "exact upscale", "inpaint", "video", "latent upscale", "class"])
 @pytest.mark.parametrize("settings", [{"level_agreement": 1.0}, {"open_levels_at": 0.0}], ids=str)
-def test_every_pipeline_takes_them_and_each_picture_is_drawn_alone(name, settings):
+def test_every_pipeline_supports_it_and_images_do_not_depend_on_their_batch(name, settings):
     kind = task(name)
     pipe = kind.make()
     together = kind.draw(pipe, slice(None), **settings)
@@ -81,7 +81,7 @@ def test_every_pipeline_takes_them_and_each_picture_is_drawn_alone(name, setting
     torch.testing.assert_close(kind.draw(pipe, 1, **settings), together[1:2], atol=2e-4, rtol=0)
 
 
-def test_folders_can_say_both():
+def test_folders_can_have_defaults_for_both():
     pipe = make_pipeline()
     pipe.register_to_config(drawing_defaults={"level_agreement": [1.0], "open_levels_at": -2.0})
     by_folder = draw(pipe)

@@ -10,7 +10,7 @@ from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.loop.stage_setup import begin_stage
 from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, plan_steps, predict
-from diffusers_mdm.training.recipe.clip_rows import joint_stage
+from diffusers_mdm.training.recipe.clip_stages import joint_stage
 from diffusers_mdm.training.recipe.recipe import OptimizerRecipe
 from diffusers_mdm.training.state.run import Run, RunOptions
 from tests.training.tiny_clips import NUM_FRAMES, video_recipe

@@ -186,8 +186,8 @@ def test_half_precision_keeps_the_autoencoder_exact(recipe, vae_dir, tmp_path):
 
 def test_the_card_tells_of_latents_and_its_example_draws(finished, monkeypatch):
     text = (finished / "README.md").read_text()
-    assert "for pictures of 16 and 32 pixels, generated together." in text
-    assert "works on the latents of the autoencoder `tiny-vae`, 2 times smaller than the pictures" in text
+    assert "for images of 16 and 32 pixels, generated together." in text
+    assert "works on the latents of the autoencoder `tiny-vae`, 2 times smaller than the images" in text
     assert "latents for training were sampled from its posterior" in text
     assert str(finished.parent) not in text
     drawn = run_example(text, finished.parent, monkeypatch)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs whose levels predict unlike things: scales are measured once, and last layers that change begin anew."""
+"""Levels with different prediction types: `sigma_data` is measured once, and a last layer starts from zero if the type
+of its level changes.
+"""
 
 import dataclasses
 import itertools
@@ -32,7 +34,7 @@ def residual_run(pictures_dir, tmp_path_factory):
     return folder
 
 
-def test_the_scale_of_residuals_is_that_of_the_pictures(residual_run, pictures_dir):
+def test_sigma_data_is_measured_on_training_images(residual_run, pictures_dir):
     (measured,) = MDMPipeline.from_pretrained(residual_run).scheduler.config.sigma_data
     images = open_training_images(tiny_recipe(pictures_dir).data, 16, {}, None)
     (batch,) = itertools.islice(images.batches(BatchOrder(12), 0, 0), 1)
@@ -42,7 +44,7 @@ def test_the_scale_of_residuals_is_that_of_the_pictures(residual_run, pictures_d
     assert measured == pytest.approx(deviation, rel=0.02)
 
 
-def test_it_draws_and_says_what_its_levels_predict(residual_run):
+def test_a_saved_pipeline_has_the_prediction_type_of_each_level(residual_run):
     pipeline = MDMPipeline.from_pretrained(residual_run)
     assert pipeline.scheduler.config.prediction_type == ["sample", "residual"]
     levels = pipeline("red line", num_inference_steps=2, output_pyramid=True, output_type="pt").pyramid
@@ -50,7 +52,7 @@ def test_it_draws_and_says_what_its_levels_predict(residual_run):
 
 
 @pytest.mark.parametrize("step", [4, 6], ids=["before-the-outer-level", "within-its-stage"])
-def test_resumed_runs_keep_the_scale(residual_run, pictures_dir, tmp_path, step):
+def test_resumed_runs_keep_sigma_data(residual_run, pictures_dir, tmp_path, step):
     shutil.copytree(residual_run / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     run_recipe(recipe_of(pictures_dir, prediction_type=["sample", "residual"]), options(tmp_path))
     assert_equal(everything(residual_run / "checkpoint-8"), everything(tmp_path / "checkpoint-8"))
@@ -58,7 +60,7 @@ def test_resumed_runs_keep_the_scale(residual_run, pictures_dir, tmp_path, step)
     assert len(counters(tmp_path / "checkpoint-8")["sigma_data"]) == 1
 
 
-def test_a_scale_that_is_given_is_not_measured(pictures_dir, tmp_path):
+def test_sigma_data_of_the_recipe_is_not_measured(pictures_dir, tmp_path):
     recipe = recipe_of(pictures_dir, prediction_type="residual", sigma_data=0.7)
     stages = tuple(dataclasses.replace(stage, steps=1) for stage in recipe.stages)
     run_recipe(dataclasses.replace(recipe, stages=stages), options(tmp_path))
@@ -79,7 +81,7 @@ def fine_tuning(pictures_dir, folder, **fields) -> Recipe:
     )
 
 
-def test_a_level_that_changes_what_it_predicts_gets_a_new_last_layer(finished, pictures_dir, tmp_path):
+def test_a_level_with_another_prediction_type_gets_a_new_last_layer(finished, pictures_dir, tmp_path):
     run_recipe(fine_tuning(pictures_dir, finished), options(tmp_path))
     before, after = (MDMPipeline.from_pretrained(folder).unet for folder in (finished, tmp_path))
     assert after.levels[1].decoder.conv_out.weight.abs().max() < 1e-6
@@ -89,7 +91,7 @@ def test_a_level_that_changes_what_it_predicts_gets_a_new_last_layer(finished, p
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0, msg=name)
 
 
-def test_lora_cannot_change_what_a_level_predicts(finished, pictures_dir, tmp_path):
+def test_lora_cannot_change_the_prediction_type_of_a_level(finished, pictures_dir, tmp_path):
     with pytest.raises(ValueError, match=r"makes level 1 predict 'residual'.*'v_prediction'.*LoRA cannot learn"):
         run_recipe(fine_tuning(pictures_dir, finished, lora=LoraRecipe(rank=2)), options(tmp_path))
     assert list(tmp_path.glob("checkpoint*")) == []

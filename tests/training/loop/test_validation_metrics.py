@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation metrics: samples of held-out captions are compared with the held-out images, level by level."""
+"""Validation metrics: images generated for held-out captions are compared with the held-out images, level by level."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def metrics_recipe(pictures_dir, **validation):
     )
 
 
-def test_a_run_logs_metrics_of_every_level_it_trains(pictures_dir, tmp_path):
+def test_a_run_logs_metrics_for_every_level_that_it_trains(pictures_dir, tmp_path):
     options = RunOptions(output_dir=tmp_path / "run", report_to=None, validation_steps=2)
     run_recipe(metrics_recipe(pictures_dir), options)
     lines = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
@@ -38,7 +38,7 @@ def test_a_run_logs_metrics_of_every_level_it_trains(pictures_dir, tmp_path):
     assert {f"validation_retrieval_distance/{side}px" for side in (8, 16)} <= found[4].keys()
 
 
-def test_the_held_out_images_themselves_have_no_distance():
+def test_held_out_images_compared_with_themselves_have_no_distance():
     truth = random_pictures(60)
     images = [truth.pixels.permute(0, 2, 3, 1).numpy()]
     measured = ValidationMetrics(["fid", "retrieval"], [MeanColours()], list(truth.captions), truth.pixels)
@@ -59,16 +59,16 @@ def pil_image(pixels):
     return Image.fromarray(pixels)
 
 
-def test_more_images_than_are_held_out_are_refused(pictures_dir, tmp_path):
+def test_more_metric_images_than_held_out_images_are_refused(pictures_dir, tmp_path):
     recipe = metrics_recipe(pictures_dir, num_metric_images=13)
     with pytest.raises(ValueError, match=r"num_metric_images` is 13, but there are 12 held-out images"):
         run_recipe(recipe, RunOptions(output_dir=tmp_path / "run", report_to=None))
 
 
-def test_held_out_images_are_needed(pictures_dir, tmp_path):
+def test_metrics_without_held_out_images_are_refused(pictures_dir, tmp_path):
     recipe = metrics_recipe(pictures_dir)
     nothing = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_split=None))
-    with pytest.raises(ValueError, match="the data have none"):
+    with pytest.raises(ValueError, match="there are none: add a validation split"):
         run_recipe(nothing, RunOptions(output_dir=tmp_path / "run", report_to=None))
 
 
@@ -79,6 +79,6 @@ def test_held_out_images_are_needed(pictures_dir, tmp_path):
         ({"metrics": ("fid",), "num_metric_images": 49}, "the metric 'fid' needs 50 at least"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(fields, message):
+def test_unsuitable_metrics_are_refused(fields, message):
     with pytest.raises(FieldError, match=message):
         ValidationRecipe(**fields)

@@ -97,7 +97,7 @@ def test_the_card_shows_how_to_draw_a_clip(finished):
     assert "MDMVideoPipeline.from_pretrained" in text
     assert "export_to_video(frames" in text
     assert "8 frames" in text
-    assert "| `clips` | 8; clips of 8 frames, beside each 2 of them 2 pictures |" in text
+    assert "| `clips` | 8; clips of 8 frames, with 2 images for every 2 of them |" in text
     assert "samples.webp" in text
     assert (finished / "samples.webp").is_file()
 

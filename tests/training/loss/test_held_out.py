@@ -16,7 +16,7 @@ PIXELS = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch
 
 @dataclass
 class Rows:
-    """A batch that also says which rows it has."""
+    """A batch that also has the numbers of its images."""
 
     pixels: torch.Tensor
     rows: list[int]
@@ -47,7 +47,7 @@ def measure(predict=halves, samples=None, num_levels=2, **options) -> torch.Tens
     return validation_loss_table(predict, MatryoshkaScheduler(), chosen, clean_levels, num_levels, **options)
 
 
-def test_it_is_the_plain_error_of_v():
+def test_the_validation_loss_is_the_plain_error_of_v():
     seen = []
 
     def remember(noisy, timesteps, batch):
@@ -66,7 +66,7 @@ def test_it_is_the_plain_error_of_v():
         assert mean == pytest.approx(velocity.square().mean().item(), rel=1e-4)
 
 
-def test_two_calls_give_the_same_and_leave_the_random_stream_alone():
+def test_two_calls_give_equal_results_and_do_not_change_the_random_state():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     assert torch.equal(measure(), measure())
@@ -83,7 +83,7 @@ def test_processes_add_up_to_one(world, number):
 
 
 @pytest.mark.parametrize(("number", "batch_size", "world"), [(12, 5, 1), (7, 2, 3), (2, 4, 3), (9, 4, 2)])
-def test_processes_do_equal_work_and_every_picture_counts_once(number, batch_size, world):
+def test_processes_do_equal_work_and_every_image_counts_once(number, batch_size, world):
     shares = [list(process_shares(number, batch_size, rank, world)) for rank in range(world)]
     sizes = [[len(indices) for indices, _ in share] for share in shares]
     assert all(size == sizes[0] for size in sizes)
@@ -114,13 +114,13 @@ def test_every_quartile_is_measured():
     }
 
 
-def test_pictures_are_spread_over_the_set():
+def test_images_are_spread_over_the_set():
     samples = held_out(num_images=4)
     assert [samples.record(index) for index in range(len(samples))] == [0, 3, 6, 9]
     assert len(held_out(num_images=100)) == 12
 
 
-def test_noise_belongs_to_the_row():
+def test_each_image_has_its_own_noise():
     device = torch.device("cpu")
     shapes = [(1, 3, 4, 4), (1, 3, 8, 8)]
     together = held_out(num_images=3).noise([5, 7], [(2, *shape[1:]) for shape in shapes], device)
@@ -156,7 +156,7 @@ def test_it_runs_in_evaluation_mode_without_gradients():
     assert not module.frozen.training
 
 
-def test_the_mode_comes_back_after_an_error():
+def test_the_mode_is_restored_after_an_error():
     module = Recorder().train()
 
     def fail(noisy, timesteps, batch):
@@ -167,7 +167,7 @@ def test_the_mode_comes_back_after_an_error():
     assert module.training
 
 
-def test_predictions_that_are_not_finite_show():
+def test_predictions_that_are_not_finite_make_the_loss_nan():
     def bad_outside(noisy, timesteps, batch):
         return [noisy[0], torch.full_like(noisy[1], torch.nan)]
 
@@ -176,7 +176,7 @@ def test_predictions_that_are_not_finite_show():
     assert math.isnan(outer)
 
 
-def test_the_curve_of_the_inner_level_goes_on_where_the_model_grows():
+def test_the_loss_of_the_inner_level_is_continuous_when_the_model_grows():
     torch.manual_seed(0)
     level = {"norm_num_groups": 4, "micro_conditioning_keys": (), "micro_conditioning_defaults": ()}
     rows = [
@@ -201,7 +201,7 @@ def test_the_curve_of_the_inner_level_goes_on_where_the_model_grows():
     assert len(after) == 2
 
 
-def test_a_missing_picture_is_an_error():
+def test_a_missing_image_is_an_error():
     samples = HeldOutSamples(lambda rows: load(rows[1:]), 12)
     with pytest.raises(ValueError, match="7 samples for 8 records"):
         measure(samples=samples)

@@ -11,7 +11,7 @@ from diffusers_mdm.training.commands.flags import read_command
 from diffusers_mdm.training.commands.memory_estimate import estimate_stage, fake_unet
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO
 from diffusers_mdm.training.modules.text_encoder import count_text_parameters
-from diffusers_mdm.training.recipe.clip_rows import data_of, joint_stage, stage_frames
+from diffusers_mdm.training.recipe.clip_stages import data_of, joint_stage, stage_frames
 from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
@@ -145,7 +145,7 @@ def test_the_published_direction_is_nested_in_time_and_in_space():
 def test_the_demo_model_fits_into_six_megabytes():
     recipe = load_recipe(RECIPES / "emoji_clips_64.yaml")
     described = describe_run(recipe)
-    assert "stage pictures-16: levels 0-0, 16 pixels, pictures" in described
+    assert "stage pictures-16: levels 0-0, 16 pixels, images" in described
     assert "stage clips-64: levels 0-1, 64 pixels, clips of 8 frames" in described
     assert "16 images through all levels" in described
     memory = estimate_stage(recipe, dataclasses.replace(recipe.stages[2], joint_pictures=0, batch_size=3), OPTIONS, 0)

@@ -70,7 +70,7 @@ def test_card_tells_what_was_trained_and_why_it_ended(finished):
     assert "| `outer` | 8, 16 | 4 | 32 | 8 | 0.001, cosine | all its steps were done |" in text
     assert re.search(r"^\| 1 \| 16 \| \d+\.\d+ \| – \|$", text, re.MULTILINE)
     assert "recipe.json" in text
-    assert "trained from scratch, for pictures of 8 and 16 pixels" in text
+    assert "trained from scratch, for images of 8 and 16 pixels" in text
 
 
 def test_pictures_of_the_card_are_there(finished):

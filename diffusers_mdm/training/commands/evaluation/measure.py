@@ -43,7 +43,7 @@ class ChosenPictures:
         return len(self.numbers)
 
     def load(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The pictures of these numbers, `(B, 3, S, S)`, uint8."""
+        """Return the images with these numbers, `(B, 3, S, S)`, uint8."""
         return self.images.load([self.numbers[number] for number in numbers]).pixels
 
 

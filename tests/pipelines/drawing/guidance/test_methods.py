@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each method of guidance by what defines it, alone and in whole drawings."""
+"""Guidance methods: their defining properties, one step at a time and in whole drawings."""
 
 import math
 
@@ -37,7 +37,7 @@ def at(scale=3.0, rescale=0.0, step=0, timestep=500, prediction_type="v_predicti
 
 
 @PREDICTION_TYPES
-def test_predictions_stand_for_clean_levels_and_velocities(prediction_type):
+def test_predictions_are_converted_to_clean_levels_and_velocities_and_back(prediction_type):
     level = at(prediction_type=prediction_type)
     torch.testing.assert_close(level.prediction(level.clean(COND)), COND, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(level.prediction_of_velocity(level.velocity(COND)), COND, atol=1e-5, rtol=1e-4)
@@ -47,14 +47,14 @@ def test_predictions_stand_for_clean_levels_and_velocities(prediction_type):
 @pytest.mark.parametrize(
     "method", [PlainGuidance(), IntervalGuidance(), ProjectedGuidance(eta=1.0), ProjectedGuidance(1.0, bound=1e9)]
 )
-def test_methods_that_are_plain_guidance_at_these_settings(method, prediction_type):
+def test_methods_equal_plain_guidance_with_these_settings(method, prediction_type):
     level = at(prediction_type=prediction_type)
     guided = method.combine(COND, OTHER, level)
     torch.testing.assert_close(guided, plain(COND, OTHER, 3.0), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_weight_of_1_is_no_guidance(name):
+def test_a_scale_of_1_turns_guidance_off(name):
     method = method_of(name)
     assert not method.needs_other(at(scale=1.0))
     torch.testing.assert_close(method.combine(COND, None, at(scale=1.0)), COND)
@@ -63,7 +63,7 @@ def test_a_weight_of_1_is_no_guidance(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_equal_predictions_are_the_guided_one(name):
+def test_equal_predictions_are_not_changed(name):
     torch.testing.assert_close(method_of(name).guide(COND, COND, at()), COND, atol=1e-5, rtol=1e-4)
 
 
@@ -74,7 +74,7 @@ def test_every_method_can_be_rescaled(name):
     torch.testing.assert_close(method.new().combine(COND, OTHER, level), expected)
 
 
-def test_an_interval_guides_inside_of_itself():
+def test_guidance_is_limited_to_the_interval():
     snr = at().log_snr
     for method, inside in (
         (IntervalGuidance(snr - 1, snr + 1), True),
@@ -88,7 +88,7 @@ def test_an_interval_guides_inside_of_itself():
 
 
 @PREDICTION_TYPES
-def test_projected_guidance_moves_the_picture_at_right_angles_to_itself(prediction_type):
+def test_projected_guidance_adds_only_an_orthogonal_component(prediction_type):
     level = at(prediction_type=prediction_type)
     clean = level.clean(COND)
     move = level.clean(ProjectedGuidance().guide(COND, OTHER, level)) - clean
@@ -108,7 +108,7 @@ def test_a_bound_limits_the_difference_of_each_sample():
     )
 
 
-def test_momentum_adds_earlier_differences_and_a_new_copy_forgets_them():
+def test_momentum_adds_earlier_differences_which_a_new_copy_does_not_have():
     method, level = ProjectedGuidance(eta=1.0, momentum=-0.5), at(scale=2.0)
     first = level.clean(method.guide(COND, OTHER, level)) - level.clean(COND)
     second = level.clean(method.guide(COND, OTHER, level)) - level.clean(COND)
@@ -118,7 +118,7 @@ def test_momentum_adds_earlier_differences_and_a_new_copy_forgets_them():
     )
 
 
-def test_zero_star_takes_the_nearest_multiple_of_the_other_velocity():
+def test_zero_star_scales_the_other_velocity_to_the_nearest_multiple():
     guided = ZeroStarGuidance().guide(COND, OTHER, at(scale=0.0))
     rest = COND - guided
     products = (rest * OTHER).sum((1, 2, 3)) / OTHER.square().sum((1, 2, 3))
@@ -129,7 +129,7 @@ def test_zero_star_takes_the_nearest_multiple_of_the_other_velocity():
 
 
 @PREDICTION_TYPES
-def test_zero_steps_have_no_velocity_and_need_no_second_prediction(prediction_type):
+def test_zero_steps_have_zero_velocity_and_need_no_second_prediction(prediction_type):
     method = ZeroStarGuidance(num_zero_steps=2)
     early, late = (at(step=step, prediction_type=prediction_type) for step in (1, 2))
     assert not method.needs_other(early)
@@ -156,7 +156,7 @@ def plainly(pipe):
     ["plain", {"name": "interval"}, {"name": "projected", "eta": 1.0}, ClassifierFreeGuidance(guidance_scale=3.0)],
     ids=["plain", "interval", "projected", "diffusers"],
 )
-def test_drawings_of_methods_that_are_plain_guidance(pipe, plainly, guider):
+def test_drawings_with_methods_that_equal_plain_guidance(pipe, plainly, guider):
     own = {"guidance_scale": None} if isinstance(guider, ClassifierFreeGuidance) else {}
     torch.testing.assert_close(draw(pipe, guider=guider, **own), plainly, atol=1e-4, rtol=0)
 
@@ -172,7 +172,7 @@ def test_drawings_of_methods_that_are_plain_guidance(pipe, plainly, guider):
     ],
     ids=["projected", "zero_star", "interval", "diffusers projected", "diffusers zero_star"],
 )
-def test_methods_guide_each_picture_alone_and_forget_between_calls(guider):
+def test_methods_treat_each_image_separately_and_keep_no_state_between_calls(guider):
     kind = task("text")
     pipe = kind.make()
     own = {"guidance_scale": None} if not isinstance(guider, (str, dict)) else {}
@@ -181,7 +181,7 @@ def test_methods_guide_each_picture_alone_and_forget_between_calls(guider):
     torch.testing.assert_close(kind.draw(pipe, 2, guider=guider, **own), together[2:], atol=2e-4, rtol=0)
 
 
-def test_each_level_has_its_own_weight(pipe, plainly):
+def test_each_level_has_its_own_scale(pipe, plainly):
     torch.testing.assert_close(draw(pipe, guidance_scale=[3.0, 3.0]), plainly)
     inner = draw(pipe, guidance_scale=[1.0, 3.0], output_pyramid=True, return_dict=False)[1]
     unguided = draw(pipe, guidance_scale=[1.0, 1.0], output_pyramid=True, return_dict=False)[1]
@@ -194,7 +194,7 @@ def test_each_level_has_its_own_weight(pipe, plainly):
     assert calls == [1, 1, 2, 2]
 
 
-def test_outside_of_the_interval_the_model_runs_once(pipe):
+def test_outside_the_interval_the_model_runs_once_per_step(pipe):
     calls = []
     handle = pipe.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0][0])))
     draw(pipe, guider=IntervalGuidance(low=0.0), num_inference_steps=4)
@@ -203,7 +203,7 @@ def test_outside_of_the_interval_the_model_runs_once(pipe):
     assert calls[-1] == 2
 
 
-def test_guidance_by_the_model_itself_is_none_and_by_a_weaker_one_pushes_away_from_it(pipe):
+def test_autoguidance_moves_away_from_a_weaker_model_and_not_from_the_model_itself(pipe):
     unguided = draw(pipe, guidance_scale=1.0)
     torch.testing.assert_close(draw(pipe, guidance_unet=pipe.unet), unguided, atol=1e-4, rtol=0)
     weaker = make_unet()
@@ -251,7 +251,7 @@ def test_wrong_weaker_models_are_refused(pipe, weaker, message):
         draw(pipe, guidance_unet=weaker())
 
 
-def test_a_method_of_ones_own(pipe, plainly):
+def test_a_custom_method(pipe, plainly):
     class Half(GuidanceMethod):
         def guide(self, conditional, other, at):
             return plain(conditional, other, (at.scale + 1) / 2)
@@ -261,5 +261,5 @@ def test_a_method_of_ones_own(pipe, plainly):
         draw(pipe, guider=GuidanceMethod())
 
 
-def test_signal_power_at_the_ends_has_a_log_snr():
+def test_log_snrs_at_the_ends_of_the_schedule_are_defined():
     assert math.isfinite(at(timestep=999).log_snr)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guidance: between two predictions, and beyond; what belongs together goes through the model together."""
+"""Guided predictions: plain guidance, rescaling, and the grouping of a batch into calls of the model."""
 
 from collections import Counter
 
@@ -23,13 +23,13 @@ from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
 WITHOUT, WITH = torch.randn(2, 3, 8, 8, generator=seed(0)), torch.randn(2, 3, 8, 8, generator=seed(1))
 
 
-def test_a_weight_of_1_is_the_conditional_prediction_and_0_the_other_one():
+def test_a_scale_of_1_gives_the_conditional_prediction_and_0_the_other_one():
     torch.testing.assert_close(plain(WITH, WITHOUT, 1.0), WITH)
     torch.testing.assert_close(plain(WITH, WITHOUT, 0.0), WITHOUT)
     torch.testing.assert_close(plain(WITH, WITHOUT, 3.0), WITHOUT + 3 * (WITH - WITHOUT))
 
 
-def test_rescaling_brings_the_spread_of_each_sample_back():
+def test_rescaling_restores_the_standard_deviation_of_each_sample():
     guided = plain(WITH, WITHOUT, 5.0)
     full = rescaled(guided, WITH, 1.0)
     torch.testing.assert_close(full.std(dim=(1, 2, 3)), WITH.std(dim=(1, 2, 3)))
@@ -40,7 +40,7 @@ def test_rescaling_brings_the_spread_of_each_sample_back():
 @pytest.mark.parametrize(
     ("weight", "guided"), [(0.0, False), (1.0, False), (1.001, True), (7.5, True), ([1.0, 3.0], True)]
 )
-def test_only_a_weight_above_1_pushes_away(weight, guided):
+def test_only_scales_above_1_need_negative_prompts(weight, guided):
     assert is_guided(weight) == guided
 
 
@@ -49,7 +49,7 @@ def test_a_bare_tensor_stays_bare():
     assert isinstance(each_level(torch.neg, [WITH]), list)
 
 
-def test_prompts_of_different_lengths_go_through_the_model_apart_and_come_back_in_their_places():
+def test_prompts_of_different_lengths_need_separate_calls_and_keep_their_order():
     pipe, prompts = make_pipeline(), ["red", "a very long picture", "sad"]
     calls = []
     pipe.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0][0])))
@@ -73,7 +73,7 @@ def test_prompts_of_different_lengths_go_through_the_model_apart_and_come_back_i
 
 
 def projections_of_text(unet):
-    """How often each layer runs that reads nothing but the text."""
+    """Count how often each layer runs that depends only on the text."""
     counts = Counter()
     for name, module in unet.named_modules():
         if name.rpartition(".")[2] in ("encoder_hid_proj", "norm_encoder", "add_k_proj", "add_v_proj"):
@@ -81,7 +81,7 @@ def projections_of_text(unet):
     return counts
 
 
-def test_a_text_is_projected_once_a_drawing():
+def test_a_text_is_projected_once_per_drawing():
     pipe = make_pipeline()
     counts = projections_of_text(pipe.unet)
     draw(pipe, prompt=["red", "a sad cat"], num_inference_steps=3, guidance_scale=3.0)
@@ -104,7 +104,7 @@ def test_a_text_that_a_callback_changes_in_place_is_projected_again():
     assert set(counts.values()) == {3}
 
 
-def test_adapters_that_a_callback_rescales_count_from_then_on():
+def test_adapters_rescaled_by_a_callback_apply_from_the_next_step():
     pipe = make_pipeline()
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["add_k_proj", "add_v_proj"], init_lora_weights=False))
     whole = draw(pipe, num_inference_steps=3, guidance_scale=3.0)
@@ -121,7 +121,7 @@ def test_adapters_that_a_callback_rescales_count_from_then_on():
 
 
 @needs_group_offloading
-def test_weights_that_are_brought_layer_by_layer_are_not_asked_for_before():
+def test_text_is_not_projected_beforehand_if_weights_are_moved_layer_by_layer():
     pipe = make_pipeline()
     plain = draw(pipe, num_inference_steps=2, guidance_scale=3.0)
     assert has_weights_in_place(pipe.unet)
@@ -130,7 +130,7 @@ def test_weights_that_are_brought_layer_by_layer_are_not_asked_for_before():
     torch.testing.assert_close(draw(pipe, num_inference_steps=2, guidance_scale=3.0), plain, atol=1e-5, rtol=0)
 
 
-def test_a_drawing_on_cpus_lays_weights_out_and_changes_no_number(tmp_path):
+def test_reordering_weights_in_memory_on_cpus_changes_no_values(tmp_path):
     pipe = make_pipeline()
     before = {name: parameter.detach().clone() for name, parameter in pipe.unet.named_parameters()}
     with torch.no_grad():
