@@ -55,7 +55,7 @@ ROOMS["commands"] = {*ROOMS}
 # Modules of pipelines by what they are, each of which may import what stands before it: what pipelines return and
 # small files beside it, what a drawing is made of, the bases, and the tasks, which do not know one another.
 PIPELINE_RANKS = (
-    {"pipeline_output", "picture_grid", "finder_file"},
+    {"pipeline_output", "picture_grid", "finder_file", "components"},
     {"drawing"},
     {"pipeline_base"},
     {"pipeline_class_base"},

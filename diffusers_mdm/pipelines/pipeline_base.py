@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from diffusers.utils import logging
 
 from diffusers_mdm.loaders import MDMLoraLoaderMixin
 from diffusers_mdm.models.loading.weight_variants import naming_variants
+from diffusers_mdm.pipelines.components import checked_components, keeping_precision, keeps_precision
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing import setup
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, encode_prompts
@@ -28,31 +28,15 @@ from diffusers_mdm.pipelines.drawing.request import (
     PUBLISHED_DEFAULTS,
     Request,
     Sample,
-    check_argument,
     check_defaults,
     fill_in,
 )
-from diffusers_mdm.pipelines.drawing.setup import Drawing, RunningDrawings
+from diffusers_mdm.pipelines.drawing.setup import Drawing, RunningDrawings, control
 from diffusers_mdm.pipelines.finder_file import write_finder
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 from diffusers_mdm.pyramid import as_pyramid
 
 logger = logging.get_logger(__name__)
-
-# diffusers casts all components of a converted pipeline to one precision; ours are shared and must not be changed.
-_KEEPS_PRECISION: ContextVar[bool] = ContextVar("keeps precision", default=False)
-
-
-def control(name: str) -> Any:
-    """Return a property that reads and changes a control of the current drawing; see `RunningDrawings`."""
-
-    def get(pipeline: MDMPipelineBase) -> Any:
-        return pipeline.running_drawings.get(name)
-
-    def change(pipeline: MDMPipelineBase, value: Any) -> None:
-        pipeline.running_drawings.set(name, check_argument(name, value))
-
-    return property(get, change)
 
 
 class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
@@ -87,7 +71,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         if defaults is not None:
             self.register_to_config(drawing_defaults=defaults)
         self.running_drawings = RunningDrawings()
-        self.register_modules(**checks.checked_components(components))
+        self.register_modules(**checked_components(components))
         if components.get("vae") is not None and clips_to_pictures(components.get("scheduler")):
             logger.warning(
                 "The scheduler clips predicted samples to [-1, 1], but latents of unit variance reach beyond that; "
@@ -139,15 +123,12 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             kwargs.setdefault("vae", pipeline.components["vae"])
         if kwargs.get("dtype") is not None or kwargs.get("torch_dtype") is not None:
             return super().from_pipe(pipeline, **kwargs)
-        token = _KEEPS_PRECISION.set(True)
-        try:
+        with keeping_precision():
             return super().from_pipe(pipeline, **kwargs)
-        finally:
-            _KEEPS_PRECISION.reset(token)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Move the models to a device, cast them, or both, as in `DiffusionPipeline.to`."""
-        return self if _KEEPS_PRECISION.get() else super().to(*args, **kwargs)
+        return self if keeps_precision() else super().to(*args, **kwargs)
 
     # Settings of the running drawing, which callbacks and users read and callbacks change
 

@@ -10,11 +10,11 @@ import torch
 
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, picture_size, read_pictures
+from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, noised_sample, picture_size, read_pictures
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise
 from diffusers_mdm.pipelines.drawing.request import Guider, Request, Sample, StepCallback, read_call
-from diffusers_mdm.pipelines.drawing.setup import begin_drawing, noised_sample, set_timesteps, starting_noise
+from diffusers_mdm.pipelines.drawing.setup import begin_drawing, set_timesteps, starting_noise
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
 

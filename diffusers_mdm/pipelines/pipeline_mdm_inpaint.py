@@ -13,6 +13,7 @@ from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.given_pictures import (
     know_around,
     know_pictures,
+    noised_sample,
     picture_size,
     read_masks_of,
     read_pictures,
@@ -20,10 +21,9 @@ from diffusers_mdm.pipelines.drawing.given_pictures import (
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
 from diffusers_mdm.pipelines.drawing.request import Guider, Request, Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.resampling import repeat_stretches
 from diffusers_mdm.pipelines.drawing.setup import (
     begin_drawing,
-    noised_sample,
-    repeat_stretches,
     scaled_noise,
     set_timesteps,
     starting_noise,

@@ -25,9 +25,9 @@ from diffusers_mdm.pipelines.drawing.request import (
     StepCallback,
     read_call,
 )
+from diffusers_mdm.pipelines.drawing.resampling import repeat_stretches
 from diffusers_mdm.pipelines.drawing.setup import (
     begin_drawing,
-    repeat_stretches,
     scaled_noise,
     set_timesteps,
     starting_noise,

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoding prompts, and dividing a batch into groups of samples that can go through the model together."""
+"""Conditions of a drawing: encoding prompts, micro-conditioning, and dividing a batch into groups of samples that can
+go through the model together.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffusers_mdm.pipelines.drawing.request import Prompt, Request
 
 Features = tuple[torch.Tensor, torch.Tensor]  # (B, L, width), and the mask (B, L)
+# Micro-conditions by name, (2, B): those of the unconditional half of the batch, then those of the conditional one.
+MicroConditioning = dict[str, torch.Tensor]
 _LONGEST = 2**31 - 1  # tokens; tokenizers without a limit have 10^30, which is too large for fast ones
 # A fast tokenizer stores the lengths of its last call, so only one thread at a time may call it.
 _TOKENIZING = threading.Lock()
@@ -245,3 +250,21 @@ def group_rows_by_text(conditioning: Conditioning, *, own_columns: bool) -> list
         has_pads = not all(bool(mask[rows][:, columns].all()) for mask in masks)
         groups.append(RowGroup(rows, columns, has_pads))
     return groups
+
+
+def spread_micro_conditioning(
+    micro_conditioning: Mapping[str, Any] | None, num_images: int, device: torch.device
+) -> MicroConditioning:
+    """Convert micro-conditioning to `(2, B)`: for the unconditional half of the batch, then for the conditional half.
+
+    Args:
+        micro_conditioning: maps names to a number, B numbers (one per image) or 2 B (unconditional ones first).
+            Missing names have the model's defaults.
+        num_images: B.
+        device: device of the result.
+    """
+    spread = {}
+    for key, value in (micro_conditioning or {}).items():
+        numbers = torch.as_tensor(value, dtype=torch.float32, device=device)
+        spread[key] = (numbers.view(-1, num_images) if numbers.numel() > 1 else numbers).expand(2, num_images)
+    return spread

@@ -16,8 +16,8 @@ from diffusers_mdm.pipelines.drawing.image_inputs import (
 )
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels, pool_mask
 from diffusers_mdm.pipelines.drawing.latent_space import decode_latents, encode_pyramid
-from diffusers_mdm.pipelines.drawing.request import Request
-from diffusers_mdm.pipelines.drawing.setup import Drawing, pixels_per_latent
+from diffusers_mdm.pipelines.drawing.request import Request, Sample
+from diffusers_mdm.pipelines.drawing.setup import Drawing, noised, pixels_per_latent
 from diffusers_mdm.pyramid import Pyramid, build_pyramid
 
 
@@ -105,3 +105,16 @@ def know_around(drawing: Drawing, noise: Pyramid) -> KnownPixels:
     repeated = masks.to(noise[0].device).repeat_interleave(len(noise[0]) // len(masks), dim=0)
     known.drawn, known.drawn_pixels = pool_mask(repeated, known.clean), pool_mask(repeated, known.pixels)
     return known
+
+
+def noised_sample(drawing: Drawing, clean: Pyramid, noise: Pyramid) -> Sample:
+    """Add the noise of the first timestep to images; returns a bare tensor for a single level.
+
+    Args:
+        drawing: the drawing, whose scheduler adds the noise.
+        clean: all generated levels, in [-1, 1] or of latents.
+        noise: N(0, 1) noise in the same shapes.
+    """
+    bare = len(clean) == 1
+    levels = noised(drawing, clean, noise, drawing.timesteps[0], bare=bare)
+    return levels[0] if bare else levels

@@ -3,50 +3,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from diffusers_mdm.checked_values import describe, is_number
-from diffusers_mdm.library_internals import inside_of
-from diffusers_mdm.models import NestedUNetModel
-from diffusers_mdm.pipelines.drawing.other_schedulers import check_draws_one_level
+from diffusers_mdm.pipelines.drawing.other_schedulers import check_other_scheduler
 from diffusers_mdm.pipelines.drawing.request import MAX_IMAGES, Prompt, Request
 from diffusers_mdm.pipelines.drawing.setup import level_shapes
 
 Shape = tuple[int, ...]
-
-
-def checked_components(components: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the components of a pipeline after checking their classes; None stands for a component that is not
-    needed.
-
-    Args:
-        components: the components by name.
-
-    Raises:
-        TypeError: names the component of a wrong class, and what was expected.
-    """
-    # Compiled and distributed models contain the actual model.
-    unet = components.get("unet")
-    bare = inside_of(unet)
-    works = {
-        "unet": (isinstance(bare, NestedUNetModel), "a NestedUNetModel"),
-        "scheduler": (_has(components, "scheduler", "set_timesteps", "step"), "a scheduler, e.g. MatryoshkaScheduler"),
-        "text_encoder": (_has(components, "text_encoder", "forward", "config"), "a text encoder of transformers"),
-        "tokenizer": (callable(components.get("tokenizer")), "a tokenizer of transformers"),
-        "vae": (_has(components, "vae", "encode", "decode", "config"), "an autoencoder of diffusers"),
-    }
-    for name, (is_right, expected) in works.items():
-        if components.get(name) is not None and not is_right:
-            raise TypeError(f"`{name}` is {describe(components[name])}; expected {expected}.")
-    return components
-
-
-def _has(components: Mapping[str, Any], name: str, *parts: str) -> bool:
-    return all(hasattr(components.get(name), part) for part in parts)
 
 
 def check_prompt(name: str, prompt: Prompt, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> None:
@@ -364,24 +331,6 @@ def check_scheduler(scheduler: Any, num_levels: int, sides: Sequence[int], reque
         sides: sides of all levels, innermost first.
         request: the request.
     """
-    name = type(scheduler).__name__
-    # Ours takes a pyramid; all others take a tensor.
-    if hasattr(scheduler, "level_alphas_cumprod"):
-        return
-    if num_levels > 1:
-        raise ValueError(
-            f"{name} supports a single level, but {request.height} x {request.width} pixels need {num_levels} "
-            f"levels; use MatryoshkaScheduler, or generate {sides[0]} pixels (the innermost level)."
-        )
-    check_draws_one_level(scheduler, request)
-    if request.eta != 0 and (request.eta is None or "eta" not in inspect.signature(scheduler.step).parameters):
-        raise ValueError(f"{name} has no `eta` of {request.eta}; leave it at 0.")
-    if request.timesteps is not None and "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
-        raise ValueError(
-            f"{name} does not take custom `timesteps`; pass `num_inference_steps`, or use another scheduler."
-        )
-    if request.num_resampling_steps > 1:
-        raise ValueError(
-            f"`num_resampling_steps` is {request.num_resampling_steps}, but {name} cannot go back to more noise; use "
-            "MatryoshkaScheduler, or `num_resampling_steps=1`."
-        )
+    # Ours takes a pyramid, and supports everything; all others take a tensor.
+    if not hasattr(scheduler, "level_alphas_cumprod"):
+        check_other_scheduler(scheduler, num_levels, sides, request)

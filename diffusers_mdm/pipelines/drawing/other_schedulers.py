@@ -9,6 +9,7 @@ only noise.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,38 @@ _FAILURES = (
     ValueError,
 )
 _USABLE = "MatryoshkaScheduler, or for a single level one like DDIMScheduler or DPMSolverMultistepScheduler"
+
+
+def check_other_scheduler(scheduler: Any, num_levels: int, sides: Sequence[int], request: Request) -> None:
+    """Check that a scheduler of diffusers supports a request.
+
+    Args:
+        scheduler: scheduler of the pipeline, which is not modified.
+        num_levels: number of levels to generate.
+        sides: sides of all levels, innermost first.
+        request: the request.
+
+    Raises:
+        ValueError: says what it does not support, and what to use instead.
+    """
+    name = type(scheduler).__name__
+    if num_levels > 1:
+        raise ValueError(
+            f"{name} supports a single level, but {request.height} x {request.width} pixels need {num_levels} "
+            f"levels; use MatryoshkaScheduler, or generate {sides[0]} pixels (the innermost level)."
+        )
+    check_draws_one_level(scheduler, request)
+    if request.eta != 0 and (request.eta is None or "eta" not in inspect.signature(scheduler.step).parameters):
+        raise ValueError(f"{name} has no `eta` of {request.eta}; leave it at 0.")
+    if request.timesteps is not None and "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(
+            f"{name} does not take custom `timesteps`; pass `num_inference_steps`, or use another scheduler."
+        )
+    if request.num_resampling_steps > 1:
+        raise ValueError(
+            f"`num_resampling_steps` is {request.num_resampling_steps}, but {name} cannot go back to more noise; use "
+            "MatryoshkaScheduler, or `num_resampling_steps=1`."
+        )
 
 
 def check_draws_one_level(scheduler: Any, request: Request) -> None:

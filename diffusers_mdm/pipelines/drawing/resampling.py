@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pyramid import Pyramid, as_pyramid
 
 
@@ -34,6 +35,12 @@ def resampled_positions(num_steps: int, num_resampling_steps: int, jump_length: 
         repeats = num_resampling_steps if start + jump_length < num_steps else 1
         positions += stretch * repeats
     return positions
+
+
+def repeat_stretches(drawing: Drawing) -> None:
+    """Let the drawing repeat each group of `jump_length` steps, as its request requires."""
+    request = drawing.request
+    drawing.positions = resampled_positions(len(drawing.timesteps), request.num_resampling_steps, request.jump_length)
 
 
 def diffuse_from(

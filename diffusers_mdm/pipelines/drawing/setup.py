@@ -17,22 +17,25 @@ import contextlib
 import copy
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from diffusers_mdm.library_internals import is_hooked
-from diffusers_mdm.pipelines.drawing.conditioning import Conditioning, RowGroup, group_rows_by_text
+from diffusers_mdm.pipelines.drawing.conditioning import (
+    Conditioning,
+    MicroConditioning,
+    RowGroup,
+    group_rows_by_text,
+    spread_micro_conditioning,
+)
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import scale_factor
-from diffusers_mdm.pipelines.drawing.request import Request, Sample
-from diffusers_mdm.pipelines.drawing.resampling import resampled_positions
+from diffusers_mdm.pipelines.drawing.request import Request, Sample, check_argument
 from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
 
-# Micro-conditions by name, (2, B): those of the unconditional half of the batch, then those of the conditional one.
-MicroConditioning = dict[str, torch.Tensor]
 _REGISTRY = threading.Lock()
 _TAKEN_SCHEDULERS: set[int] = set()
 _DRAWING_THREADS: dict[int, list[int]] = {}  # of each U-Net in use, by the id of the module
@@ -97,6 +100,18 @@ class RunningDrawings:
         if own:
             return own[-1:]
         return [controls for nested in list(self.by_thread.values()) for controls in nested] or [self.last]
+
+
+def control(name: str) -> Any:
+    """Return a pipeline's property that reads and changes a control of its current drawing; see `RunningDrawings`."""
+
+    def get(pipeline: Any) -> Any:
+        return pipeline.running_drawings.get(name)
+
+    def change(pipeline: Any, value: Any) -> None:
+        pipeline.running_drawings.set(name, check_argument(name, value))
+
+    return property(get, change)
 
 
 @contextlib.contextmanager
@@ -309,12 +324,6 @@ def set_timesteps(drawing: Drawing, strength: float = 1.0) -> None:
     drawing.positions = range(kept)
 
 
-def repeat_stretches(drawing: Drawing) -> None:
-    """Repeat each group of `jump_length` steps as often as the request says."""
-    request = drawing.request
-    drawing.positions = resampled_positions(len(drawing.timesteps), request.num_resampling_steps, request.jump_length)
-
-
 def step_arguments(drawing: Drawing) -> dict[str, Any]:
     """Return those of our arguments that the scheduler's `step` accepts. Predictions are checked after the loop."""
     known, request = inspect.signature(drawing.scheduler.step).parameters, drawing.request
@@ -367,34 +376,3 @@ def noised(drawing: Drawing, clean: Pyramid, noise: Pyramid, timestep: torch.Ten
     if bare:
         return [drawing.scheduler.add_noise(clean[0], noise[0], timestep.reshape(1))]
     return drawing.scheduler.add_noise(clean, noise, timestep.reshape(1))
-
-
-def noised_sample(drawing: Drawing, clean: Pyramid, noise: Pyramid) -> Sample:
-    """Add the noise of the first timestep to images; returns a bare tensor for a single level.
-
-    Args:
-        drawing: the drawing, whose scheduler adds the noise.
-        clean: all generated levels, in [-1, 1] or of latents.
-        noise: N(0, 1) noise in the same shapes.
-    """
-    bare = len(clean) == 1
-    levels = noised(drawing, clean, noise, drawing.timesteps[0], bare=bare)
-    return levels[0] if bare else levels
-
-
-def spread_micro_conditioning(
-    micro_conditioning: Mapping[str, Any] | None, num_images: int, device: torch.device
-) -> MicroConditioning:
-    """Convert micro-conditioning to `(2, B)`: for the unconditional half of the batch, then for the conditional half.
-
-    Args:
-        micro_conditioning: maps names to a number, B numbers (one per image) or 2 B (unconditional ones first).
-            Missing names have the model's defaults.
-        num_images: B.
-        device: device of the result.
-    """
-    spread = {}
-    for key, value in (micro_conditioning or {}).items():
-        numbers = torch.as_tensor(value, dtype=torch.float32, device=device)
-        spread[key] = (numbers.view(-1, num_images) if numbers.numel() > 1 else numbers).expand(2, num_images)
-    return spread

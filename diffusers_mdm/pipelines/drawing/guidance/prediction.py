@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from diffusers_mdm.pipelines.drawing.conditioning import MicroConditioning
 from diffusers_mdm.pipelines.drawing.request import Request, Sample
-from diffusers_mdm.pipelines.drawing.setup import Drawing, MicroConditioning, adapters_to_itself
+from diffusers_mdm.pipelines.drawing.setup import Drawing, adapters_to_itself
 from diffusers_mdm.pyramid import as_pyramid
 
 # One drawing at a time: each looks before its first call of the model, so that none runs while weights are moved.
