@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure ways of drawing against their cost: spacings, solvers, levels that agree or wait, guidance, steps per level.
+"""Measure the quality and cost of sampling settings: spacings, solvers, level agreement, late levels, guidance, steps.
 
-Captions of the training data are drawn by each setting from the same noise, once a seed. Against the true pictures of
-the captions are measured, on the outermost level:
+Every setting generates images for the same captions of the training data from the same noise, once per seed. Images of
+the outermost level are compared with the real images of their captions:
 
-- noise: standard deviation of the pixels in corners that are white in truth;
-- distance: root mean square difference to the true picture, mean over pictures;
-- own: share of drawings whose nearest picture of the data set is their caption's;
-- levels: root mean square difference of the outer level, averaged down, to the inner one;
-- fid: Fréchet distance of Inception-v3's features of all seeds' drawings together, with `--reference` (a folder of
+- noise: standard deviation of the pixels in corners that are white in the real image;
+- distance: root mean square difference from the real image, mean over images;
+- own image: fraction of images whose nearest image in the data set has the same caption;
+- levels: root mean square difference between the outer level, averaged down, and the inner one;
+- fid: Fréchet distance of Inception-v3 features, over the images of all seeds, with `--reference` (a folder written by
   `training/evaluate.py reference`).
 
-Costs are calls of the model and counted operations a picture. Beside each measure stands its standard error over the
-seeds, and beside each difference to the first setting that of the paired difference. A run that is cut off goes on
-where it was, and new settings may be added to it:
+Costs are calls of the model and counted operations per image. Each measure has its standard error over seeds, and each
+difference from the first setting that of the paired difference. The same command continues an interrupted run, also
+with further settings:
 
 python benchmarks/sampling.py --output_dir runs/sampling --num_captions 32 --num_seeds 3
 """
@@ -49,17 +49,17 @@ MODEL_DIR = ROOT / "model_cards" / "mdm-emoji-64"
 DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
 EVEN = {"timestep_spacing": "log_snr"}
 PAIR = {"timestep_spacing": "log_snr", "algorithm": "dpmsolver++"}
-MEASURES = {"noise": "noise", "distance": "distance", "own": "own picture", "levels": "levels"}
+MEASURES = {"noise": "noise", "distance": "distance", "own": "own image", "levels": "levels"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A way of drawing.
+    """A sampling setting.
 
     Attributes:
         call: arguments of the pipeline's call.
         scheduler: changes of the scheduler's config.
-        reuse_every: n, the inner level runs at every n-th step; 1 at every one.
+        reuse_every: n, the inner level runs in every n-th step; 1 for every step.
     """
 
     call: Mapping[str, Any]
@@ -68,7 +68,7 @@ class Setting:
 
 
 def drawn_in(num_steps: int, scheduler: Mapping[str, Any], reuse_every: int = 1, **call: Any) -> Setting:
-    """So many steps, at guidance 2 unless `call` says otherwise."""
+    """Return the setting with this number of steps, and a guidance scale of 2 unless `call` has another one."""
     return Setting({"num_inference_steps": num_steps, "guidance_scale": 2.0, **call}, scheduler, reuse_every)
 
 
@@ -100,13 +100,13 @@ SETTINGS: dict[str, Setting] = {
 
 @dataclass(frozen=True)
 class Truth:
-    """What drawings are compared with.
+    """The real images with which generated ones are compared.
 
     Attributes:
-        captions: N, which are drawn.
-        pictures: `(N, 3, S, S)`, uint8.
-        thumbnails: of the whole data set, see `retrieval.thumbnail`.
-        all_captions: of the whole data set.
+        captions: N captions, for which images are generated.
+        pictures: their images, `(N, 3, S, S)`, uint8.
+        thumbnails: thumbnails of the whole data set, see `retrieval.thumbnail`.
+        all_captions: captions of the whole data set.
     """
 
     captions: list[str]
@@ -116,11 +116,11 @@ class Truth:
 
 
 def load_truth(data_dir: Path, side: int, num_captions: int) -> Truth:
-    """Captions of the training data, the same every time, and all pictures."""
+    """Read captions of the training data, the same every time, and all images."""
     recipe = TableData(path=data_dir, validation_split="train", max_skipped_images=0)
     images, captions = open_validation_images(recipe, side), list(validation_captions(recipe))
     if images is None:
-        raise ValueError(f"{data_dir} has no training pictures.")
+        raise ValueError(f"{data_dir} has no training images.")
     numbers = choose(len(captions), num_captions, seed=0)
     batches = [range(start, min(start + 256, len(captions))) for start in range(0, len(captions), 256)]
     small = torch.cat([thumbnail(images.load(list(batch)).pixels) for batch in batches])
@@ -128,7 +128,7 @@ def load_truth(data_dir: Path, side: int, num_captions: int) -> Truth:
 
 
 def prepared(pipeline: MDMPipeline, setting: Setting) -> MDMPipeline:
-    """The pipeline with the scheduler of a setting; its model is shared, and reuses as the setting says."""
+    """Return the pipeline with the scheduler of a setting; the model is shared, and its cache is set up."""
     scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **setting.scheduler)
     other = MDMPipeline.from_pipe(pipeline, scheduler=scheduler)
     other.set_progress_bar_config(disable=True)
@@ -139,7 +139,7 @@ def prepared(pipeline: MDMPipeline, setting: Setting) -> MDMPipeline:
 
 
 def costs(pipeline: MDMPipeline, setting: Setting, caption: str) -> dict[str, float]:
-    """Calls of the model and operations that one picture takes."""
+    """Count the calls of the model and the operations for one image."""
     calls: list[int] = []
     handle = pipeline.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0][0])))
     drawing = prepared(pipeline, setting)
@@ -150,7 +150,7 @@ def costs(pipeline: MDMPipeline, setting: Setting, caption: str) -> dict[str, fl
 
 
 def measure(levels: Sequence[torch.Tensor], truth: Truth) -> dict[str, float]:
-    """The measures of one seed's drawings, `(N, 3, S, S)` uint8 a level, innermost first."""
+    """Measure the images of one seed, `(N, 3, S, S)` uint8 per level, innermost first."""
     outer = levels[-1]
     difference = (outer.float() - truth.pictures.float()) / 255
     return {
@@ -162,14 +162,14 @@ def measure(levels: Sequence[torch.Tensor], truth: Truth) -> dict[str, float]:
 
 
 def folder_of(output_dir: Path, name: str, seed: int) -> Path:
-    """Where the drawings of a setting and seed lie."""
+    """Return the folder for the images of a setting and seed."""
     return output_dir / name.replace(",", "").replace(" ", "-") / str(seed)
 
 
 def draw_and_measure(
     pipeline: MDMPipeline, name: str, seed: int, truth: Truth, output_dir: Path, batch_size: int
 ) -> dict[str, float]:
-    """Draw with one setting and seed, as far as that was not done, and measure."""
+    """Generate the images of one setting and seed that are not there yet, and measure all of them."""
     setting, folder = SETTINGS[name], folder_of(output_dir, name, seed)
     reuse = {"reuse_every": setting.reuse_every} if setting.reuse_every > 1 else {}
     model = json.dumps({"scheduler": dict(setting.scheduler), **reuse})
@@ -181,7 +181,7 @@ def draw_and_measure(
 
 
 def summarised(name: str, by_seed: Sequence[Mapping[str, float]], first: Sequence[Mapping[str, float]]) -> dict:
-    """Mean over seeds with its standard error, and the difference to the first setting with its own."""
+    """Return means over seeds and differences from the first setting, each with its standard error."""
     summary: dict[str, Any] = {"name": name}
     for measure_name in MEASURES:
         values = [entry[measure_name] for entry in by_seed]
@@ -192,12 +192,12 @@ def summarised(name: str, by_seed: Sequence[Mapping[str, float]], first: Sequenc
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of some values; NaN for a single one."""
+    """Return the standard error of the mean; NaN for a single value."""
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
 
 
 def inception_distance(name: str, num_seeds: int, output_dir: Path, reference: Path) -> float:
-    """Fréchet distance of the outermost level's drawings of all seeds."""
+    """Return the Fréchet distance of the outermost level, over the images of all seeds."""
     extractor, real = InceptionFeatures(), load_reference(reference)
     levels = [open_levels(folder_of(output_dir, name, seed))[-1] for seed in range(num_seeds)]
     drawn = torch.cat([extract(extractor, batches_of(level, 16)) for level in levels])
@@ -205,7 +205,7 @@ def inception_distance(name: str, num_seeds: int, output_dir: Path, reference: P
 
 
 def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """A row a setting; the errors are standard errors over seeds."""
+    """Return a Markdown table with one row per setting; errors are standard errors over seeds."""
     has_fid = any("fid" in entry for entry in summaries)
     names = [*MEASURES.values(), *(["FID"] if has_fid else [])]
     lines = ["| setting | calls | GFLOP | " + " | ".join(names) + " |", "|---|--:|--:|" + "--:|" * len(names)]
@@ -217,7 +217,7 @@ def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Noise and distance over operations."""
+    """Plot noise and distance over operations."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2), ("noise", "distance"), strict=True):
         for number, entry in enumerate(summaries, start=1):
@@ -225,7 +225,7 @@ def plot(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
                 entry["gigaflops"], entry[key][0], entry[key][1], fmt="o", label=f"{number}: {entry['name']}"
             )
             axes.annotate(f" {number}", (entry["gigaflops"], entry[key][0]))
-        axes.set(xlabel="GFLOP a picture", ylabel=MEASURES[key], ylim=(0, None))
+        axes.set(xlabel="GFLOP per image", ylabel=MEASURES[key], ylim=(0, None))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
     figure.savefig(path, dpi=110)
 
@@ -233,26 +233,26 @@ def plot(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
 def parse_args() -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help="takes drawings, results.json, table and plot")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for images, numbers, table and plot")
     parser.add_argument("--model_dir", type=Path, default=MODEL_DIR)
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR)
     parser.add_argument("--num_captions", type=int, default=48)
     parser.add_argument("--num_seeds", type=int, default=3)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="NAME")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--reference", type=Path, help="features of real pictures, for the Fréchet distance")
+    parser.add_argument("--reference", type=Path, help="features of real images, for the Fréchet distance")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Draw, measure, print and save."""
+    """Generate, measure, print and save."""
     args = parse_args()
     pipeline = MDMPipeline.from_pretrained(args.model_dir, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     truth = load_truth(args.data_dir, pipeline.picture_sides[-1], args.num_captions)
     by_name: dict[str, list[dict[str, float]]] = {name: [] for name in args.settings}
     price = {name: costs(pipeline, SETTINGS[name], truth.captions[0]) for name in args.settings}
-    # A run that is cut off leaves all settings with the seeds that are done.
+    # After an interruption, all settings have the same number of finished seeds.
     for seed in range(args.num_seeds):
         for name, found in by_name.items():
             found.append(draw_and_measure(pipeline, name, seed, truth, args.output_dir, args.batch_size))
@@ -269,7 +269,7 @@ def main() -> None:
 
 
 def write_results(summaries: Sequence[Mapping[str, Any]], args: argparse.Namespace, num_seeds: int) -> None:
-    """Numbers, table and plot of the seeds that are done."""
+    """Write numbers, table and plot of the finished seeds."""
     result = {
         "machine": describe_machine("cpu"),
         "num_captions": args.num_captions,
