@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import time
@@ -25,15 +26,16 @@ _LARGE = {  # operations that multiply matrices
 }
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    """Processor or card, its class, threads, versions and commit: what stands above a table of results."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(
-        asked, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False
-    ).stdout.strip()
+def describe_machine(device: str, commit: str | None = None) -> dict[str, Any]:
+    """Processor or card, its class, threads, versions and commit: what is printed above a table of results.
+
+    Args:
+        device: "cpu" or "cuda".
+        commit: of this code; if not given it is read from `DIFFUSERS_MDM_COMMIT` or with git, else "unknown".
+    """
     is_cuda = torch.device(device).type == "cuda"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return {
+    machine = {
         "device": torch.cuda.get_device_name() if is_cuda else capabilities.get("cpu_name", platform.processor()),
         "class": "GPU" if is_cuda else class_of_processor(capabilities),
         "architecture": platform.machine(),
@@ -41,8 +43,21 @@ def describe_machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
-        "commit": commit,
+        "commit": commit or os.environ.get("DIFFUSERS_MDM_COMMIT") or commit_of_checkout(),
     }
+    if is_cuda:
+        machine |= {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+    return machine
+
+
+def commit_of_checkout() -> str:
+    """The commit that is checked out, "unknown" without git or outside of a checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
 
 
 def class_of_processor(capabilities: Mapping[str, Any]) -> str:
@@ -70,7 +85,23 @@ class LargeOperations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def seconds_of_operations(call: Callable[[], Any], clock: Callable[[], float], rounds: int = 3) -> float:
+def matrix_rate(device: str, dtype: torch.dtype, rounds: int = 3) -> float:
+    """Floating-point operations per second of large matrix products on this machine, in the best of several rounds."""
+    side, repeats = (8192, 10) if torch.device(device).type == "cuda" else (512, 1)
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    clock, fastest = clock_of(device), float("inf")
+    left @ right
+    for _ in range(rounds):
+        start = clock()
+        for _ in range(repeats):
+            left @ right
+        fastest = min(fastest, clock() - start)
+    return 2 * side**3 * repeats / fastest
+
+
+def seconds_of_operations(
+    call: Callable[[], Any], clock: Callable[[], float], rounds: int = 3, repeats: int = 1
+) -> float:
     """Time that the products and convolutions of a call take when each runs alone, over and over: what the machine
     needs for its counted operations, at its own measured rates. Attention kernels and all else are left out.
 
@@ -78,6 +109,7 @@ def seconds_of_operations(call: Callable[[], Any], clock: Callable[[], float], r
         call: is run once, to see what it consists of.
         clock: seconds.
         rounds: of which the fastest counts, since nothing but other programs makes one slower.
+        repeats: how often an operation runs in a round; several hide the time that a GPU takes to launch it.
     """
     with torch.no_grad(), LargeOperations() as operations:
         call()
@@ -89,17 +121,26 @@ def seconds_of_operations(call: Callable[[], Any], clock: Callable[[], float], r
             function(*args)
             for _ in range(rounds):
                 start = clock()
-                function(*args)
-                fastest = min(fastest, clock() - start)
+                for _ in range(repeats):
+                    function(*args)
+                fastest = min(fastest, (clock() - start) / repeats)
         total += count * fastest
     return total
 
 
 def clock_of(device: str) -> Callable[[], float]:
-    """Time of the processor where one thread computes, which other programs do not lengthen; else that of the wall."""
-    if torch.device(device).type == "cpu" and torch.get_num_threads() == 1:
-        return time.process_time
-    return time.perf_counter
+    """Time of the processor where one thread computes, which other programs do not lengthen; else that of the wall.
+
+    On a GPU each reading first waits until everything that was launched is done.
+    """
+    if torch.device(device).type == "cuda":
+        return _time_after_gpu
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _time_after_gpu() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _described(value: Any) -> Any:

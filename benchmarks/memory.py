@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of one forward pass without gradients against the plain form: the most that its tensors take at any time.
 
-Tensors are counted, not what the process has: what an operation makes is there from then on, until nothing holds it.
-So the numbers are the same on every machine; what kernels need for the moment comes on top.
+On CPUs tensors are counted, not what the process has: what an operation makes is there from then on, until nothing
+holds it. So the numbers are the same on every machine; what kernels need for the moment comes on top. On GPUs it is
+the peak of torch's allocator, which includes that.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
-from forward import TEXT_LENGTH, build
 from machine import describe_machine
+from measured_models import NAMES, build, inputs_of
 from measuring import MODELS
 from plain_unet import PlainUNet
-from results_table import report
+from results_table import Results
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-MIB = 2**20
+from variants import DTYPES, MIB, OUT_OF_MEMORY, add_machine_flags, peak_of, release
 
 
 class LivingTensors(TorchDispatchMode):
@@ -67,38 +68,54 @@ def most_memory(call: Callable[[], Any]) -> int:
     return living.most
 
 
-def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One row of the table."""
-    model = build(name)
+@torch.no_grad()
+def measure(name: str, rows: int, args: argparse.Namespace) -> dict[str, Any]:
+    """The end of one row of the table."""
+    dtype = DTYPES[args.dtype]
+    model = build(name, args.device).eval().to(dtype)
     plain = PlainUNet(model).eval()
     model = model.to(memory_format=torch.channels_last)
-    rows, width = args.batch_size, model.config.encoder_hid_dim or model.config.cross_attention_dim
-    sample = [torch.zeros(rows, 3, side, side) for side in model.sample_sizes]
-    timestep, text = torch.full((rows,), 500), torch.zeros(rows, TEXT_LENGTH, width)
-    taken = {
-        "plain": most_memory(lambda: plain(sample, timestep, text)),
-        "ours": most_memory(lambda: model(sample, timestep, text)),
-    }
-    model.enable_level_slicing()
-    taken["ours, level slicing"] = most_memory(lambda: model(sample, timestep, text))
-    shares = {f"{variant}, MiB": f"{size / MIB:.1f}" for variant, size in taken.items()}
-    return {"model": name, "rows": rows, **shares, "ours / plain": f"{taken['ours'] / taken['plain']:.2f}"}
+    inputs = inputs_of(model, rows, args.device, dtype)
+    row: dict[str, Any] = {"weights, MiB": sum(value.nbytes for value in model.parameters()) / MIB}
+    for form in ("plain", "ours", "ours, level slicing"):
+        if "slicing" in form:
+            model.enable_level_slicing()
+        try:
+            row[f"{form}, MiB"] = most_of(partial(plain if form == "plain" else model, **inputs), args.device)
+        except torch.OutOfMemoryError:
+            row[f"{form}, MiB"] = OUT_OF_MEMORY
+        release(args.device)
+    if isinstance(row["plain, MiB"], float) and isinstance(row["ours, MiB"], float):
+        row["ours / plain"] = row["ours, MiB"] / row["plain, MiB"]
+    return row
+
+
+def most_of(call: Callable[[], Any], device: str) -> float:
+    """MiB of a call at most: of its tensors, on a GPU of all that torch allocates for it."""
+    if device != "cuda":
+        return most_memory(call) / MIB
+    call()  # prepares workspaces
+    return cast(float, peak_of(call, device))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=[*MODELS, "64", "256"])
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--output", help="write the results as JSON")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=NAMES)
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[4], help="one or several")
+    add_machine_flags(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure every model."""
     args = parse_args(argv)
-    rows = [measure(name, args) for name in args.models]
-    report("Memory of one forward pass, float32", describe_machine("cpu"), rows, args.output)
+    machine = describe_machine(args.device, args.commit)
+    results = Results(f"Memory of one forward pass, {args.dtype}", machine, args.output)
+    for name in args.models:
+        for rows in args.batch_size:
+            results.add({"model": name, "rows": rows}, partial(measure, name, rows, args))
+    results.finish()
 
 
 if __name__ == "__main__":

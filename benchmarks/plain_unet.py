@@ -38,6 +38,13 @@ class PlainUNet(nn.Module):
                 for name, value in model.named_parameters()
             }
         )
+        # Layers of each block by kind, such as "levels.0.encoder.down_blocks.1.attentions".
+        self.numbers: dict[str, int] = {}
+        for name in self.weights:
+            path, found, rest = name.rpartition("/resnets/" if "/resnets/" in name else "/attentions/")
+            if found:
+                block = f"{path}{found.rstrip('/')}".replace("/", ".")
+                self.numbers[block] = max(self.numbers.get(block, 0), int(rest.partition("/")[0]) + 1)
 
     def weight(self, name: str) -> torch.Tensor | None:
         """A parameter by its name in `NestedUNetModel`; None if there is none."""
@@ -139,7 +146,7 @@ class PlainUNet(nn.Module):
         half = self.weights[_key(f"{name}.linear_1.weight")].shape[1] // 2
         frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=values.device) / half)
         angles = values.float()[:, None] * frequencies
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1).to(self.weights[_key(f"{name}.linear_1.weight")].dtype)
         return self.linear(f"{name}.linear_2", F.silu(self.linear(f"{name}.linear_1", waves)))
 
     def level_embedding(
@@ -163,9 +170,8 @@ class PlainUNet(nn.Module):
     ) -> torch.Tensor:
         """Residual layer `number` of a block and the attention layers that follow it."""
         states = self.residual(f"{name}.resnets.{number}", states, embedding, self.rows[index].norm_num_groups)
-        resnets = sum(_key(f"{name}.resnets.{i}.conv1.weight") in self.weights for i in range(99))
-        attentions = sum(_key(f"{name}.attentions.{i}.norm.weight") in self.weights for i in range(99))
-        for position in range(attentions // resnets * number, attentions // resnets * (number + 1)):
+        each = self.numbers.get(f"{name}.attentions", 0) // self.numbers[f"{name}.resnets"]
+        for position in range(each * number, each * (number + 1)):
             states = self.attention(f"{name}.attentions.{position}", states, text)
         return states
 

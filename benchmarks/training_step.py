@@ -1,40 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time a training step against one in plain form: forward, loss, backward, optimizer, average of weights.
 
-Both train all levels with the mean squared error of v, and both begin with the same weights. Ours is laid out and
-optimized as `training` does it: channels_last, fused AdamW, all averages in a few kernels.
+Both train all levels with the mean squared error of v, and both begin with the same weights, in float32; with
+`--dtype bf16` under autocast. Ours is laid out and optimized as `training` does it: channels_last, fused AdamW, all
+averages in a few kernels.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from forward import TEXT_LENGTH, build
-from machine import clock_of, describe_machine
-from measuring import MODELS, count_flops, ratio_of_medians, time_by_turns
+from measured_models import build, inputs_of, laid_out
 from plain_unet import PlainUNet
-from results_table import report, spelled, summary
+from results_table import Results
+from variants import add_flags, begin, compare, compiled, flops_of_batch
 
+from diffusers_mdm import NestedUNetModel
 from diffusers_mdm.training.state.moving_average import Average
 
 LEARNING_RATE, DECAY = 1e-4, 0.999
+Loss = Callable[[], torch.Tensor]
 
 
-def error(predictions: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum over levels of the mean squared errors."""
-    return torch.stack([(one - other).square().mean() for one, other in zip(predictions, targets, strict=True)]).sum()
+def loss_of(model: torch.nn.Module, inputs: dict[str, Any], targets: Sequence[torch.Tensor], precision: str) -> Loss:
+    """A function that predicts and returns the loss: the sum over levels of the mean squared errors."""
+    device = targets[0].device.type
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            output = model(**inputs)
+        predictions = output if isinstance(output, list) else output.sample
+        errors = [(one.float() - other).square().mean() for one, other in zip(predictions, targets, strict=True)]
+        return torch.stack(errors).sum()
+
+    return loss
 
 
-def plain_step(model: PlainUNet, inputs: dict[str, Any], targets: list[torch.Tensor]) -> Callable[[], float]:
+def plain_step(model: PlainUNet, loss_of_batch: Loss) -> Callable[[], float]:
     """A step as it is written first: one parameter after another."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, foreach=False, fused=False)
     shadows = [parameter.detach().clone() for parameter in model.parameters()]
 
     def step() -> float:
-        loss = error(model(**inputs), targets)
+        loss = loss_of_batch()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False)
         optimizer.step()
@@ -47,14 +59,14 @@ def plain_step(model: PlainUNet, inputs: dict[str, Any], targets: list[torch.Ten
     return step
 
 
-def our_step(model: torch.nn.Module, inputs: dict[str, Any], targets: list[torch.Tensor]) -> Callable[[], float]:
+def our_step(model: NestedUNetModel, loss_of_batch: Loss) -> Callable[[], float]:
     """A step as `training` takes it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     parameters = dict(model.named_parameters())
     average = Average({name: value.detach().clone() for name, value in parameters.items()}, decay=DECAY)
 
     def step() -> float:
-        loss = error(model(**inputs).sample, targets)
+        loss = loss_of_batch()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -65,53 +77,65 @@ def our_step(model: torch.nn.Module, inputs: dict[str, Any], targets: list[torch
     return step
 
 
-def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One row of the table."""
-    model = build(name).train()
+def losses(
+    model: NestedUNetModel, plain: PlainUNet, rows: int, args: argparse.Namespace, way: str = "none"
+) -> tuple[NestedUNetModel, dict[str, Loss]]:
+    """The model, compiled in one of the ways, and the losses of a batch in both forms."""
+    inputs = inputs_of(model, rows, args.device)
+    targets = [torch.randn_like(level) for level in inputs["sample"]]
+    ours = compiled(model, way)
+    return ours, {
+        "plain": loss_of(plain, inputs, targets, args.dtype),
+        "ours": loss_of(ours, {**inputs, "sample": laid_out(inputs["sample"])}, targets, args.dtype),
+    }
+
+
+def backward_of(model: NestedUNetModel, plain: PlainUNet, form: str, args: argparse.Namespace, rows: int) -> Loss:
+    """The part of a step that multiplies matrices; gradients are thrown away."""
+    loss = losses(model, plain, rows, args)[1][form]
+
+    def run() -> torch.Tensor:
+        value = loss()
+        value.backward()
+        for module in (model, plain):
+            module.zero_grad(set_to_none=True)
+        return value
+
+    return run
+
+
+def measure(name: str, rows: int, way: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The end of one row of the table."""
+    model = build(name, args.device).train()
     plain = PlainUNet(model).train()
     model = model.to(memory_format=torch.channels_last)
-    draw, rows = torch.Generator().manual_seed(0), args.batch_size
-    sides, width = model.sample_sizes, model.config.encoder_hid_dim or model.config.cross_attention_dim
-    inputs = {
-        "sample": [torch.randn(rows, 3, side, side, generator=draw) for side in sides],
-        "timestep": torch.randint(0, 1000, (rows,), generator=draw),
-        "encoder_hidden_states": torch.randn(rows, TEXT_LENGTH, width, generator=draw),
-    }
-    targets = [torch.randn(rows, 3, side, side, generator=draw) for side in sides]
-    laid_out = [level.contiguous(memory_format=torch.channels_last) for level in inputs["sample"]]
-    steps = {
-        "plain": plain_step(plain, inputs, targets),
-        "ours": our_step(model, {**inputs, "sample": laid_out}, targets),
-    }
-    losses = {variant: step() for variant, step in steps.items()}
-    flops = {variant: count_flops(step) for variant, step in steps.items()}
-    seconds = time_by_turns(steps, args.rounds, clock_of("cpu"))
-    return {
-        "model": name,
-        "rows": rows,
-        "plain": spelled(summary(seconds["plain"])),
-        "ours": spelled(summary(seconds["ours"])),
-        "plain / ours": f"{ratio_of_medians(seconds['plain'], seconds['ours']):.2f}",
-        "GFLOP, plain and ours": f"{flops['plain'] / 1e9:.1f}, {flops['ours'] / 1e9:.1f}",
-        "difference of the first loss": f"{abs(losses['plain'] - losses['ours']):.1e}",
-    }
+    flops = {form: flops_of_batch(partial(backward_of, model, plain, form, args), rows) for form in ("plain", "ours")}
+    model, batch = losses(model, plain, rows, args, way)
+    steps = {"plain": plain_step(plain, batch["plain"]), "ours": our_step(model, batch["ours"])}
+    return compare(steps, args, flops, images=rows)
+
+
+def measure_all(args: argparse.Namespace, results: Results) -> None:
+    """Measure every model, batch size and way to compile."""
+    for name in args.models:
+        for rows in args.batch_size:
+            for way in args.compile:
+                results.add({"model": name, "rows": rows, "compile": way}, partial(measure, name, rows, way, args))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["emoji"], choices=[*MODELS, "64", "256"])
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", help="write the results as JSON")
+    add_flags(parser, models=["emoji"], batch_sizes=[16], rounds=3)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure every model."""
     args = parse_args(argv)
-    rows = [measure(name, args) for name in args.models]
-    report("One training step, float32", describe_machine("cpu"), rows, args.output)
+    results = begin("One training step", args)
+    measure_all(args, results)
+    results.finish()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks of speed run, at a size that says nothing about speed."""
 
+import argparse
+import copy
 import itertools
 import json
 
@@ -8,10 +10,13 @@ import drawing
 import forward
 import import_time
 import machine
+import measured_models
 import memory
 import pytest
+import results_table
 import torch
 import training_step
+import variants
 from plain_unet import PlainUNet
 from safetensors.torch import load_file
 
@@ -63,16 +68,20 @@ def test_the_plain_form_computes_the_same(change):
             torch.testing.assert_close(own, level, rtol=0, atol=2e-5)
 
 
+@pytest.fixture
+def only_tiny_models(tiny_model, monkeypatch):
+    for module in (forward, memory, training_step, drawing):
+        monkeypatch.setattr(module, "build", lambda name, device: copy.deepcopy(tiny_model))
+
+
 @pytest.mark.parametrize("benchmark", [forward, memory, training_step], ids=lambda module: module.__name__)
-def test_models_are_measured(benchmark, tiny_model, tmp_path, monkeypatch):
-    for module in {benchmark, forward}:
-        monkeypatch.setattr(module, "build", lambda name: tiny_model)
+def test_models_are_measured(benchmark, only_tiny_models, tmp_path):
     rounds = [] if benchmark is memory else ["--rounds", "1"]
     benchmark.main(["--models", "emoji", "--batch_size", "2", "--output", str(tmp_path / "rows.json"), *rounds])
     row = rows_of(tmp_path / "rows.json")[0]
     assert row["rows"] == 2
     # Both variants compute the same function.
-    assert all(float(value) < 1e-4 for name, value in row.items() if "difference" in name)
+    assert all(value < 1e-4 for name, value in row.items() if "difference" in name)
 
 
 def test_levels_in_slices_take_less_memory(tiny_model):
@@ -85,9 +94,73 @@ def test_levels_in_slices_take_less_memory(tiny_model):
 
 def test_drawing(tmp_path):
     make_pipeline(micro_conditioning_keys=((), ()), micro_conditioning_defaults=((), ())).save_pretrained(tmp_path)
-    words = ["--model", str(tmp_path), "--num_inference_steps", "2", "--rounds", "1", "--num_pictures", "1"]
+    words = ["--models", str(tmp_path), "--num_inference_steps", "2", "--rounds", "1", "--num_images", "1"]
     drawing.main([*words, "--output", str(tmp_path / "rows.json")])
-    assert float(rows_of(tmp_path / "rows.json")[0]["largest difference of a pixel"]) < 1e-4
+    assert rows_of(tmp_path / "rows.json")[0]["largest difference"] < 1e-4
+
+
+def test_drawing_with_a_model_without_text_encoder(only_tiny_models, tmp_path):
+    words = ["--models", "emoji", "--num_inference_steps", "2", "--rounds", "1", "--num_images", "2"]
+    drawing.main([*words, "--output", str(tmp_path / "rows.json")])
+    row = rows_of(tmp_path / "rows.json")[0]
+    assert row["images"] == 2
+    assert row["relative difference"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", [forward, training_step], ids=lambda module: module.__name__)
+def test_compiled_models_in_low_precision(benchmark, only_tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(variants, "BACKEND", "eager")
+    output = tmp_path / "rows.json"
+    flags = ["--models", "emoji", "--batch_size", "2", "--rounds", "2", "--dtype", "bf16", "--output", str(output)]
+    benchmark.main([*flags, "--compile", "regional", "full", "--commit", "abc"])
+    assert json.loads(output.read_text())["machine"]["commit"] == "abc"
+    for row, way in zip(rows_of(output), ("regional", "full"), strict=True):
+        assert row["compile"] == way
+        assert row["relative difference"] < 0.05
+        assert row["graphs compiled after the first call"] == 0
+
+
+def test_a_form_that_does_not_fit_into_memory_is_left_out():
+    def too_large():
+        raise torch.OutOfMemoryError("no")
+
+    args = argparse.Namespace(device="cpu", rounds=1, rate=1e9)
+    row = variants.compare({"plain": too_large, "ours": lambda: 1.0}, args, {"plain": 1, "ours": 1}, images=1)
+    assert row["plain"] == "out of memory"
+    assert row["ours"]["median"] > 0
+    assert "plain / ours" not in row
+    assert variants.compare({"ours": too_large}, args, {}, images=1) == {"ours": "out of memory"}
+
+
+def test_a_row_that_fails_leaves_the_others(tmp_path, capsys):
+    results = results_table.Results("A table", {}, str(tmp_path / "rows.json"))
+    results.add({"row": 1}, lambda: {"value": 1.0})
+    results.add({"row": 2}, lambda: {"value": 1 / 0})
+    results.add({"row": 3}, lambda: {"value": 3.0})
+    assert [row.get("value") for row in rows_of(tmp_path / "rows.json")] == [1.0, None, 3.0]
+    with pytest.raises(SystemExit):
+        results.finish()
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_operations_of_a_batch_follow_from_those_of_small_ones():
+    rows = []
+
+    def call_of(few):
+        rows.append(few)
+        return lambda: torch.randn(few, 3) @ torch.randn(3, 4)
+
+    assert variants.flops_of_batch(call_of, 100) == 2 * 100 * 3 * 4
+    assert rows == [1, 2]
+
+
+@pytest.mark.parametrize("name", measured_models.PUBLISHED_SIZES)
+def test_models_of_published_sizes(name):
+    model = measured_models.build(name, "meta")
+    assert model.sample_sizes[-1] == int(name)
+    parameters = sum(value.numel() for value in model.parameters())
+    assert name == "1024" or parameters == {"64": 461_359_107, "256": 476_613_958}[name]
 
 
 def test_the_class_of_a_processor_is_that_of_its_best_units():
