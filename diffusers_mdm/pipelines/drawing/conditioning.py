@@ -49,6 +49,24 @@ def encode_texts(
     Raises:
         ValueError: a text contains a lone surrogate.
     """
+    tokens, mask = tokenize(texts, tokenizer, max_sequence_length)
+    return encode_tokens(tokens, mask, text_encoder, device)
+
+
+def tokenize(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens of texts, padded to the longest of them, and their mask, both `(B, L)` int64.
+
+    Args:
+        texts: the texts.
+        tokenizer: the tokenizer.
+        max_sequence_length: texts are truncated after this many tokens, or at the tokenizer's own limit if that is
+            lower.
+
+    Raises:
+        ValueError: a text contains a lone surrogate.
+    """
     for text in texts:
         if not _is_encodable(text):
             raise ValueError(
@@ -60,8 +78,15 @@ def encode_texts(
         # Only texts that fill all places may have been longer: no others are tokenised twice.
         full = tokens.attention_mask.sum(dim=1) >= max_length
         _warn_if_truncated([text for text, is_full in zip(texts, full, strict=True) if is_full], tokenizer, max_length)
-    mask = tokens.attention_mask.to(device)
-    features = text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+    return tokens.input_ids, tokens.attention_mask
+
+
+def encode_tokens(
+    tokens: torch.Tensor, mask: torch.Tensor, text_encoder: PreTrainedModel, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features `(B, L, width)`, zero at padding, and the mask `(B, L)` bool, of the result of `tokenize`."""
+    mask = mask.to(device)
+    features = text_encoder(tokens.to(device), attention_mask=mask).last_hidden_state
     return features * mask.to(features.dtype)[..., None], mask.bool()
 
 

@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.nested_unet import NestedUNetModel
-from ...pipelines.drawing.conditioning import encode_texts
+from ...pipelines.drawing.conditioning import encode_tokens
 from ...pyramid import Pyramid
+from .caption_tokens import CaptionTokens
 
 
 class ConditionedUNet(torch.nn.Module):
@@ -35,7 +36,7 @@ class ConditionedUNet(torch.nn.Module):
             self.text_encoder = text_encoder
         self.unet = unet
         self.tokenizer = tokenizer
-        self.max_sequence_length = max_sequence_length
+        self.tokens = None if tokenizer is None else CaptionTokens(tokenizer, max_sequence_length)
 
     def forward(
         self,
@@ -59,13 +60,8 @@ class ConditionedUNet(torch.nn.Module):
             added_cond_kwargs: micro-conditioning `(B_0,)` by name.
         """
         if captions is not None:
-            prompt_embeds, prompt_attention_mask = encode_texts(
-                captions,
-                cast(PreTrainedTokenizerBase, self.tokenizer),
-                self.text_encoder,
-                timesteps.device,
-                self.max_sequence_length,
-            )
+            tokens, mask = cast(CaptionTokens, self.tokens).of(captions)
+            prompt_embeds, prompt_attention_mask = encode_tokens(tokens, mask, self.text_encoder, timesteps.device)
         output = self.unet(
             noisy,
             timesteps,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ...seeds import derive_seed
+from ...seeds import derive_seed, derive_uniform
 
 # Random streams of a sample, distinct from those of `samples.py`, of `frame_choice.py` and of the training loop.
 _CAPTION_STREAM, _COLUMN_STREAM = 101, 104
@@ -53,7 +53,7 @@ class CaptionChoice:
 
     def _column(self, seed: int, position: int) -> str | None:
         """Return the other column that the sample at `position` takes its caption from; None for the main one."""
-        place = derive_seed(seed, position, _COLUMN_STREAM) / 2**63
+        place = derive_uniform(seed, position, _COLUMN_STREAM)
         for column, share in sorted(self.shares.items()):
             place -= share
             if place < 0:
