@@ -57,8 +57,9 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
 def begin(title: str, args: argparse.Namespace) -> Results:
     """Set the precision, measure what the machine can do, and begin a table."""
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high" if args.dtype == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = args.dtype == "tf32"
+    if args.dtype != "bf16":
+        torch.set_float32_matmul_precision("high" if args.dtype == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = args.dtype == "tf32"
     machine = describe_machine(args.device, args.commit)
     args.rate = matrix_rate(args.device, DTYPES[args.dtype])
     machine[f"matrix products in {args.dtype}, TFLOP/s"] = args.rate / 1e12
