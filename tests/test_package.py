@@ -232,7 +232,7 @@ MODEL_LAYERS = (
     {"level_config", "loading", "compilation", "adapter_strengths", "inner_level_cache"},
     {"level_geometry", "config_checks"},
     {"forward_inputs"},
-    {"layers"},
+    {"layers", "level_slicing"},
     {"temporal"},
     {"blocks"},
     {"level"},

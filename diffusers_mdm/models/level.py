@@ -16,6 +16,7 @@ from .forward_inputs import TextConditioning
 from .frames import on_tiled_frames
 from .layers import add, norm_silu, zero_
 from .level_config import LevelConfig
+from .level_slicing import decode_sliced, encode_sliced
 
 # A micro-condition other than "scale" is in [0, 1] and is scaled to the range of timesteps (ml-mdm).
 _MICRO_CONDITIONING_STRETCH = 1000
@@ -271,7 +272,7 @@ class Level(nn.Module):
         inner_channels: int | None,
     ) -> None:
         super().__init__()
-        self.slices_rows = False
+        self.is_sliced = False
         self.embedding = LevelEmbedding(row, settings.time_embed_dim)
         self.encoder = LevelEncoder(row, settings, in_channels, inner_channels)
         self.decoder = LevelDecoder(row, settings, out_channels, inner_channels)
@@ -281,9 +282,9 @@ class Level(nn.Module):
             zero_(adapter)
 
     def forward(self, part: Literal["encode", "decode"], *inputs: Any) -> Any:
-        """Run `encode` or `decode`, depending on `part`, or their versions for single samples (`slices_rows`)."""
-        if self.slices_rows:
-            return self.encode_rows(*inputs) if part == "encode" else self.decode_rows(*inputs)
+        """Run `encode` or `decode`, depending on `part`; with level slicing, on one sample at a time."""
+        if self.is_sliced:
+            return encode_sliced(self.encode, *inputs) if part == "encode" else decode_sliced(self.decode, *inputs)
         return self.encode(*inputs) if part == "encode" else self.decode(*inputs)
 
     def encode(
@@ -314,50 +315,6 @@ class Level(nn.Module):
         """Run the decoder; returns prediction and features."""
         return self.decoder(hidden_states, skips, inner_features, embedding, text, num_frames)
 
-    def encode_rows(
-        self,
-        sample: torch.Tensor,
-        features: torch.Tensor | None,
-        timestep: torch.Tensor,
-        micro_conditioning: Mapping[str, torch.Tensor],
-        pooled: torch.Tensor | None,
-        text: TextConditioning | None,
-        num_frames: int = 1,
-    ) -> tuple[Any, ...]:
-        """Run `encode` on one sample at a time; returns lists for `decode_rows`, but whole features for the level
-        inside.
-        """
-        made = []
-        for row in range(timestep.shape[0]):
-            one, frames = slice(row, row + 1), slice(row * num_frames, (row + 1) * num_frames)
-            # The level outside may have fewer samples.
-            given = None if features is None or features.shape[0] <= frames.start else features[frames]
-            micro = {key: value[one] for key, value in micro_conditioning.items()}
-            own_text = None if text is None else text.row(row)
-            own_pooled = None if pooled is None else pooled[one]
-            made.append(self.encode(sample[frames], given, timestep[one], micro, own_pooled, own_text, num_frames))
-        hidden_states, skips, inner, embedding = map(list, zip(*made, strict=True))
-        return hidden_states, skips, torch.cat(inner), embedding
-
-    def decode_rows(
-        self,
-        hidden_states: list[torch.Tensor],
-        skips: list[tuple[torch.Tensor, ...]],
-        inner_features: torch.Tensor,
-        embedding: list[torch.Tensor],
-        text: TextConditioning | None,
-        num_frames: int = 1,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run `decode` on one sample at a time, with the lists of `encode_rows`, which are emptied to free memory."""
-        made: list[tuple[torch.Tensor, torch.Tensor]] = []
-        inner = inner_features.split(hidden_states[0].shape[0])
-        while hidden_states:
-            own_text = None if text is None else text.row(len(made))
-            own = (hidden_states.pop(0), skips.pop(0), inner[len(made)], embedding.pop(0))
-            made.append(self.decode(*own, own_text, num_frames))
-        predictions, features = zip(*made, strict=True)
-        return torch.cat(predictions), torch.cat(features)
-
     @torch.no_grad()
     def zero_init_(self) -> None:
         """Zero the output, the adapters and the last layer of every residual branch (ml-mdm's zero_module)."""
@@ -366,21 +323,3 @@ class Level(nn.Module):
         for module in self.modules():
             if isinstance(module, (DownBlock, UpBlock, MidBlock)):
                 module.zero_init_()
-
-
-class LevelSlicingMixin:
-    """`enable_level_slicing`, in the manner of diffusers' `enable_vae_slicing`."""
-
-    levels: Any
-
-    def enable_level_slicing(self) -> None:
-        """Run every level but the innermost one batch row after the other: what layers need for the moment is then
-        needed for one row. Numbers are the same up to rounding; many rows at once may be faster.
-        """
-        for level in self.levels[1:]:
-            level.slices_rows = True
-
-    def disable_level_slicing(self) -> None:
-        """Run all batch rows of a level at once again."""
-        for level in self.levels:
-            level.slices_rows = False

@@ -36,9 +36,10 @@ from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
 from .inner_level_cache import InnerLevelCacheMixin
 from .layers import MatryoshkaAttention, TextSelfAttention
-from .level import Level, LevelSlicingMixin
+from .level import Level
 from .level_config import LevelConfig
 from .level_geometry import LevelGeometry
+from .level_slicing import LevelSlicingMixin
 from .loading.single_file import SingleFileMixin
 from .loading.weight_variants import VariantMixin
 from .weight_sharing import share_layers

@@ -199,22 +199,3 @@ def test_constant_level_does_not_become_nan(model, inputs):
 def test_bad_input_teaches(model, inputs, change, message):
     with pytest.raises(ValueError, match=message):
         model(**{**inputs, **change})
-
-
-@pytest.mark.parametrize("kind", ["pictures", "clips"])
-@torch.no_grad()
-def test_levels_in_slices_predict_the_same(kind, request):
-    """Levels of three, two and one rows, so that the level outside lacks some."""
-    prefix = "video_" if kind == "clips" else ""
-    model, inputs = (request.getfixturevalue(prefix + name) for name in ("model", "inputs"))
-    expected = model(**inputs).sample
-    rows = []
-    for level in model.levels[1:]:
-        level.encoder.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[2])))
-    model.enable_level_slicing()
-    for level, other in zip(model(**inputs).sample, expected, strict=True):
-        torch.testing.assert_close(level, other, rtol=0, atol=2e-5)
-    assert set(rows) == {1}
-    model.disable_level_slicing()
-    model(**inputs)
-    assert max(rows) == 2
