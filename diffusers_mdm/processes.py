@@ -75,8 +75,8 @@ def process_state() -> PartialState:
 def _on_cpu_together() -> bool:
     """Return whether accelerate must be told to use the CPU for the processes to find each other.
 
-    On a machine without GPUs it looks for other processes only then. Neither `use_cpu: true` in its config nor
-    torchrun tells it so, and each process would do all the work by itself and write to the same folder.
+    On a machine without GPUs, it looks for other processes only then. Neither `use_cpu: true` in its config nor
+    torchrun has this effect: each process would do all the work by itself and write to the same folder.
     """
     if num_launched() == 1:
         return False

@@ -171,8 +171,8 @@ def _place(kind: str, key: int | str | None) -> str:
 class ResolutionBlock(LayerBorrower):
     """Residual layers of one resolution, each followed by attention layers.
 
-    In feature maps of clips, frames are batch rows: in the shape `(B, C, H, W)`, B is then the number of samples times
-    their frames.
+    In feature maps of clips, frames are part of the batch: in the shape `(B, C, H, W)`, B is then the number of
+    samples times their frames.
 
     Args:
         settings: settings of the level.
@@ -209,7 +209,7 @@ class ResolutionBlock(LayerBorrower):
     ) -> torch.Tensor:
         """Run residual layer `index` and the attention layers that follow it.
 
-        `embedding`, after its silu, has a row for each frame.
+        `embedding`, after its silu, has one entry per frame.
         """
         hidden_states = self.run(self.layer("resnets", index), hidden_states, embedding)
         count = self.num_attentions

@@ -52,13 +52,13 @@ class TextConditioning:
         )
 
     def first_rows(self, num_rows: int) -> TextConditioning:
-        """Return the first `num_rows` rows, for outer levels with a smaller batch."""
+        """Return the texts of the first `num_rows` samples, for outer levels with a smaller batch."""
         if num_rows == self.hidden_states.shape[0]:
             return self
         return self.with_tensors([None if tensor is None else tensor[:num_rows] for tensor in self.tensors()])
 
     def row(self, index: int) -> TextConditioning:
-        """The same for one batch row."""
+        """Return the text of one sample, as a batch of one."""
         return self.with_tensors([None if tensor is None else tensor[index : index + 1] for tensor in self.tensors()])
 
 

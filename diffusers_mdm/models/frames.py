@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversions between layouts of clips: `(B, C, F, H, W)`; frames as batch rows; frames tiled in one image.
+"""Conversions between layouts of clips: `(B, C, F, H, W)`; frames as part of the batch; frames tiled in one image.
 
-As batch rows, frame f of clip b is row b * F + f. Tiles are arranged row by row in a square, as in the published video
-models (ml-mdm, Video).
+In the batch, frame f of clip b is sample b * F + f. Tiles are arranged row by row in a square, as in the published
+video models (ml-mdm, Video).
 """
 
 from __future__ import annotations

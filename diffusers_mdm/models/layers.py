@@ -123,12 +123,12 @@ class ResidualLayer(nn.Module):
     """norm → silu → 3 x 3 → norm, scaled and shifted by the embedding → silu → 3 x 3, added to the input.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output; where they differ, a 1 x 1 convolution brings the input to them.
+        in_channels: channels of the input.
+        out_channels: channels of the output; if they differ, a 1 x 1 convolution converts the input.
         embed_dim: width of the embedding.
-        norm_num_groups: of both norms.
-        norm_eps: of both norms.
-        dropout: before the second convolution.
+        norm_num_groups: groups of both norms.
+        norm_eps: epsilon of both norms.
+        dropout: dropout before the second convolution.
     """
 
     def __init__(
@@ -160,10 +160,10 @@ class ResidualLayer(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the pixels of each side: every pixel four times, then a 3 x 3 convolution.
+    """Doubles the sides: repeats each pixel in a square of four, then applies a 3 x 3 convolution.
 
     Args:
-        channels: of input and output.
+        channels: channels of input and output.
     """
 
     def __init__(self, channels: int) -> None:
@@ -178,16 +178,17 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
 
     def saves_operations(self, hidden_states: torch.Tensor) -> bool:
-        """Whether `upsampling_kernel` pays: for many pixels, on CPUs (it is not measured elsewhere)."""
+        """Return whether `upsampling_kernel` is faster: for many pixels, on CPUs (not measured on other devices)."""
         is_eager_on_cpu = hidden_states.device.type == "cpu" and not torch.compiler.is_compiling()
         return is_eager_on_cpu and hidden_states[:, 0].numel() >= _FEWEST_PIXELS and _is_plain(self.conv, nn.Conv2d)
 
 
 def upsampling_kernel(weight: torch.Tensor) -> torch.Tensor:
-    """Kernel `(C_in, C_out, 4, 4)` with which a transposed convolution of stride 2 does what `weight`, `(C_out, C_in,
-    3, 3)`, does to doubled pixels. Weights that meet the same pixel are added up first: 2.25 times fewer operations.
+    """Return the kernel `(C_in, C_out, 4, 4)` of a transposed convolution with stride 2 that equals repeating pixels
+    and convolving them with `weight`, `(C_out, C_in, 3, 3)`. It needs 2.25 times fewer operations, since weights that
+    apply to copies of the same pixel are added first.
     """
-    # Pixels 0 and 1 of a line of the kernel meet weight 2 of the convolution, 1 and 2 weight 1, 2 and 3 weight 0.
+    # Along a side, weight 2 contributes to entries 0 and 1 of the kernel, weight 1 to 1 and 2, weight 0 to 2 and 3.
     meets = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
     lines = weight.permute(1, 2, 3, 0).flatten(1, 2)  # (C_in, 9, C_out)
     return (torch.kron(meets, meets) @ lines).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
@@ -212,8 +213,8 @@ class MatryoshkaAttnProcessor:
         Args:
             attn: the layer whose projections are used.
             hidden_states: `(B, N, C)`, normalised tokens.
-            text: the text to attend to; None for self-attention only. For clips it can have B / F rows, each for the F
-                rows of a clip's frames.
+            text: the text to attend to; None for self-attention only. For clips it can have B / F entries, one for all
+                F frames of a clip.
             attention_mask: `(B, N)`, True for tokens that self-attention attends to; None for all.
             rotary: cosines and sines `(N, C / heads)` of the tokens' positions, by which neighbouring pairs of
                 channels of query and key are rotated; `None` for no positions.
@@ -361,7 +362,7 @@ class SpatialAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, text: TextConditioning | None = None) -> torch.Tensor:
         """`(B, C, H, W)` → `(B, C, H, W)`."""
         attended = self.attn(as_tokens(normalize(self.norm, hidden_states)), text)
-        # Not in place: the sum lies in memory as its first part does, so that a compiled layer meets one order only.
+        # Not in place: the sum then always has the memory format of its first part, which compiled layers rely on.
         hidden_states = hidden_states + attended.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
         if self.ff is not None:
             changed = self.ff(as_tokens(normalize(self.ff.norm, hidden_states)))

@@ -86,8 +86,8 @@ class LevelEmbedding(LayerBorrower):
 class LevelEncoder(nn.Module):
     """Encoder of a level: from its pixels to its coarsest features, and to the features for the level inside.
 
-    Frames of clips are batch rows, here and in `LevelDecoder`: in the shape `(B, C, H, W)`, B is the number of samples
-    times their frames. Embedding and text have one row per sample.
+    Frames of clips are part of the batch, here and in `LevelDecoder`: in the shape `(B, C, H, W)`, B is the number of
+    samples times their frames. Embedding and text have one entry per sample.
 
     Args:
         row: config of the level.
@@ -134,8 +134,8 @@ class LevelEncoder(nn.Module):
 
         Args:
             sample: `(B, in_channels, H, W)`, noisy.
-            features: `(B', C_0, H / p, W / p)` with B' <= B from the level outside, or `None`; missing rows count as
-                zero.
+            features: `(B', C_0, H / p, W / p)` with B' <= B from the level outside, or None; missing samples count
+                as zero.
             embedding: of time and conditions, after its silu.
             text: the prompt.
             num_frames: of each sample.

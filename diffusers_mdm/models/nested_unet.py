@@ -354,7 +354,8 @@ class NestedUNetModel(
             text = self._encode_text(text.to(dtype), encoder_attention_mask, with_keys_values=False)
         if text.hidden_states.shape[0] != batch:
             raise ValueError(
-                f"`encoder_hidden_states` has {text.hidden_states.shape[0]} rows, level 0 of `sample` has {batch}."
+                f"`encoder_hidden_states` has a batch of {text.hidden_states.shape[0]}, level 0 of `sample` one of "
+                f"{batch}; pass one text for each sample."
             )
         return text
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Temporal layers: attention between frames and learned resampling of frames (ml-mdm, Video).
 
-In feature maps, frames are batch rows: `(B F, C, H, W)`.
+In feature maps, frames are part of the batch: `(B F, C, H, W)`.
 """
 
 from __future__ import annotations

@@ -141,10 +141,10 @@ class PyramidForwardProcess(PyramidPredictions):
         return velocities
 
     def own_error_factors(self, powers: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        """What turns squared errors of v into those of what each level itself predicts.
+        """Return the factors that convert squared errors of v to those of what each level itself predicts.
 
         Args:
-            powers: signal power of every batch row, element i `(B_i,)`, see `level_alphas_cumprod`.
+            powers: signal power of every sample, element i `(B_i,)`, see `level_alphas_cumprod`.
 
         Returns:
             `(B_i,)` for every level, innermost first; None where the level predicts v.

@@ -19,9 +19,9 @@ def frozen_dtype(mixed_precision: str) -> torch.dtype:
 
 
 def emulates_bf16() -> bool:
-    """Whether this machine computes on a processor that has no units for bf16, where it is many times slower.
+    """Return whether this machine computes on a processor without units for bf16, where it is many times slower.
 
-    Known of x86 only (AMX, AVX-512 BF16), and of torch releases that tell.
+    This is detected only on x86 (AMX, AVX-512 BF16), with releases of torch that report capabilities.
     """
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return False
@@ -32,17 +32,17 @@ def emulates_bf16() -> bool:
 
 
 def check_precision(mixed_precision: str, *, is_asked_for: bool) -> None:
-    """Refuse bf16 where it would only be emulated, unless it was asked for.
+    """Refuse bf16 where it would only be emulated, unless it was requested.
 
     Args:
-        mixed_precision: of the run.
-        is_asked_for: by a flag, not by the recipe alone, which may have been written for another machine.
+        mixed_precision: the precision of the run.
+        is_asked_for: whether a flag requests it, and not only the recipe, which may be for another machine.
 
     Raises:
-        ValueError: names both ways out.
+        ValueError: bf16 would be emulated; says what to do instead.
     """
     if mixed_precision == "bf16" and not is_asked_for and emulates_bf16():
         raise ValueError(
-            f"The recipe says `mixed_precision: bf16`. {EMULATION} (Or --mixed_precision bf16, to train in "
-            "it all the same.)"
+            f"The recipe has `mixed_precision: bf16`. {EMULATION} (Or pass --mixed_precision bf16 to use it "
+            "nevertheless.)"
         )

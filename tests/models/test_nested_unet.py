@@ -189,7 +189,7 @@ def test_constant_level_does_not_become_nan(model, inputs):
         ({"timestep": torch.tensor([1, 2])}, "timestep"),
         ({"encoder_hidden_states": None}, "encoder_hidden_states"),
         ({"encoder_hidden_states": torch.zeros(3, 5, 99)}, "text encoder"),
-        ({"encoder_hidden_states": torch.zeros(2, 5, 12), "encoder_attention_mask": None}, "2 rows"),
+        ({"encoder_hidden_states": torch.zeros(2, 5, 12), "encoder_attention_mask": None}, "a batch of 2"),
         ({"encoder_attention_mask": torch.ones(3, 1, 5)}, "encoder_attention_mask"),
         ({"added_cond_kwargs": {"sharpness": torch.zeros(3)}}, "sharpness"),
         ({"added_cond_kwargs": {"scale": torch.zeros(2)}}, "scale"),

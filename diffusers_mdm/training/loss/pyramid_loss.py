@@ -6,7 +6,7 @@ sqrt(alpha) x + sqrt(1 - alpha) eps the noisy level, v = sqrt(alpha) eps - sqrt(
 alpha / (1 - alpha). The error of v determines other errors: that of the noise is alpha |v^ - v|^2, that of the clean
 image (1 - alpha) |v^ - v|^2.
 
-A mean over all t hides which noise levels have been learnt, so tables have quartiles: quartile 1 has the lowest t
+A mean over all t hides at which noise levels errors are large, so tables have quartiles: quartile 1 has the lowest t
 (almost clean), quartile 4 the highest (almost noise). Tables can be added over micro-batches, steps and processes.
 """
 

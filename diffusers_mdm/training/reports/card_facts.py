@@ -14,7 +14,7 @@ def sides_of(recipe: Recipe, factor: int = 1) -> tuple[int, ...]:
 
 
 def subject_prompt(recipe: Recipe) -> str | None:
-    """Return the common caption of all images if the run learnt a subject."""
+    """Return the common caption of all images if the run was trained on a subject."""
     return (recipe.data.caption or None) if sees_text(recipe) else None
 
 
