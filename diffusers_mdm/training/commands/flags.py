@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...processes import num_launched
-from ..recipe.clip_stages import trains_on_pictures
+from ..recipe.clip_stages import trains_on_images
 from ..recipe.data import DataRecipe
 from ..recipe.loading import load_recipe
 from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
@@ -196,13 +196,13 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
         fields |= {"images": passes * count_pictures(recipe.data, "--num_train_epochs"), "steps": None}
     outermost = max(stage.levels for stage in stages)
     joint = {"joint_pictures": fields.pop("joint_pictures")} if "joint_pictures" in fields else {}
-    if joint and all(trains_on_pictures(recipe, stage) for stage in stages):
+    if joint and all(trains_on_images(recipe, stage) for stage in stages):
         raise ValueError("--joint_pictures adds images to batches of clips, but no stage trains on clips; omit it.")
     changed = tuple(
         dataclasses.replace(
             stage,
             **_cut(fields, stage.levels, outermost),
-            **({} if trains_on_pictures(recipe, stage) else joint),
+            **({} if trains_on_images(recipe, stage) else joint),
         )
         for stage in stages
     )

@@ -21,7 +21,7 @@ from ..loop.stage_setup import freeze_levels
 from ..modules.autoencoder import vae_config, vae_dtype
 from ..modules.lora import add_lora
 from ..precision import frozen_dtype
-from ..recipe.clip_stages import inner_rows, joint_stage, stage_rows, trains_on_pictures
+from ..recipe.clip_stages import inner_level_configs, joint_stage, stage_level_configs, trains_on_images
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions
@@ -101,7 +101,7 @@ def fake_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> Nes
 
     `as_pictures` builds the levels as they are before they have frames.
     """
-    rows = inner_rows(recipe, num_levels, as_pictures)
+    rows = inner_level_configs(recipe, num_levels, as_pictures)
     with torch.device("meta"):
         unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
         if recipe.lora is not None:
@@ -195,8 +195,8 @@ def fake_inputs(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> di
     sides = recipe.sides
     channels = unet.config["in_channels"]
     rows = stage.rows_per_level
-    is_clip = not trains_on_pictures(recipe, stage)
-    frames = [(row.num_frames,) if is_clip else () for row in stage_rows(recipe, stage)]
+    is_clip = not trains_on_images(recipe, stage)
+    frames = [(row.num_frames,) if is_clip else () for row in stage_level_configs(recipe, stage)]
     inputs: dict[str, Any] = {
         "sample": [
             torch.empty(rows[level], channels, *frames[level], sides[level], sides[level])

@@ -28,7 +28,7 @@ from ..loss.held_out import HeldOutSamples
 from ..modules.classes import check_class_labels
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
-from ..recipe.clip_stages import data_of, joint_stage, sources, stage_frames, stage_rows
+from ..recipe.clip_stages import data_of, joint_stage, sources, stage_frames, stage_level_configs
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
@@ -180,7 +180,7 @@ def stage_side(recipe: Recipe, stage: StageRecipe, factor: int = 1) -> int:
 
 
 def _micro(recipe: Recipe, stage: StageRecipe) -> dict[str, float]:
-    return micro_conditioning_defaults(stage_rows(recipe, stage))
+    return micro_conditioning_defaults(stage_level_configs(recipe, stage))
 
 
 def _features(data: DataRecipe, embeddings: Embeddings) -> TextEmbeddings | None:

@@ -24,7 +24,7 @@ from ..modules.growth import check_frames_can_become
 from ..modules.lora import add_lora
 from ..modules.text_encoder import build_text_encoder, check_text_width
 from ..precision import check_precision
-from ..recipe.clip_stages import inner_rows, stage_rows
+from ..recipe.clip_stages import inner_level_configs, stage_level_configs
 from ..recipe.recipe import Recipe
 from ..recipe.writing import write_recipe
 from ..reports.hub import prepare_repository
@@ -189,7 +189,7 @@ def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> Ne
         num_levels: number of levels.
         as_pictures: build the levels as they are before frames are added.
     """
-    rows = inner_rows(recipe, num_levels, as_pictures)
+    rows = inner_level_configs(recipe, num_levels, as_pictures)
     unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
     if recipe.zero_init:
         unet.zero_init_()
@@ -229,7 +229,7 @@ def check_growth(recipe: Recipe, unet: NestedUNetModel) -> None:
         ValueError: says how the two differ.
     """
     for stage in recipe.stages:
-        rows = stage_rows(recipe, stage)[: unet.num_levels]
+        rows = stage_level_configs(recipe, stage)[: unet.num_levels]
         if unet.level_frames[: len(rows)] == tuple(row.num_frames for row in rows):
             continue
         check_frames_can_become(unet, rows)

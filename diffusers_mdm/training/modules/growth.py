@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ..recipe.clip_checks import check_becomes_clips
-from ..recipe.clip_stages import as_picture_row
+from ..recipe.clip_stages import without_frames
 
 
 def grow_model(unet: NestedUNetModel, row: LevelConfig) -> NestedUNetModel:
@@ -69,7 +69,7 @@ def check_frames_can_become(unet: NestedUNetModel, rows: tuple[LevelConfig, ...]
             f"frames in `levels`, or start from an image model."
         )
     check_becomes_clips(rows)
-    shapes = [row.block_out_channels for row in map(as_picture_row, rows)]
+    shapes = [row.block_out_channels for row in map(without_frames, rows)]
     if [row.block_out_channels for row in unet.level_rows] != shapes:
         raise ValueError(
             f"The model to which frames are to be added has the channels "

@@ -4,13 +4,13 @@
 from typing import Protocol
 
 from ...models.level_config import LevelConfig
-from .clip_stages import RowsAndData, has_clips, joint_stage, picture_levels, trains_on_pictures
+from .clip_stages import LevelsAndData, has_clips, joint_stage, num_image_levels, trains_on_images
 from .fields import FieldError
 from .pretrained import LoraRecipe, PriorRecipe
 from .stage import StageRecipe
 
 
-class ClipRecipe(RowsAndData, Protocol):
+class ClipRecipe(LevelsAndData, Protocol):
     """The fields of a `Recipe` that are checked here."""
 
     @property
@@ -78,7 +78,7 @@ def _check_order(recipe: ClipRecipe) -> None:
     clips_since, rows = None, recipe.rows
     for position, stage in enumerate(recipe.stages):
         where = f"stages[{position}]"
-        reach = picture_levels(rows)
+        reach = num_image_levels(rows)
         if stage.as_pictures and stage.levels > reach:
             raise FieldError(
                 f"{where}.levels",
@@ -91,7 +91,7 @@ def _check_order(recipe: ClipRecipe) -> None:
                 f"comes after the stage {clips_since!r}, which trains on clips: stages that train on images must "
                 f"come first.",
             )
-        if not trains_on_pictures(recipe, stage):
+        if not trains_on_images(recipe, stage):
             if clips_since is None and position and stage.frozen_levels and rows[0].num_frames > 1:
                 raise FieldError(
                     f"{where}.frozen_levels",

@@ -16,10 +16,10 @@ from .data import DataRecipe
 from .stage import StageRecipe
 
 # Distinguishes the random numbers of images trained on together with clips from those of the clips.
-PICTURE_STREAM = 1
+IMAGE_STREAM = 1
 
 
-class RowsAndData(Protocol):
+class LevelsAndData(Protocol):
     """The fields of a `Recipe` that determine on which images and clips its stages train."""
 
     @property
@@ -35,59 +35,59 @@ class RowsAndData(Protocol):
         """The images to train on together with clips."""
 
 
-def has_clips(recipe: RowsAndData) -> bool:
+def has_clips(recipe: LevelsAndData) -> bool:
     """Return whether the recipe's model is a video model."""
     return any(row.num_frames != 1 for row in recipe.rows)
 
 
-def as_picture_row(row: LevelConfig) -> LevelConfig:
+def without_frames(level_config: LevelConfig) -> LevelConfig:
     """Return the config of a level without frames."""
-    return dataclasses.replace(row, num_frames=1, temporal_layers_per_block=None, temporal_rotary=False)
+    return dataclasses.replace(level_config, num_frames=1, temporal_layers_per_block=None, temporal_rotary=False)
 
 
-def inner_rows(recipe: RowsAndData, num_levels: int, as_pictures: bool = False) -> tuple[LevelConfig, ...]:
+def inner_level_configs(recipe: LevelsAndData, num_levels: int, as_pictures: bool = False) -> tuple[LevelConfig, ...]:
     """Return the configs of the inner `num_levels` levels, innermost first; with `as_pictures` without frames."""
-    rows = recipe.rows[:num_levels]
-    return tuple(map(as_picture_row, rows)) if as_pictures else rows
+    level_configs = recipe.rows[:num_levels]
+    return tuple(map(without_frames, level_configs)) if as_pictures else level_configs
 
 
-def stage_rows(recipe: RowsAndData, stage: StageRecipe) -> tuple[LevelConfig, ...]:
+def stage_level_configs(recipe: LevelsAndData, stage: StageRecipe) -> tuple[LevelConfig, ...]:
     """Return the level configs of the model that a stage trains, innermost first."""
-    return inner_rows(recipe, stage.levels, stage.as_pictures)
+    return inner_level_configs(recipe, stage.levels, stage.as_pictures)
 
 
-def stage_frames(recipe: RowsAndData, stage: StageRecipe) -> int:
+def stage_frames(recipe: LevelsAndData, stage: StageRecipe) -> int:
     """Return the number of frames of a stage's outermost level; 1 for images."""
-    return stage_rows(recipe, stage)[-1].num_frames
+    return stage_level_configs(recipe, stage)[-1].num_frames
 
 
-def trains_on_pictures(recipe: RowsAndData, stage: StageRecipe) -> bool:
+def trains_on_images(recipe: LevelsAndData, stage: StageRecipe) -> bool:
     """Return whether a stage trains on images only."""
     return stage_frames(recipe, stage) == 1
 
 
-def data_of(recipe: RowsAndData, stage: StageRecipe) -> DataRecipe:
+def data_of(recipe: LevelsAndData, stage: StageRecipe) -> DataRecipe:
     """Return the data of a stage: `pictures`, if there are any, for a stage that trains on images, otherwise
     `data`.
     """
-    if recipe.pictures is not None and trains_on_pictures(recipe, stage):
+    if recipe.pictures is not None and trains_on_images(recipe, stage):
         return recipe.pictures
     return recipe.data
 
 
-def sources(recipe: RowsAndData) -> tuple[DataRecipe, ...]:
+def sources(recipe: LevelsAndData) -> tuple[DataRecipe, ...]:
     """Return all data that a recipe names."""
     return (recipe.data,) if recipe.pictures is None else (recipe.data, recipe.pictures)
 
 
-def picture_levels(rows: tuple[LevelConfig, ...]) -> int:
+def num_image_levels(level_configs: tuple[LevelConfig, ...]) -> int:
     """Return how many inner levels of a video model images go through: those before the first that resamples
     frames.
     """
-    return next((index for index, row in enumerate(rows) if row.temporal_downsample), len(rows))
+    return next((index for index, level in enumerate(level_configs) if level.temporal_downsample), len(level_configs))
 
 
-def joint_stage(recipe: RowsAndData, stage: StageRecipe) -> StageRecipe | None:
+def joint_stage(recipe: LevelsAndData, stage: StageRecipe) -> StageRecipe | None:
     """Return a stage that trains only on the `joint_pictures` of `stage`, with its own random numbers; None without
     them.
 
@@ -96,7 +96,7 @@ def joint_stage(recipe: RowsAndData, stage: StageRecipe) -> StageRecipe | None:
     """
     if not stage.joint_pictures:
         return None
-    levels = picture_levels(stage_rows(recipe, stage))
+    levels = num_image_levels(stage_level_configs(recipe, stage))
 
     def inner(column: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return None if column is None else column[:levels]
@@ -108,7 +108,7 @@ def joint_stage(recipe: RowsAndData, stage: StageRecipe) -> StageRecipe | None:
         level_weights=inner(stage.level_weights),
         batch_fractions=inner(stage.batch_fractions),
         level_learning_rate_scales=inner(stage.level_learning_rate_scales),
-        seed=derive_seed(stage.seed, PICTURE_STREAM),
+        seed=derive_seed(stage.seed, IMAGE_STREAM),
         as_pictures=True,
         joint_pictures=0,
     )

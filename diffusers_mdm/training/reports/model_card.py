@@ -17,7 +17,7 @@ from ... import __version__
 from ...pipelines.drawing.latent_space import scale_factor
 from ..loss.pyramid_loss import WEIGHTINGS
 from ..modules.classes import draws_classes_alone, num_class_embeds, sees_text
-from ..recipe.clip_stages import has_clips, sources, stage_frames, stage_rows
+from ..recipe.clip_stages import has_clips, sources, stage_frames, stage_level_configs
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.writing import FILE_NAME as RECIPE_FILE
@@ -208,7 +208,7 @@ def summary(recipe: Recipe, factor: int = 1) -> str:
 
 def kind_of(recipe: Recipe) -> str:
     """Describe what the model generates: images, or clips with the number of frames at each level."""
-    frames = [row.num_frames for row in stage_rows(recipe, recipe.stages[-1])]
+    frames = [row.num_frames for row in stage_level_configs(recipe, recipe.stages[-1])]
     if max(frames) == 1:
         return "images"
     told = frames[:1] if len(set(frames)) == 1 else frames
