@@ -136,9 +136,9 @@ class LevelEncoder(nn.Module):
             sample: `(B, in_channels, H, W)`, noisy.
             features: `(B', C_0, H / p, W / p)` with B' <= B from the level outside, or None; missing samples count
                 as zero.
-            embedding: of time and conditions, after its silu.
+            embedding: embedding of timestep and conditions, after its silu.
             text: the prompt.
-            num_frames: of each sample.
+            num_frames: frames of each sample.
 
         Returns:
             The coarsest features, the skip connections in the order in which they were made, and the features for the
@@ -220,11 +220,11 @@ class LevelDecoder(nn.Module):
 
         Args:
             hidden_states: `(B, C_last, h, w)`, the encoder's coarsest features.
-            skips: of the encoder, in the order they were made.
+            skips: skip connections of the encoder, in the order in which it returned them.
             inner_features: `(B', c_0, h, w)` with B' >= B of the level inside, or `None` for level 0.
-            embedding: of time and conditions, after its silu.
+            embedding: embedding of timestep and conditions, after its silu.
             text: the prompt.
-            num_frames: of each sample of the prediction.
+            num_frames: frames of each sample of the prediction.
 
         Returns:
             The prediction `(B, out_channels, H, W)` and the features from which it was made, `(B, C_0, H / p, W / p)`.
