@@ -113,5 +113,5 @@ def test_a_killed_process_ends_the_waiting_of_the_other(killed):
     time.sleep(2)
     processes[killed].send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
     said, _ = processes[1 - killed].communicate(timeout=60)
-    assert "Another process of this run has ended" in said
+    assert "Another process of this run ended" in said
     processes[killed].communicate()

@@ -31,15 +31,15 @@ def test_the_tiny_recipe_trains_on_the_shipped_clips(tmp_path):
     words = ["--model_dir", tmp_path / "tiny", "--num_seen", 2, "--num_inference_steps", 1]
     evaluated = run(*words, "--output", tmp_path / "scores.json", script="evaluate_emoji_clips.py")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "2 drawn; the nearest of 668 clips" in evaluated.stdout
+    assert "2 clips generated: the nearest of 668 clips in the data set" in evaluated.stdout
     assert json.loads((tmp_path / "scores.json").read_text())["num_drawn"] == 2
     wrong = run(*words, "--height", 13, script="evaluate_emoji_clips.py")
-    assert "--height 13 is the side of no level; this model has 8, 16." in wrong.stderr
+    assert "--height 13 is not the side of a level; this model has 8, 16." in wrong.stderr
 
 
 @pytest.mark.slow
 def test_a_recipe_of_pictures_is_refused_in_one_line(tmp_path):
     failed = run("--recipe", RECIPES / "tiny.yaml", "--output_dir", tmp_path / "model")
     assert failed.returncode == 2
-    assert "'tiny' makes pictures" in failed.stderr
+    assert "'tiny' is for an image model" in failed.stderr
     assert failed.stderr.count("\n") == 1
