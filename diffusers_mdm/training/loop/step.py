@@ -18,9 +18,8 @@ from ...pipelines.drawing.conditioning import encode_texts
 from ...pipelines.drawing.latent_space import encode_pictures
 from ...pyramid import Pyramid, build_pyramid
 from ..data.batch import Batch, replace_rows_by_empty, to_unit_range
-from ..loss.draws import row_timesteps
+from ..loss.draws import row_timesteps, sample_draws
 from ..loss.pyramid_loss import PyramidLoss, loss_table, pyramid_loss, ramped_level_weights, thin_rows
-from ..loss.sample_draws import sample_draws
 from ..modules.classes import check_class_labels
 from ..recipe.clip_stages import data_of, joint_stage
 from ..recipe.stage import StageRecipe

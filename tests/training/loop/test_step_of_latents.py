@@ -19,7 +19,7 @@ from diffusers_mdm.training.loop.step import (
     plan_steps,
     predict,
 )
-from diffusers_mdm.training.loss.sample_draws import GeneratorDraws
+from diffusers_mdm.training.loss.draws import GeneratorDraws
 from diffusers_mdm.training.state.run import Run, RunOptions
 from tests.training.tiny_latents import CHANNELS, latent_recipe, save_vae
 from tests.training.tiny_run import tiny_recipe

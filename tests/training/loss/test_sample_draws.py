@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from diffusers_mdm.training.loss.sample_draws import CountedDraws, GeneratorDraws, SampleDraws, sample_draws
+from diffusers_mdm.training.loss.draws import CountedDraws, GeneratorDraws, SampleDraws, sample_draws
 
 CPU = torch.device("cpu")
 SHAPES = [(4, 3, 4, 4), (2, 3, 8, 8)]
