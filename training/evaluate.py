@@ -18,7 +18,7 @@ def main() -> None:
     """Run the command; user errors end the program with one line that says what to do."""
     args = parse_arguments(__doc__ or "")
     with mistakes_in_one_line():
-        from diffusers_mdm.training.commands.evaluation.measure import run_verb
+        from diffusers_mdm.training.commands.evaluation.verbs import run_verb
 
         run_verb(args)
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from .generate import Generation
 from .pictures import Pictures
+from .sample_sheet import fitted
 from .score import Scores
 
 TITLES = {
@@ -68,23 +69,32 @@ def card_section(scores: Scores, generation: Generation, command: str) -> str:
     )
 
 
-def contact_sheet(drawn: Pictures, truth: Pictures | None, number: int = 40, columns: int = 10) -> Image.Image:
-    """Lay out the first images in rows, each with the real image below it if there is one.
+def contact_sheet(
+    drawn: Sequence[Pictures], truth: Pictures | None, number: int = 40, columns: int = 10
+) -> Image.Image:
+    """Lay out the first images in rows, those of several models for the same caption above each other, and the real
+    image below them if there is one.
 
     Args:
-        drawn: the generated images of one level.
-        truth: the real images of the same captions, in the same order; their side is a multiple of the level's.
-        number: number of images.
+        drawn: the generated images of one level for each model; smaller ones are enlarged to the size of the largest.
+        truth: the real images of the same captions, in the same order.
+        number: number of captions.
         columns: number of columns of the sheet.
+
+    Raises:
+        ValueError: the models have generated images for different captions.
     """
-    shown = list(range(min(number, len(drawn))))
-    pixels = [picture.permute(1, 2, 0).numpy() for picture in drawn.load(shown)]
-    tiles = [[Image.fromarray(picture)] for picture in pixels]
-    if truth is not None:
-        for tile, picture in zip(tiles, truth.load(shown), strict=True):
-            real = Image.fromarray(picture.permute(1, 2, 0).numpy())
-            tile.append(real.resize(tile[0].size, Image.Resampling.BOX))
-    return lay_out(tiles, columns)
+    shown = list(range(min(number, *(len(images) for images in drawn))))
+    for other in drawn[1:]:
+        if list(other.captions)[: len(shown)] != list(drawn[0].captions)[: len(shown)]:
+            raise ValueError(
+                "The images were generated for different captions; run `evaluate.py generate` with the same data, "
+                "--num_captions and --seed for every model."
+            )
+    rows = [images.load(shown) for images in [*drawn, *([] if truth is None else [truth])]]
+    side = max(pixels.shape[-1] for pixels in rows[: len(drawn)])
+    pictures = [[fitted(Image.fromarray(image.permute(1, 2, 0).numpy()), side) for image in pixels] for pixels in rows]
+    return lay_out(list(zip(*pictures, strict=True)), columns)
 
 
 def lay_out(tiles: Sequence[Sequence[Image.Image]], columns: int, gap: int = 2) -> Image.Image:

@@ -97,8 +97,20 @@ def test_reports_contain_every_level(reference):
 
 def test_contact_sheets_show_real_images_below(reference):
     drawn, truth = random_pictures(5, seed=5), random_pictures(5, side=64)
-    sheet = contact_sheet(drawn, truth, number=4, columns=3)
+    sheet = contact_sheet([drawn], truth, number=4, columns=3)
     assert sheet.size == (3 * 34 + 2, 2 * (2 * 34 + 4) + 2)
     first = torch.from_numpy(np.array(sheet.crop((2, 2, 34, 34))))
     assert torch.equal(first.permute(2, 0, 1), drawn.pixels[0])
-    assert contact_sheet(drawn, None, number=2, columns=9).size == (2 * 34 + 2, 34 + 4 + 2)
+    assert contact_sheet([drawn], None, number=2, columns=9).size == (2 * 34 + 2, 34 + 4 + 2)
+
+
+def test_contact_sheets_show_several_models_above_each_other():
+    small, large, truth = random_pictures(3, side=16, seed=5), random_pictures(3, side=32, seed=6), random_pictures(3)
+    sheet = np.array(contact_sheet([small, large], truth, number=2))
+    assert sheet.shape == (3 * 34 + 4 + 2, 2 * 34 + 2, 3)
+    for place, pixels in enumerate([small.pixels.repeat_interleave(2, 2).repeat_interleave(2, 3), large.pixels]):
+        top = 2 + 34 * place
+        assert np.array_equal(sheet[top : top + 32, 36:68], pixels[1].permute(1, 2, 0).numpy())
+    others = random_pictures(3, captions=["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"different captions; run `evaluate\.py generate` with the same data"):
+        contact_sheet([small, others], None)

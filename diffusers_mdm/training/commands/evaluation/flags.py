@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of `training/evaluate.py` and its three verbs: reference, generate and score."""
+"""The flags of `training/evaluate.py` and its verbs: reference, generate, score, samples and sheet."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,7 +22,12 @@ def parse_arguments(description: str, arguments: Sequence[str] | None = None) ->
     add_reference(verbs.add_parser("reference", help="compute features of real images, once per data set"))
     add_generate(verbs.add_parser("generate", help="generate images for captions into a folder"))
     add_score(verbs.add_parser("score", help="compare generated images with a reference"))
-    return parser.parse_args(arguments)
+    add_samples(verbs.add_parser("samples", help="generate a sheet of samples for a model card, from several seeds"))
+    add_sheet(verbs.add_parser("sheet", help="show generated images of one or more models above the real ones"))
+    args = parser.parse_args(arguments)
+    if args.verb == "samples":
+        check_samples(verbs.choices["samples"], args)
+    return args
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +50,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """Add the flags of "generate"."""
-    parser.add_argument("--model_dir", required=True, metavar="MODEL", help="pipeline folder or Hub id")
+    add_model(parser)
     add_data(parser, required=False)
     parser.add_argument(
         "--captions_file", type=Path, metavar="FILE", help="text file with one caption per line, instead of --data_dir"
@@ -54,6 +59,12 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the choice of captions and of the noise"
     )
+    parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="folder for the images")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the model and how it generates."""
+    parser.add_argument("--model_dir", required=True, metavar="MODEL", help="pipeline folder or Hub id")
     parser.add_argument("--num_inference_steps", type=int, metavar="N", help="(default: the pipeline's)")
     parser.add_argument("--guidance_scale", type=float, metavar="W", help="(default: the pipeline's)")
     parser.add_argument(
@@ -63,7 +74,44 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="dtype of the model"
     )
-    parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="folder for the images")
+
+
+def add_samples(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of "samples"; with `--data_dir`, real images are shown, too."""
+    add_model(parser)
+    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="captions, one row each")
+    parser.add_argument(
+        "--captions_file", type=Path, metavar="FILE", help="text file with one caption per line, instead of --prompts"
+    )
+    parser.add_argument("--num_captions", type=int, metavar="N", help="of a file or the data set, chosen by --seed")
+    add_data(parser, required=False)
+    parser.add_argument("--num_seeds", type=int, default=4, metavar="N", help="images per caption (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="PNG file to write")
+
+
+def check_samples(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check the flags of "samples"; mistakes end the program."""
+    if args.num_seeds < 1:
+        parser.error(f"--num_seeds is {args.num_seeds}; expected at least 1.")
+    if args.prompts and args.captions_file:
+        parser.error("--prompts and --captions_file are both captions; pass one of them.")
+
+
+def add_sheet(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of "sheet"."""
+    parser.add_argument(
+        "--drawings",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="folders written by `generate` for the same captions, from top to bottom",
+    )
+    add_data(parser, required=False)
+    parser.add_argument("--num_pictures", type=int, default=40, metavar="N", help="number of captions (default: 40)")
+    parser.add_argument("--columns", type=int, default=10, metavar="N", help="columns of the sheet (default: 10)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="PNG file to write")
 
 
 def add_score(parser: argparse.ArgumentParser) -> None:

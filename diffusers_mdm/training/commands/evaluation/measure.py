@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three verbs of `training/evaluate.py`: computing references, generating images, and scoring."""
+"""Verbs of `training/evaluate.py`: computing references, generating images, and scoring."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,15 +49,6 @@ class ChosenPictures:
         return self.images.load([self.numbers[number] for number in numbers]).pixels
 
 
-def run_verb(args: argparse.Namespace) -> None:
-    """Run the verb of the command line.
-
-    Raises:
-        ValueError: a flag, the data or a folder is wrong; the message says what to do.
-    """
-    {"reference": write_reference, "generate": draw_captions, "score": score_drawings}[args.verb](args)
-
-
 def write_reference(args: argparse.Namespace) -> None:
     """Compute the features of real images and write them to `--output_dir`."""
     images, captions = open_pictures(args, max(args.sides))
@@ -75,15 +68,25 @@ def write_reference(args: argparse.Namespace) -> None:
 def draw_captions(args: argparse.Namespace) -> None:
     """Generate images for captions into `--output_dir`."""
     captions = read_captions(args)
-    pipeline = DiffusionPipeline.from_pretrained(args.model_dir, dtype=getattr(torch, args.dtype))
-    pipeline.to(process_state().device)
-    pipeline.set_progress_bar_config(disable=True)
-    settings = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "height")}
-    given = {name: value for name, value in settings.items() if value is not None}
+    pipeline, given = load_model(args), given_settings(args)
     levels = generate(pipeline, captions, args.output_dir, str(args.model_dir), args.seed, args.batch_size, given)
     if process_state().is_main_process:
         names = ", ".join(level.name for level in levels)
         print(f"{args.output_dir}: {len(captions)} images at {names} pixels")
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """Load the pipeline of the command line on the device of this process."""
+    pipeline = DiffusionPipeline.from_pretrained(args.model_dir, dtype=getattr(torch, args.dtype))
+    pipeline.to(process_state().device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call that the command line has; others are the pipeline's own."""
+    settings = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "height")}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def score_drawings(args: argparse.Namespace) -> None:
@@ -98,7 +101,7 @@ def score_drawings(args: argparse.Namespace) -> None:
         report = {"generation": vars(plan), "reference": reference.recipe, **scores.as_json()}
         args.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if args.contact_sheet is not None:
-        contact_sheet(levels[-1], truth).save(args.contact_sheet)
+        contact_sheet([levels[-1]], truth).save(args.contact_sheet)
     if args.card_section is not None:
         command = shlex.join(["python", *sys.argv])
         args.card_section.write_text(card_section(scores, plan, command), encoding="utf-8")
@@ -141,14 +144,26 @@ def read_captions(args: argparse.Namespace) -> list[str]:
     """
     if (args.data_dir is None) == (args.captions_file is None):
         raise ValueError("Give the captions by either --data_dir or --captions_file.")
-    if args.captions_file is not None:
-        lines = [line.strip() for line in args.captions_file.read_text(encoding="utf-8").splitlines()]
-        captions = [line for line in lines if line]
-        if not captions:
-            raise ValueError(f"{args.captions_file} has no captions; write one per line.")
-    else:
-        captions = open_pictures(args, 1)[1]
+    return chosen_captions(args)
+
+
+def chosen_captions(args: argparse.Namespace) -> list[str]:
+    """Return `--num_captions` of the captions of the file or, without one, of the data set."""
+    captions = open_pictures(args, 1)[1] if args.captions_file is None else captions_in(args.captions_file)
     return [captions[number] for number in choose(len(captions), args.num_captions, args.seed)]
+
+
+def captions_in(file: Path) -> list[str]:
+    """Read the captions in a file.
+
+    Raises:
+        ValueError: the file is empty.
+    """
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    captions = [line for line in lines if line]
+    if not captions:
+        raise ValueError(f"{file} has no captions; write one per line.")
+    return captions
 
 
 def true_pictures(args: argparse.Namespace, drawn: Pictures) -> ChosenPictures:
@@ -158,9 +173,7 @@ def true_pictures(args: argparse.Namespace, drawn: Pictures) -> ChosenPictures:
         ValueError: a caption is not in the data set.
     """
     images, captions = open_pictures(args, drawn.load([0]).shape[-1])
-    numbers: dict[str, int] = {}
-    for number, caption in enumerate(captions):
-        numbers.setdefault(caption, number)
+    numbers = first_numbers(captions)
     missing = [caption for caption in drawn.captions if caption not in numbers]
     if missing:
         raise ValueError(
@@ -168,6 +181,14 @@ def true_pictures(args: argparse.Namespace, drawn: Pictures) -> ChosenPictures:
             f"{missing[0][:80]!r}; pass the data set that they were taken from, or omit --data_dir."
         )
     return ChosenPictures(images, captions, [numbers[caption] for caption in drawn.captions])
+
+
+def first_numbers(captions: Sequence[str]) -> dict[str, int]:
+    """Return the number of the first image of each caption."""
+    numbers: dict[str, int] = {}
+    for number, caption in enumerate(captions):
+        numbers.setdefault(caption, number)
+    return numbers
 
 
 def choose(total: int, number: int | None, seed: int) -> list[int]:

@@ -23,3 +23,16 @@ def test_defaults():
     args = parse_arguments("Measure.", ["score", "--drawings", "a", "--reference", "b"])
     assert args.metrics == list(DEFAULT_METRICS)
     assert args.data_dir is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_seeds", "0"], "--num_seeds is 0; expected at least 1"),
+        (["--prompts", "a", "--captions_file", "b"], "--prompts and --captions_file are both captions"),
+    ],
+)
+def test_samples_need_one_source_of_captions_and_a_seed(capsys, words, message):
+    with pytest.raises(SystemExit):
+        parse_arguments("Measure.", ["samples", "--model_dir", "m", "--output", "o.png", *words])
+    assert message in capsys.readouterr().err

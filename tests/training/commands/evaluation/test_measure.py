@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from diffusers_mdm.training.commands.evaluation.flags import parse_arguments
-from diffusers_mdm.training.commands.evaluation.measure import choose, run_verb
+from diffusers_mdm.training.commands.evaluation.measure import choose
+from diffusers_mdm.training.commands.evaluation.verbs import run_verb
 
 
 def run(*words):
@@ -81,3 +82,24 @@ def test_choices_are_drawn_from_the_seed_without_repetition():
     assert choose(50, 10, 3) == choose(50, 10, 3) != choose(50, 10, 4)
     with pytest.raises(ValueError, match="6 were requested, but there are 5"):
         choose(5, 6, 0)
+
+
+def test_samples_for_a_card_show_seeds_levels_and_real_images(pipeline_dir, pictures_dir, tmp_path):
+    words = ["samples", "--model_dir", pipeline_dir, "--num_inference_steps", 1, "--num_seeds", 2]
+    with pytest.raises(ValueError, match="Give the captions by --prompts, --captions_file or --data_dir"):
+        run(*words, "--output", tmp_path / "samples.png")
+    run(*words, "--output", tmp_path / "new" / "one.png", "--prompts", "a red apple", "nobody wrote this")
+    run(*words, "--output", tmp_path / "two.png", "--data_dir", pictures_dir, "--num_captions", 2)
+    (tmp_path / "captions.txt").write_text("nobody wrote this\nnor this\n", encoding="utf-8")
+    files = ["--captions_file", tmp_path / "captions.txt", "--data_dir", pictures_dir]
+    run(*words, "--output", tmp_path / "three.png", *files)
+    sizes = [Image.open(tmp_path / name).size for name in ("new/one.png", "two.png", "three.png")]
+    assert sizes[1] == sizes[2] == (sizes[0][0] + 136, sizes[0][1])  # a column more, with the real images
+
+
+def test_a_sheet_shows_models_above_real_images(drawn_dir, pictures_dir, tmp_path):
+    words = ["sheet", "--drawings", drawn_dir, drawn_dir, "--num_pictures", 3, "--output", tmp_path / "sheet.png"]
+    run(*words)
+    run(*words[:-1], tmp_path / "with.png", "--data_dir", pictures_dir)
+    sizes = [Image.open(tmp_path / name).size for name in ("sheet.png", "with.png")]
+    assert sizes == [(3 * 18 + 2, 2 * 18 + 4 + 2), (3 * 18 + 2, 3 * 18 + 4 + 2)]
