@@ -63,7 +63,7 @@ class Batch:
 
 
 def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels 0..255 -> float32 in [-1, 1], the range the pipeline's pictures have."""
+    """uint8 pixels 0..255 -> float32 in [-1, 1], the range of images in pipelines."""
     return pixels.float() / 127.5 - 1.0
 
 

@@ -110,7 +110,7 @@ def draw_class_pictures(
     folder = Path(prior.class_data_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.set_progress_bar_config(disable=True)
-    for start in tqdm(range(0, len(numbers), prior.sample_batch_size), desc="class pictures"):
+    for start in tqdm(range(0, len(numbers), prior.sample_batch_size), desc="class images"):
         batch = numbers[start : start + prior.sample_batch_size]
         generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in batch]
         result = cast(Any, pipeline(prompt=[prior.class_prompt] * len(batch), generator=generators, **settings))

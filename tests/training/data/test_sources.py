@@ -186,7 +186,7 @@ def test_broken_pictures_are_counted_once_and_replaced(tmp_path):
     assert len(images.skipped) == len(BROKEN)
     assert {caption for batch in batches for caption in batch.captions} == {"caption 0", "caption 1", "caption 2"}
     reasons = " ".join(images.skipped.reasons.values())
-    assert all(word in reasons for word in ("3", "no picture"))
+    assert all(word in reasons for word in ("3", "no image"))
 
 
 def test_more_broken_pictures_than_allowed_end_the_run_by_name(tmp_path):

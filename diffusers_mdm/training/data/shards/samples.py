@@ -48,7 +48,7 @@ class TarSamples:
         suffixes = PICTURE_SUFFIXES if recipe.image_column == "image" else (recipe.image_column.lower(),)
         image = sample.find(*(suffixes if recipe.video_column is None else CLIP_SUFFIXES))
         if image is None:
-            wanted = "picture" if recipe.video_column is None else "clip, such as .mp4, .webm or .gif"
+            wanted = "image" if recipe.video_column is None else "clip, such as .mp4, .webm or .gif"
             raise UnusableSampleError(f"it has no {wanted} ({_listed(sample)})")
         fields = self._fields(sample)
         captions, others = self._captions(sample, fields)
@@ -151,7 +151,7 @@ class ListedSamples:
         return self.samples[number].name
 
     def read(self, number: int) -> Sample:
-        """The sample, with its picture still encoded."""
+        """Return the sample, with its image still encoded."""
         return self.content.read(self.samples[number])
 
     def substitutes(self, number: int, request: Request) -> Iterable[int]:

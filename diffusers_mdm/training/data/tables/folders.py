@@ -20,7 +20,7 @@ class DataFolder:
     """The splits of a folder.
 
     Attributes:
-        kind: kind of its samples: "pictures", "clips" or "records in parquet files".
+        kind: kind of its samples: "images", "clips" or "records in parquet files".
         counts: number of samples in each split.
         load: opens a split.
         left_out: files that are not used, by reason.
@@ -57,7 +57,7 @@ def open_folder(path: Path, recipe: TableData) -> DataFolder | None:
             raise ValueError(f"{path} contains nothing to train on; {'; '.join(describe_left_out(listing.left_out))}.")
         return None
     counts = {split: len(table) for split, table in files.splits.items()}
-    kind = "pictures" if recipe.video_column is None else "clips"
+    kind = "images" if recipe.video_column is None else "clips"
     return DataFolder(kind, counts, files.splits.__getitem__, files.left_out)
 
 

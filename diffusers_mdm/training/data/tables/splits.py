@@ -79,7 +79,7 @@ def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
                 f"how splits are determined.)"
             )
         return folder.load(split)
-    kind = "pictures" if recipe.video_column is None else "clips, with their captions beside them,"
+    kind = "images" if recipe.video_column is None else "clips, with their captions beside them,"
     try:
         splits = load_with_datasets(path, recipe.config_name)
     except FileNotFoundError as error:
@@ -127,7 +127,7 @@ def _check_column(records: datasets.Dataset, recipe: TableData, column: str) -> 
         return
     hint = ""
     if column == recipe.caption_column:
-        kind = "picture" if recipe.video_column is None else "clip"
+        kind = "image" if recipe.video_column is None else "clip"
         hint = (
             f" Give the captions of a folder of {kind}s in a file 1.txt beside each {kind} 1.*, or in a "
             f"metadata.jsonl or metadata.csv with the columns `file_name` and {column!r}; or give one caption for "
@@ -207,7 +207,7 @@ class SplitRecords:
             values = self.records[number]
         except UnicodeDecodeError as error:
             raise UnusableSampleError(f"one of its texts is not UTF-8 ({error.reason})") from error
-        kind = "picture" if self.recipe.video_column is None else "clip"
+        kind = "image" if self.recipe.video_column is None else "clip"
         image = encoded_file(values[self.recipe.media_column], self.allowed, kind)
         fields = {column: values[column] for column in self.extra_columns}
         label = None if self.recipe.label_column is None else class_of(values[self.recipe.label_column])
@@ -219,7 +219,7 @@ class SplitRecords:
         return ((number + step) % len(self) for step in range(1, len(self)))
 
 
-def encoded_file(cell: Any, allowed: AllowedFolders, kind: str = "picture") -> bytes | Path:
+def encoded_file(cell: Any, allowed: AllowedFolders, kind: str = "image") -> bytes | Path:
     """Return the bytes or the file of an undecoded cell in a column of images or clips.
 
     Args:

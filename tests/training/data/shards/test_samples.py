@@ -59,7 +59,7 @@ def test_the_first_kind_of_picture_counts_or_the_one_that_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("parts", "fields", "message"),
     [
-        ({"txt": "a cat"}, {}, r"no picture \(it has \.txt\)"),
+        ({"txt": "a cat"}, {}, r"no image \(it has \.txt\)"),
         ({"jpg": png(), "txt": ""}, {"video_column": "video"}, r"no clip, such as \.mp4"),
         ({"jpg": png()}, {}, r"no \.txt, nor"),
         ({"jpg": png(), "txt": "x"}, {"caption_column": "long"}, r"no field 'long' in \.json"),

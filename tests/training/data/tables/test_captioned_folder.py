@@ -42,7 +42,7 @@ def test_texts_beside_pictures_are_their_captions(tmp_path):
     (tmp_path / "sub" / "c.d.txt").write_text("a café", encoding="utf-8")
     assert captions_of(tmp_path) == ["a cat", "a dog", "a café"]
     described = "\n".join(open_source(DataRecipe(path=str(tmp_path))).describe())
-    assert "found 3 pictures: 3 in train" in described
+    assert "found 3 images: 3 in train" in described
     assert "left out 1: no caption (silent.png)" in described
 
 

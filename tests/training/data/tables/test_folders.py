@@ -21,10 +21,10 @@ def test_pictures_with_captions_beside_them_are_read_and_the_rest_is_told(tmp_pa
         (tmp_path / f"{number}.txt").write_text(f"picture {number}", encoding="utf-8")
     (tmp_path / "notes.docx").write_bytes(b"nothing to see")
     folder = open_folder(tmp_path, DataRecipe(path=str(tmp_path)))
-    assert (folder.kind, dict(folder.counts)) == ("pictures", {"train": 3})
+    assert (folder.kind, dict(folder.counts)) == ("images", {"train": 3})
     assert sorted(folder.load("train")["text"]) == ["picture 0", "picture 1", "picture 2"]
     lines = folder.describe()
-    assert lines[0] == "found 3 pictures: 3 in train"
+    assert lines[0] == "found 3 images: 3 in train"
     assert any("notes.docx" in line for line in lines[1:])
 
 

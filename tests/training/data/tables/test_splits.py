@@ -95,8 +95,8 @@ def test_classes_must_be_whole_numbers(folder):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (None, "it has no picture"),
-        ({"bytes": None, "path": None}, "it has no picture"),
+        (None, "it has no image"),
+        ({"bytes": None, "path": None}, "it has no image"),
         ({"bytes": None, "path": "https://example.org/a.png"}, "download it first"),
         ({"bytes": None, "path": "/dev/zero"}, "outside the data set|cannot be found"),
     ],
