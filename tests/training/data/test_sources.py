@@ -94,7 +94,7 @@ def test_the_choice_of_captions_depends_on_neither_workers_nor_memory_nor_a_rest
     captions = [caption for batch in kept for caption in batch.captions]
     assert 9 < sum(caption.startswith("short") for caption in captions) < 27
     assert {caption.split()[-1] for caption in captions} >= {"a", "b"}
-    monkeypatch.setattr(captioned_images, "CACHE_LIMIT_BYTES", 0)
+    monkeypatch.setattr(captioned_images, "cache_limit_bytes", lambda: 0)
     read = open_training_images(recipe, 8)
     assert_same(kept, first(read, 9, num_workers=num_workers))
     assert_same(kept[5:], first(read, 4, start_step=5, num_workers=num_workers))
@@ -103,9 +103,10 @@ def test_the_choice_of_captions_depends_on_neither_workers_nor_memory_nor_a_rest
         assert all(one == other for one, other in zip(batch.captions, captions, strict=True) if "short" not in one)
 
 
-@pytest.mark.parametrize("limit", [captioned_images.CACHE_LIMIT_BYTES, 0])
-def test_validation_uses_the_first_of_the_main_captions(captioned_dir, monkeypatch, limit):
-    monkeypatch.setattr(captioned_images, "CACHE_LIMIT_BYTES", limit)
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_validation_uses_the_first_of_the_main_captions(captioned_dir, monkeypatch, is_kept):
+    if not is_kept:
+        monkeypatch.setattr(captioned_images, "cache_limit_bytes", lambda: 0)
     recipe = DataRecipe(path=str(captioned_dir), validation_split="validation", other_caption_columns={"label": 0.5})
     expected = [f"{number} a" for number in range(12)]
     assert open_validation_images(recipe, 8).load(list(range(12))).captions == expected
