@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 
 from diffusers_mdm import MDMPipeline, demo
+from diffusers_mdm.models.level_config import LevelConfig
 from diffusers_mdm.pipelines.picture_grid import MIN_CELL
 from tests.pipelines.conftest import make_pipeline
+from tests.pipelines.tiny_pipeline import make_scheduler
 
 
 @pytest.fixture
@@ -69,6 +71,29 @@ def test_command_writes_the_grid_and_says_where(model_folder, tmp_path, capsys):
     with Image.open(output) as grid:
         assert grid.width > 3 * MIN_CELL
         assert grid.height > 2 * MIN_CELL
+
+
+@pytest.mark.parametrize(("num_levels", "sizes"), [(1, "8 px"), (3, "8 px, 16 px, 64 px")])
+def test_every_level_has_its_row(num_levels, sizes, tmp_path, capsys):
+    pipeline = make_pipeline()
+    patches = LevelConfig((8,), (1,), (0,), norm_num_groups=4, patch_size=4)
+    unet = pipeline.unet.inner_model(1) if num_levels == 1 else pipeline.unet.add_level(patches)
+    scheduler = make_scheduler(prediction_type=["v_prediction", "sample", "sample"][:num_levels])
+    MDMPipeline(**{**pipeline.components, "unet": unet, "scheduler": scheduler}).save_pretrained(tmp_path)
+    options = [
+        "--prompts",
+        "dog",
+        "--num_inference_steps",
+        "1",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "a.png"),
+    ]
+    demo.main(["--model", str(tmp_path), *options])
+    assert f"1 images at {sizes}:" in capsys.readouterr().out
+    with Image.open(tmp_path / "a.png") as grid:
+        assert (grid.height - MIN_CELL * num_levels) < MIN_CELL
 
 
 def test_picture_depends_on_its_own_seed_only():
