@@ -130,7 +130,8 @@ def index_tar(path: str | Path, shard: str | None = None) -> TarIndex:
 def _members(path: str | Path) -> Iterator[tarfile.TarInfo]:
     """Yield the headers of a tar file; raises tarfile's errors and `_HEADER_ERRORS`."""
     with open(path, "rb") as file, tarfile.open(fileobj=cast(Any, HeaderFile(file)), mode="r:") as tar:
-        if tar.firstmember is None:  # type: ignore[attr-defined]  # no members; Python 3.10 would look for the next one before the file's start
+        # Without members, Python 3.10 would look for the next one before the file's start.
+        if tar.firstmember is None:  # type: ignore[attr-defined]
             return
         place = -1
         for _ in range(MAX_FILES):
