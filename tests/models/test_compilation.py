@@ -14,7 +14,7 @@ from diffusers_mdm import NestedUNetModel
 from diffusers_mdm.library_internals import GRAPH_LIMIT
 from diffusers_mdm.models.compilation import GRAPHS_OF_A_MODEL, with_room_for_graphs
 from tests.models.tiny_models import randomize, video_config
-from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_unet
+from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_pipeline, make_unet
 
 # torch gives up a function after so many graphs of it, unless it is told otherwise.
 LIMIT_OF_TORCH = 8
@@ -157,3 +157,35 @@ def test_a_compiled_model_takes_other_batches_and_sizes():
         for prediction, expected in zip(compiled(**given).sample, model(**given).sample, strict=True):
             torch.testing.assert_close(prediction, expected, atol=2e-5, rtol=0)
     assert counter.frame_count == 2
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_after_the_first_step():
+    """Whatever the number of steps, images, levels and tokens; what was seen before compiles nothing at all."""
+    pipeline, counter = make_pipeline(), CompileCounter()
+    pipeline.unet.compile(fullgraph=True, backend=counter)
+    graphs: list[int] = []
+
+    def draw(num_steps: int, **arguments: Any) -> list[int]:
+        graphs.clear()
+        pipeline(
+            num_inference_steps=num_steps,
+            output_type="latent",
+            callback_on_step_end=lambda *_: graphs.append(counter.frame_count) or {},
+            **arguments,
+        )
+        return graphs
+
+    drawings = [
+        {"prompt": "a red apple"},
+        {"prompt": ["a red apple", "a small green pear on a table"]},
+        {"prompt": ["a red apple"] * 3, "guidance_scale": 1.0},
+        {"prompt": ["a red apple"] * 4, "height": 8},
+    ]
+    for number, arguments in enumerate(drawings):
+        assert len(set(draw(3 + number, **arguments))) == 1
+    compiled = counter.frame_count
+    for number, arguments in enumerate(drawings):
+        draw(9 - number, **arguments)
+    draw(2, prompt=["a red apple"] * 5)
+    assert counter.frame_count == compiled
