@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from measuring import (
 )
 
 from diffusers_mdm import NestedUNetModel
+from diffusers_mdm.training.loop.stage_setup import checkpoint_levels
 
 BATCH_SIZES = {"emoji": 32, "middle": 2}
 
@@ -39,15 +40,6 @@ class CheckpointingCost:
     memory: int
     memory_factor: float
     time_factor: float
-
-
-def checkpoint_levels(model: NestedUNetModel, levels: Iterable[int]) -> None:
-    """Turn gradient checkpointing on in these levels, and off in all others."""
-    model.enable_gradient_checkpointing()
-    wanted = {id(module) for index in levels for module in model.levels[index].modules()}
-    for module in model.modules():
-        if hasattr(module, "gradient_checkpointing"):
-            module.gradient_checkpointing = id(module) in wanted
 
 
 def saved_bytes(model: NestedUNetModel, inputs: Mapping[str, Any]) -> int:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The description of a run for `--dry_run`. No weights are created: parameters are counted on the meta device."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+
+import torch
 
 from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
@@ -14,9 +16,19 @@ from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions
-from .memory_estimate import StageMemory, count, estimate_stage, fake_unet, freeze
+from .memory_estimate import (
+    Activations,
+    StageMemory,
+    count,
+    estimate_stage,
+    fake_unet,
+    freeze,
+    peak_activations,
+    stage_activations,
+)
 
 GIB = 2**30
+SHARE_OF_DEVICE = 0.8  # what kernels and the allocator leave of its memory
 
 
 def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processes: int = 1) -> str:
@@ -38,8 +50,10 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
     ]
     for stage in recipe.stages:
         lines += _describe_stage(recipe, stage, num_processes, factor)
-        memory = estimate_stage(recipe, stage, options, num_text_parameters, num_vae_parameters)
+        passes = stage_activations(recipe, stage, options)
+        memory = estimate_stage(recipe, stage, options, num_text_parameters, num_vae_parameters, passes)
         lines.append(f"    memory a process: {_describe_memory(memory)}")
+        lines += describe_checkpointing(checkpointing_choices(memory, passes, stage.levels), device_memory())
     lines.append(
         "  memory: weights, gradients, optimizer and averages from numbers of parameters, activations from a "
         "simulated forward pass; kernels and the allocator need more."
@@ -149,3 +163,47 @@ def _describe_memory(memory: StageMemory) -> str:
     parts = [(name, value) for name, value in parts if name != "autoencoder" or value != 0]
     spelled = " + ".join(f"{name} {'unknown' if value is None else f'{value / GIB:.2f}'}" for name, value in parts)
     return f"{memory.total / GIB:.2f} GiB = {spelled}"
+
+
+def checkpointing_choices(
+    memory: StageMemory, passes: Sequence[Activations], num_levels: int
+) -> dict[tuple[int, ...], int]:
+    """Return the total memory of a stage in bytes for different levels with gradient checkpointing.
+
+    They are added from the outermost level inwards, because outer levels have the largest activations and the least
+    to recompute.
+
+    Args:
+        memory: estimate with any levels.
+        passes: result of `stage_activations`.
+        num_levels: number of levels of the stage.
+    """
+    rest = memory.total - memory.activations
+    choices = [tuple(range(first, num_levels)) for first in range(num_levels, -1, -1)]
+    return {levels: rest + peak_activations(passes, levels) for levels in choices}
+
+
+def device_memory() -> int | None:
+    """Return the memory of the GPU in bytes; None without one."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def describe_checkpointing(choices: Mapping[tuple[int, ...], int], available: int | None) -> Iterable[str]:
+    """Describe what gradient checkpointing saves, and if the memory of the device is known, how much of it is needed.
+
+    Args:
+        choices: total bytes by checkpointed levels, from none to all of them.
+        available: bytes of the device.
+    """
+    spelled = [f"{','.join(map(str, levels)) or 'none'}: {total / GIB:.2f} GiB" for levels, total in choices.items()]
+    yield f"    total by --gradient_checkpointing_levels: {'; '.join(spelled)}"
+    if available is None:
+        return
+    fitting = [levels for levels, total in choices.items() if total <= SHARE_OF_DEVICE * available]
+    device = f"    this GPU has {available / GIB:.0f} GiB, of which {SHARE_OF_DEVICE:.0%} can be planned:"
+    if not fitting:
+        yield f"{device} too little even with gradient checkpointing of all levels; lower the batch size"
+    elif not fitting[0]:
+        yield f"{device} enough without gradient checkpointing"
+    else:
+        yield f"{device} take --gradient_checkpointing_levels {','.join(map(str, fitting[0]))}"

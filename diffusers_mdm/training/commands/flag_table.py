@@ -14,7 +14,7 @@ from ..recipe.data import DataRecipe
 from ..recipe.optimizer import Precision
 from ..recipe.pretrained import PriorRecipe
 from ..recipe.stage import StageRecipe
-from .flag_values import count, names, natural, number, numbers, seed, shares, tracker
+from .flag_values import count, names, natural, naturals, number, numbers, seed, shares, tracker
 
 SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -356,6 +356,12 @@ SPEED = (
         "gradient_checkpointing",
         "options.gradient_checkpointing",
         "recompute activations in the backward pass to save memory",
+    ),
+    Flag(
+        "gradient_checkpointing_levels",
+        "options.gradient_checkpointing_levels",
+        "do so in these levels only, e.g. 1,2 (--dry_run lists what it saves)",
+        naturals,
     ),
     switch("allow_tf32", "options.allow_tf32", "faster matrix products in fp32 on NVIDIA GPUs"),
     switch("torch_compile", "options.torch_compile", "compile the U-Net"),

@@ -27,6 +27,11 @@ def natural(text: str) -> int:
     return number
 
 
+def naturals(text: str) -> tuple[int, ...]:
+    """Parse whole numbers of at least 0 separated by commas, as in "1,2"."""
+    return tuple(natural(part) for part in text.split(","))
+
+
 def seed(text: str) -> int:
     """Parse a seed for random generators."""
     if not 0 <= (number := whole(text)) < 2**32:

@@ -243,8 +243,18 @@ def _only(flag: str, values: Iterable[float], what: str) -> float:
 
 
 def run_options(recipe: Recipe, given: Mapping[str, Any]) -> RunOptions:
-    """Return the run options from the flags and the recipe."""
+    """Return the run options from the flags and the recipe.
+
+    Raises:
+        ValueError: an option does not fit the recipe.
+    """
     fields = fields_of("options", given)
+    levels = fields.get("gradient_checkpointing_levels") or ()
+    if unknown := [level for level in levels if level >= len(recipe.levels)]:
+        raise ValueError(
+            f"--gradient_checkpointing_levels names level {unknown[0]}; the levels of this recipe are 0 to "
+            f"{len(recipe.levels) - 1}, innermost first."
+        )
     if "validation_epochs" in given:
         per_step = _only("--validation_epochs", (stage.images_per_step for stage in recipe.stages), "batch size")
         pictures = count_pictures(recipe.data, "--validation_epochs")

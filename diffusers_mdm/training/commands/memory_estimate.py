@@ -8,8 +8,9 @@ included; plan for 20 % more.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from ...library_internals import FAKE_TENSORS, storage_address
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
-from ..loop.stage_setup import freeze_levels
+from ..loop.stage_setup import checkpointed_modules, freeze_levels
 from ..modules.autoencoder import vae_config, vae_dtype
 from ..modules.lora import add_lora
 from ..precision import frozen_dtype
@@ -56,12 +57,76 @@ class StageMemory:
         return sum(value or 0 for value in vars(self).values())
 
 
+@dataclass(frozen=True)
+class LayerActivations:
+    """Memory that one layer needs for its backward pass: bytes of storages, by their address.
+
+    level: the level that the layer is in.
+    inputs: its inputs, which are all that is kept if it is checkpointed.
+    inside: everything that it keeps without checkpointing.
+    """
+
+    level: int
+    inputs: dict[int, int]
+    inside: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Memory that a forward pass keeps for its backward pass, from which follows the memory of any choice of levels
+    for gradient checkpointing.
+
+    outside: bytes of storages by address, for everything that is never checkpointed.
+    layers: the layers that can be.
+    num_levels: number of levels that ran.
+    """
+
+    outside: dict[int, int] = field(default_factory=dict)
+    layers: tuple[LayerActivations, ...] = ()
+    num_levels: int = 1
+
+    def num_bytes(self, checkpointed: Collection[int] = ()) -> int:
+        """Return the peak with these levels checkpointed: what is kept, and what the largest of their layers keeps
+        when it is rerun.
+        """
+        kept, largest = dict(self.outside), 0
+        for layer in self.layers:
+            if layer.level in checkpointed:
+                kept.update(layer.inputs)
+                largest = max(largest, sum(layer.inside.values()))
+            else:
+                kept.update(layer.inside)
+        return sum(kept.values()) + largest
+
+
+def stage_activations(recipe: Recipe, stage: StageRecipe, options: RunOptions) -> list[Activations]:
+    """Return the activations of the forward passes of a stage, which come one after another: that of its images or
+    clips, and that of its `joint_pictures`, if any.
+    """
+    unet = fake_unet(recipe, stage.levels, stage.as_pictures)
+    freeze(unet, recipe, stage)
+    pictures = joint_stage(recipe, stage)
+    with FAKE_TENSORS.get()(allow_non_fake_inputs=True):
+        # Autocast supports the CPU, but not the meta device.
+        unet = unet.to_empty(device="cpu")
+        return [
+            activations_of(unet, recipe, part, options)
+            for part in ([stage] if pictures is None else [stage, pictures])
+        ]
+
+
+def peak_activations(passes: Iterable[Activations], checkpointed: Collection[int]) -> int:
+    """Return the bytes of the largest of several passes, with these levels checkpointed."""
+    return max(one.num_bytes(checkpointed) for one in passes)
+
+
 def estimate_stage(
     recipe: Recipe,
     stage: StageRecipe,
     options: RunOptions,
     num_text_parameters: int | None,
     num_vae_parameters: int | None = 0,
+    passes: Iterable[Activations] | None = None,
 ) -> StageMemory:
     """Estimate the memory of training `stage`.
 
@@ -71,16 +136,12 @@ def estimate_stage(
         options: options of the run.
         num_text_parameters: parameters of the text encoder in memory; 0 without one, None if unknown.
         num_vae_parameters: parameters of the autoencoder; 0 without one, None if unknown.
+        passes: result of `stage_activations`; None to compute it.
     """
     unet = fake_unet(recipe, stage.levels, stage.as_pictures)
     freeze(unet, recipe, stage)
-    pictures = joint_stage(recipe, stage)
-    with FAKE_TENSORS.get()(allow_non_fake_inputs=True):
-        # Autocast supports the CPU, but not the meta device.
-        unet = unet.to_empty(device="cpu")
-        activations = activation_bytes(unet, recipe, stage, options)
-        if pictures is not None:  # their backward pass comes before the clips' forward pass
-            activations = max(activations, activation_bytes(unet, recipe, pictures, options))
+    if passes is None:
+        passes = stage_activations(recipe, stage, options)
     trained = count(unet, trained_only=True)
     frozen_bytes = HALF_BYTES if recipe.lora is not None and _is_half(recipe, options) else FP32_BYTES
     averaged = trained if recipe.lora is not None else count(unet)
@@ -90,7 +151,7 @@ def estimate_stage(
         gradients=trained * FP32_BYTES,
         moments=trained * MOMENT_BYTES,
         averages=averaged * FP32_BYTES if has_averages else 0,
-        activations=activations,
+        activations=peak_activations(passes, options.checkpointed_levels(stage.levels)),
         text_encoder=text_encoder_bytes(recipe, options, num_text_parameters),
         autoencoder=autoencoder_bytes(recipe, options, num_vae_parameters),
     )
@@ -140,47 +201,52 @@ def autoencoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int |
     return num_parameters * dtype.itemsize
 
 
-def activation_bytes(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe, options: RunOptions) -> int:
-    """Count the bytes that a forward pass keeps for its backward pass; must be called inside `FakeTensorMode`.
-
-    With gradient checkpointing these are the inputs of all layers, and what the largest layer keeps when it is rerun.
+def activations_of(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe, options: RunOptions) -> Activations:
+    """Run a forward pass and record what each layer keeps for the backward pass; must be called inside
+    `FakeTensorMode`.
     """
-    kept = _Pieces(unet.parameters())
-    largest = 0
+    outside = _Pieces(unet.parameters())
+    layers: list[tuple[int, _Pieces, _Pieces]] = []
 
-    def run_again_later(layer: Callable[..., Any], *inputs: Any) -> Any:
-        nonlocal largest
-        for tensor in inputs:
+    def run_layer(level: int, layer: Callable[..., Any], *arguments: Any) -> Any:
+        inputs, inside = _Pieces(unet.parameters()), _Pieces(unet.parameters())
+        for tensor in arguments:
             if isinstance(tensor, torch.Tensor):
-                kept.add(tensor)
-        inside = _Pieces(unet.parameters())
+                inputs.add(tensor)
         with inside.counting():
-            output = layer(*inputs)
-        largest = max(largest, inside.num_bytes)
+            output = layer(*arguments)
+        layers.append((level, inputs, inside))
         return output
 
-    if options.gradient_checkpointing:
-        unet.enable_gradient_checkpointing(run_again_later)
+    unet.enable_gradient_checkpointing()
+    for index, level in enumerate(unet.levels):
+        for module in checkpointed_modules(level):
+            module._gradient_checkpointing_func = partial(run_layer, index)
     dtype = torch.float16 if _precision(recipe, options) == "fp16" else torch.bfloat16
-    with kept.counting(), torch.autocast("cpu", dtype=dtype, enabled=_is_half(recipe, options)):
+    with outside.counting(), torch.autocast("cpu", dtype=dtype, enabled=_is_half(recipe, options)):
         unet(**fake_inputs(unet, recipe, stage))
-    return kept.num_bytes + largest
+    # All pieces have been kept alive until here, so that no address stands for two storages.
+    recorded = tuple(LayerActivations(level, inputs.sizes, inside.sizes) for level, inputs, inside in layers)
+    return Activations(outside.sizes, recorded, stage.levels)
 
 
 class _Pieces:
-    """A count of memory in which each storage counts once, however many tensors use it; `parameters` do not count."""
+    """Memory in which each storage counts once, however many tensors use it; `parameters` do not count."""
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
-        # Storages are kept alive: the id of a freed one could be reused.
-        self._counted = {storage_address(parameter): parameter.untyped_storage() for parameter in parameters}
-        self.num_bytes = 0
+        self._left_out = {storage_address(parameter) for parameter in parameters}
+        self._storages: dict[int, torch.UntypedStorage] = {}  # kept alive: the id of a freed one could be reused
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Bytes of the storages, by address."""
+        return {address: storage.nbytes() for address, storage in self._storages.items()}
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Count the memory of `tensor`, and return the tensor."""
         address = storage_address(tensor)
-        if address not in self._counted:
-            self._counted[address] = tensor.untyped_storage()
-            self.num_bytes += self._counted[address].nbytes()
+        if address not in self._left_out:
+            self._storages[address] = tensor.untyped_storage()
         return tensor
 
     @contextlib.contextmanager

@@ -3,7 +3,8 @@
 modules.
 """
 
-from typing import cast
+from collections.abc import Collection
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -67,6 +68,20 @@ def freeze_levels(unet: NestedUNetModel, frozen_levels: int) -> None:
         parameter.requires_grad_(frozen_levels == 0 or is_outer)
 
 
+def checkpoint_levels(unet: NestedUNetModel, levels: Collection[int]) -> None:
+    """Turn gradient checkpointing on in these levels, and off in all others."""
+    if levels:
+        unet.enable_gradient_checkpointing()
+    for index, level in enumerate(unet.levels):
+        for module in checkpointed_modules(level):
+            module.gradient_checkpointing = index in levels
+
+
+def checkpointed_modules(level: torch.nn.Module) -> list[Any]:
+    """Return the modules of a level that can recompute their layers in the backward pass."""
+    return [module for module in level.modules() if hasattr(module, "gradient_checkpointing")]
+
+
 def place_modules(run: Run) -> None:
     """Move the modules to the run's device, each with its dtype and mode."""
     options, device = run.options, run.accelerator.device
@@ -82,8 +97,7 @@ def place_modules(run: Run) -> None:
                 parameter.data = parameter.data.to(run.weight_dtype)
     if options.attention_backend is not None:
         run.unet.set_attention_backend(options.attention_backend)
-    if options.gradient_checkpointing:
-        run.unet.enable_gradient_checkpointing()
+    checkpoint_levels(run.unet, options.checkpointed_levels(run.unet.num_levels))
     if run.text_encoder is not None:
         trained = "text_encoder" in run.trained_modules
         run.text_encoder.to(device=device, dtype=torch.float32 if trained else run.weight_dtype)

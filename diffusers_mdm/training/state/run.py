@@ -40,7 +40,8 @@ class RunOptions:
     resume_from_checkpoint: str = "latest"  # "latest", "none", or a checkpoint's name or folder
     dataloader_num_workers: int = 0
     max_skipped_steps: int = 20  # number of consecutive steps with non-finite gradients after which the run ends
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # of all levels
+    gradient_checkpointing_levels: tuple[int, ...] | None = None  # of these levels alone
     torch_compile: bool = False
     attention_backend: str | None = None  # one of diffusers' attention backends; None: its default
     allow_tf32: bool = False
@@ -55,6 +56,12 @@ class RunOptions:
     hub_private_repo: bool = False
     license: str | None = None  # licence of the result for its model card, as the Hub abbreviates it
     resume_command: str = "the same command"  # the command that resumes the run, for messages
+
+    def checkpointed_levels(self, num_levels: int) -> tuple[int, ...]:
+        """Return which of the inner `num_levels` levels recompute their activations in the backward pass."""
+        if self.gradient_checkpointing_levels is not None:
+            return tuple(level for level in self.gradient_checkpointing_levels if level < num_levels)
+        return tuple(range(num_levels)) if self.gradient_checkpointing else ()
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusers_mdm.training.commands import dry_run, memory_estimate
-from diffusers_mdm.training.commands.dry_run import describe_run
+from diffusers_mdm.training.commands.dry_run import GIB, describe_checkpointing, describe_run
 from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder, count_text_parameters
 from diffusers_mdm.training.recipe.loading import load_recipe
@@ -30,7 +30,7 @@ def count(module) -> int:
 def no_forward(request, monkeypatch):
     """Leave out the forward pass on fake tensors, which takes a second, where memory is not the question."""
     if "memory" not in request.node.name:
-        monkeypatch.setattr(memory_estimate, "activation_bytes", lambda *arguments: 0)
+        monkeypatch.setattr(memory_estimate, "activations_of", lambda *arguments: memory_estimate.Activations())
 
 
 @pytest.fixture
@@ -73,6 +73,26 @@ def test_memory_is_a_sum_and_follows_the_options():
         return parts["activations"]
 
     assert activations() > activations(gradient_checkpointing=True) > 0
+    assert activations(gradient_checkpointing=True) == activations(gradient_checkpointing_levels=(0,))
+
+
+def test_checkpointing_that_fits_is_suggested():
+    choices = {(): 100 * GIB, (2,): 70 * GIB, (1, 2): 30 * GIB, (0, 1, 2): 20 * GIB}
+
+    def said(available: float | None) -> list[str]:
+        return list(describe_checkpointing(choices, None if available is None else int(available * GIB)))
+
+    assert said(None) == [
+        "    total by --gradient_checkpointing_levels: none: 100.00 GiB; 2: 70.00 GiB; 1,2: 30.00 GiB; 0,1,2: "
+        "20.00 GiB"
+    ]
+    for available, end in (
+        (130, "enough without gradient checkpointing"),
+        (90, "take --gradient_checkpointing_levels 2"),
+        (40, "take --gradient_checkpointing_levels 1,2"),
+        (10, "too little even with gradient checkpointing of all levels; lower the batch size"),
+    ):
+        assert said(available)[1].endswith(f"{available} GiB, of which 80% can be planned: {end}")
 
 
 def test_a_saved_text_encoder_is_counted_where_it_lies(pipeline_dir, tmp_path):

@@ -111,6 +111,7 @@ def words_for(name: str) -> list[str]:
         return [f"--{name}", "one", "two"]
     special = {"frozen_levels": "1", "lora_layers": "to_q, to_k", "timestep_bias_portion": "0.5"}
     special["validation_metrics"] = "clip, retrieval"
+    special["gradient_checkpointing_levels"] = "0"
     special["other_caption_columns"] = "label=0.15"
     lists = ("level_weights", "batch_fractions", "level_learning_rate_scales")
     by_type = dict.fromkeys(("natural", "count", "seed"), "7") | {"number": "0.25"}
@@ -222,6 +223,7 @@ RECIPE_MISTAKES = [
     (["--pre_compute_text_embeddings"], "data.embeddings_dir"),
     (["--shards", "a.tar", "--num_train_epochs", "3"], "--num_train_epochs counts passes"),
     (["--snr_gamma", "-1"], "snr_gamma"),
+    (["--gradient_checkpointing_levels", "1,2"], "names level 2; the levels of this recipe are 0 to 1"),
 ]
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers_mdm.models.level_config import LevelConfig
 from diffusers_mdm.models.nested_unet import NestedUNetModel
 from diffusers_mdm.training.commands import memory_estimate
-from diffusers_mdm.training.commands.memory_estimate import estimate_stage
+from diffusers_mdm.training.commands.memory_estimate import Activations, estimate_stage, stage_activations
 from diffusers_mdm.training.modules.lora import add_lora
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
@@ -30,7 +30,7 @@ def recipe() -> Recipe:
 @pytest.fixture
 def no_forward(monkeypatch):
     """Leave out the forward pass on fake tensors, which takes a second."""
-    monkeypatch.setattr(memory_estimate, "activation_bytes", lambda *arguments: 0)
+    monkeypatch.setattr(memory_estimate, "activations_of", lambda *arguments: Activations())
 
 
 def real_unet(recipe: Recipe, levels: int) -> NestedUNetModel:
@@ -106,6 +106,18 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe):
     assert two == pytest.approx(2 * one, rel=0.02)
     checkpointed = dataclasses.replace(OPTIONS, gradient_checkpointing=True)
     assert 0 < estimate_stage(recipe, stage, checkpointed, 0).activations < 0.7 * one
+
+
+def test_each_level_saves_its_own_activations(recipe):
+    stage = dataclasses.replace(recipe.stages[1], batch_size=16, batch_fractions=None)
+    (passed,) = stage_activations(recipe, stage, OPTIONS)
+    saved = {levels: passed.num_bytes() - passed.num_bytes(levels) for levels in ((0,), (1,), (0, 1))}
+    assert min(saved.values()) > 0
+    # Less than the sum: only one layer is rerun at a time, and the levels share inputs.
+    assert max(saved[(0,)], saved[(1,)]) < saved[(0, 1)]
+    for levels in ((1,), (0, 1)):
+        options = dataclasses.replace(OPTIONS, gradient_checkpointing_levels=levels)
+        assert estimate_stage(recipe, stage, options, 0, passes=[passed]).activations == passed.num_bytes(levels)
 
 
 def test_weights_gradients_and_moments_are_those_of_a_real_step(recipe, no_forward):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import torch
 
-from diffusers_mdm.training.loop.stage_setup import begin_stage
+from diffusers_mdm.training.loop.stage_setup import begin_stage, checkpointed_modules
 from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import tiny_recipe
@@ -26,3 +26,14 @@ def test_weights_lie_alike_in_memory_wherever_they_were_loaded_to(pictures_dir, 
     for module in (run.unet, run.text_encoder):
         assert [name for name, value in module.state_dict().items() if value.data_ptr() % 64] == []
     assert all(torch.equal(value, before[name]) for name, value in run.unet.state_dict().items())
+
+
+def test_chosen_levels_recompute_their_activations(pictures_dir, tmp_path):
+    options = RunOptions(output_dir=tmp_path, report_to=None, gradient_checkpointing_levels=(1,))
+    run = start_run(tiny_recipe(pictures_dir), options)
+    for stage, expected in zip(run.recipe.stages, ([False], [False, True]), strict=True):
+        begin_stage(run, stage)
+        found = [
+            {module.gradient_checkpointing for module in checkpointed_modules(level)} for level in run.unet.levels
+        ]
+        assert found == [{checkpointed} for checkpointed in expected]
