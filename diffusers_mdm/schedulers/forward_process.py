@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from ..pyramid import Pyramid, in_full_precision, matching_levels
-from .predictions import LevelPrediction, PyramidPredictions, Sample, row_amplitudes, shift_signal_power
+from .predictions import (
+    LevelPrediction,
+    PyramidPredictions,
+    Sample,
+    error_factor,
+    row_amplitudes,
+    shift_signal_power,
+)
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -150,15 +157,7 @@ class PyramidForwardProcess(PyramidPredictions):
             `(B_i,)` for every level, innermost first; None where the level predicts v.
         """
         kinds, sigmas = self._kinds(len(powers), [1.0], is_alone=False)
-        factors: list[torch.Tensor | None] = []
-        for kind, sigma_data, power in zip(kinds, sigmas, powers, strict=True):
-            if kind == "v_prediction":
-                factors.append(None)
-            elif kind == "residual":
-                factors.append(power + (1 - power) / sigma_data**2)
-            else:
-                factors.append(power if kind == "epsilon" else 1 - power)
-        return factors
+        return [error_factor(*level) for level in zip(kinds, powers, sigmas, strict=True)]
 
     def with_clean_changed(
         self, model_output: Sample, sample: Sample, timestep: torch.Tensor, change: Change

@@ -141,6 +141,24 @@ class LevelPrediction:
         return self.base, alpha * s**2 / variance, sigma * s / variance**0.5
 
 
+def error_factor(kind: str, power: torch.Tensor, sigma_data: float = 1.0) -> torch.Tensor | None:
+    """Return the factors that convert squared errors of v to those of a network's output.
+
+    Args:
+        kind: one of `PREDICTION_TYPES`.
+        power: g of each sample, `(B,)`.
+        sigma_data: s, for "residual".
+
+    Returns:
+        `(B,)`; None for v itself.
+    """
+    if kind == "v_prediction":
+        return None
+    if kind == "residual":
+        return power + (1 - power) / sigma_data**2
+    return power if kind == "epsilon" else 1 - power
+
+
 class PyramidPredictions:
     """Conversion of predictions according to the config's `prediction_type`, as a base class of `MatryoshkaScheduler`.
 

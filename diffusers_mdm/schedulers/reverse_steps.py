@@ -17,6 +17,7 @@ import torch
 from ..checked_values import is_number, is_whole_number
 from .predictions import amplitudes, noise_from_clean, shift_signal_power
 
+ALGORITHMS = ("ddim", "dpmsolver++")
 TIMESTEP_SPACINGS = ("matryoshka", "leading", "trailing", "linspace", "log_snr")
 
 # The ends of "log_snr": log SNRs of level 0 beyond which an image is pure noise, or the noise is invisible. For the
@@ -181,6 +182,35 @@ class LevelPowers:
         with np.errstate(divide="ignore"):
             shifted = shift_signal_power(self._innermost, max(ratio, 1.0), self._shift_power)
         return [float(power) for power in shifted]
+
+
+def reverse_step(
+    algorithm: str,
+    clean: torch.Tensor,
+    sample: torch.Tensor,
+    power: float,
+    next_power: float,
+    eta: float | None,
+    noise: torch.Tensor | None,
+    earlier: tuple[torch.Tensor, float] | None,
+) -> torch.Tensor:
+    """Take the reverse step of a level.
+
+    Args:
+        algorithm: one of `ALGORITHMS`.
+        clean: x0, thresholded.
+        sample: x.
+        power: g.
+        next_power: g_s.
+        eta: see `ddim_step`; None for `ancestral_step`.
+        noise: N(0, 1) like `sample`; None for no noise.
+        earlier: see `dpm_solver_step`.
+    """
+    if eta is None:
+        return ancestral_step(clean, sample, power, next_power, noise)
+    if algorithm == "ddim":
+        return ddim_step(clean, sample, power, next_power, eta, noise)
+    return dpm_solver_step(clean, sample, power, next_power, earlier)
 
 
 def ddim_step(

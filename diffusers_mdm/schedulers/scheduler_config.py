@@ -13,13 +13,13 @@ from ..checked_values import check_flag, check_number, check_whole_number, descr
 from ..library_internals import DEFAULTED_KEYS
 from .noise_schedules import BETA_SCHEDULES
 from .predictions import PREDICTION_TYPES
-from .reverse_steps import TIMESTEP_SPACINGS
+from .reverse_steps import ALGORITHMS, TIMESTEP_SPACINGS
 
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "beta_schedule": BETA_SCHEDULES,
     "level_scaling": ("shift", "rescale"),
     "timestep_spacing": TIMESTEP_SPACINGS,
-    "algorithm": ("ddim", "dpmsolver++"),
+    "algorithm": ALGORITHMS,
     "solver_order": (1, 2),
 }
 

@@ -29,11 +29,9 @@ from .noise_schedules import (
 from .predictions import Sample
 from .reverse_steps import (
     LevelPowers,
-    ancestral_step,
     check_eta,
     checked_timesteps,
-    ddim_step,
-    dpm_solver_step,
+    reverse_step,
     spaced_timesteps,
     whole_timestep,
 )
@@ -316,17 +314,11 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         cleans = [picture / self._image_scale(ratio) for picture, ratio in zip(pictures, ratios, strict=True)]
         results, earlier = [], self._earlier_cleans(now, levels)
         for index, (level, clean, ratio) in enumerate(zip(levels, cleans, ratios, strict=True)):
-            x, power, next_power = in_full_precision(level), powers[index], self._power(later, ratio)
-            if eta is None:
-                result = ancestral_step(clean, x, power, next_power, noises[index])
-            elif self.config.algorithm == "ddim":
-                result = ddim_step(clean, x, power, next_power, eta, noises[index])
-            else:
-                before = None
-                if earlier is not None and index < len(earlier.clean):  # an outer level may have just started
-                    before = (earlier.clean[index], self._power(earlier.timestep, ratio))
-                result = dpm_solver_step(clean, x, power, next_power, before)
-            results.append(result)
+            x, next_power, before = in_full_precision(level), self._power(later, ratio), None
+            if earlier is not None and index < len(earlier.clean):  # an outer level may have just started
+                before = (earlier.clean[index], self._power(earlier.timestep, ratio))
+            algorithm, noise = self.config.algorithm, noises[index]
+            results.append(reverse_step(algorithm, clean, x, powers[index], next_power, eta, noise, before))
 
         if self.config.algorithm == "dpmsolver++" and self.config.solver_order == 2:
             self._history = _History(now, later, cleans) if later != _CLEAN else None
