@@ -28,6 +28,7 @@ TESTED_ELSEWHERE = {
         "it runs on what the other verbs have written",
     ),
     "training/commands/evaluation/verbs.py": ("training/commands/evaluation/test_measure.py", _STRUCTURES),
+    "training/commands/data_flags.py": ("training/commands/test_flags.py", _STRUCTURES),
     "training/commands/flag_table.py": ("training/commands/test_flags.py", _STRUCTURES),
     "training/commands/inapplicable_flags.py": ("training/commands/test_parser.py", _STRUCTURES),
     "training/commands/run_command.py": ("commands/test_help.py", "it decides what is imported when, in a process"),

@@ -16,8 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers_mdm.training.commands.flag_table import DATA, FLAGS, SAVE_PRECISIONS, Flag
-from diffusers_mdm.training.commands.flag_values import count
+from diffusers_mdm.training.commands.data_flags import DATA
+from diffusers_mdm.training.commands.flag_table import FLAGS, SAVE_PRECISIONS
+from diffusers_mdm.training.commands.flag_values import Flag, count
 from diffusers_mdm.training.commands.messages import mistakes_in_one_line
 from diffusers_mdm.training.commands.parser import OneLineParser, add_flag, given_flags
 

@@ -1,8 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parsing the values of flags: numbers, seeds and lists; argparse reports their errors."""
+"""What a flag is, and the parsing of its value: numbers, seeds and lists; argparse reports errors of parsing."""
 
 import argparse
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag. `convert` is None for a switch, which can be given as `--name` and as `--no-name`."""
+
+    name: str
+    field: str | None
+    help: str
+    convert: Callable[[str], Any] | None = str
+    choices: tuple[str, ...] | None = None
+    is_list: bool = False
+
+
+def switch(name: str, field: str | None, text: str) -> Flag:
+    """A flag without a value."""
+    return Flag(name, field, text, convert=None)
+
+
+def choices_of(cls: type, field: str) -> tuple[str, ...]:
+    """Return the values that a dataclass field allows, without `None`."""
+    hint = get_type_hints(cls)[field]
+    options = [option for option in get_args(hint) if option is not type(None)]
+    return tuple(option for option in options if isinstance(option, str)) or get_args(options[0])
 
 
 def whole(text: str) -> int:

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from .flag_table import GROUPS, Flag
+from .flag_table import GROUPS
+from .flag_values import Flag
 from .inapplicable_flags import ALWAYS_SO, REASONS
 from .kinds import TEXT_TO_IMAGE, CommandKind
 from .messages import one_line
