@@ -19,6 +19,7 @@ from variants import DTYPES, WAYS_TO_COMPILE, add_machine_flags, begin, compare,
 
 from diffusers_mdm import MatryoshkaScheduler, MDMPipeline
 from diffusers_mdm.demo import DEFAULT_PROMPTS, load_pipeline
+from diffusers_mdm.schedulers.predictions import level_predictions
 from diffusers_mdm.training.recipe.loading import load_recipe
 
 Texts = dict[str, torch.Tensor]  # arguments of a pipeline
@@ -32,6 +33,9 @@ def draw_plainly(
     features = torch.cat([texts["negative_prompt_embeds"], texts["prompt_embeds"]])
     mask = torch.cat([texts["negative_prompt_attention_mask"], texts["prompt_attention_mask"]])
     scheduler, sides, device = pipeline.scheduler, pipeline.unet.sample_sizes, features.device
+    kinds = level_predictions(scheduler.config["prediction_type"], len(sides))
+    if not {"v_prediction", "sample"}.issuperset(kinds):
+        raise ValueError(f"The plain form knows models that predict v or the image, not {', '.join(kinds)}.")
     scheduler.set_timesteps(num_steps)
     generators = seeds(len(features) // 2, device)
     sample = [
@@ -45,11 +49,12 @@ def draw_plainly(
         predictions = plain(doubled, times, features, mask)
         for index, (level, prediction, side) in enumerate(zip(sample, predictions, sides, strict=True)):
             without, with_prompt = prediction.float().chunk(2)
-            v = without + guidance_scale * (with_prompt - without)
+            guided = without + guidance_scale * (with_prompt - without)
             ratio = side / sides[0]
             g = scheduler.alpha_cumprod(torch.tensor(timestep), ratio)
             g_s = torch.tensor(1.0) if later is None else scheduler.alpha_cumprod(torch.tensor(later), ratio)
-            clean = (g.sqrt() * level - (1 - g).sqrt() * v).clamp(-1, 1)
+            clean = guided if kinds[index] == "sample" else g.sqrt() * level - (1 - g).sqrt() * guided
+            clean = clean.clamp(-1, 1)
             noise = (level - g.sqrt() * clean) / (1 - g).sqrt()
             sample[index] = g_s.sqrt() * clean + (1 - g_s).sqrt() * noise
     return [(level.clamp(-1, 1) + 1) / 2 for level in sample]

@@ -187,7 +187,7 @@ class PlainUNet(nn.Module):
         row, name = self.rows[index], f"levels.{index}.encoder"
         if row.normalize_input:
             sample = sample / sample.std(dim=(1, 2, 3), keepdim=True)
-        states = self.conv(f"{name}.conv_in", sample)
+        states = self.conv(f"{name}.conv_in", F.pixel_unshuffle(sample, row.patch_size))
         if features is not None:
             missing = states.shape[0] - features.shape[0]
             states = states + torch.cat([features, features.new_zeros(missing, *features.shape[1:])])
@@ -227,9 +227,8 @@ class PlainUNet(nn.Module):
             if step < last:
                 states = F.interpolate(states, scale_factor=2.0, mode="nearest")
                 states = self.conv(f"{block}.upsamplers.0.conv", states)
-        return self.conv(
-            f"{name}.conv_out", F.silu(self.norm(f"{name}.norm_out", states, row.norm_num_groups))
-        ), states
+        last_states = F.silu(self.norm(f"{name}.norm_out", states, row.norm_num_groups))
+        return F.pixel_shuffle(self.conv(f"{name}.conv_out", last_states), row.patch_size), states
 
     def forward(
         self,
