@@ -92,9 +92,22 @@ def recipe_for_pipeline(
         stages=(stage,),
         pretrained=pretrained,
         vae=vae,
-        scheduler=scheduler,
+        scheduler=scheduler_of_levels(scheduler, num_levels),
         use_ema=False,
     )
+
+
+def scheduler_of_levels(scheduler: dict[str, Any], num_levels: int) -> dict[str, Any]:
+    """Return a scheduler's config without the entries of levels beyond the inner `num_levels`."""
+    entries = {"prediction_type": num_levels, "sigma_data": num_levels - 1}
+    kept = dict(scheduler)
+    for name, number in entries.items():
+        if isinstance(values := scheduler.get(name), (list, tuple)):
+            if number:
+                kept[name] = list(values)[:number]
+            else:
+                del kept[name]
+    return kept
 
 
 def rows_with_frames(config: dict[str, Any], num_frames: int | None, name: str) -> tuple[LevelConfig, ...]:

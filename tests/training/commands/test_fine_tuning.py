@@ -49,6 +49,17 @@ def test_the_inner_levels_alone(pipeline_dir, arguments):
     assert recipe.levels == recipe_of(pipeline_dir).levels[:1]
 
 
+def test_the_inner_levels_of_a_model_that_predicts_one_thing_each(tmp_path):
+    pipeline = make_pipeline()
+    predictions = {"prediction_type": ["v_prediction", "residual"], "sigma_data": [0.3]}
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **predictions)
+    pipeline.save_pretrained(tmp_path / "model")
+    assert recipe_of(tmp_path / "model").scheduler["prediction_type"] == ["v_prediction", "residual"]
+    inner = recipe_of(tmp_path / "model", train_levels=1)
+    assert inner.scheduler["prediction_type"] == ["v_prediction"]
+    assert "sigma_data" not in inner.scheduler
+
+
 def test_levels_that_are_not_there_are_refused(pipeline_dir):
     with pytest.raises(ValueError, match="--train_levels is 3, but the model has 2"):
         recipe_of(pipeline_dir, train_levels=3)
