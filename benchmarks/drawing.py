@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ def measure_model(name: str, args: argparse.Namespace, results: Results) -> None
         pipeline.unet.to(memory_format=torch.channels_last)
     for number in args.num_images:
         for way in args.compile:
-            labels = {"model": name, "images": number, "steps": args.num_inference_steps, "compile": way}
+            labels = {"model": Path(name).name, "images": number, "steps": args.num_inference_steps, "compile": way}
             results.add(labels, partial(measure, pipeline, plain, number, way, args))
 
 
