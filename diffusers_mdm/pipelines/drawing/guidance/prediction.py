@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import operator
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from diffusers_mdm.pyramid import as_pyramid
 
 # One drawing at a time: each looks before its first call of the model, so that none runs while weights are moved.
 _LAYING_OUT = threading.Lock()
+_LAID_OUT: weakref.WeakSet[Any] = weakref.WeakSet()  # models that `lay_out_for` has converted to channels_last
 
 
 def plain(conditional: torch.Tensor, other: torch.Tensor, guidance_scale: float) -> torch.Tensor:
@@ -181,8 +183,8 @@ def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dic
     key = (unet is drawing.pipeline.unet, group, guided, (adapters or {}).get("scale"))
     if key not in drawing.model_inputs:
         weights_in_place = has_weights_in_place(unet)
-        if weights_in_place and unet.device.type == "cpu":
-            lay_out_for_cpu(unet)
+        if weights_in_place:
+            lay_out_for(unet, drawing.device)
         rows = drawing.groups[group]
         conditioning = drawing.conditioning if rows.rows is None else drawing.conditioning.select(rows)
         inputs = conditioning.model_inputs(guided=guided, has_pads=rows.has_pads, dtype=unet.dtype)
@@ -203,13 +205,24 @@ def has_weights_in_place(unet: Any) -> bool:
     return not any("forward" in vars(part) for part in itertools.islice(unet.modules(), 1, None))
 
 
-def lay_out_for_cpu(unet: Any) -> None:
-    """Convert the weights of convolutions to the memory format channels_last, which is fastest on CPUs.
+def lay_out_for(unet: Any, device: torch.device) -> None:
+    """Convert the weights of convolutions to the memory format that is fastest on a device, without changing a number.
 
-    Feature maps then have that format, too; the model keeps it. No number changes. On accelerators this is left to the
-    caller (`unet.to(memory_format=torch.channels_last)`), because it has not been measured there.
+    On CPUs this is channels_last, which feature maps then have, too. A model that was converted for a CPU is converted
+    back before it runs on an accelerator, where group norms would copy every feature map. Other models keep the format
+    that their owner chose (`unet.to(memory_format=...)`).
+
+    Args:
+        unet: the model, with its weights on any device: offloaded ones are moved when it runs.
+        device: the device that it runs on.
     """
     with _LAYING_OUT:
+        if device.type != "cpu":
+            if unet in _LAID_OUT:
+                unet.to(memory_format=torch.contiguous_format)
+                _LAID_OUT.discard(unet)
+            return
         kernels = (parameter for parameter in unet.parameters() if parameter.ndim == 4)
         if not all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels):
             unet.to(memory_format=torch.channels_last)
+            _LAID_OUT.add(unet)

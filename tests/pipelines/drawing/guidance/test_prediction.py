@@ -11,6 +11,7 @@ from diffusers_mdm.pipelines.drawing.guidance.prediction import (
     each_level,
     has_weights_in_place,
     is_guided,
+    lay_out_for,
     plain,
     predict,
     rescaled,
@@ -18,7 +19,7 @@ from diffusers_mdm.pipelines.drawing.guidance.prediction import (
 from diffusers_mdm.pipelines.drawing.request import read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from tests.group_offloading import needs_group_offloading
-from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
+from tests.pipelines.tiny_pipeline import draw, make_pipeline, make_unet, seed
 
 WITHOUT, WITH = torch.randn(2, 3, 8, 8, generator=seed(0)), torch.randn(2, 3, 8, 8, generator=seed(1))
 
@@ -144,3 +145,23 @@ def test_reordering_weights_in_memory_on_cpus_changes_no_values(tmp_path):
     saved = type(pipe.unet).from_pretrained(tmp_path)
     for name, parameter in saved.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def is_channels_last(unet: torch.nn.Module) -> bool:
+    kernels = [parameter for parameter in unet.parameters() if parameter.ndim == 4 and parameter.shape[-1] > 1]
+    return all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_only_models_that_run_on_cpus_are_reordered_in_memory():
+    """Where a model runs counts: offloaded weights are on the CPU until then. What the user chose is kept."""
+    gpu, unet = torch.device("cuda"), make_unet()
+    lay_out_for(unet, gpu)
+    assert not is_channels_last(unet)
+    lay_out_for(unet, torch.device("cpu"))
+    assert is_channels_last(unet)
+    lay_out_for(unet, gpu)
+    assert all(parameter.is_contiguous() for parameter in unet.parameters())
+    chosen = make_unet().to(memory_format=torch.channels_last)
+    for device in (gpu, torch.device("cpu"), gpu):
+        lay_out_for(chosen, device)
+        assert is_channels_last(chosen)
