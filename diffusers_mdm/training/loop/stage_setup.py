@@ -88,9 +88,8 @@ def place_modules(run: Run) -> None:
     for module in (run.unet, run.text_encoder, run.vae):
         if module is not None:
             take_own_memory(module)
-    layout = torch.channels_last if run.recipe.channels_last else torch.contiguous_format
     # FSDP can only shard contiguous weights; these also work with images in channels_last.
-    run.unet.to(device=device, memory_format=torch.contiguous_format if run.is_sharded else layout)
+    run.unet.to(device=device, memory_format=torch.contiguous_format if run.is_sharded else run.memory_format)
     if run.recipe.lora is not None:
         for parameter in run.unet.parameters():
             if not parameter.requires_grad:
@@ -105,7 +104,7 @@ def place_modules(run: Run) -> None:
     if run.vae is not None:
         dtype = vae_dtype(run.weight_dtype, run.vae.config)
         # diffusers' own `to` would warn about dtypes that it keeps.
-        torch.nn.Module.to(run.vae, device=device, dtype=dtype).to(memory_format=layout)
+        torch.nn.Module.to(run.vae, device=device, dtype=dtype).to(memory_format=run.memory_format)
     run.unet.train()
 
 

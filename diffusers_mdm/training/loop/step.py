@@ -129,8 +129,7 @@ def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> 
     """Return the model's output for every level, in float32: what `prediction_type` says that it predicts."""
     if run.model is None:
         raise RuntimeError("The model is not prepared; call `begin_stage` first.")
-    if run.recipe.channels_last:
-        noisy = [level.contiguous(memory_format=torch.channels_last) if level.ndim == 4 else level for level in noisy]
+    noisy = [level.contiguous(memory_format=run.memory_format) if level.ndim == 4 else level for level in noisy]
     captions: list[str] | None = batch.captions
     embeds, mask = batch.prompt_embeds, batch.prompt_attention_mask
     if run.unet.config["cross_attention_dim"] is None:

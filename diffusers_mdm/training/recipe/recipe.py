@@ -86,7 +86,7 @@ class Recipe:
     validation: ValidationRecipe = dataclasses.field(default_factory=ValidationRecipe)
     mixed_precision: Precision = "no"
     use_ema: bool = True
-    channels_last: bool = True
+    channels_last: bool | None = None  # memory format of images and convolutions; None: channels_last on CPUs only
     zero_init: bool = (
         True  # initialise the end of residual branches and the output with zeros, as the published models do
     )
@@ -213,6 +213,17 @@ class Recipe:
     def trains_text_encoder(self) -> bool:
         """Whether the text encoder is trained together with the U-Net."""
         return self.text_encoder is not None and self.text_encoder.train_text_encoder
+
+    def is_channels_last_on(self, device_type: str) -> bool:
+        """Return whether images and convolutions are in the memory format channels_last.
+
+        Without a choice they are so on CPUs, where convolutions are then faster. On NVIDIA GPUs PyTorch's group norm
+        copies such images first, which takes longer than the convolutions save.
+
+        Args:
+            device_type: the type of the device that the model is trained on, such as "cpu" or "cuda".
+        """
+        return device_type == "cpu" if self.channels_last is None else self.channels_last
 
     @property
     def max_sequence_length(self) -> int:

@@ -117,6 +117,12 @@ class Run:
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
     @property
+    def memory_format(self) -> torch.memory_format:
+        """The memory format of images and convolutions on the run's device."""
+        is_last = self.recipe.is_channels_last_on(self.accelerator.device.type)
+        return torch.channels_last if is_last else torch.contiguous_format
+
+    @property
     def weight_dtype(self) -> torch.dtype:
         """The dtype of frozen modules."""
         return frozen_dtype(cast(str, self.accelerator.mixed_precision))

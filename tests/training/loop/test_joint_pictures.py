@@ -186,7 +186,7 @@ def test_pictures_go_through_the_levels_before_frames_are_resampled(clips_dir, p
     assert tables.pictures.shape[1] == 1
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("channels_last", [None, True, False])
 def test_clips_of_any_layout_are_predicted(clips_dir, pictures_dir, tmp_path, channels_last):
     run = clips_run(clips_dir, pictures_dir, tmp_path, {"channels_last": channels_last})
     drawn = noise_batch(run, plan_steps(run, run.recipe.stages[0]), clips_at(0, 1, 2, 3))

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import pytest
 import torch
 
 from diffusers_mdm.training.loop.stage_setup import begin_stage, checkpointed_modules
@@ -37,3 +40,14 @@ def test_chosen_levels_recompute_their_activations(pictures_dir, tmp_path):
             {module.gradient_checkpointing for module in checkpointed_modules(level)} for level in run.unet.levels
         ]
         assert found == [{checkpointed} for checkpointed in expected]
+
+
+@pytest.mark.parametrize("channels_last", [None, True, False])
+def test_weights_are_in_the_memory_format_of_the_recipe(pictures_dir, tmp_path, channels_last):
+    recipe = dataclasses.replace(tiny_recipe(pictures_dir), channels_last=channels_last)
+    run = start_run(recipe, RunOptions(output_dir=tmp_path, report_to=None))
+    begin_stage(run, recipe.stages[0])
+    expected = torch.contiguous_format if channels_last is False else torch.channels_last  # None: as on any CPU
+    assert run.memory_format is expected
+    kernels = [parameter for parameter in run.unet.parameters() if parameter.ndim == 4]
+    assert all(kernel.is_contiguous(memory_format=expected) for kernel in kernels)

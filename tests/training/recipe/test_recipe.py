@@ -158,3 +158,14 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     path.write_text("name: [")
     with pytest.raises(ValueError, match=r"broken\.yaml"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "on_cpu", "on_gpu"),
+    [("", True, False), ("channels_last: true", True, True), ("channels_last: false", False, False)],
+)
+def test_images_are_in_channels_last_on_cpus_or_as_the_recipe_says(tmp_path, line, on_cpu, on_gpu):
+    path = written(tmp_path, edited("name", "edited"))
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    recipe = load_recipe(path)
+    assert (recipe.is_channels_last_on("cpu"), recipe.is_channels_last_on("cuda")) == (on_cpu, on_gpu)
