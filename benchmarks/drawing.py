@@ -16,7 +16,7 @@ from measured_models import NAMES, PUBLISHED_SIZES, TEXT_LENGTH, build, text_wid
 from measuring import ROOT, count_flops
 from plain_unet import PlainUNet
 from results_table import Results
-from variants import DTYPES, WAYS_TO_COMPILE, add_machine_flags, begin, compare, compiled
+from variants import DTYPES, WAYS_TO_COMPILE, add_machine_flags, begin, compare, compiled, layout_of
 
 from diffusers_mdm import MatryoshkaScheduler, MDMPipeline
 from diffusers_mdm.demo import DEFAULT_PROMPTS, load_pipeline
@@ -138,8 +138,7 @@ def measure_model(name: str, args: argparse.Namespace, results: Results) -> None
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(DTYPES[args.dtype])
     plain = PlainUNet(pipeline.unet).eval()
-    if args.device == "cuda":  # on CPUs the pipeline does it
-        pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.unet.to(memory_format=layout_of(args))
     for number in args.num_images:
         for way in args.compile:
             labels = {"model": Path(name).name, "images": number, "steps": args.num_inference_steps, "compile": way}

@@ -21,6 +21,7 @@ from measuring import (
     build_model,
     describe_machine,
     forward_and_backward,
+    memory_format_on,
     random_inputs,
     ratio_of_medians,
     time_by_turns,
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     what = "peak memory" if torch.device(args.device).type == "cuda" else "saved for backward"
     print(describe_machine(args.device))
     for name in args.models:
-        model = build_model(name).to(args.device).train()
+        model = build_model(name).to(args.device, memory_format=memory_format_on(args.device)).train()
         batch_size = args.batch_size or BATCH_SIZES[name]
         print(f"{name}, {model.sample_sizes} pixels, batch of {batch_size}, medians of {args.rounds}")
         print(f"| checkpointed levels | {what} | memory factor | time factor |\n|---|--:|--:|--:|")

@@ -59,6 +59,6 @@ def inputs_of(model: NestedUNetModel, rows: int, device: str, dtype: torch.dtype
     }
 
 
-def laid_out(levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def laid_out(levels: Sequence[torch.Tensor], memory_format: torch.memory_format) -> list[torch.Tensor]:
     """The levels in the memory format in which the model runs."""
-    return [level.contiguous(memory_format=torch.channels_last) for level in levels]
+    return [level.contiguous(memory_format=memory_format) for level in levels]

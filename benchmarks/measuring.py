@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[1]
 EMOJI_RECIPE = ROOT / "training" / "recipes" / "emoji_64.yaml"
 MODELS = ("emoji", "middle")
 TEXT_LENGTH = 16
-LAYOUT = {"memory_format": torch.channels_last}  # as in training
 
 
 def describe_machine(device: str) -> str:
@@ -78,16 +77,24 @@ def build_model(name: str) -> NestedUNetModel:
     """
     if name == "emoji":
         recipe = load_recipe(EMOJI_RECIPE)
-        model = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows))
-        return model.to(**LAYOUT)
+        return NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows))
     rows = (
         LevelConfig((96, 192, 288), (2, 2, 2), (0, 1, 3), has_mid_block=True, micro_conditioning_defaults=(32.0,)),
         LevelConfig((32, 64, 96), (2, 2, 1), (0, 0, 0), norm_num_groups=8, micro_conditioning_defaults=(128.0,)),
     )
-    model = NestedUNetModel(
+    return NestedUNetModel(
         sample_size=32, encoder_hid_dim=512, cross_attention_dim=512, **LevelConfig.columns_from(rows)
     )
-    return model.to(**LAYOUT)
+
+
+def memory_format_on(device: str, channels_last: bool = False) -> torch.memory_format:
+    """The memory format of images and convolutions that drawing and training choose on a device.
+
+    Args:
+        device: "cpu" or "cuda".
+        channels_last: choose channels_last on any device.
+    """
+    return torch.channels_last if channels_last or device == "cpu" else torch.contiguous_format
 
 
 def random_inputs(
@@ -99,10 +106,10 @@ def random_inputs(
     draw = torch.Generator().manual_seed(seed)
     sides = model.sample_sizes[: len(rows_per_level)]
     width = model.config.encoder_hid_dim or model.config.cross_attention_dim
-    num_rows = rows_per_level[0]
+    num_rows, layout = rows_per_level[0], memory_format_on(device)
     return {
         "sample": [
-            torch.randn(rows, model.config.in_channels, side, side, generator=draw).to(device, **LAYOUT)
+            torch.randn(rows, model.config.in_channels, side, side, generator=draw).to(device, memory_format=layout)
             for rows, side in zip(rows_per_level, sides, strict=True)
         ],
         "timestep": torch.randint(0, 1000, (num_rows,), generator=draw).to(device),

@@ -22,7 +22,7 @@ from plain_unet import PlainUNet
 from results_table import Results
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from variants import DTYPES, MIB, OUT_OF_MEMORY, add_machine_flags, peak_of, release
+from variants import DTYPES, MIB, OUT_OF_MEMORY, add_machine_flags, layout_of, peak_of, release
 
 
 class LivingTensors(TorchDispatchMode):
@@ -74,7 +74,7 @@ def measure(name: str, rows: int, args: argparse.Namespace) -> dict[str, Any]:
     dtype = DTYPES[args.dtype]
     model = build(name, args.device).eval().to(dtype)
     plain = PlainUNet(model).eval()
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=layout_of(args))
     inputs = inputs_of(model, rows, args.device, dtype)
     row: dict[str, Any] = {"weights, MiB": sum(value.nbytes for value in model.parameters()) / MIB}
     for form in ("plain", "ours", "ours, level slicing"):
@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure every model."""
     args = parse_args(argv)
     machine = describe_machine(args.device, args.commit)
+    machine["memory format of ours"] = str(layout_of(args)).removeprefix("torch.")
     results = Results(f"Memory of one forward pass, {args.dtype}", machine, args.output)
     for name in args.models:
         for rows in args.batch_size:

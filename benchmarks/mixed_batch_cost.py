@@ -16,6 +16,7 @@ from measuring import (
     count_flops,
     describe_machine,
     forward_and_backward,
+    memory_format_on,
     random_inputs,
     ratio_of_medians,
     time_by_turns,
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     print(describe_machine(args.device))
     for name in args.models:
-        model = build_model(name).to(args.device).train()
+        model = build_model(name).to(args.device, memory_format=memory_format_on(args.device)).train()
         batch_size = args.batch_size or BATCH_SIZES[name]
         cost = measure_cost(model, batch_size, args.fractions, args.rounds, args.device)
         print(

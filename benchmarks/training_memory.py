@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from machine import describe_machine
-from measured_models import randomize
+from measured_models import laid_out, randomize
 from measuring import ROOT
 from memory import LivingTensors
 from results_table import Results
 from training_step import loss_of, our_step
-from variants import MIB, add_machine_flags
+from variants import MIB, add_machine_flags, layout_of
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
 from diffusers_mdm.training.commands.memory_estimate import estimate_stage, fake_inputs
@@ -34,14 +34,12 @@ def train_two_steps(recipe: Recipe, stage: StageRecipe, args: argparse.Namespace
     """Build what a stage trains, and train it on random inputs; the second step has all moments of the optimizer."""
     with torch.device(args.device):
         model = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows[: stage.levels]))
-    model = randomize(model).train().to(memory_format=torch.channels_last)
+    model = randomize(model).train().to(memory_format=layout_of(args))
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     with torch.device(args.device):
         inputs = fake_inputs(model, recipe, stage)
-        inputs["sample"] = [
-            torch.randn(level.shape).contiguous(memory_format=torch.channels_last) for level in inputs["sample"]
-        ]
+        inputs["sample"] = laid_out([torch.randn(level.shape) for level in inputs["sample"]], layout_of(args))
         inputs["encoder_hidden_states"] = torch.randn(inputs["encoder_hidden_states"].shape)
         targets = [torch.randn(level.shape) for level in inputs["sample"]]
     step = our_step(model, loss_of(model, inputs, targets, args.dtype))

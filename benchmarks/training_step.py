@@ -2,8 +2,8 @@
 """Time a training step against one in plain form: forward, loss, backward, optimizer, average of weights.
 
 Both train all levels with the mean squared error of v, and both begin with the same weights, in float32; with
-`--dtype bf16` under autocast. Ours is laid out and optimized as `training` does it: channels_last, fused AdamW, all
-averages in a few kernels.
+`--dtype bf16` under autocast. Ours is laid out and optimized as in `training`: channels_last on CPUs, fused AdamW,
+all averages in a few kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from measured_models import build, inputs_of, laid_out
 from plain_unet import PlainUNet
 from results_table import Results
-from variants import add_flags, begin, compare, compiled, flops_of_batch
+from variants import add_flags, begin, compare, compiled, flops_of_batch, layout_of
 
 from diffusers_mdm import NestedUNetModel
 from diffusers_mdm.training.state.moving_average import Average
@@ -86,7 +86,7 @@ def losses(
     ours = compiled(model, way)
     return ours, {
         "plain": loss_of(plain, inputs, targets, args.dtype),
-        "ours": loss_of(ours, {**inputs, "sample": laid_out(inputs["sample"])}, targets, args.dtype),
+        "ours": loss_of(ours, {**inputs, "sample": laid_out(inputs["sample"], layout_of(args))}, targets, args.dtype),
     }
 
 
@@ -108,7 +108,7 @@ def measure(name: str, rows: int, way: str, args: argparse.Namespace) -> dict[st
     """The end of one row of the table."""
     model = build(name, args.device).train()
     plain = PlainUNet(model).train()
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=layout_of(args))
     flops = {form: flops_of_batch(partial(backward_of, model, plain, form, args), rows) for form in ("plain", "ours")}
     model, batch = losses(model, plain, rows, args, way)
     steps = {"plain": plain_step(plain, batch["plain"]), "ours": our_step(model, batch["ours"])}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from machine import clock_of, describe_machine, matrix_rate
 from measured_models import NAMES
-from measuring import count_flops, ratio_of_medians, time_by_turns
+from measuring import count_flops, memory_format_on, ratio_of_medians, time_by_turns
 from results_table import Results, summary
 
 from diffusers_mdm import NestedUNetModel
@@ -50,6 +50,9 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
         choices=list(DTYPES),
         help="fp32 multiplies in float32, tf32 (GPUs) in its matrix units' shorter format",
     )
+    parser.add_argument(
+        "--channels_last", action="store_true", help="ours in channels_last on GPUs too; on CPUs it always is"
+    )
     parser.add_argument("--commit", help="of this code, where git cannot tell")
     parser.add_argument("--output", help="write the results as JSON, after each row")
 
@@ -61,9 +64,15 @@ def begin(title: str, args: argparse.Namespace) -> Results:
         torch.set_float32_matmul_precision("high" if args.dtype == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = args.dtype == "tf32"
     machine = describe_machine(args.device, args.commit)
+    machine["memory format of ours"] = str(layout_of(args)).removeprefix("torch.")
     args.rate = matrix_rate(args.device, DTYPES[args.dtype])
     machine[f"matrix products in {args.dtype}, TFLOP/s"] = args.rate / 1e12
     return Results(f"{title}, {args.dtype}", machine, args.output, COLUMNS)
+
+
+def layout_of(args: argparse.Namespace) -> torch.memory_format:
+    """The memory format of our form: the one that users get, or that of `--channels_last`."""
+    return memory_format_on(args.device, args.channels_last)
 
 
 def compiled(model: NestedUNetModel, way: str) -> NestedUNetModel:

@@ -155,6 +155,15 @@ def test_operations_of_a_batch_follow_from_those_of_small_ones():
     assert rows == [1, 2]
 
 
+def test_models_are_measured_in_the_memory_format_that_users_get():
+    parser = argparse.ArgumentParser()
+    variants.add_machine_flags(parser)
+    layouts = [variants.layout_of(parser.parse_args(words)) for words in ([], ["--device", "cuda"])]
+    assert layouts == [torch.channels_last, torch.contiguous_format]
+    chosen = parser.parse_args(["--device", "cuda", "--channels_last"])
+    assert variants.layout_of(chosen) is torch.channels_last
+
+
 @pytest.mark.parametrize("name", measured_models.PUBLISHED_SIZES)
 def test_models_of_published_sizes(name):
     model = measured_models.build(name, "meta")
