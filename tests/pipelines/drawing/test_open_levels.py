@@ -78,7 +78,10 @@ def test_every_pipeline_supports_it_and_images_do_not_depend_on_their_batch(name
     # The averages of an upscaled picture are the given ones already; rounding to 8 bits may still go another way.
     agrees_anyway = "level_agreement" in settings and "upscale" in name and "latent" not in name
     assert torch.allclose(together, kind.draw(pipe, slice(None)), atol=1.01 / 255) == agrees_anyway
-    torch.testing.assert_close(kind.draw(pipe, 1, **settings), together[1:2], atol=2e-4, rtol=0)
+    apart = (kind.draw(pipe, 1, **settings) - together[1:2]).abs()
+    # Upscaled latents are decoded to 8 bits, where a difference in the last digit can round a pixel the other way.
+    assert apart.max() <= 1.01 / 255
+    assert (apart > 2e-4).float().mean() < 0.01
 
 
 def test_folders_can_have_defaults_for_both():
