@@ -214,17 +214,6 @@ class Recipe:
         """Whether the text encoder is trained together with the U-Net."""
         return self.text_encoder is not None and self.text_encoder.train_text_encoder
 
-    def is_channels_last_on(self, device_type: str) -> bool:
-        """Return whether images and convolutions are in the memory format channels_last.
-
-        Without a choice they are so on CPUs, where convolutions are then faster. On NVIDIA GPUs PyTorch's group norm
-        copies such images first, which takes longer than the convolutions save.
-
-        Args:
-            device_type: the type of the device that the model is trained on, such as "cpu" or "cuda".
-        """
-        return device_type == "cpu" if self.channels_last is None else self.channels_last
-
     @property
     def max_sequence_length(self) -> int:
         """Number of tokens after which captions are truncated; 0 for a model without text."""

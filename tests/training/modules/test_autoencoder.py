@@ -135,7 +135,7 @@ def test_fields_that_contradict_each_other_are_refused(recipe):
 
 
 def test_memory_counts_its_weights(recipe, monkeypatch, tmp_path):
-    monkeypatch.setattr(memory_estimate, "activation_bytes", lambda *arguments: 0)
+    monkeypatch.setattr(memory_estimate, "activations_of", lambda *arguments: memory_estimate.Activations())
     number, options = number_of_weights(), RunOptions(output_dir=tmp_path)
     assert count_vae_parameters(recipe) == number
 
@@ -148,7 +148,7 @@ def test_memory_counts_its_weights(recipe, monkeypatch, tmp_path):
 
 
 def test_sides_are_told_in_pixels_and_latents(recipe, monkeypatch):
-    monkeypatch.setattr(memory_estimate, "activation_bytes", lambda *arguments: 0)
+    monkeypatch.setattr(memory_estimate, "activations_of", lambda *arguments: memory_estimate.Activations())
     described = describe_run(recipe)
     assert "level 1: 32 pixels (16 latents)" in described
     assert f"{number_of_weights():,} parameters, frozen" in described

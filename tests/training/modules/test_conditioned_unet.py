@@ -4,10 +4,12 @@
 import pytest
 import torch
 
-from diffusers_mdm.pipelines.drawing.conditioning import encode_texts
-from diffusers_mdm.training.modules.conditioned_unet import ConditionedUNet
+from diffusers_mdm.pipelines.drawing.conditioning import encode_texts, tokenize
+from diffusers_mdm.training.modules import conditioned_unet
+from diffusers_mdm.training.modules.conditioned_unet import CaptionTokens, ConditionedUNet
 from tests.pipelines.tiny_pipeline import make_text_encoder, make_tokenizer, make_unet
 
+BATCHES = [["a red apple", "the sad cat", ""], ["the sad cat", "a", "the sad cat"], [""], ["a red apple", "a red cat"]]
 TEXTS = ["a red apple", "the sad cat"]
 
 
@@ -37,3 +39,43 @@ def test_the_encoder_comes_first_and_only_where_it_is_trained(model):
     assert names == sorted(names, key=lambda name: name.startswith("unet."))
     alone = ConditionedUNet(model.unet)
     assert {name.partition(".")[0] for name, _ in alone.named_parameters()} == {"unet"}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("length", [2, 16])
+def test_every_batch_has_the_tokens_of_the_tokenizer(side, length):
+    tokenizer = make_tokenizer()
+    tokenizer.padding_side = side
+    tokens = CaptionTokens(tokenizer, length)
+    for captions in BATCHES:
+        for found, expected in zip(tokens.of(captions), tokenize(captions, tokenizer, length), strict=True):
+            assert torch.equal(found, expected)
+            assert found.dtype == expected.dtype
+
+
+def test_captions_are_tokenised_once(monkeypatch):
+    seen: list[str] = []
+
+    def counted(texts, *arguments):
+        seen.extend(texts)
+        return tokenize(texts, *arguments)
+
+    monkeypatch.setattr(conditioned_unet, "tokenize", counted)
+    tokens = CaptionTokens(make_tokenizer(), 16)
+    for captions in BATCHES:
+        tokens.of(captions)
+    assert sorted(seen) == sorted({caption for captions in BATCHES for caption in captions})
+
+
+def test_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(conditioned_unet, "MAX_REMEMBERED", 3)
+    tokenizer = make_tokenizer()
+    tokens = CaptionTokens(tokenizer, 16)
+    for captions in BATCHES * 2:
+        assert torch.equal(tokens.of(captions)[0], tokenize(captions, tokenizer, 16)[0])
+        assert len(tokens._known) <= 3
+
+
+def test_lone_surrogates_are_refused():
+    with pytest.raises(ValueError, match="lone surrogate"):
+        CaptionTokens(make_tokenizer(), 16).of(["a", "\ud800"])

@@ -3,9 +3,11 @@ import copy
 import re
 
 import pytest
+import torch
 import yaml
 
 from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.state.run import memory_format_on
 from tests.training.tiny_run import RECIPES
 
 
@@ -168,4 +170,5 @@ def test_images_are_in_channels_last_on_cpus_or_as_the_recipe_says(tmp_path, lin
     path = written(tmp_path, edited("name", "edited"))
     path.write_text(f"{path.read_text()}\n{line}\n")
     recipe = load_recipe(path)
-    assert (recipe.is_channels_last_on("cpu"), recipe.is_channels_last_on("cuda")) == (on_cpu, on_gpu)
+    formats = [memory_format_on(device, recipe.channels_last) for device in ("cpu", "cuda")]
+    assert [found is torch.channels_last for found in formats] == [on_cpu, on_gpu]
