@@ -110,9 +110,10 @@ def fetch(style: Style, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as beside:
             # The package is only downloaded: nothing of it runs.
+            quiet: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "check": False}
             command = [npm, "pack", style.package, "--pack-destination", beside, "--ignore-scripts", "--silent"]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=NPM_SECONDS)
+                done = subprocess.run(command, **quiet, timeout=NPM_SECONDS)
             except subprocess.TimeoutExpired:
                 raise ValueError(
                     f"npm did not download {style.package} in {NPM_SECONDS} seconds; try again."

@@ -30,13 +30,13 @@ def stream_keys(keys: torch.Tensor, stream: int) -> torch.Tensor:
 
 
 def uniform_numbers(keys: torch.Tensor, count: int) -> torch.Tensor:
-    """Return `count` uniform numbers in [0, 1) for every sample, (B, count) float64.
+    """Return `count` uniform numbers in [0, 1) for every sample, (B, count) float64, on the CPU.
 
     Args:
-        keys: (B,) int64, on a device with double precision.
+        keys: (B,) int64.
         count: numbers per sample.
     """
-    return _logical_shift(_counted(keys, count), 11).double() * 2.0**-53
+    return _logical_shift(_counted(keys, count), 11).cpu().double() * 2.0**-53
 
 
 def normal_numbers(keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
