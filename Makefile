@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-MODEL ?= model_cards/mdm-emoji-64
+MODEL ?= model_cards/mdm-emoji-256
 OUTPUT ?= demo.png
 SEED ?= 0
 

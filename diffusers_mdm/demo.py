@@ -104,7 +104,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m diffusers_mdm.demo", description="Generate a grid of images.")
     parser.add_argument(
-        "--model", metavar="FOLDER", default="model_cards/mdm-emoji-64", help="folder of a saved pipeline"
+        "--model", metavar="FOLDER", default="model_cards/mdm-emoji-256", help="folder of a saved pipeline"
     )
     parser.add_argument(
         "--prompts", metavar="TEXTS", default=";".join(DEFAULT_PROMPTS), help="prompts, separated by semicolons"

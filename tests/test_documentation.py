@@ -56,7 +56,12 @@ THE_READERS_OWN = {
     "pictures", "clips", "my-frog", "vis_model_256x256.pth", "cc12m_256x256.yaml", "google/flan-t5-xl",
 }  # fmt: skip
 # The shipped models, and what the commands that trained them call their folders.
-LEFT = {"mdm-emoji-64": "emoji_64", "mdm-emoji-classes-64": "kinds", "mdm-emoji-clips-64": "emoji_clips_64"}
+LEFT = {
+    "mdm-emoji-64": "emoji_64",
+    "mdm-emoji-256": "emoji_256",
+    "mdm-emoji-classes-64": "kinds",
+    "mdm-emoji-clips-64": "emoji_clips_64",
+}
 OUTPUTS = {"output_dir", "output", "embeddings_dir", "class_data_dir"}
 LANGUAGES = {"python", "bash", "yaml", "bibtex", "text"}
 
@@ -86,14 +91,30 @@ def link_card(card: Path, link: Path) -> None:
     index.write_text(text, encoding="utf-8")
 
 
+def link_training(link: Path) -> None:
+    """The folder `training`, whose files are links, with what `build_emoji_styles.py` builds from packages.
+
+    The shipped data set stands in for that one, which has the same records with larger images.
+    """
+    for folder in (link, link / "recipes", link / "data"):
+        folder.mkdir()
+        for path in (ROOT / "training" / folder.relative_to(link)).iterdir():
+            if path.name not in ("recipes", "data"):
+                (folder / path.name).symlink_to(path)
+    built = link / "data" / "emoji-styles-256"
+    if not built.exists():
+        built.symlink_to(ROOT / "training" / "data" / "emoji-styles-64")
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A folder with the repository's files, the reader's own ones, and what long commands would have left."""
     folder = tmp_path_factory.mktemp("clone")
     for path in ROOT.iterdir():
-        if not path.name.startswith((".", "runs", "model_cards")):
+        if not path.name.startswith((".", "runs", "model_cards", "training")):
             (folder / path.name).symlink_to(path)
     (folder / "runs").mkdir()
+    link_training(folder / "training")
     for path in (ROOT / "model_cards").iterdir():
         link_card(path, folder / "model_cards" / path.name)
     for model, left in LEFT.items():
@@ -111,9 +132,9 @@ def clone(tmp_path_factory) -> Path:
     return folder
 
 
-def workplace(page: Path, clone: Path) -> Path:
-    """Where the examples of a page are run: the root of the repository, those of a model card beside its folder."""
-    return clone / "model_cards" if "model_cards" in page.parts else clone
+def workplace(page: Path, language: str, clone: Path) -> Path:
+    """Where the blocks of a page are run: in the root of the repository, Python of a model card beside its folder."""
+    return clone / "model_cards" if language == "python" and "model_cards" in page.parts else clone
 
 
 def test_blocks_are_marked_as_the_rule_says():
@@ -163,7 +184,7 @@ def test_python_of_a_page_runs_in_order(page, clone, tmp_path, monkeypatch):
     found = [block for block in blocks_of(page) if block.language == "python"]
     if not found:
         pytest.skip("no Python on this page")
-    here = workplace(page, clone)
+    here = workplace(page, "python", clone)
     if here != clone:  # a card's examples write beside its folder, which is a link here
         here = tmp_path
         for path in (ROOT / "model_cards").iterdir():
@@ -270,14 +291,14 @@ def test_a_walk_through_the_page_by_copy_and_paste(page, clone, tmp_path):
             code += with_fewer_steps(block.text) + "\n"
             # Blocks that follow each other run in one process.
             if following is None or following.language != "python":
-                run_in(workplace(page, clone), [sys.executable, "-c", code], block)
+                run_in(workplace(page, block.language, clone), [sys.executable, "-c", code], block)
             continue
         for line in block.text.replace("\\\n", " ").splitlines():
             words = commands_in(line)
             if not words or ("long" in block.marks and "train_" not in line):
                 continue  # a comment, or a long command that cannot be tried out
             line = line.split("  #")[0] + (" --dry_run" if "long" in block.marks else "")
-            run_in(workplace(page, clone), ["bash", "-ec", line], block)
+            run_in(workplace(page, block.language, clone), ["bash", "-ec", line], block)
 
 
 def run_in(folder: Path, command: list[str], block: Block) -> None:

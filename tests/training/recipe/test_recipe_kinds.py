@@ -114,7 +114,9 @@ def test_the_emoji_of_256_pixels_have_the_inner_level_of_the_demo_model():
     assert large.sides == (16, 64, 256)
     assert len(large.scheduler["prediction_type"]) == len(large.levels) == large.stages[-1].levels
     middle, outer = large.rows[1:]
-    assert 256 // outer.patch_size == 64 // middle.patch_size  # as many places of features
+    assert (
+        256 // outer.patch_size == 2 * 64 // middle.patch_size
+    )  # its coarser features have the places of the inner ones
 
 
 def test_the_largest_differs_from_the_middle_one_as_published():
