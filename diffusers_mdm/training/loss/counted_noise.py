@@ -14,9 +14,17 @@ from collections.abc import Sequence
 
 import torch
 
-# Odd constants of SplitMix64 as signed 64-bit integers, whose products wrap around as unsigned ones do.
-_STEP = 0x9E3779B97F4A7C15 - 2**64
-_FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+from ..seeds import SPLIT_MIX_FACTORS, SPLIT_MIX_STEP
+
+
+def _signed(number: int) -> int:
+    """Return the signed 64-bit integer with the last 64 bits of a number."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+# As signed 64-bit integers, whose products wrap around as unsigned ones do.
+_STEP = _signed(SPLIT_MIX_STEP)
+_FACTORS = tuple(map(_signed, SPLIT_MIX_FACTORS))
 
 
 def stream_keys(keys: torch.Tensor, stream: int) -> torch.Tensor:
@@ -75,8 +83,3 @@ def _mixed(state: torch.Tensor) -> torch.Tensor:
 def _logical_shift(values: torch.Tensor, places: int) -> torch.Tensor:
     """Shift right and fill with zeros, where `>>` of signed integers repeats the sign."""
     return (values >> places) & (2 ** (64 - places) - 1)
-
-
-def _signed(number: int) -> int:
-    """Return the signed 64-bit integer with the last 64 bits of a number."""
-    return (number + 2**63) % 2**64 - 2**63
