@@ -12,9 +12,9 @@ from typing import NamedTuple, cast
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ...pipelines.drawing.conditioning import encode_texts
+from ...pipelines.drawing.conditioning import encode_tokens
 from ...pipelines.drawing.latent_space import encode_pictures
 from ...pyramid import Pyramid, build_pyramid
 from ..data.batch import Batch, replace_rows_by_empty, to_unit_range
@@ -156,14 +156,9 @@ def encode_captions(run: Run, captions: list[str]) -> tuple[torch.Tensor, torch.
     """Encode captions with the run's frozen encoder: features `(B, L, D)`, zero at padding, and their mask `(B,
     L)`.
     """
+    tokens, mask = run.caption_tokens.of(captions)
     with run.accelerator.autocast():
-        return encode_texts(
-            captions,
-            cast(PreTrainedTokenizerBase, run.tokenizer),
-            cast(PreTrainedModel, run.text_encoder),
-            run.accelerator.device,
-            cast(TextEncoderRecipe, run.recipe.text_encoder).max_sequence_length,
-        )
+        return encode_tokens(tokens, mask, cast(PreTrainedModel, run.text_encoder), run.accelerator.device)
 
 
 def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, torch.Tensor]:

@@ -2,6 +2,7 @@
 """The state of a training run: options, modules, averages, optimizer and progress."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...models.nested_unet import NestedUNetModel
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.classes import TrainedPipeline, pipeline_class
+from ..modules.conditioned_unet import CaptionTokens
 from ..precision import frozen_dtype
 from ..recipe.recipe import Precision, Recipe
 from .history import History
@@ -115,6 +117,11 @@ class Run:
     def is_sharded(self) -> bool:
         """Whether parameters are sharded over processes (FSDP)."""
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)
+
+    @cached_property
+    def caption_tokens(self) -> CaptionTokens:
+        """The tokens of captions for a frozen text encoder, each tokenised once."""
+        return CaptionTokens(cast(PreTrainedTokenizerBase, self.tokenizer), self.recipe.max_sequence_length)
 
     @property
     def memory_format(self) -> torch.memory_format:
