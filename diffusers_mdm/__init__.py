@@ -3,6 +3,7 @@
 
 import importlib
 import sys
+from pathlib import PurePath
 from typing import Any
 
 __version__ = "0.1.0"
@@ -29,9 +30,24 @@ __all__ = [
     "pyramid_noise",
 ]
 
-# A program that sets `PARSES_FIRST` parses its command line before anything slow is imported; the package is then
-# loaded when one of its names is first used.
-if getattr(sys.modules.get("__main__"), "PARSES_FIRST", False):
+
+def _program_parses_first() -> bool:
+    """Return whether the program parses its command line before it needs the package.
+
+    It is a script that sets `PARSES_FIRST`, the installed `diffusers-mdm` (whose script is generated, and so cannot
+    set anything), or `python -m diffusers_mdm`.
+    """
+    words = sys.orig_argv
+    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
+    return (
+        getattr(sys.modules.get("__main__"), "PARSES_FIRST", False)
+        or PurePath(getattr(sys, "argv", [""])[0]).stem == "diffusers-mdm"
+        or module == [__name__]
+    )
+
+
+# Then nothing slow is imported until one of the package's names is first used.
+if _program_parses_first():
 
     def __getattr__(name: str) -> Any:
         if name not in __all__:

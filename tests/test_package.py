@@ -21,6 +21,7 @@ VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 # the test: give it a place.
 ALLOWED_IMPORTS = {
     "checked_values": set(),
+    "command_parsing": set(),
     "library_internals": set(),
     "config_reading": {"checked_values"},
     "pyramid": {"checked_values"},
@@ -30,13 +31,14 @@ ALLOWED_IMPORTS = {
     "schedulers": {"checked_values", "library_internals", "pyramid"},
     "loaders": {"library_internals", "pyramid", "models", "schedulers"},
     "pipelines": {"checked_values", "library_internals", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"},
-    "conversion": {"checked_values", "config_reading", "pyramid", "models", "schedulers"},
+    "conversion": {"checked_values", "command_parsing", "config_reading", "pyramid", "models", "schedulers"},
     "registration": {"library_internals", "pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
     "public_names": {"pyramid", "models", "schedulers", "loaders", "pipelines", "registration"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
     "evaluation": {"processes", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
     "training": {
         "checked_values",
+        "command_parsing",
         "config_reading",
         "library_internals",
         "public_names",
@@ -45,6 +47,8 @@ ALLOWED_IMPORTS = {
         "models",
     }
     | {"schedulers", "loaders", "pipelines", "evaluation", "processes"},
+    "cli": {"command_parsing", "conversion", "training", "public_names"},
+    "__main__": {"cli"},
 }
 # What each room of the training package may import from the others. Modules beside the rooms are the ground for all.
 ROOMS = {"recipe": set(), "data": {"recipe"}, "modules": {"recipe"}, "loss": {"recipe"}}

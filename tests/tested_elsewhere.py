@@ -6,7 +6,15 @@ _GUIDANCE = "every method is put through the same tests"
 _SOURCES = "what is read is compared with what other kinds of data give"
 _RUNS = "it is a few calls in order, which only a run shows to be right"
 
+_DOORS = "it adds flags to what other tests run"
+
 TESTED_ELSEWHERE = {
+    "__main__.py": ("cli/test_main.py", "it calls the entry point, in a process"),
+    "cli/convert.py": ("commands/test_convert.py", "the scripts are the same commands"),
+    "cli/evaluate.py": ("training/commands/evaluation/test_measure.py", _DOORS),
+    "cli/precompute.py": ("commands/test_precompute_text_embeddings.py", "the script is the same command"),
+    "cli/registry.py": ("commands/test_help.py", _STRUCTURES),
+    "cli/train.py": ("commands/test_help.py", _DOORS),
     "evaluation/pictures.py": ("evaluation/test_reference.py", "references are computed from these sets of images"),
     "evaluation/report.py": ("evaluation/test_score.py", "it formats the scores that are computed there"),
     "models/temporal.py": ("models/test_frames.py", "its layers run on the layouts that are tested there"),

@@ -9,13 +9,13 @@ PARSES_FIRST = True  # see diffusers_mdm/__init__.py
 import argparse
 from pathlib import Path
 
+from diffusers_mdm.command_parsing import mistakes_in_one_line
 from diffusers_mdm.training.commands.evaluation_command import (
     drawing_settings,
     evaluation_parser,
     open_pipeline,
     write_report,
 )
-from diffusers_mdm.training.commands.messages import mistakes_in_one_line
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-styles-64"
 

@@ -10,13 +10,13 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from diffusers_mdm.command_parsing import mistakes_in_one_line
 from diffusers_mdm.training.commands.evaluation_command import (
     drawing_settings,
     evaluation_parser,
     open_pipeline,
     write_report,
 )
-from diffusers_mdm.training.commands.messages import mistakes_in_one_line
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-clips-64"
 

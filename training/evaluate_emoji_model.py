@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from diffusers_mdm.command_parsing import mistakes_in_one_line
 from diffusers_mdm.training.commands.evaluation_command import (
     GROUPS,
     drawing_settings,
@@ -17,7 +18,6 @@ from diffusers_mdm.training.commands.evaluation_command import (
     open_pipeline,
     write_report,
 )
-from diffusers_mdm.training.commands.messages import mistakes_in_one_line
 
 DATA_DIR = Path(__file__).parent / "data" / "emoji-styles-64"
 

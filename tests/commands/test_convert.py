@@ -130,7 +130,8 @@ def test_bad_input_leaves_one_line_and_no_folder(tmp_path, capsys):
         arguments = [item for pair in {**good, **change}.items() for item in pair]
         assert run("convert_apple_mdm_to_diffusers", *arguments, "--output_dir", tmp_path / "out") == 1
         error = capsys.readouterr().err
-        assert error.startswith("error: ")
+        assert ": error: " in error
+        assert error.count("\n") == 1
         assert message in error
         assert "Traceback" not in error
         assert sorted(tmp_path.iterdir()) == before

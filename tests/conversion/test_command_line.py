@@ -13,9 +13,9 @@ def test_what_the_user_can_mend_is_one_line(capsys, error):
     def fail():
         raise error
 
-    assert run_command(fail, "out") == 1
-    assert capsys.readouterr().err == "error: wrong\n"
-    assert run_command(lambda: None, "out") == 0
+    assert run_command(fail, "out", "convert") == 1
+    assert capsys.readouterr().err == "convert: error: wrong\n"
+    assert run_command(lambda: None, "out", "convert") == 0
     assert capsys.readouterr().out == "Wrote out\n"
 
 
@@ -24,7 +24,7 @@ def test_errors_of_the_program_are_not_hidden():
         raise KeyError("a mistake of ours")
 
     with pytest.raises(KeyError):
-        run_command(fail, "out")
+        run_command(fail, "out", "convert")
 
 
 def test_flags_of_a_folder():

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .parser import OneLineParser
+from ...command_parsing import OneLineParser
 
 # Groups of captions: seen in training, held-out combinations, held-out concepts. `evaluation.recall` has the same, but
 # is slow to import.

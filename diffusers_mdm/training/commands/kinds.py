@@ -39,7 +39,7 @@ def check_draws_clips(recipe: Recipe) -> None:
             f"The recipe {recipe.name!r} is for an image model: set `num_frames` and temporal layers in its "
             f"`levels`, and "
             "`data.video_column` (see training/recipes/tiny_video.yaml), or train it with "
-            "training/train_text_to_image_mdm.py."
+            "`diffusers-mdm train text-to-image` (training/train_text_to_image_mdm.py)."
         )
 
 
@@ -52,7 +52,7 @@ def check_draws_pictures(recipe: Recipe) -> None:
     if _has_clips(recipe):
         raise ValueError(
             f"The recipe {recipe.name!r} is for a video model, because its levels have `num_frames`: train it with "
-            "training/train_text_to_video_mdm.py."
+            "`diffusers-mdm train text-to-video` (training/train_text_to_video_mdm.py)."
         )
 
 
@@ -66,8 +66,8 @@ def check_has_classes(recipe: Recipe) -> None:
     if recipe.model.get("num_class_embeds") is None:
         raise ValueError(
             f"The recipe {recipe.name!r} has no classes: set `model.num_class_embeds` (the number of classes plus "
-            f"one for none) and `data.label_column`; use training/train_text_to_image_mdm.py for recipes with "
-            f"captions."
+            f"one for none) and `data.label_column`; use `diffusers-mdm train text-to-image` "
+            f"(training/train_text_to_image_mdm.py) for recipes with captions."
         )
 
 

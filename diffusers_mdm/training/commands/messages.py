@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of the commands: the command that resumes a run, and errors in one line."""
+"""The command that resumes a run, for messages and the model card."""
 
 import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-import psutil  # type: ignore[import-untyped]
 
 # Flags that are left out of the command that resumes: secrets, and the checkpoint that the run started from.
 _LEFT_OUT = ("--hub_token", "--resume_from_checkpoint")
@@ -21,6 +18,8 @@ def resume_command(arguments: Sequence[str]) -> str:
     Args:
         arguments: arguments of the program, as in `sys.argv[1:]`; a launcher's command line ends with the same ones.
     """
+    import psutil  # type: ignore[import-untyped]  # comes with the extra "training", which parsing does not need
+
     command = sys.orig_argv
     with contextlib.suppress(psutil.Error):  # the parent has ended, or belongs to another user
         parent = psutil.Process().parent()
@@ -37,17 +36,3 @@ def _without_what_is_left_out(command: Sequence[str]) -> Iterator[str]:
         if not is_value and name not in _LEFT_OUT:
             yield word
         is_value = word in _LEFT_OUT
-
-
-def one_line(message: object) -> str:
-    """Return a message without line breaks, which errors of libraries often contain."""
-    return " ".join(str(message).split())
-
-
-@contextlib.contextmanager
-def mistakes_in_one_line() -> Iterator[None]:
-    """End the program with one line instead of a traceback if a user error is raised inside the block."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {one_line(error)}")

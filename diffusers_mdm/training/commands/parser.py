@@ -2,15 +2,14 @@
 """Parsing of the command line. Imports nothing slow, so that `--help` and typing mistakes are answered at once."""
 
 import argparse
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from ...command_parsing import OneLineParser
 from .flag_table import GROUPS
 from .flag_values import Flag
 from .inapplicable_flags import ALWAYS_SO, REASONS
 from .kinds import TEXT_TO_IMAGE, CommandKind
-from .messages import one_line
 
 USAGE = """
   %(prog)s --recipe FILE --output_dir FOLDER [flags]
@@ -20,33 +19,6 @@ _SOURCES = ("dataset_name", "train_data_dir", "shards", "instance_data_dir")
 _ELSEWHERE = ("local_rank", *ALWAYS_SO)  # accepted, but they set nothing
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports errors in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and end the program."""
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; for an unknown flag, suggest the one that may be meant."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self.error(self._explain(unknown[0]))
-        return parsed
-
-    def _explain(self, word: str) -> str:
-        name = word.split("=")[0]
-        if not name.startswith("-"):
-            return f"{name!r} belongs to no flag: put text with spaces in quotes, and only one value after a flag."
-        near = difflib.get_close_matches(name.replace("-", "_"), self._plain_names(), 1)
-        guess = f"did you mean {self._plain_names()[near[0]]}? " if near else ""
-        return f"{name} is not a flag of this command; {guess}--help lists all flags."
-
-    def _plain_names(self) -> dict[str, str]:
-        """Return the flags by their names with - replaced by _."""
-        return {flag.replace("-", "_"): flag for flag in self._option_string_actions}
-
-
 class _Inapplicable(argparse.Action):
     """A flag that is an error to use, with the reason."""
 
@@ -54,9 +26,15 @@ class _Inapplicable(argparse.Action):
         parser.error(f"{option} does not apply: {REASONS[self.dest]}.")
 
 
-def build_parser(description: str = TEXT_TO_IMAGE.description) -> argparse.ArgumentParser:
-    """Return the parser of a training command; flags that are not given are absent from its result."""
+def build_parser(description: str = TEXT_TO_IMAGE.description, program: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a training command; flags that are not given are absent from its result.
+
+    Args:
+        description: the beginning of its `--help`.
+        program: its name in messages; by default that of the script.
+    """
     parser = OneLineParser(
+        prog=program,
         usage=USAGE,
         description=description,
         argument_default=argparse.SUPPRESS,
@@ -96,18 +74,19 @@ def add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
 
 
 def parse_command(
-    argv: Sequence[str], kind: CommandKind = TEXT_TO_IMAGE
+    argv: Sequence[str], kind: CommandKind = TEXT_TO_IMAGE, program: str | None = None
 ) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     """Parse the arguments of a training command; mistakes end the program with one line that says what to do.
 
     Args:
         argv: the arguments of the command line.
         kind: the training command.
+        program: its name in messages; by default that of the script.
 
     Returns:
         The parser, for errors that are found later, and the flags by name, with the defaults of the command.
     """
-    parser = build_parser(kind.description)
+    parser = build_parser(kind.description, program)
     given = given_flags(parser, argv)
     given = {**kind.defaults, **({} if "recipe" in given else kind.fine_tuning_defaults), **given}
     try:

@@ -6,9 +6,9 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from ...command_parsing import one_line
 from ...processes import OtherProcessEnded, is_main_launched, num_launched
 from ..loop.engine import resolve_recipe, run_recipe
 from ..loop.interruption import RunInterrupted
@@ -16,7 +16,7 @@ from ..state.checkpoints import WRITE_ERRORS
 from .dry_run import describe_run
 from .flags import recipe_and_options
 from .kinds import CommandKind
-from .messages import one_line, resume_command
+from .messages import resume_command
 
 
 def describe_or_run(
@@ -45,4 +45,4 @@ def describe_or_run(
         if is_main:
             print(interruption)
     except (ValueError, FloatingPointError, OtherProcessEnded, *WRITE_ERRORS) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {one_line(error)}")
+        sys.exit(f"{parser.prog}: error: {one_line(error)}")

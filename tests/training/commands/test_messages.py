@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from diffusers_mdm.training.commands import messages as command_line
-from diffusers_mdm.training.commands.messages import one_line, resume_command
+from diffusers_mdm.training.commands.messages import resume_command
 
 # The module by its file: the package takes seconds to import.
 PRINT = f"""
@@ -48,7 +48,3 @@ def test_a_launcher_belongs_to_it(tmp_path):
 def test_a_token_and_where_the_run_began_are_left_out(words, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--seed", "1", *words, "--output_dir", "out"])
     assert resume_command([]) == "python train.py --seed 1 --output_dir out"
-
-
-def test_messages_have_one_line():
-    assert one_line(ValueError("first\n\n  second\tthird ")) == "first second third"

@@ -1,32 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of `training/evaluate.py` and its verbs: reference, generate, score, samples and sheet."""
+"""The flags of `diffusers-mdm evaluate` and its verbs: reference, generate, score, samples and sheet."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from ....command_parsing import OneLineParser
 
 FEATURES = ("inception", "dinov2", "clip")
 METRICS = ("fid", "kid", "precision_recall", "fd_dinov2", "cmmd", "clip_score", "retrieval", "noise")
 DEFAULT_METRICS = ("fid", "kid", "precision_recall", "retrieval")
 
 
-def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line.
+def build_parser(description: str, program: str) -> argparse.ArgumentParser:
+    """Return the parser of the command and its verbs.
 
     Args:
-        description: description of the command; the first line is shown.
-        arguments: by default those of the program.
+        description: the beginning of its `--help`.
+        program: its name in messages.
     """
-    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser = OneLineParser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_reference(verbs.add_parser("reference", help="compute features of real images, once per data set"))
     add_generate(verbs.add_parser("generate", help="generate images for captions into a folder"))
     add_score(verbs.add_parser("score", help="compare generated images with a reference"))
     add_samples(verbs.add_parser("samples", help="generate a sheet of samples for a model card, from several seeds"))
     add_sheet(verbs.add_parser("sheet", help="show generated images of one or more models above the real ones"))
+    return parser
+
+
+def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; mistakes end the program.
+
+    Args:
+        parser: from `build_parser`.
+        arguments: the words of the command line.
+    """
     args = parser.parse_args(arguments)
     if args.verb == "samples":
-        check_samples(verbs.choices["samples"], args)
+        check_samples(parser, args)
     return args
 
 

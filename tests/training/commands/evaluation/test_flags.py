@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of `training/evaluate.py`."""
+"""The flags of `diffusers-mdm evaluate`."""
 
 import pytest
 
 from diffusers_mdm.evaluation.score import METRICS as ALL_METRICS
-from diffusers_mdm.training.commands.evaluation.flags import DEFAULT_METRICS, METRICS, parse_arguments
+from diffusers_mdm.training.commands.evaluation.flags import DEFAULT_METRICS, METRICS, build_parser, parse_arguments
+
+PARSER = build_parser("Measure.", "evaluate")
 
 
 def test_flags_know_every_metric():
@@ -15,12 +17,12 @@ def test_flags_know_every_metric():
 
 def test_a_verb_is_needed(capsys):
     with pytest.raises(SystemExit):
-        parse_arguments("Measure.", [])
+        parse_arguments(PARSER, [])
     assert "VERB" in capsys.readouterr().err
 
 
 def test_defaults():
-    args = parse_arguments("Measure.", ["score", "--drawings", "a", "--reference", "b"])
+    args = parse_arguments(PARSER, ["score", "--drawings", "a", "--reference", "b"])
     assert args.metrics == list(DEFAULT_METRICS)
     assert args.data_dir is None
 
@@ -34,5 +36,5 @@ def test_defaults():
 )
 def test_samples_need_one_source_of_captions_and_a_seed(capsys, words, message):
     with pytest.raises(SystemExit):
-        parse_arguments("Measure.", ["samples", "--model_dir", "m", "--output", "o.png", *words])
+        parse_arguments(PARSER, ["samples", "--model_dir", "m", "--output", "o.png", *words])
     assert message in capsys.readouterr().err

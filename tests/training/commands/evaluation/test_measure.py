@@ -6,13 +6,13 @@ import json
 import pytest
 from PIL import Image
 
-from diffusers_mdm.training.commands.evaluation.flags import parse_arguments
+from diffusers_mdm.training.commands.evaluation.flags import build_parser, parse_arguments
 from diffusers_mdm.training.commands.evaluation.measure import choose
 from diffusers_mdm.training.commands.evaluation.verbs import run_verb
 
 
 def run(*words):
-    run_verb(parse_arguments("Measure.", [str(word) for word in words]))
+    run_verb(parse_arguments(build_parser("Measure.", "evaluate"), [str(word) for word in words]))
 
 
 @pytest.fixture(scope="module")

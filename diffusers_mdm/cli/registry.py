@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of `diffusers-mdm`. A new one is a line here and a module beside this one."""
+
+from .. import __version__
+from .command import Command, CommandGroup
+
+PROGRAM = "diffusers-mdm"
+
+DIFFUSERS_MDM = CommandGroup(
+    f"""\
+Matryoshka Diffusion Models: generate images, classes and clips, train and evaluate models, convert checkpoints.
+
+  {PROGRAM} train text-to-image --recipe my-recipe.yaml --output_dir my-model
+  {PROGRAM} evaluate samples --model_dir my-model --prompts "a red fox" --output samples.png
+  {PROGRAM} convert apple --checkpoint_path vis_model.pth --output_dir mdm-64
+""",
+    (
+        Command("train", "train or fine-tune a model", "train:TRAIN"),
+        Command("precompute", "encode all captions of a data set once, before training", "precompute"),
+        Command("evaluate", "measure how good a model's images are", "evaluate"),
+        Command("convert", "convert checkpoints of other implementations, and back", "convert:CONVERT"),
+    ),
+    __version__,
+)
