@@ -17,6 +17,7 @@ __all__ = [
     "MDMInpaintPipeline",
     "MDMPipeline",
     "MDMPipelineOutput",
+    "MDMUnconditionalPipeline",
     "MDMUpscalePipeline",
     "MDMVideoPipeline",
     "MDMVideoPipelineOutput",

@@ -5,6 +5,7 @@ from diffusers_mdm.pipelines.pipeline_mdm import MDMPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_img2img import MDMImg2ImgPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_inpaint import MDMInpaintPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_upscale import MDMUpscalePipeline
 from diffusers_mdm.pipelines.pipeline_mdm_video import MDMVideoPipeline
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput, MDMVideoPipelineOutput
@@ -15,6 +16,7 @@ __all__ = [
     "MDMInpaintPipeline",
     "MDMPipeline",
     "MDMPipelineOutput",
+    "MDMUnconditionalPipeline",
     "MDMUpscalePipeline",
     "MDMVideoPipeline",
     "MDMVideoPipelineOutput",

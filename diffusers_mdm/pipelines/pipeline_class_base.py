@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base class of pipelines for models with classes, whose labels are checked, encoded, and saved with their
+"""The base class of pipelines for models with or without classes: labels are checked, encoded, and saved with their
 names.
 """
 
@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing.class_labels import ClassTable, normalised_id2label
+from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
+from diffusers_mdm.pipelines.drawing.guidance.prediction import is_guided
 from diffusers_mdm.pipelines.drawing.latent_space import Autoencoder
 from diffusers_mdm.pipelines.drawing.request import Request
 from diffusers_mdm.pipelines.drawing.setup import Drawing
@@ -23,8 +25,10 @@ from diffusers_mdm.schedulers import MatryoshkaScheduler
 class ClassPipelineBase(MDMPipelineBase):
     """Base class of pipelines for models that are conditioned on text, classes or both.
 
+    Those that start from an image also take models without conditions.
+
     Args:
-        unet: the model, conditioned on text, classes or both.
+        unet: the model, conditioned on text, classes, both or neither.
         scheduler: `MatryoshkaScheduler`, or one of diffusers' schedulers to generate a single level.
         text_encoder: as in `MDMPipeline`; None for a class-conditional model.
         tokenizer: its tokenizer.
@@ -98,27 +102,41 @@ class ClassPipelineBase(MDMPipelineBase):
         """
         return self.classes.ids_of_names(label)
 
+    @property
+    def has_conditions(self) -> bool:
+        """Whether the model is conditioned on text or classes."""
+        config = self.unet.config
+        return config.cross_attention_dim is not None or config.num_class_embeds is not None
+
+    def check_inputs(self, request: Request) -> None:
+        """Check the arguments of a call; see `MDMPipelineBase.check_inputs`.
+
+        Raises:
+            ValueError: also if guidance was requested from a model without conditions.
+        """
+        if self.unet is not None and not self.has_conditions and request.guidance_unet is None:
+            if request.guider is not None or is_guided(request.guidance_scale or 1.0):
+                raise ValueError(
+                    "Guidance compares predictions with and without a prompt or class, and this model takes neither: "
+                    "omit `guidance_scale` and `guider`, or pass a weaker model as `guidance_unet`."
+                )
+            request.guidance_scale = 1.0  # the default of a folder is for models with conditions
+        super().check_inputs(request)
+
     def count_conditions(self, request: Request) -> dict[str, int]:
         """Check and count prompts and labels; see `MDMPipelineBase.count_conditions`."""
         config = self.unet.config
         labels, negatives = request.class_labels, request.negative_class_labels
         if config.num_class_embeds is None and not (labels is None and negatives is None):
-            raise ValueError(
-                "This model has no classes (`num_class_embeds` is None); pass `prompt` instead of labels."
-            )
-        if config.num_class_embeds is None and config.cross_attention_dim is None:
-            raise ValueError(
-                "This model is conditioned on neither texts nor classes, and no pipeline here draws without either; "
-                "train one with `cross_attention_dim` or `num_class_embeds`."
-            )
+            instead = "omit labels" if config.cross_attention_dim is None else "pass `prompt` instead of labels"
+            raise ValueError(f"This model has no classes (`num_class_embeds` is None); {instead}.")
         counts = {}
         if config.cross_attention_dim is not None:
             checks.check_texts(request, config.encoder_hid_dim or config.cross_attention_dim)
             counts["prompt"] = request.num_prompts
         elif request.has_text:
-            raise ValueError(
-                "This model reads no text (`cross_attention_dim` is None); pass `class_labels` instead of prompts."
-            )
+            instead = "omit prompts" if config.num_class_embeds is None else "pass `class_labels` instead of prompts"
+            raise ValueError(f"This model reads no text (`cross_attention_dim` is None); {instead}.")
         if config.num_class_embeds is not None:
             if labels is None:
                 raise ValueError(
@@ -139,6 +157,8 @@ class ClassPipelineBase(MDMPipelineBase):
         """Encode prompts and labels; see `MDMPipelineBase.encode_conditions`."""
         if self.unet.config.cross_attention_dim is not None:
             super().encode_conditions(drawing)
+        if not self.has_conditions:
+            drawing.condition_on(Conditioning())
         if drawing.request.class_labels is not None:
             labels, negatives = self.classes.encode(drawing.request, drawing.device)
             drawing.condition_on(drawing.conditioning._replace(class_labels=labels, negative_class_labels=negatives))

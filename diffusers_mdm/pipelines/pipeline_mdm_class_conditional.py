@@ -12,7 +12,14 @@ from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.inner_first import denoise_inner_first
 from diffusers_mdm.pipelines.drawing.loop import denoise
-from diffusers_mdm.pipelines.drawing.request import PUBLISHED_DEFAULTS, Guider, Sample, StepCallback, read_call
+from diffusers_mdm.pipelines.drawing.request import (
+    PUBLISHED_DEFAULTS,
+    Guider,
+    Request,
+    Sample,
+    StepCallback,
+    read_call,
+)
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
@@ -37,6 +44,15 @@ class MDMClassConditionalPipeline(ClassPipelineBase):
 
     # As in diffusers' DiT pipeline.
     _published_defaults = {**PUBLISHED_DEFAULTS, "guidance_scale": 4.0}
+
+    def check_inputs(self, request: Request) -> None:
+        """Check the arguments of a call; see `MDMPipelineBase.check_inputs`."""
+        if self.unet is not None and not self.has_conditions:
+            raise ValueError(
+                "This model is conditioned on neither texts nor classes; use MDMUnconditionalPipeline to generate "
+                "images with it."
+            )
+        super().check_inputs(request)
 
     @torch.no_grad()
     def __call__(

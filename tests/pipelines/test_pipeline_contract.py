@@ -129,6 +129,8 @@ def test_interrupt_skips_the_remaining_steps(task, pipe):
 
 
 def test_guidance_off_runs_the_model_once_a_row(task, pipe):
+    if task.of_nothing:
+        pytest.skip("this pipeline has no guidance")
     rows = []
     pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0][0])))
     task.draw(pipe, guidance_scale=1.0)

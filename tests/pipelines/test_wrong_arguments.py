@@ -19,7 +19,7 @@ from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_scheduler, seed
 from tests.pipelines.tiny_tasks import task
 
 PACKAGE = Path(diffusers_mdm.__file__).parent
-ONE_OF_EACH = ["text", "class", "upscale", "img2img", "inpaint", "video"]
+ONE_OF_EACH = ["text", "class", "upscale", "img2img", "inpaint", "video", "unconditional"]
 NUM_CALLS, NUM_CHUNKS = 1000, 4
 
 

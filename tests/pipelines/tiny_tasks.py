@@ -14,6 +14,7 @@ from diffusers_mdm import (
     MDMImg2ImgPipeline,
     MDMInpaintPipeline,
     MDMPipeline,
+    MDMUnconditionalPipeline,
     MDMUpscalePipeline,
     MDMVideoPipeline,
 )
@@ -65,6 +66,11 @@ def make_class_unet(**changes: Any) -> Any:
     )
 
 
+def make_plain_unet(**changes: Any) -> Any:
+    """The tiny model, without conditions."""
+    return make_unet(**{"encoder_hid_dim": None, "cross_attention_dim": None, **changes})
+
+
 def make_vae(**changes: Any) -> AutoencoderKL:
     """A tiny autoencoder: 4 channels of latents, half the side."""
     torch.manual_seed(3)
@@ -93,6 +99,7 @@ class Task:
         of_latents: whether there is an autoencoder.
         settings: further arguments.
         of_clips: whether the model is one of clips.
+        of_nothing: whether the model has no conditions; such a pipeline takes neither rows nor guidance.
         sides: of the pictures or frames of every level, innermost first.
     """
 
@@ -102,6 +109,7 @@ class Task:
     of_latents: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     of_clips: bool = False
+    of_nothing: bool = False
     sides: tuple[int, ...] = (8, 16)
 
     @property
@@ -114,7 +122,9 @@ class Task:
         shape: dict[str, Any] = {"in_channels": 4, "out_channels": 4} if self.of_latents else {}
         shape |= CLIPS if self.of_clips else {}
         latent = {"vae": make_vae(), "scheduler": make_scheduler(clip_sample=False)} if self.of_latents else {}
-        if self.of_classes:
+        if self.of_nothing:
+            pipeline = self.pipeline(**{"unet": make_plain_unet(**shape), "scheduler": make_scheduler(), **latent})
+        elif self.of_classes:
             parts = {"unet": make_class_unet(**shape), "scheduler": make_scheduler(), "id2label": ID2LABEL, **latent}
             pipeline = self.pipeline(**parts)
         else:
@@ -141,7 +151,11 @@ class Task:
             "output_type": "pt",
             **self.settings,
         }
-        output = pipeline(**{**inputs, **settings, **changes})
+        arguments = {**inputs, **settings, **changes}
+        if self.of_nothing:
+            arguments = {"batch_size": len(numbers), **arguments}
+            del arguments["guidance_scale"]
+        output = pipeline(**arguments)
         if not changes.get("return_dict", True):
             return output
         return output.frames if self.of_clips else output.images
@@ -152,6 +166,7 @@ _CLASS = {"class_labels": [0, "dog", 2]}
 _MAKERS: dict[str, Callable[[], Task]] = {
     "text": lambda: Task(MDMPipeline, _TEXT),
     "class": lambda: Task(MDMClassConditionalPipeline, _CLASS, of_classes=True),
+    "unconditional": lambda: Task(MDMUnconditionalPipeline, {}, of_nothing=True),
     "upscale": lambda: Task(MDMUpscalePipeline, {**_TEXT, "image": eight_bit_pictures(8)}),
     "exact upscale": lambda: Task(
         MDMUpscalePipeline,

@@ -119,7 +119,8 @@ def check_reads_text(config: Any) -> None:
     if config.cross_attention_dim is None:
         raise ValueError(
             "This model takes no text (`cross_attention_dim` is None), so it cannot be used with prompts; use "
-            "MDMClassConditionalPipeline for a class-conditional model."
+            "MDMClassConditionalPipeline for a class-conditional model, and MDMUnconditionalPipeline for one without "
+            "classes."
         )
     if config.num_class_embeds is not None:
         raise ValueError(
@@ -147,7 +148,7 @@ def check_batch(counts: Mapping[str, int], request: Request) -> int:
     Raises:
         ValueError: two inputs have different numbers of entries, neither of them 1; or there are too many images.
     """
-    size = max(counts.values())
+    size = max(counts.values(), default=1)
     if any(count not in (1, size) for count in counts.values()):
         listed = ", ".join(f"{count} in `{name}`" for name, count in counts.items())
         raise ValueError(
@@ -267,8 +268,8 @@ def check_generator(generator: torch.Generator | list[torch.Generator] | None, n
     """Check that a list of generators has one entry per image."""
     if isinstance(generator, list) and len(generator) != num_images:
         raise ValueError(
-            f"Got a list of {len(generator)} generators for {num_images} images (prompts times "
-            "`num_images_per_prompt`); pass one generator per image, or a single one."
+            f"Got a list of {len(generator)} generators for {num_images} images; pass one generator per image, or a "
+            "single one."
         )
 
 

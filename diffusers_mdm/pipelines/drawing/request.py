@@ -27,8 +27,8 @@ StepCallback: TypeAlias = Callable[..., dict[str, Any] | None] | PipelineCallbac
 # A name, a dict of a name and settings, a `GuidanceMethod`, or a guider of diffusers.
 Guider: TypeAlias = Any
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Names of the argument for the number of images or clips per prompt or label.
-COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per_prompt")
+# Names of the argument for the number of images or clips per prompt or label, or without these.
+COPIES_NAMES = ("num_images_per_prompt", "num_images_per_label", "num_videos_per_prompt", "batch_size")
 MAX_RESAMPLING_STEPS = 10_000  # more is a typo that would run for days
 MAX_IMAGES = 2**16  # per call; no device has memory for more
 # Arguments that can be None in a call and have defaults in a folder (see `fill_in`), with their values if the folder
@@ -53,7 +53,7 @@ class Request:
     `check_inputs` fills in `height`, `width` and `num_frames` if they are None, and the attributes below.
 
     Attributes:
-        copies: images or clips per prompt or label (`num_images_per_prompt` and similar arguments).
+        copies: images or clips per prompt or label (`num_images_per_prompt` and similar arguments), or in all.
         copies_name: the pipeline's name of that argument.
         num_images: B, the number of all images or clips of the call.
         pictures: `image`, converted.
