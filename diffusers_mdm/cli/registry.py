@@ -10,11 +10,13 @@ DIFFUSERS_MDM = CommandGroup(
     f"""\
 Matryoshka Diffusion Models: generate images, classes and clips, train and evaluate models, convert checkpoints.
 
+  {PROGRAM} generate my-model --prompts "a red fox" "a blue bird" --output_dir drawn
   {PROGRAM} train text-to-image --recipe my-recipe.yaml --output_dir my-model
   {PROGRAM} evaluate samples --model_dir my-model --prompts "a red fox" --output samples.png
   {PROGRAM} convert apple --checkpoint_path vis_model.pth --output_dir mdm-64
 """,
     (
+        Command("generate", "generate images or clips for prompts or classes", "generate"),
         Command("train", "train or fine-tune a model", "train:TRAIN"),
         Command("precompute", "encode all captions of a data set once, before training", "precompute"),
         Command("evaluate", "measure how good a model's images are", "evaluate"),
