@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from ..checked_values import describe
 
-BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear", "cosine_log_snr")
+BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear", "cosine_log_snr", "rectified_flow")
 
 # Largest beta of the capped cosine, as published (ml-mdm, Schedule: DEEPFLOYD).
 _MAX_BETA = 0.999
@@ -46,9 +46,10 @@ def betas_of_family(
     """Return the betas of a named schedule: `(num_train_timesteps,)`, float64.
 
     "squaredcos_cap_v2" is the schedule of the published models (ml-mdm, Schedule: DEEPFLOYD; Nichol & Dhariwal 2021,
-    eq. 17), "linear" that of DDPM, "scaled_linear" is linear in sqrt(beta), and "cosine_log_snr" is a cosine between
-    two log SNRs (Hoogeboom et al. 2023, section 3.1). `beta_start` and `beta_end` apply to the linear schedules,
-    `log_snr_max` (at t = 0) and `log_snr_min` (at the last t) to the last one.
+    eq. 17), "linear" that of DDPM, "scaled_linear" is linear in sqrt(beta), "cosine_log_snr" is a cosine between
+    two log SNRs (Hoogeboom et al. 2023, section 3.1), and "rectified_flow" has the log SNR of the straight path from
+    image to noise. `beta_start` and `beta_end` apply to the linear schedules, `log_snr_max` (at t = 0) and
+    `log_snr_min` (at the last t) to "cosine_log_snr".
 
     Raises:
         ValueError: the schedule is unknown.
@@ -61,6 +62,8 @@ def betas_of_family(
         return _capped_cosine_betas(num_train_timesteps)
     if beta_schedule == "cosine_log_snr":
         return _log_snr_cosine_betas(num_train_timesteps, log_snr_max, log_snr_min)
+    if beta_schedule == "rectified_flow":
+        return _rectified_flow_betas(num_train_timesteps)
     raise ValueError(
         f"`beta_schedule` is {beta_schedule!r}; expected one of {', '.join(BETA_SCHEDULES)}, or pass `trained_betas`."
     )
@@ -84,7 +87,22 @@ def _log_snr_cosine_betas(num_train_timesteps: int, log_snr_max: float, log_snr_
     b = math.atan(math.exp(-log_snr_max / 2))
     a = math.atan(math.exp(-log_snr_min / 2)) - b
     u = torch.linspace(0, 1, num_train_timesteps, dtype=torch.float64)
-    power = torch.cos(a * u + b) ** 2
+    return _betas_of_power(torch.cos(a * u + b) ** 2)
+
+
+def _rectified_flow_betas(num_train_timesteps: int) -> torch.Tensor:
+    """Return betas for log SNR = 2 log((1 - s) / s) with s = (t + 1) / T, the share of noise in the straight path
+    (1 - s) x + s noise of rectified flow (Liu et al. 2022, arXiv:2209.03003).
+
+    Divided by sqrt((1 - s)^2 + s^2), a point of that path is a sample of this process, whose alpha_bar is (1 - s)^2 /
+    ((1 - s)^2 + s^2). The last timestep is pure noise.
+    """
+    s = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    return _betas_of_power((1 - s) ** 2 / ((1 - s) ** 2 + s**2))
+
+
+def _betas_of_power(power: torch.Tensor) -> torch.Tensor:
+    """Return the betas of a falling alpha_bar `(T,)`, which begins below 1."""
     return 1 - power / torch.cat([power.new_ones(1), power[:-1]])
 
 

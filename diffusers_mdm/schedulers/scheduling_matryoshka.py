@@ -83,7 +83,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         num_train_timesteps: T. With `trained_betas` it becomes their number.
         beta_start: first beta of the schedules "linear" and "scaled_linear".
         beta_end: last beta of these schedules.
-        beta_schedule: "squaredcos_cap_v2" (the published models), "linear", "scaled_linear" or "cosine_log_snr".
+        beta_schedule: "squaredcos_cap_v2" (the published models), "linear", "scaled_linear", "cosine_log_snr", or
+            "rectified_flow" (the log SNR of rectified flow, see `noise_schedules`).
         trained_betas: list of betas, instead of `beta_schedule`.
         log_snr_max: log SNR at t = 0 of the schedule "cosine_log_snr".
         log_snr_min: log SNR at the last t of this schedule.

@@ -69,3 +69,23 @@ def test_the_two_step_solver_converges_faster_than_that():
     coarse, fine = (error("log_snr", "dpmsolver++", count) for count in (10, 40))
     assert coarse / fine > 8
     assert error("matryoshka", "dpmsolver++", 10) / error("matryoshka", "dpmsolver++", 40) > 8
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "spacing"), [("ddim", "matryoshka"), ("ddim", "trailing"), ("dpmsolver++", "log_snr")]
+)
+def test_the_schedule_of_rectified_flow_needs_no_sampler_of_its_own(algorithm, spacing):
+    """Every level is shifted, and the first step starts from pure noise."""
+    scheduler = MatryoshkaScheduler(
+        beta_schedule="rectified_flow",
+        base_sample_size=GAUSSIAN.sides[0],
+        clip_sample=False,
+        algorithm=algorithm,
+        timestep_spacing=spacing,
+    )
+    errors = []
+    for count in (10, 40):
+        scheduler.set_timesteps(count)
+        errors.append(GAUSSIAN.error(scheduler))
+    assert errors[1] < errors[0] / 2.5
+    assert errors[1] < 0.1

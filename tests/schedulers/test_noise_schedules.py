@@ -44,6 +44,13 @@ def test_cosine_reaches_its_log_snrs():
     torch.testing.assert_close(log_snr(power[[0, -1]]), torch.tensor([8.0, -7.0]).double(), atol=1e-3, rtol=0)
 
 
+def test_rectified_flow_has_the_log_snr_of_the_straight_path():
+    power = MatryoshkaScheduler(beta_schedule="rectified_flow", num_train_timesteps=100).alphas_cumprod
+    noise = torch.arange(1, 100).double() / 100  # share of noise in the straight path
+    torch.testing.assert_close(log_snr(power[:-1]), 2 * torch.log((1 - noise) / noise), atol=1e-3, rtol=0)
+    assert power[-1] == 0
+
+
 def test_zero_terminal_snr_keeps_the_start():
     plain = MatryoshkaScheduler(beta_schedule="linear")
     rescaled = MatryoshkaScheduler(beta_schedule="linear", rescale_betas_zero_snr=True)

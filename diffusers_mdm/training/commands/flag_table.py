@@ -21,6 +21,7 @@ from .flag_values import (
     naturals,
     number,
     numbers,
+    per_level,
     seed,
     switch,
     tracker,
@@ -136,10 +137,13 @@ LOSS = (
         "loss_weighting",
         "stages.loss_weighting",
         "which error the loss measures: that of the noise, of v, of the clean image (sample), or of what each level "
-        "predicts (default epsilon)",
+        "predicts; or that of the noise weighted by a sigmoid of the log SNR (default epsilon)",
         choices=choices_of(StageRecipe, "loss_weighting"),
     ),
-    Flag("snr_gamma", "stages.snr_gamma", "min-SNR weighting; the paper recommends 5", number),
+    Flag("sigmoid_bias", "stages.sigmoid_bias", "of the weighting sigmoid; lower: noisier (default 0)", per_level),
+    Flag("snr_gamma", "stages.snr_gamma", "min-SNR weighting; the paper recommends 5", per_level),
+    Flag("p2_gamma", "stages.p2_gamma", "P2 weighting; the paper recommends 1", per_level),
+    Flag("p2_k", "stages.p2_k", "constant of the P2 weighting (default 1)", number),
     Flag("noise_offset", "stages.noise_offset", "scale of a random offset added to the noise", number),
     Flag(
         "proportion_empty_prompts",

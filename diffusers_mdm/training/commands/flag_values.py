@@ -82,6 +82,12 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(number(part) for part in text.split(","))
 
 
+def per_level(text: str) -> float | tuple[float, ...]:
+    """Parse one number for all levels, or numbers separated by commas, one for each."""
+    parts = numbers(text)
+    return parts if "," in text else parts[0]
+
+
 def names(text: str) -> tuple[str, ...]:
     """Parse names separated by commas, as in "to_q,to_k"."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -135,6 +135,7 @@ _BY_READING = {
     **dict.fromkeys(("count", "natural", "seed"), "N"),
     "number": "NUMBER",
     "numbers": "NUMBER,...",
+    "per_level": "NUMBER[,...]",
     "names": "NAME,...",
     "shares": "COLUMN=FRACTION,...",
 }

@@ -19,7 +19,14 @@ from ...pipelines.drawing.latent_space import encode_pictures
 from ...pyramid import Pyramid, build_pyramid
 from ..data.batch import Batch, replace_rows_by_empty, to_unit_range
 from ..loss.draws import row_timesteps, sample_draws
-from ..loss.pyramid_loss import PyramidLoss, loss_table, pyramid_loss, ramped_level_weights, thin_rows
+from ..loss.pyramid_loss import (
+    PyramidLoss,
+    loss_table,
+    pyramid_loss,
+    ramped_level_weights,
+    sigmoid_factors,
+    thin_rows,
+)
 from ..modules.classes import check_class_labels
 from ..recipe.clip_stages import data_of, joint_stage
 from ..recipe.stage import StageRecipe
@@ -161,6 +168,17 @@ def encode_captions(run: Run, captions: list[str]) -> tuple[torch.Tensor, torch.
         return encode_tokens(tokens, mask, cast(PreTrainedModel, run.text_encoder), run.accelerator.device)
 
 
+def own_factors(
+    run: Run, stage: StageRecipe, timesteps: torch.Tensor, powers: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None] | None:
+    """Return the weights of weightings that depend on more than the signal power of a level; None for others."""
+    if stage.loss_weighting == "prediction":
+        return run.scheduler.own_error_factors(powers)
+    if stage.loss_weighting == "sigmoid":
+        return sigmoid_factors(run.scheduler.alphas_cumprod, timesteps, powers, stage.sigmoid_bias)
+    return None
+
+
 def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, torch.Tensor]:
     """Return the loss of one micro-batch, and its table by level and quartile of t (see `loss_table`)."""
     stage, scheduler = plan.stage, run.scheduler
@@ -177,7 +195,9 @@ def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, t
         stage.loss_weighting,
         stage.snr_gamma,
         drawn.batch.row_weights,
-        scheduler.own_error_factors(powers) if stage.loss_weighting == "prediction" else None,
+        own_factors(run, stage, drawn.timesteps, powers),
+        stage.p2_gamma,
+        stage.p2_k,
     )
     return loss, loss_table(loss.row_errors, drawn.timesteps, len(scheduler))
 

@@ -25,8 +25,12 @@ WEIGHTINGS = {
     "v": "of v",
     "sample": "of the clean image",
     "prediction": "of what each level predicts",
+    "sigmoid": "of the noise, weighted by a sigmoid of the log SNR",
 }
 NUM_QUARTILES = 4
+
+# A number for all levels, or one for each, innermost first; None for none.
+PerLevel = float | Sequence[float] | None
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,11 @@ def pyramid_loss(
     alphas: Sequence[torch.Tensor],
     level_weights: Sequence[float],
     weighting: str = "epsilon",
-    snr_gamma: float | None = None,
+    snr_gamma: PerLevel = None,
     row_weights: torch.Tensor | None = None,
     own_factors: Sequence[torch.Tensor | None] | None = None,
+    p2_gamma: PerLevel = None,
+    p2_k: float = 1.0,
 ) -> PyramidLoss:
     """Compute the sum over levels i of w_i * mean over its B_i samples b of r_b u_i(t_b) |v^ - v|^2 (eq. 5 of the
     paper).
@@ -65,10 +71,13 @@ def pyramid_loss(
         alphas: signal power of every sample, element i (B_i,).
         level_weights: w_i, innermost first.
         weighting: determines u_i, which converts the error of v into another one; see `error_weights`.
-        snr_gamma: modify u_i by Min-SNR-gamma; see `error_weights`.
+        snr_gamma: modify u_i by Min-SNR-gamma, with one gamma for all levels or one for each; see `error_weights`.
         row_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for samples of its class. They are
             not normalised by their sum, so a sample's gradient does not depend on the other samples.
-        own_factors: u_i of the weighting "prediction", for every level; see `MatryoshkaScheduler.own_error_factors`.
+        own_factors: u_i of weightings that depend on more than the signal power, for every level: of "prediction"
+            (see `MatryoshkaScheduler.own_error_factors`) and "sigmoid" (see `sigmoid_factors`).
+        p2_gamma: modify u_i by P2, with one exponent for all levels or one for each; see `error_weights`.
+        p2_k: the constant of P2.
     """
     num_rows = predictions[0].shape[0]
     if row_weights is not None and row_weights.shape != (num_rows,):
@@ -82,7 +91,9 @@ def pyramid_loss(
         zip(predictions, velocities, alphas, level_weights, strict=True)
     ):
         errors = (prediction.float() - velocity.float()).square().flatten(1).mean(1)
-        timestep_weights = error_weights(alpha.to(errors), weighting, snr_gamma, own[level])
+        timestep_weights = error_weights(
+            alpha.to(errors), weighting, _of_level(snr_gamma, level), own[level], _of_level(p2_gamma, level), p2_k
+        )
         if timestep_weights is not None:
             errors = errors * timestep_weights
         row_errors.append(errors)
@@ -109,18 +120,23 @@ def error_weights(
     weighting: str = "epsilon",
     snr_gamma: float | None = None,
     own_factor: torch.Tensor | None = None,
+    p2_gamma: float | None = None,
+    p2_k: float = 1.0,
 ) -> torch.Tensor | None:
     """Return the weights of the squared errors of v of one level.
 
     - "v": 1. "epsilon": alpha, which gives the squared error of the noise that v implies (ml-mdm's DDPM target),
       because eps^ - eps = sqrt(alpha) (v^ - v). "sample": 1 - alpha, the squared error of the clean image.
       "prediction": the squared error of what the network itself predicts, whose target for a "residual" has unit
-      variance at every t (the weighting of EDM, Karras et al. 2022, arXiv 2206.00364).
+      variance at every t (the weighting of EDM, Karras et al. 2022, arXiv 2206.00364). "sigmoid": see
+      `sigmoid_factors`.
     - `snr_gamma` (Min-SNR-gamma, Hang et al. 2023, arXiv 2303.09556) multiplies any of them by min(SNR, gamma) / SNR.
       With "epsilon" that is min(SNR, gamma) / (SNR + 1), the paper's weight of an error of v and what `--snr_gamma` of
       diffusers' scripts does to a v-prediction model: the squared error of the clean image times min(SNR, gamma). With
       "v", almost clean samples lose weight in the same proportion, and the noisiest keep 1, where the paper's weight
       vanishes.
+    - `p2_gamma` (P2, Choi et al. 2022, arXiv 2204.00227) multiplies any of them by 1 / (k + SNR)^gamma; the paper does
+      so with "epsilon".
 
     Each level has its own SNR, r_i^p below that of level 0, so the same gamma takes effect at a lower t for outer
     levels.
@@ -129,7 +145,9 @@ def error_weights(
         alphas: (B_i,), in [0, 1].
         weighting: one of `WEIGHTINGS`.
         snr_gamma: gamma > 0 (the paper uses 5), or None.
-        own_factor: (B_i,), the weights for "prediction"; None for a level that predicts v.
+        own_factor: (B_i,), the weights for "prediction" and "sigmoid"; None for a level that predicts v.
+        p2_gamma: gamma > 0 of P2 (the paper uses 0.5 and 1), or None.
+        p2_k: k > 0 of P2 (the paper uses 1).
 
     Returns:
         (B_i,) float32, or None if all are 1.
@@ -139,13 +157,54 @@ def error_weights(
     if snr_gamma is not None and not snr_gamma > 0:
         raise ValueError(f"`snr_gamma` must be positive (the paper uses 5), or None; got {snr_gamma}.")
     alphas = alphas.float()
-    weights = {"epsilon": alphas, "sample": 1 - alphas, "prediction": own_factor}.get(weighting)
+    weights = {"epsilon": alphas, "v": None, "sample": 1 - alphas}.get(weighting, own_factor)
     if snr_gamma is not None:
         snr = alphas / (1 - alphas)
         # The comparison avoids a quotient of infinite SNR and infinite gamma.
         clipped = torch.where(snr > snr_gamma, snr_gamma / snr, torch.ones_like(snr))
         weights = clipped if weights is None else weights * clipped
+    if p2_gamma is not None:
+        prioritised = (p2_k + alphas / (1 - alphas)) ** -p2_gamma
+        weights = prioritised if weights is None else weights * prioritised
     return weights
+
+
+def sigmoid_factors(
+    alphas_cumprod: torch.Tensor,
+    timesteps: torch.Tensor,
+    powers: Sequence[torch.Tensor],
+    bias: PerLevel = 0.0,
+) -> list[torch.Tensor | None]:
+    """Return the weights of the errors of v under the sigmoid weighting, for every level, innermost first.
+
+    The weight of the squared error of the noise at log SNR lambda is sigmoid(b - lambda), integrated over lambda
+    (Kingma & Gao 2023, arXiv 2303.00848; for pixels with a bias, Hoogeboom et al. 2024, "Simpler Diffusion (SiD2)",
+    arXiv 2410.19324). As t is sampled uniformly, that is -dlambda/du sigmoid(b - lambda) at u = t / T, and, for errors
+    of v, that times alpha. So the loss hardly depends on the noise schedule. A lower bias b gives more weight to noisy
+    images. Each level has its own lambda, which its shift does not make steeper.
+
+    Args:
+        alphas_cumprod: (T,), signal power of level 0 at every t.
+        timesteps: (B_0,), of which level i has the first B_i.
+        powers: signal power of every sample, element i (B_i,).
+        bias: b, one for all levels or one for each.
+    """
+    log_snr = torch.logit(alphas_cumprod.double().cpu())
+    finite = log_snr.isfinite()
+    slopes = torch.zeros_like(log_snr)
+    if finite.sum() > 1:
+        slopes[finite] = -torch.gradient(log_snr[finite])[0] * len(log_snr)
+    steepness = slopes.float().to(timesteps.device)[timesteps]
+    factors: list[torch.Tensor | None] = []
+    for level, power in enumerate(powers):
+        power = power.float()
+        weight = power * torch.sigmoid((_of_level(bias, level) or 0.0) - torch.logit(power))
+        factors.append(weight * steepness[: len(power)])
+    return factors
+
+
+def _of_level(setting: PerLevel, level: int) -> float | None:
+    return setting[level] if isinstance(setting, Sequence) else setting
 
 
 def ramped_level_weights(stage: StageRecipe, num_old_levels: int, step: int) -> tuple[float, ...]:

@@ -133,9 +133,16 @@ def check_can_be_made(model: Mapping[str, Any], rows: Sequence[LevelConfig], sch
             f"is {side}, but the resolutions of the levels need a multiple of {unet.size_multiple}.",
         )
     try:
-        MatryoshkaScheduler(**scheduler)
+        power = MatryoshkaScheduler(**scheduler).alphas_cumprod
     except ValueError as error:
         raise ValueError(f"`scheduler`: {error}") from error
+    kind = scheduler.get("prediction_type", "v_prediction")
+    if power[-1] == 0 and "epsilon" in ([kind] if isinstance(kind, str) else kind):
+        raise FieldError(
+            "scheduler.prediction_type",
+            "is 'epsilon', but the last timestep of this noise schedule is pure noise, from which a prediction of the "
+            "noise does not determine an image; use 'v_prediction' or 'sample'.",
+        )
 
 
 def spell_level_fields(message: str) -> str:

@@ -42,13 +42,14 @@ class PlateauRecipe:
 
 MAX_LEVELS = 12  # of a recipe
 
+_COLUMNS = ("level_weights", "batch_fractions", "level_learning_rate_scales")
 _RANGES = {
     "levels": Range(1, MAX_LEVELS),  # lists with an entry for each are made of it
     **dict.fromkeys(("steps", "images", "gradient_accumulation_steps", "lr_num_cycles"), COUNT),
     **dict.fromkeys(("lr_warmup_steps", "frozen_levels", "new_level_ramp_steps", "joint_pictures"), NOT_NEGATIVE),
     "learning_rate": NOT_NEGATIVE,
     **dict.fromkeys(("level_weights", "level_learning_rate_scales", "noise_offset", "shift_power"), NOT_NEGATIVE),
-    **dict.fromkeys(("lr_power", "snr_gamma", "timestep_bias_multiplier"), POSITIVE),
+    **dict.fromkeys(("lr_power", "snr_gamma", "p2_gamma", "p2_k", "timestep_bias_multiplier"), POSITIVE),
     **dict.fromkeys(("caption_dropout", "ema_decay"), SHARE_BELOW_ONE),
     "batch_size": BATCH,
     "joint_pictures": Range(0, BATCH.high),
@@ -86,8 +87,12 @@ class StageRecipe:
     lr_power: float = 1.0  # for "polynomial"
     level_learning_rate_scales: tuple[float, ...] | None = None  # factor on the learning rate; None: 1 for every level
     frozen_levels: int = 0  # innermost levels that are not trained, nor is what levels share (text, classes)
-    loss_weighting: Literal["epsilon", "v", "sample", "prediction"] = "epsilon"
-    snr_gamma: float | None = None  # min-SNR weighting (Hang et al. 2023)
+    loss_weighting: Literal["epsilon", "v", "sample", "prediction", "sigmoid"] = "epsilon"
+    # One for all levels, or one for each; see `error_weights` and `sigmoid_factors`:
+    snr_gamma: float | tuple[float, ...] | None = None  # min-SNR weighting (Hang et al. 2023)
+    p2_gamma: float | tuple[float, ...] | None = None  # P2 weighting (Choi et al. 2022)
+    p2_k: float = 1.0  # its constant
+    sigmoid_bias: float | tuple[float, ...] | None = None  # of `loss_weighting` "sigmoid"; None: 0
     level_weights: tuple[float, ...] | None = None  # None: 1 for every level
     new_level_ramp_steps: int = 0  # steps over which the loss weight of levels that are new in this stage rises from 0
     batch_fractions: tuple[float, ...] | None = (
@@ -105,9 +110,9 @@ class StageRecipe:
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
         self._check_end()
-        for field in ("level_weights", "batch_fractions", "level_learning_rate_scales"):
+        for field in (*_COLUMNS, "snr_gamma", "p2_gamma", "sigmoid_bias"):
             column = getattr(self, field)
-            if column is not None and len(column) != self.levels:
+            if isinstance(column, tuple) and len(column) != self.levels:
                 raise ValueError(f"`{field}` needs {self.levels} entries, one per level, got {len(column)}.")
         if not 0 <= self.frozen_levels < self.levels:
             raise ValueError(
@@ -117,6 +122,24 @@ class StageRecipe:
         if self.level_weights is not None and not any(self.level_weights):
             raise ValueError("`level_weights` are all 0, so nothing would be trained; set at least one above 0.")
         self._check_batch_fractions()
+        self._check_weighting()
+
+    def _check_weighting(self) -> None:
+        """Refuse weightings that contradict each other."""
+        if self.snr_gamma is not None and self.p2_gamma is not None:
+            raise ValueError("`snr_gamma` and `p2_gamma` both lower the weight of almost clean images; set only one.")
+        is_sigmoid = self.loss_weighting == "sigmoid"
+        if is_sigmoid and (self.snr_gamma is not None or self.p2_gamma is not None):
+            field = "p2_gamma" if self.snr_gamma is None else "snr_gamma"
+            raise ValueError(
+                f'`{field}` modifies another weighting, but `loss_weighting` "sigmoid" defines the weight at every '
+                f"noise level by itself; omit `{field}`, and use `sigmoid_bias`."
+            )
+        if self.sigmoid_bias is not None and not is_sigmoid:
+            raise ValueError(
+                f'`sigmoid_bias` belongs to `loss_weighting` "sigmoid", but that is {self.loss_weighting!r}; omit '
+                "one of them."
+            )
 
     def _check_end(self) -> None:
         if self.steps is None and self.images is None and self.until_plateau is None:

@@ -16,6 +16,7 @@ from diffusers_mdm.training.loss.pyramid_loss import (
     loss_table,
     pyramid_loss,
     ramped_level_weights,
+    sigmoid_factors,
     table_values,
     thin_rows,
 )
@@ -230,6 +231,62 @@ def test_without_min_snr_v_has_no_weights():
 def test_gamma_has_to_be_positive(gamma):
     with pytest.raises(ValueError, match="must be positive"):
         error_weights(torch.rand(3), "v", gamma)
+
+
+def test_sigmoid_weights_follow_their_definition():
+    """At log SNR l, sigmoid(b - l) times the squared error of the noise, integrated over l."""
+    scheduler, timesteps, bias = MatryoshkaScheduler(beta_schedule="cosine_log_snr"), torch.arange(100, 900), -2.0
+    log_snr = torch.logit(scheduler.alphas_cumprod.double())
+    power = scheduler.alphas_cumprod[timesteps]
+    (factors,) = sigmoid_factors(scheduler.alphas_cumprod, timesteps, [power], bias)
+    steepness = (log_snr[timesteps - 1] - log_snr[timesteps + 1]) / 2 * 1000
+    expected = steepness * torch.sigmoid(bias - log_snr[timesteps]) * power.double()
+    torch.testing.assert_close(factors, expected.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_the_sigmoid_loss_hardly_depends_on_the_schedule():
+    """It is an integral over log SNR, here of errors of the noise that are all 1."""
+    integrals = []
+    for schedule in ("squaredcos_cap_v2", "rectified_flow", "linear"):
+        powers = MatryoshkaScheduler(beta_schedule=schedule).alphas_cumprod
+        (factors,) = sigmoid_factors(powers, torch.arange(1000), [powers], -1.0)
+        error_of_v = 1 / powers.clamp(min=1e-6)
+        within = (torch.logit(powers) > -5) & (torch.logit(powers) < 5)
+        integrals.append((factors * error_of_v)[within].sum() / 1000)
+    torch.testing.assert_close(integrals[0], integrals[1], rtol=0.02, atol=0)
+    torch.testing.assert_close(integrals[0], integrals[2], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "rectified_flow"])
+def test_sigmoid_weights_are_finite_even_for_pure_noise(schedule):
+    scheduler = MatryoshkaScheduler(beta_schedule=schedule, base_sample_size=4)
+    timesteps = torch.tensor([0, 400, 999])
+    powers = [scheduler.alpha_cumprod(timesteps, ratio) for ratio in (1.0, 4.0)]
+    inner, outer = sigmoid_factors(scheduler.alphas_cumprod, timesteps, powers, [-1.0, -3.0])
+    assert inner.isfinite().all()
+    assert outer.isfinite().all()
+    assert (inner >= 0).all()
+    # Each level has its own bias: sigmoid(-1 - l) alpha at level 0, sigmoid(-3 - l_1) alpha_1 at level 1.
+    ratio = (outer[1] / inner[1]).double()
+    own = [
+        torch.sigmoid(bias - torch.logit(power[1].double())) * power[1].double()
+        for bias, power in zip([-1.0, -3.0], powers, strict=True)
+    ]
+    torch.testing.assert_close(ratio, own[1] / own[0], rtol=1e-4, atol=0)
+
+
+def test_p2_divides_by_a_power_of_the_snr():
+    alphas = torch.linspace(0, 1, 50)
+    snr = alphas / (1 - alphas)
+    torch.testing.assert_close(error_weights(alphas, "epsilon", p2_gamma=0.5), alphas / (1 + snr).sqrt())
+    torch.testing.assert_close(error_weights(alphas, "v", p2_gamma=1.0, p2_k=2.0), 1 / (2 + snr))
+
+
+@pytest.mark.parametrize("name", ["snr_gamma", "p2_gamma"])
+def test_a_weighting_may_differ_from_level_to_level(case, name):
+    together = loss_of(case, **{name: [1.0, 2.0, 4.0]}).row_errors
+    for level, gamma in enumerate([1.0, 2.0, 4.0]):
+        assert torch.equal(together[level], loss_of(case, **{name: gamma}).row_errors[level])
 
 
 def test_new_levels_rise_to_their_weights():

@@ -87,3 +87,6 @@ def test_what_contradicts_itself_cannot_be_made(tiny):
         check_can_be_made({**tiny.model, "sample_size": 7}, tiny.rows, {})
     with pytest.raises(ValueError, match=r"`scheduler`: .*log_snr_max"):
         check_can_be_made(tiny.model, tiny.rows, {"log_snr_max": float("nan")})
+    for schedule in ({"beta_schedule": "rectified_flow"}, {"rescale_betas_zero_snr": True}):
+        with pytest.raises(ValueError, match=r"scheduler\.prediction_type.*pure noise"):
+            check_can_be_made(tiny.model, tiny.rows, {**schedule, "prediction_type": "epsilon"})

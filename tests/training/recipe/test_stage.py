@@ -45,3 +45,19 @@ def test_numbers_that_cannot_be_are_refused_by_name(field):
     value, words = WRONG[field]
     with pytest.raises(ValueError, match=rf"`{field}` must be .*{words}.*, got"):
         learning_stage(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"snr_gamma": 5.0, "p2_gamma": 1.0}, "set only one"),
+        ({"loss_weighting": "sigmoid", "snr_gamma": 5.0}, "snr_gamma.*omit"),
+        ({"loss_weighting": "sigmoid", "p2_gamma": 1.0}, "p2_gamma.*omit"),
+        ({"sigmoid_bias": -2.0}, "sigmoid_bias.*'epsilon'"),
+        ({"snr_gamma": (5.0, 1.0)}, "snr_gamma.*one per level"),
+        ({"p2_gamma": (0.0,)}, "p2_gamma.*above 0"),
+    ],
+)
+def test_weightings_that_contradict_each_other_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        learning_stage(**fields)
