@@ -47,7 +47,7 @@ ALLOWED_IMPORTS = {
         "models",
     }
     | {"schedulers", "loaders", "pipelines", "evaluation", "processes"},
-    "cli": {"command_parsing", "conversion", "pipelines", "training", "public_names"},
+    "cli": {"command_parsing", "conversion", "library_internals", "pipelines", "training", "public_names"},
     "__main__": {"cli"},
 }
 # What each room of the training package may import from the others. Modules beside the rooms are the ground for all.

@@ -160,13 +160,10 @@ def subjects_of(
     for name, given, takes in conditions:
         if given is None and takes and (name == "classes" or not takes_classes):
             raise ValueError(f"This model generates from {name}: pass --{name}.")
-    labels = None if classes is None else [int(label) if label.isdecimal() else label for label in classes]
-    texts = prompts if prompts is not None else [None] * len(labels or [None])
-    labels = labels if labels is not None else [None] * len(texts)
-    if len(labels) == 1:
-        labels = labels * len(texts)
-    elif len(texts) == 1:
-        texts = list(texts) * len(labels)
+    texts: list[str | None] = [None] if prompts is None else [*prompts]
+    labels: list[int | str | None] = [int(label) if label.isdecimal() else label for label in classes or []] or [None]
+    texts, labels = (texts * len(labels), labels) if len(texts) == 1 else (texts, labels)
+    labels = labels * len(texts) if len(labels) == 1 else labels
     if len(texts) != len(labels):
         raise ValueError(f"There are {len(texts)} prompts and {len(labels)} classes; pass one of either, or as many.")
     pairs = [pair for pair in zip(texts, labels, strict=True) for _ in range(num_images)]

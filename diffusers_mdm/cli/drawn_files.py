@@ -126,8 +126,10 @@ def write_clip(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
 
         _replace(path, lambda beside: export_to_video(list(frames), str(beside), fps=max(1, round(fps))))
         return
-    more = {"lossless": True} if path.suffix == ".webp" else {}
-    settings = {"save_all": True, "append_images": frames[1:], "duration": round(1000 / fps), "loop": 0, **more}
+    settings: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "loop": 0}
+    settings["duration"] = round(1000 / fps)  # milliseconds
+    if path.suffix == ".webp":
+        settings["lossless"] = True
     _replace(path, lambda beside: frames[0].save(beside, **settings))
 
 

@@ -68,19 +68,22 @@ def _add_contents(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_drawing(group: argparse._ArgumentGroup) -> None:
-    one_or_more = {"type": number, "nargs": "+"}
     group.add_argument("--height", type=count, metavar="PIXELS", help="side of the outermost level to generate")
     group.add_argument("--num_inference_steps", type=count, metavar="N", help="number of steps")
     group.add_argument("--solver", metavar="NAME", help="ddim or dpmsolver++, for example (default: the model's)")
     group.add_argument("--solver_order", type=count, metavar="N", help="order of the solver, 1 or 2")
     group.add_argument("--timestep_spacing", metavar="NAME", help="log_snr, for example, which suits dpmsolver++")
     group.add_argument("--eta", type=number, metavar="X", help="0 for DDIM to 1 for ancestral sampling (default 0)")
-    group.add_argument("--guidance_scale", **one_or_more, metavar="W", help="one, or one per level, innermost first")
+    group.add_argument(
+        "--guidance_scale", type=number, nargs="+", metavar="W", help="one, or one per level, innermost first"
+    )
     group.add_argument("--guidance_rescale", type=number, metavar="X", help="0 to 1 (arXiv:2305.08891)")
     group.add_argument(
         "--guider", type=guider, metavar="NAME_OR_JSON", help='e.g. \'{"name": "interval", "low": -4}\''
     )
-    group.add_argument("--level_agreement", **one_or_more, metavar="X", help="0 to 1: outer levels average to inner")
+    group.add_argument(
+        "--level_agreement", type=number, nargs="+", metavar="X", help="0 to 1: outer levels average to inner"
+    )
     group.add_argument("--open_levels_at", type=number, metavar="X", help="log SNR at which outer levels start to run")
     group.add_argument(
         "--num_inner_steps",
