@@ -16,7 +16,7 @@ WORKERS ?= 2
 # Tests and the demo read local files only.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: demo test test-slow quality style bench
+.PHONY: demo test test-slow quality style bench docs
 
 demo: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m diffusers_mdm.demo --model "$(MODEL)" --output "$(OUTPUT)" --seed $(SEED) \
@@ -31,6 +31,11 @@ test-slow: $(STAMP)
 bench: $(STAMP)
 	cd benchmarks && for name in forward drawing training_step memory; do \
 		$(OFFLINE) ../$(BIN)/python $$name.py $(if $(RESULTS),--output "$(RESULTS)/$$name.json") || exit 1; done
+
+# Fails if a page is missing from the navigation, or a link or an anchor leads nowhere.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

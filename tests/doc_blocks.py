@@ -8,7 +8,7 @@ from pathlib import Path
 
 # What may stand after the language of a block, and is seen by whoever reads the page's source.
 MARKS = {
-    "long": "runs for minutes or hours; tests run it with --dry_run",
+    "long": "runs for minutes or hours; tests run commands with --dry_run, and Python among the slow tests",
     "network": "fetches or sends something; tests check its programs, scripts, flags and files",
     "accelerator": "needs a GPU; tests check what is named in it",
     "part": "a part of a recipe; tests check its fields",

@@ -3,6 +3,7 @@
 
 - Python blocks run in order, in one namespace a page, in a folder that shows the repository's files and takes what the
   blocks write. Numbers of steps are cut down to one, and folders that long commands would have left are stood in for.
+  Blocks marked `long` are run by `make test-slow` only; no other block needs what they make.
 - Of commands, programs, scripts, flags and files are checked; `make test-slow` runs them, long ones with --dry_run.
 - Recipes are read and their models built; of parts of recipes the names of the fields are checked.
 
@@ -44,6 +45,7 @@ PAGES = [
     ROOT / "training" / "README.md",
     ROOT / "benchmarks" / "README.md",
     ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "model_cards").glob("*/README.md")),
 ]
 KINDS = {
@@ -181,7 +183,7 @@ def with_fewer_steps(code: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_python_of_a_page_runs_in_order(page, clone, tmp_path, monkeypatch):
-    found = [block for block in blocks_of(page) if block.language == "python"]
+    found = [block for block in blocks_of(page) if block.language == "python" and "long" not in block.marks]
     if not found:
         pytest.skip("no Python on this page")
     here = workplace(page, "python", clone)

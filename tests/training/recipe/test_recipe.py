@@ -39,7 +39,7 @@ def test_shipped_recipes_load(path):
 
 
 def test_the_recipe_in_the_documentation_loads(tmp_path):
-    page = (RECIPES.parent / "README.md").read_text(encoding="utf-8")
+    page = (RECIPES.parents[1] / "docs" / "training" / "recipes.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     whole = [block for block in blocks if block.startswith("name:")]
     assert whole

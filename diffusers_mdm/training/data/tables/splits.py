@@ -75,7 +75,7 @@ def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
     if folder is not None:
         if split not in folder.counts:
             raise ValueError(
-                f"{path} has no split {split!r}; it has {', '.join(folder.counts)}. (training/README.md explains "
+                f"{path} has no split {split!r}; it has {', '.join(folder.counts)}. (docs/training/data.md explains "
                 f"how splits are determined.)"
             )
         return folder.load(split)
