@@ -24,7 +24,6 @@ EXTRAS = {
     "imageio": "video",
     "imageio_ffmpeg": "video",
     "torchmetrics": "evaluation",
-    "tqdm": "demo",
 }
 
 

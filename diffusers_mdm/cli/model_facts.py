@@ -120,8 +120,8 @@ def _log_snr_range(scheduler: Any, ratio: float) -> list[float]:
 
 
 def _schedule(scheduler: Any) -> dict[str, Any] | None:
-    keys = ("beta_schedule", "num_train_timesteps", "prediction_type", "shift_power", "level_scaling")
-    keys = (*keys, "algorithm", "timestep_spacing", "clip_sample", "thresholding")
+    keys = ["beta_schedule", "num_train_timesteps", "prediction_type", "shift_power", "level_scaling"]
+    keys += ["algorithm", "timestep_spacing", "clip_sample", "thresholding"]
     return None if scheduler is None else {key: scheduler.config[key] for key in keys}
 
 

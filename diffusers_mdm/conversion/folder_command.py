@@ -2,7 +2,7 @@
 """The steps that the commands which write a diffusers folder have in common."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .apple_mdm import ConvertedCheckpoint
@@ -14,6 +14,7 @@ def convert_to_folder(
     read: Callable[[argparse.Namespace], ConvertedCheckpoint],
     pipeline_class: type,
     unused_file: str | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Read a foreign checkpoint and write the folder that `args` describe, or nothing.
 
@@ -23,6 +24,7 @@ def convert_to_folder(
         pipeline_class: class of the pipeline if there is a text encoder.
         unused_file: name of the file, beside the weights, for tensors that the foreign code never uses; None drops
             them.
+        texts: further text files of the folder, such as a model card, by file name.
 
     Raises:
         ValueError: the folder exists already, or parts do not match.
@@ -41,4 +43,5 @@ def convert_to_folder(
         converted.scheduler,
         {unused_file: converted.unused} if unused_file else None,
         make_pipeline if args.text_encoder else None,
+        texts=texts,
     )

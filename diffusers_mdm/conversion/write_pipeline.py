@@ -91,6 +91,7 @@ def write_model(
     extra_tensors: Mapping[str, StateDict] | None = None,
     make_pipeline: Callable[[NestedUNetModel, MatryoshkaScheduler], Any] | None = None,
     variant: str | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Save, load again and compare a converted model.
 
@@ -101,6 +102,7 @@ def write_model(
         extra_tensors: further safetensors files beside the weights, by file name.
         make_pipeline: builds a whole pipeline from the two; None saves only them.
         variant: variant in the names of the weight files, as in diffusers.
+        texts: further text files, such as a model card, by file name.
 
     Raises:
         ValueError: the folder exists already, or the loaded weights differ from the saved ones.
@@ -118,6 +120,8 @@ def write_model(
                     {key: tensor.contiguous().clone() for key, tensor in tensors.items()}, folder / "unet" / name
                 )
                 check_same_tensors(tensors, load_file(folder / "unet" / name))
+        for name, text in (texts or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
         loaded = NestedUNetModel.from_pretrained(folder / "unet", variant=variant, dtype=unet.dtype)
         check_same_tensors(unet.state_dict(), loaded.state_dict())
         MatryoshkaScheduler.from_pretrained(folder / "scheduler")
