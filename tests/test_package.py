@@ -53,6 +53,7 @@ ALLOWED_IMPORTS = {
 }
 # What each room of the training package may import from the others. Modules beside the rooms are the ground for all.
 ROOMS = {"recipe": set(), "data": {"recipe"}, "modules": {"recipe"}, "loss": {"recipe"}}
+ROOMS["extra_losses"] = {"recipe"}
 ROOMS["state"] = {*ROOMS}
 ROOMS["reports"] = {*ROOMS}
 ROOMS["loop"] = {*ROOMS}

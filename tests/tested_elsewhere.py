@@ -43,6 +43,7 @@ TESTED_ELSEWHERE = {
     "training/commands/flag_table.py": ("training/commands/test_flags.py", _STRUCTURES),
     "training/commands/inapplicable_flags.py": ("training/commands/test_parser.py", _STRUCTURES),
     "training/commands/run_command.py": ("commands/test_help.py", "it decides what is imported when, in a process"),
+    "training/extra_losses/extra_loss.py": ("training/extra_losses/test_perceptual.py", _STRUCTURES),
     "training/data/class_names.py": ("training/modules/test_classes.py", "names are looked up for models of classes"),
     "training/data/shards/source.py": ("training/data/test_sources.py", _SOURCES),
     "training/data/source.py": ("training/data/test_new_kind.py", "it is a protocol, which a new kind of data fills"),

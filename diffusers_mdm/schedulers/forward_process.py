@@ -147,6 +147,27 @@ class PyramidForwardProcess(PyramidPredictions):
             velocities.append(LevelPrediction("v_prediction", alpha, sigma).output(found, noisy))
         return velocities
 
+    def clean_of_velocities(self, velocities: Sample, sample: Sample, timesteps: torch.Tensor) -> Pyramid:
+        """Return the clean images that v implies, about in [-1, 1], without clipping them.
+
+        Args:
+            velocities: v of all levels, see `velocities_of`.
+            sample: z_t of all levels.
+            timesteps: `(B_0,)`, or one number for all samples.
+
+        Returns:
+            One float32 tensor per level, innermost first.
+        """
+        levels, ratios, _ = self._levels(sample, "sample")
+        found = matching_levels(velocities, levels, "velocities")
+        powers = self.level_alphas_cumprod(sample, as_timesteps(timesteps).to(levels[0].device))
+        pictures = []
+        for v, level, power, ratio in zip(found, levels, powers, ratios, strict=True):
+            alpha, sigma = row_amplitudes(power, level)
+            clean = LevelPrediction("v_prediction", alpha, sigma).clean(in_full_precision(v), in_full_precision(level))
+            pictures.append(clean * self._image_scale(ratio))
+        return pictures
+
     def own_error_factors(self, powers: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         """Return the factors that convert squared errors of v to those of what each level itself predicts.
 

@@ -70,6 +70,7 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
             meter.record(
                 tables.rows,
                 picture_losses=tables.pictures,
+                values={f"loss/{name}": error for name, error in (tables.extra or {}).items()},
                 step=progress.total_steps,
                 images=progress.total_images,
                 learning_rate=learning_rate_of(run, stage),

@@ -122,7 +122,11 @@ def prepare(run: Run, stage: StageRecipe) -> None:
     """Create the optimizer, and let accelerate wrap it and the trained modules."""
     encoder = run.trained_modules.get("text_encoder")
     model = ConditionedUNet(
-        run.unet, cast(PreTrainedModel | None, encoder), run.tokenizer, run.recipe.max_sequence_length
+        run.unet,
+        cast(PreTrainedModel | None, encoder),
+        run.tokenizer,
+        run.recipe.max_sequence_length,
+        attach_extra_losses(run, stage) if run.extra_losses else None,
     )
     groups = parameter_groups(model, stage, run.recipe.text_encoder)
     optimizer = new_optimizer(groups, run.recipe.optimizer, stage.learning_rate, fused=not run.is_sharded)
@@ -134,6 +138,16 @@ def prepare(run: Run, stage: StageRecipe) -> None:
         run.optimizer_state = None
 
 
+def attach_extra_losses(run: Run, stage: StageRecipe) -> dict[str, torch.nn.Module]:
+    """Attach the extra losses of a stage to the model; returns the layers that they train, by name."""
+    run.stage_losses = {
+        name: loss for name, loss in run.extra_losses.items() if loss.stages is None or stage.name in loss.stages
+    }
+    for loss in run.stage_losses.values():
+        loss.attach(run.unet)
+    return {name: module for name, module in run.extra_modules.items() if name in run.stage_losses}
+
+
 def end_stage(run: Run, stage: StageRecipe) -> None:
     """Save the optimizer state for the next stage, undo accelerate's preparation, and advance the counters."""
     run.optimizer_state = whole_optimizer_state(run.optimizer.optimizer, trained_parameters(run))
@@ -142,6 +156,9 @@ def end_stage(run: Run, stage: StageRecipe) -> None:
         unshard(run)
     for name, shadows in averages.items():
         run.ema[name].shadows, run.ema[name].followed = shadows, {}
+    for loss in run.stage_losses.values():
+        loss.detach()
+    run.stage_losses = {}
     run.accelerator.free_memory()
     run.model, run.optimizer = None, None
     run.progress.finish_stage(stage, run.accelerator.num_processes)

@@ -81,6 +81,8 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
     check_text_width(recipe, run.text_encoder)
     check_prompts(run)
     check_validation_metrics(run)
+    if recipe.extra_losses:
+        add_extra_losses(run)
     if recipe.lora is not None:
         check_lora_levels(recipe, run.unet)
         add_lora(run.unet, recipe.lora)
@@ -88,6 +90,22 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         run.history = History(options.output_dir / FILE_NAME)
     run.start = start
     return run
+
+
+def add_extra_losses(run: Run) -> None:
+    """Open the recipe's extra losses.
+
+    Raises:
+        ValueError: a network cannot be loaded, or FSDP would have to shard layers of a loss.
+    """
+    from ..extra_losses.registry import open_extra_losses  # most runs have none
+
+    run.extra_losses = open_extra_losses(run.recipe, run.accelerator.device, run.options.seed)
+    if run.is_sharded and run.extra_modules:
+        raise ValueError(
+            f"`{next(iter(run.extra_modules))}` trains layers of its own, which are not sharded: train without FSDP, "
+            "as in `accelerate launch --multi_gpu`, or omit it."
+        )
 
 
 def open_output(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Start | None:

@@ -6,7 +6,7 @@ a step does not depend on how its batch is divided among processes and micro-bat
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -187,8 +187,9 @@ def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, t
     velocities = cast(Pyramid, scheduler.get_velocity(drawn.clean, drawn.noise, drawn.timesteps))
     predictions = predict(run, noisy, drawn.timesteps, drawn.batch)
     powers = scheduler.level_alphas_cumprod(drawn.clean, drawn.timesteps)
+    found = scheduler.velocities_of(predictions, drawn.clean, noisy, drawn.timesteps)
     loss = pyramid_loss(
-        scheduler.velocities_of(predictions, drawn.clean, noisy, drawn.timesteps),
+        found,
         velocities,
         powers,
         ramped_level_weights(stage, plan.num_old_levels, run.progress.stage_step),
@@ -199,7 +200,39 @@ def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, t
         stage.p2_gamma,
         stage.p2_k,
     )
+    if run.stage_losses:
+        loss = with_extra_losses(run, loss, drawn, noisy, found, powers)
     return loss, loss_table(loss.row_errors, drawn.timesteps, len(scheduler))
+
+
+def with_extra_losses(
+    run: Run,
+    loss: PyramidLoss,
+    drawn: NoisyBatch,
+    noisy: Pyramid,
+    velocities: Pyramid,
+    powers: Sequence[torch.Tensor],
+) -> PyramidLoss:
+    """Add the extra losses of the stage to the loss of the pyramid.
+
+    Args:
+        run: the run, within the stage.
+        loss: the loss of the pyramid.
+        drawn: the batch, after the forward pass.
+        noisy: its noisy levels.
+        velocities: the predictions of the model, converted to v.
+        powers: signal power of every sample, element i `(B_i,)`.
+    """
+    from ..extra_losses.extra_loss import LossInputs  # most runs have none
+
+    predicted = run.scheduler.clean_of_velocities(velocities, noisy, drawn.timesteps)
+    inputs = LossInputs(drawn.batch.pixels, drawn.clean, predicted, powers)
+    per_row, extra, row_weights = loss.per_row, {}, drawn.batch.row_weights
+    for name, part in run.stage_losses.items():
+        errors = part.errors(inputs)
+        per_row = per_row + part.weight * (errors if row_weights is None else errors * row_weights.to(errors))
+        extra[name] = errors.detach().mean()
+    return replace(loss, total=per_row.mean(), per_row=per_row, extra=extra)
 
 
 class StepTables(NamedTuple):
@@ -207,10 +240,12 @@ class StepTables(NamedTuple):
 
     rows: losses of the stage's images or clips.
     pictures: losses of its `joint_pictures`; None without.
+    extra: mean errors of extra losses by name.
     """
 
     rows: torch.Tensor
     pictures: torch.Tensor | None = None
+    extra: Mapping[str, torch.Tensor] | None = None
 
 
 def optimizer_step(run: Run, plan: StepPlan, batches: Sequence[Batch], pictures: Sequence[Batch] = ()) -> StepTables:
@@ -225,7 +260,7 @@ def optimizer_step(run: Run, plan: StepPlan, batches: Sequence[Batch], pictures:
     Raises:
         FloatingPointError: if `max_skipped_steps` consecutive steps had gradients that are not finite.
     """
-    process, tables, picture_tables = run.accelerator, [], []
+    process, tables, picture_tables, extra = run.accelerator, [], [], []
     stage = plan.stage
     share = stage.batch_size / (stage.batch_size + stage.joint_pictures)
     for number, batch in enumerate(batches, start=1):
@@ -241,8 +276,12 @@ def optimizer_step(run: Run, plan: StepPlan, batches: Sequence[Batch], pictures:
             loss, table = compute_loss(run, plan, batch)
             process.backward(loss.total * share / len(batches))
         tables.append(table)
+        extra.append(loss.extra)
     update_weights(run, stage)
-    return StepTables(torch.stack(tables).sum(0), torch.stack(picture_tables).sum(0) if picture_tables else None)
+    means = {name: torch.stack([errors[name] for errors in extra]).mean() for name in extra[0]}
+    return StepTables(
+        torch.stack(tables).sum(0), torch.stack(picture_tables).sum(0) if picture_tables else None, means
+    )
 
 
 def update_weights(run: Run, stage: StageRecipe) -> None:

@@ -11,8 +11,8 @@ A mean over all t hides at which noise levels errors are large, so tables have q
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -40,13 +40,15 @@ class PyramidLoss:
     total: scalar to minimise. per_level: scalar mean over each level's own samples, innermost first, with the weights
     that depend on t, but without level weights and sample weights. per_row: (B_0,), with mean `total`; samples that a
     level does not have count zero there, the others B_0 / B_i times. row_errors: (B_i,) for each level, detached;
-    `per_level` are their means.
+    `per_level` are their means. extra: mean errors of extra losses by name, which `total` and `per_row` contain with
+    their weights.
     """
 
     total: torch.Tensor
     per_level: tuple[torch.Tensor, ...]
     per_row: torch.Tensor
     row_errors: tuple[torch.Tensor, ...]
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def pyramid_loss(

@@ -28,6 +28,8 @@ class ConditionedUNet(torch.nn.Module):
         text_encoder: the text encoder, if it is trained; otherwise captions are passed as features.
         tokenizer: tokenizer of the text encoder.
         max_sequence_length: number of tokens after which captions are truncated.
+        extra_losses: layers that extra losses train, by the names of the losses; they run inside the U-Net's forward
+            pass.
     """
 
     def __init__(
@@ -36,12 +38,15 @@ class ConditionedUNet(torch.nn.Module):
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_sequence_length: int = 128,
+        extra_losses: Mapping[str, torch.nn.Module] | None = None,
     ):
         super().__init__()
         # The text encoder comes first, as in the order of the optimizer's parameter groups.
         if text_encoder is not None:
             self.text_encoder = text_encoder
         self.unet = unet
+        if extra_losses:
+            self.extra_losses = torch.nn.ModuleDict(dict(extra_losses))
         self.tokenizer = tokenizer
         self.tokens = None if tokenizer is None else CaptionTokens(tokenizer, max_sequence_length)
 

@@ -12,6 +12,7 @@ from ...schedulers.scheduler_config import check_predictions
 from .clip_checks import check_clips
 from .clip_stages import data_of
 from .data import DataRecipe
+from .extra_losses import AlignmentRecipe, ExtraLossRecipe, PerceptualRecipe
 from .fields import COUNT, NOT_NEGATIVE, FieldError, check_ranges, read_fields
 from .model_checks import check_levels, read_model_arguments, read_scheduler_arguments
 from .optimizer import OptimizerRecipe, Precision
@@ -81,6 +82,8 @@ class Recipe:
     vae: VaeRecipe | None = None  # for a model on latents
     lora: LoraRecipe | None = None
     prior_preservation: PriorRecipe | None = None
+    alignment: AlignmentRecipe | None = None
+    perceptual: PerceptualRecipe | None = None
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: OptimizerRecipe = dataclasses.field(default_factory=OptimizerRecipe)
     validation: ValidationRecipe = dataclasses.field(default_factory=ValidationRecipe)
@@ -108,6 +111,7 @@ class Recipe:
         self._check_stages()
         self._check_lora()
         check_clips(self)
+        self._check_extra_losses()
 
     def _check_predictions(self) -> None:
         """Refuse predictions that do not fit the levels."""
@@ -208,6 +212,40 @@ class Recipe:
             raise FieldError(
                 "lora", "freezes the model itself: omit `frozen_levels`, and choose layers by `target_modules`."
             )
+
+    def _check_extra_losses(self) -> None:
+        """Refuse extra losses that the model cannot have."""
+        names = [stage.name for stage in self.stages]
+        for name, part in self.extra_losses.items():
+            for stage in part.stages or ():
+                if stage not in names:
+                    raise FieldError(f"{name}.stages", f"has {stage!r}; the stages are {', '.join(names)}.")
+            if any(row.num_frames > 1 for row in self.rows):
+                raise FieldError(name, "compares images, and this is a video model; omit it.")
+        if self.alignment is not None:
+            self._check_alignment(self.alignment)
+        if self.perceptual is not None:
+            if self.vae is not None:
+                raise FieldError("perceptual", "compares images, and this model predicts latents; omit it.")
+            for level in self.perceptual.levels or ():
+                if not 0 <= level < len(self.levels):
+                    raise FieldError("perceptual.levels", f"has {level}; levels are 0 to {len(self.levels) - 1}.")
+
+    def _check_alignment(self, alignment: AlignmentRecipe) -> None:
+        if not self.rows[0].has_mid_block:
+            raise FieldError("alignment", "needs the middle block of level 0: set `levels[0].has_mid_block`.")
+        for stage in self.stages:
+            if stage.frozen_levels and (alignment.stages is None or stage.name in alignment.stages):
+                raise FieldError(
+                    "alignment.stages",
+                    f"must name stages that train level 0; in {stage.name!r} it is frozen (`frozen_levels`).",
+                )
+
+    @property
+    def extra_losses(self) -> dict[str, ExtraLossRecipe]:
+        """The losses besides that of the pyramid, by name."""
+        parts = {"alignment": self.alignment, "perceptual": self.perceptual}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def trains_text_encoder(self) -> bool:

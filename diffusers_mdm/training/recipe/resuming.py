@@ -60,6 +60,10 @@ EFFECTS: dict[str, Effect] = {
     "prior_preservation.*": MAY_CHANGE,
     "optimizer.*": MAY_CHANGE,
     "validation.*": MAY_CHANGE,
+    "alignment.*": MAY_CHANGE,
+    "alignment.encoder": FIXED,  # the projection is trained for it
+    "alignment.hidden_channels": FIXED,
+    "perceptual.*": MAY_CHANGE,
     "stages.*": MAY_CHANGE,
     "stages.name": FIXED,
     "stages.levels": FIXED,
@@ -70,7 +74,7 @@ EFFECTS: dict[str, Effect] = {
 # The fields that identify a finished stage.
 _IDENTITY = ("name", "levels", "as_pictures")
 # Fields with names of folders, which may have been moved.
-_PLACES = ("text_encoder.pretrained", "pretrained.path", "vae.pretrained")
+_PLACES = ("text_encoder.pretrained", "pretrained.path", "vae.pretrained", "alignment.encoder")
 
 
 @dataclass(frozen=True)

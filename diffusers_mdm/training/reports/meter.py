@@ -124,8 +124,8 @@ class Meter:
             images: images that the whole run has seen, over all processes.
             learning_rate: learning rate of this step.
             picture_losses: the same sum for images trained on together with clips; reported as "picture_loss/…".
-            values: further scalars by name, equal on all processes; their means are reported, without values that are
-                not finite.
+            values: further scalars by name, of the same names on all processes; their means over steps and processes
+                are reported, without values that are not finite.
             skipped_steps: number skipped so far in the run.
             skipped_images: number skipped so far in the stage, over all processes; or a function that returns it,
                 which is called for a report on all processes.
@@ -157,7 +157,7 @@ class Meter:
         waited = torch.tensor([self._waited / elapsed], device=self.accelerator.device)
         values = {
             **losses,
-            **{name: mean for name, entries in self._values.items() if (mean := _finite_mean(entries)) is not None},
+            **self._means(),
             "images_per_second": (self.images - self._images_before) / elapsed,
             "data_wait_share": float(self.accelerator.reduce(waited, "mean")),
             **self._latest,
@@ -172,6 +172,16 @@ class Meter:
 
     def _reduced(self, table: torch.Tensor | None, name: str) -> dict[str, float]:
         return {} if table is None else table_values(self.accelerator.reduce(table, "sum"), name)
+
+    def _means(self) -> dict[str, float]:
+        """Return the means of the recorded values over steps and processes; those of no finite value are left out."""
+        if not self._values:
+            return {}
+        numbers = [[float(number) for number in entries] for entries in self._values.values()]
+        finite = [[number for number in entries if math.isfinite(number)] for entries in numbers]
+        sums = torch.tensor([[math.fsum(entries), len(entries)] for entries in finite], device=self.accelerator.device)
+        means = zip(self._values, self.accelerator.reduce(sums, "sum").tolist(), strict=True)
+        return {name: total / count for name, (total, count) in means if count}
 
     def write(self, values: Mapping[str, float]) -> None:
         """Send numbers of the current step to the trackers and the history; a full disk is logged, but not fatal."""
@@ -225,11 +235,6 @@ def _added(total: torch.Tensor | None, table: torch.Tensor | None) -> torch.Tens
     if table is None:
         return total
     return table.detach() if total is None else total + table.detach()
-
-
-def _finite_mean(entries: list[torch.Tensor | float]) -> float | None:
-    finite = [number for number in map(float, entries) if math.isfinite(number)]
-    return sum(finite) / len(finite) if finite else None
 
 
 def _spell_skipped(values: Mapping[str, float]) -> str:

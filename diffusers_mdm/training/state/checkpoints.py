@@ -5,6 +5,7 @@ A folder `checkpoint-<total steps>` has
 
 - `unet/`, `text_encoder/`, `tokenizer/` in the format of `save_pretrained`; for LoRA the adapter's weights instead,
 - `optimizer.safetensors`: whole tensors, "<parameter>//<entry>",
+- `extra_losses.safetensors`: the layers that extra losses train, if there are any,
 - `unet_ema/`, `text_encoder_ema/`: the averaged weights, see `average_files`,
 - `progress.json`: counters, plateau, counters of the averages, fp16 scaler, the recipe,
 - `history.jsonl`: the history of the run up to here,
@@ -18,6 +19,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -39,6 +41,7 @@ from .sharding import plain_copy
 logger = logging.getLogger(__name__)
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+EXTRA_LOSSES_FILE = "extra_losses.safetensors"
 WRITE_ERRORS = (OSError, SafetensorError)
 
 
@@ -62,6 +65,8 @@ def save_checkpoint(run: Run) -> Path:
         save_modules(run, modules, folder)
         save_file(optimizer or {}, folder / OPTIMIZER_FILE)
         save_averages(run, modules, averages, folder)
+        if run.extra_modules:
+            save_file(torch.nn.ModuleDict(run.extra_modules).state_dict(), folder / EXTRA_LOSSES_FILE)
         (folder / PROGRESS_FILE).write_text(json.dumps(progress_report(run), indent=2), encoding="utf-8")
         if run.history is not None and run.history.path.exists():
             shutil.copyfile(run.history.path, folder / HISTORY_FILE)
@@ -119,6 +124,7 @@ def load_checkpoint(run: Run, checkpoint: Path, report: CheckpointReport) -> Non
         run.text_encoder = type(run.trained_modules["text_encoder"]).from_pretrained(checkpoint / "text_encoder")  # type: ignore[attr-defined]
         run.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
     load_averages(run, checkpoint, report)
+    load_extra_losses(run, checkpoint)
     run.optimizer_state = load_file(checkpoint / OPTIMIZER_FILE)
     check_optimizer_state(run, checkpoint)
     if report.scaler and run.accelerator.scaler is not None:
@@ -128,18 +134,43 @@ def load_checkpoint(run: Run, checkpoint: Path, report: CheckpointReport) -> Non
         run.history.restore(checkpoint / HISTORY_FILE, run.progress.total_steps)
 
 
+def load_extra_losses(run: Run, checkpoint: Path) -> None:
+    """Load the layers of the run's extra losses; those that the checkpoint does not have remain new.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    file = checkpoint / EXTRA_LOSSES_FILE
+    saved = load_file(file) if file.is_file() else {}
+    for name, module in run.extra_modules.items():
+        prefix = f"{name}."
+        state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+        try:
+            if state:
+                module.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{file} does not fit the recipe's `{name}`: {error}") from error
+
+
 def check_optimizer_state(run: Run, checkpoint: Path) -> None:
-    """Check that the optimizer state of a checkpoint fits the run's parameters.
+    """Check that the optimizer state of a checkpoint fits the run's parameters. What it has for extra losses that the
+    run no longer has is dropped.
 
     Raises:
         ValueError: names an entry that does not fit.
     """
+    extra = {f"extra_losses.{name}": module for name, module in run.extra_modules.items()}
     shapes = {
         f"{module}.{name}": tuple(value.shape)
-        for module, part in run.trained_modules.items()
+        for module, part in {**run.trained_modules, **extra}.items()
         for name, value in part.named_parameters()
     }
-    for key, value in (run.optimizer_state or {}).items():
+    run.optimizer_state = {
+        key: value
+        for key, value in (run.optimizer_state or {}).items()
+        if not key.startswith("extra_losses.") or key.startswith(tuple(f"{name}." for name in extra))
+    }
+    for key, value in run.optimizer_state.items():
         name, _, entry = key.partition("//")
         if not entry or name not in shapes or (value.ndim > 0 and tuple(value.shape) != shapes[name]):
             raise ValueError(f"{checkpoint / OPTIMIZER_FILE} does not fit the weights beside it: {key} differs.")

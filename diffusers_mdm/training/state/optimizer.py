@@ -32,7 +32,7 @@ def parameter_groups(
     if encoder is not None:
         rates["text_encoder.tokens"] = encoder.token_learning_rate_scale * encoder.learning_rate_scale
         rates["text_encoder"] = encoder.learning_rate_scale
-    rates |= {"unet": 1.0}
+    rates |= {"unet": 1.0, "extra_losses": 1.0}
     rates |= {f"unet.levels.{level}": scale for level, scale in enumerate(scales)}
     members: dict[str, list[torch.nn.Parameter]] = {name: [] for name in rates}
     text_encoder = getattr(model, "text_encoder", None)

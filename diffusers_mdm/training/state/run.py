@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +22,9 @@ from .history import History
 from .moving_average import Average
 from .progress import Progress
 from .resuming import Start
+
+if TYPE_CHECKING:
+    from ..extra_losses.extra_loss import ExtraLoss
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class Run:
     vae: AutoencoderKL | None = None  # frozen autoencoder, for models on latents
     shift_power: float = 1.0  # for stages that do not set their own
     id2label: dict[int, str] = field(default_factory=dict)  # class names, for class-conditional models
+    extra_losses: "dict[str, ExtraLoss]" = field(default_factory=dict)  # of all stages, by name
+    stage_losses: "dict[str, ExtraLoss]" = field(default_factory=dict)  # those of the current stage
     drawing_defaults: dict[str, Any] | None = None  # from the pipeline that the run starts from
     progress: Progress = field(default_factory=Progress)
     start: Start | None = None  # the checkpoint from which the run resumes
@@ -112,6 +117,11 @@ class Run:
         """
         parameters = self.trained_modules[module].named_parameters()
         return {name: value for name, value in parameters if self.recipe.lora is None or ".lora_" in name}
+
+    @property
+    def extra_modules(self) -> dict[str, torch.nn.Module]:
+        """The layers that extra losses train, by the names of the losses; they are no part of the result."""
+        return {name: loss.trained for name, loss in self.extra_losses.items() if loss.trained is not None}
 
     @property
     def is_sharded(self) -> bool:

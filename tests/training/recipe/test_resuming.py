@@ -49,7 +49,9 @@ def test_every_field_of_a_recipe_is_in_the_table():
         elif f"{field.name}.*" not in EFFECTS:
             paths.add(field.name)
     assert {
-        path for path in EFFECTS if "*" not in path and path.split(".")[0] not in ("lora", "vae", "pretrained")
+        path
+        for path in EFFECTS
+        if "*" not in path and path.split(".")[0] not in ("lora", "vae", "pretrained", "alignment")
     } <= paths
     assert all(isinstance(effect_of(path), Effect) for path in paths)
 
