@@ -26,16 +26,18 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig
 
-from diffusers_mdm import MDMPipeline
+from diffusers_mdm import MDMPipeline, MDMUnconditionalPipeline
 from diffusers_mdm.models.level_config import LevelConfig
 from diffusers_mdm.training.commands.dry_run import describe_run
 from diffusers_mdm.training.commands.flags import read_command
-from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO
+from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO, UNCONDITIONAL
 from diffusers_mdm.training.modules.lora import save_lora
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.recipe.stage import StageRecipe
 from tests.doc_blocks import MARKS, PROGRAMS, Block, blocks_of, commands_in, commands_in_text
+from tests.pipelines.tiny_pipeline import make_scheduler
+from tests.pipelines.tiny_tasks import make_plain_unet
 from tests.training.tiny_clips import write_clips
 from tests.training.tiny_run import write_pictures
 
@@ -52,6 +54,7 @@ KINDS = {
     "train_text_to_image_mdm.py": TEXT_TO_IMAGE,
     "train_class_conditional_mdm.py": CLASS_CONDITIONAL,
     "train_text_to_video_mdm.py": TEXT_TO_VIDEO,
+    "train_unconditional_mdm.py": UNCONDITIONAL,
 }
 # What readers bring along: pages say what these are.
 THE_READERS_OWN = {
@@ -131,6 +134,8 @@ def clone(tmp_path_factory) -> Path:
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
     (folder / "runs" / "my-lora").mkdir()
     save_lora(pipeline.unet, folder / "runs" / "my-lora")
+    plain = MDMUnconditionalPipeline(make_plain_unet(), make_scheduler())
+    plain.save_pretrained(folder / "runs" / "emoji-unconditional")
     return folder
 
 

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..training.commands.kinds import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO, CommandKind
+from ..training.commands.kinds import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO, UNCONDITIONAL, CommandKind
 from ..training.commands.parser import build_parser
 from ..training.commands.run_command import run_command
 from .command import Command, CommandGroup
@@ -44,6 +44,10 @@ class_conditional = Training(
     CLASS_CONDITIONAL,
     "--pretrained_model_name_or_path model --train_data_dir pictures --max_train_steps 1000 --output_dir my-model",
 )
+unconditional = Training(
+    UNCONDITIONAL,
+    "--pretrained_model_name_or_path model --train_data_dir pictures --max_train_steps 1000 --output_dir my-model",
+)
 text_to_video = Training(
     TEXT_TO_VIDEO,
     "--pretrained_model_name_or_path model --num_frames 16 --train_data_dir clips --max_train_steps 1000 "
@@ -63,6 +67,7 @@ For several processes, put `accelerate launch -m diffusers_mdm` in place of `dif
     (
         Command("text-to-image", "train on captioned images", "train:text_to_image"),
         Command("class-conditional", "train on images with classes", "train:class_conditional"),
+        Command("unconditional", "train on images without captions", "train:unconditional"),
         Command("text-to-video", "train on captioned clips", "train:text_to_video"),
     ),
 )

@@ -28,6 +28,7 @@ from ..processes import process_state, wait_for_everyone
 from .pictures import METADATA_FILE, FolderPictures
 
 PLAN_FILE = "generation.json"
+NUMBER = "batch_size"  # the argument of unconditional pipelines
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Generation:
         num_captions: number of captions.
         captions_digest: hash of all captions in order.
         settings: further arguments of the pipeline's call.
-        argument: name of the call's argument that takes the captions.
+        argument: name of the call's argument that takes the captions; "batch_size" for an unconditional pipeline,
+            which takes their number.
     """
 
     model: str
@@ -51,6 +53,11 @@ class Generation:
     captions_digest: str
     settings: dict[str, Any] = field(default_factory=dict)
     argument: str = "prompt"
+
+
+def takes_number(pipeline: Any) -> bool:
+    """Return whether a pipeline is unconditional: it takes the number of images (`batch_size`), and no captions."""
+    return NUMBER in inspect.signature(pipeline.__call__).parameters
 
 
 def generate(
@@ -67,13 +74,13 @@ def generate(
 
     Args:
         pipeline: one of ours, or any pipeline of diffusers that takes `generator` as a list.
-        captions: one per image.
+        captions: one per image; those of images of an unconditional pipeline are empty.
         folder: folder for the images.
         model: name of the model in `generation.json`.
         seed: seed of the first image.
         batch_size: images per call on each process.
         settings: further arguments of the pipeline's call, as plain JSON values.
-        argument: name of the call's argument that takes the captions.
+        argument: see `Generation`.
 
     Returns:
         The folders of the levels, innermost first.
@@ -109,7 +116,8 @@ def draw(pipeline: Any, captions: list[str], seeds: Sequence[int], plan: Generat
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shows_levels = "output_pyramid" in inspect.signature(pipeline.__call__).parameters
     more = {"output_pyramid": True} if shows_levels else {}
-    output = pipeline(**{plan.argument: captions}, generator=generators, output_type="pil", **more, **plan.settings)
+    wanted = {plan.argument: len(captions) if plan.argument == NUMBER else captions}
+    output = pipeline(**wanted, generator=generators, output_type="pil", **more, **plan.settings)
     return [list(level) for level in output.pyramid] if shows_levels else [list(output.images)]
 
 

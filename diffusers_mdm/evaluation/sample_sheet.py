@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pipelines.picture_grid import FONT_SIZE, GAP, INK, MIN_CELL, size_name, wrap_label
-from .generate import Generation, draw
+from .generate import NUMBER, Generation, draw, takes_number
 
 LABEL_WIDTH = 150  # pixels of the column with the captions
 REAL = "real image"
@@ -29,7 +29,7 @@ def draw_seeds(
 
     Args:
         pipeline: one of ours, or any pipeline of diffusers that takes `generator` as a list.
-        captions: N of them.
+        captions: N of them; empty ones for an unconditional pipeline.
         seeds: S of them.
         batch_size: images per call.
         settings: further arguments of the pipeline's call.
@@ -37,7 +37,8 @@ def draw_seeds(
     Returns:
         For each seed and level, innermost first, N images.
     """
-    plan = Generation("", type(pipeline).__name__, 0, len(captions), "", dict(settings or {}))
+    argument = NUMBER if takes_number(pipeline) else "prompt"
+    plan = Generation("", type(pipeline).__name__, 0, len(captions), "", dict(settings or {}), argument)
     samples = []
     for seed in seeds:
         levels: list[list[Image.Image]] = []

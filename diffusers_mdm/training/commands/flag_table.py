@@ -213,12 +213,19 @@ VALIDATION = (
     Flag("num_metric_images", "validation.num_metric_images", "held-out captions to generate for them", count),
     Flag("clip_model", "validation.clip_model", "folder or Hub id of the CLIP model of the metric clip"),
     Flag("validation_epochs", None, "the same as --validation_steps, in passes over the data", count),
+    Flag(
+        "ddpm_num_inference_steps",
+        "validation.num_inference_steps",
+        "denoising steps of the validation samples (default 25)",
+        count,
+    ),
 )
 
 OUTPUT = (
     Flag("output_dir", "options.output_dir", "folder for checkpoints, samples, logs and the final pipeline", Path),
     Flag("seed", "options.seed", "seed of all random numbers (default 0)", seed),
     Flag("checkpointing_steps", "options.checkpointing_steps", "save a checkpoint every N steps (default 500)", count),
+    Flag("save_model_epochs", None, "the same as --checkpointing_steps, in passes over the data", count),
     Flag("checkpoints_total_limit", "options.checkpoints_total_limit", "checkpoints to keep (default 2)", count),
     Flag(
         "resume_from_checkpoint",
@@ -272,6 +279,15 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "speed and memory": SPEED,
 }
 FLAGS: dict[str, Flag] = {flag.name: flag for group in GROUPS.values() for flag in group}
+
+
+# Other names of flags, in diffusers' train_unconditional.py.
+ALIASES: dict[str, str] = {
+    "eval_batch_size": "num_validation_images",
+    "logger": "report_to",
+    "num_epochs": "num_train_epochs",
+    "save_images_epochs": "validation_epochs",
+}
 
 
 def fields_of(part: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from ...processes import num_launched
 from ..recipe.clip_stages import trains_on_images
 from ..recipe.data import DataRecipe
-from ..recipe.loading import load_recipe
+from ..recipe.loading import load_recipe, without_unseen_captions
 from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
@@ -117,7 +117,7 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         changes["vae"] = VaeRecipe(**fields)
     changes["lora"] = _optional(recipe.lora, LoraRecipe, "rank", fields_of("lora", given), "--rank")
     changes["prior_preservation"] = override_prior(recipe.prior_preservation, given)
-    recipe = dataclasses.replace(recipe, **changes)
+    recipe = without_unseen_captions(dataclasses.replace(recipe, **changes))
     recipe = dataclasses.replace(recipe, stages=override_stages(recipe, given))
     return _with_text_rate(recipe, given)
 
@@ -255,11 +255,14 @@ def run_options(recipe: Recipe, given: Mapping[str, Any]) -> RunOptions:
             f"--gradient_checkpointing_levels names level {unknown[0]}; the levels of this recipe are 0 to "
             f"{len(recipe.levels) - 1}, innermost first."
         )
-    if "validation_epochs" in given:
-        per_step = _only("--validation_epochs", (stage.images_per_step for stage in recipe.stages), "batch size")
-        pictures = count_pictures(recipe.data, "--validation_epochs")
-        pictures *= 1 if recipe.prior_preservation is None else 2
-        fields["validation_steps"] = steps_for_passes(
-            given["validation_epochs"], pictures, int(per_step) * num_launched()
-        )
+    for flag, field in (("validation_epochs", "validation_steps"), ("save_model_epochs", "checkpointing_steps")):
+        if flag in given:
+            fields[field] = _steps_of_epochs(recipe, f"--{flag}", given[flag])
     return RunOptions(**fields)
+
+
+def _steps_of_epochs(recipe: Recipe, flag: str, passes: int) -> int:
+    """Return the optimizer steps for the passes over the data that a flag names."""
+    per_step = _only(flag, (stage.images_per_step for stage in recipe.stages), "batch size")
+    pictures = count_pictures(recipe.data, flag) * (1 if recipe.prior_preservation is None else 2)
+    return steps_for_passes(passes, pictures, int(per_step) * num_launched())

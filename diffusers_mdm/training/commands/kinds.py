@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three training commands and how they differ."""
+"""The training commands, one per kind of model, and how they differ."""
 
 from __future__ import annotations
 
@@ -71,6 +71,25 @@ def check_has_classes(recipe: Recipe) -> None:
         )
 
 
+def check_has_no_conditions(recipe: Recipe) -> None:
+    """Refuse a recipe for clips, or with text or classes.
+
+    Raises:
+        ValueError: names the command for it.
+    """
+    check_draws_pictures(recipe)
+    if recipe.model.get("num_class_embeds") is not None:
+        raise ValueError(
+            f"The recipe {recipe.name!r} has classes (`model.num_class_embeds`): train it with `diffusers-mdm train "
+            "class-conditional` (training/train_class_conditional_mdm.py)."
+        )
+    if recipe.model.get("cross_attention_dim") is not None:
+        raise ValueError(
+            f"The recipe {recipe.name!r} has captions: omit `model.cross_attention_dim` and `text_encoder`, or train "
+            "it with `diffusers-mdm train text-to-image` (training/train_text_to_image_mdm.py)."
+        )
+
+
 def _has_clips(recipe: Recipe) -> bool:
     return any(row.num_frames != 1 for row in recipe.rows)
 
@@ -96,6 +115,20 @@ have the names and meanings of diffusers' training scripts; switches can also be
     check=check_has_classes,
     defaults={"tracker_project_name": "class2image-mdm"},
     fine_tuning_defaults={"label_column": "label"},
+)
+
+
+UNCONDITIONAL = CommandKind(
+    description="""\
+Train an unconditional Matryoshka diffusion model on images without captions or classes, such as a folder of images
+(--train_data_dir), stage by stage from the inside out (--recipe), or fine-tune a saved one
+(--pretrained_model_name_or_path), all weights or a LoRA (--rank). Validation samples need no prompts:
+--num_validation_images (or --eval_batch_size) is their number. Repeating the command resumes from its newest
+checkpoint. Flags have the names and meanings of diffusers' training scripts, those of train_unconditional.py included;
+switches can also be given as --no-<name>.
+""",
+    check=check_has_no_conditions,
+    defaults={"tracker_project_name": "unconditional-mdm"},
 )
 
 

@@ -2,11 +2,12 @@
 """Parsing of the command line. Imports nothing slow, so that `--help` and typing mistakes are answered at once."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from ...command_parsing import OneLineParser
-from .flag_table import GROUPS
+from .flag_table import ALIASES, FLAGS, GROUPS
 from .flag_values import Flag
 from .inapplicable_flags import ALWAYS_SO, REASONS
 from .kinds import TEXT_TO_IMAGE, CommandKind
@@ -45,6 +46,9 @@ def build_parser(description: str = TEXT_TO_IMAGE.description, program: str | No
         group = parser.add_argument_group(title)
         for flag in flags:
             add_flag(group, flag)
+    names = parser.add_argument_group("other names", "names of flags in diffusers' train_unconditional.py")
+    for name, known in ALIASES.items():
+        add_flag(names, dataclasses.replace(FLAGS[known], name=name, help=f"the same as --{known}"))
     always = parser.add_argument_group("always so", "accepted; always the case")
     for name, text in ALWAYS_SO.items():
         always.add_argument(f"--{name}", action="store_true", help=text)
@@ -99,6 +103,10 @@ def parse_command(
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
     """Return the flags that are given, by name, without those that set nothing."""
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if name not in _ELSEWHERE}
+    for name in given.keys() & ALIASES.keys():
+        if ALIASES[name] in given:
+            parser.error(f"--{name} and --{ALIASES[name]} mean the same; pass one of them.")
+        given[ALIASES[name]] = given.pop(name)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
@@ -115,8 +123,9 @@ def check_together(given: Mapping[str, Any]) -> None:
         raise ValueError("--instance_data_dir and --instance_prompt belong together: pass both or neither.")
     if "validation_prompt" in given and "validation_prompts" in given:
         raise ValueError("--validation_prompt and --validation_prompts mean the same; pass one of them.")
-    if "validation_steps" in given and "validation_epochs" in given:
-        raise ValueError("--validation_steps and --validation_epochs mean the same; pass one of them.")
+    for steps, epochs in (("validation_steps", "validation_epochs"), ("checkpointing_steps", "save_model_epochs")):
+        if steps in given and epochs in given:
+            raise ValueError(f"--{steps} and --{epochs} mean the same; pass one of them.")
     if "recipe" in given:
         if "num_frames" in given:
             raise ValueError("--num_frames is for fine-tuning; a recipe has `num_frames` in each of its `levels`.")

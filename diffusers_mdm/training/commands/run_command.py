@@ -4,10 +4,10 @@
 import sys
 from collections.abc import Sequence
 
-from .kinds import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO, CommandKind
+from .kinds import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO, UNCONDITIONAL, CommandKind
 from .parser import parse_command
 
-__all__ = ["CLASS_CONDITIONAL", "TEXT_TO_IMAGE", "TEXT_TO_VIDEO", "run_command"]
+__all__ = ["CLASS_CONDITIONAL", "TEXT_TO_IMAGE", "TEXT_TO_VIDEO", "UNCONDITIONAL", "run_command"]
 
 
 def run_command(

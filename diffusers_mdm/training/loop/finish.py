@@ -54,8 +54,8 @@ def save_result(run: Run, folder: Path) -> None:
         save_lora(run.unet, folder)
         return
     pipeline = finished_pipeline(run)
-    for module in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
-        if module is not None:
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
             forget_origin(module)
             # diffusers' own `to` would warn about dtypes that it keeps.
             torch.nn.Module.to(module.eval(), dtype=DTYPES[run.options.save_dtype])
@@ -70,7 +70,9 @@ def finished_pipeline(run: Run) -> TrainedPipeline:
     # The original autoencoder, since the run's may have been rounded.
     vae = open_vae(run.recipe, run.options.cache_dir)
     pipeline = run.pipeline()
-    pipeline.register_modules(text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
+    pipeline.register_modules(vae=vae)
+    if text_encoder is not None:
+        pipeline.register_modules(text_encoder=text_encoder, tokenizer=tokenizer)
     return pipeline
 
 

@@ -19,7 +19,7 @@ from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..data.class_names import find_class_names
 from ..data.subjects import prepare_class_pictures
 from ..modules.autoencoder import check_clipping, open_vae
-from ..modules.classes import keep_class_names, num_class_embeds, pipeline_class
+from ..modules.classes import is_unconditional, keep_class_names, num_class_embeds, pipeline_class, sees_text
 from ..modules.growth import check_frames_can_become
 from ..modules.lora import add_lora
 from ..modules.text_encoder import build_text_encoder, check_text_width
@@ -140,6 +140,7 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
     assert recipe.pretrained is not None
     source, encoder = recipe.pretrained, recipe.text_encoder
     own_encoder = encoder is not None and encoder.from_pipeline and not uses_embeddings(recipe)
+    without_encoder = {} if own_encoder or is_unconditional(recipe) else {"text_encoder": None}
     pipeline: Any = pipeline_class(recipe).from_pretrained(
         source.path,
         revision=source.revision,
@@ -147,10 +148,10 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
         cache_dir=options.cache_dir,
         dtype=torch.float32,
         vae=None,
-        **({} if own_encoder else {"text_encoder": None}),
+        **without_encoder,
     )
     unet: NestedUNetModel = pipeline.unet
-    check_classes(recipe, unet)
+    check_conditions(recipe, unet)
     if recipe.stages[0].levels < unet.num_levels:
         unet = unet.inner_model(recipe.stages[0].levels)
     check_growth(recipe, unet)
@@ -226,12 +227,20 @@ def uses_embeddings(recipe: Recipe) -> bool:
     return recipe.data.embeddings_dir is not None
 
 
-def check_classes(recipe: Recipe, unet: NestedUNetModel) -> None:
-    """Check that a recipe has as many classes as the pipeline that it starts from.
+def check_conditions(recipe: Recipe, unet: NestedUNetModel) -> None:
+    """Check that the model of a recipe takes text if that of the pipeline that it starts from does, and has as many
+    classes.
 
     Raises:
-        ValueError: names the numbers of class embeddings of the two.
+        ValueError: says how the two differ.
     """
+    takes_text = unet.config["cross_attention_dim"] is not None
+    if sees_text(recipe) != takes_text:
+        raise ValueError(
+            f"The pipeline that the recipe starts from takes {'text' if takes_text else 'no text'}, but the model of "
+            f"the recipe {'does not' if takes_text else 'does'} (`model.cross_attention_dim`); start from another "
+            "pipeline, or change the recipe."
+        )
     expected, found = num_class_embeds(recipe), unet.config["num_class_embeds"]
     if expected != found:
         raise ValueError(

@@ -19,6 +19,7 @@ import torch
 
 from ...processes import wait_for_everyone
 from ..data.sources import open_validation_images, validation_captions
+from ..modules.classes import is_unconditional
 from ..reports.validation_grid import draw_prompts, prompt_features, validation_pipeline, why_not_drawn
 from ..state.run import Run
 
@@ -155,9 +156,17 @@ def check_validation_metrics(run: Run) -> None:
     recipe = run.recipe
     if not recipe.validation.metrics:
         return
-    if run.unet.config["cross_attention_dim"] is None:
+    if is_unconditional(recipe):
+        of_captions = [name for name in recipe.validation.metrics if name not in ("fid", "kid")]
+        if of_captions:
+            raise ValueError(
+                f"`validation.metrics` has {of_captions[0]!r}, which compares images with captions, and the model "
+                "takes none; use fid or kid."
+            )
+    elif run.unet.config["cross_attention_dim"] is None:
         raise ValueError(
-            "`validation.metrics` need a model with text, because images are generated for held-out captions."
+            "`validation.metrics` need a model with text or without any condition, because images are generated for "
+            "held-out captions."
         )
     if max(run.unet.level_frames) > 1:
         raise ValueError("`validation.metrics` compare images, and this is a video model.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class-conditional models in training: their pipeline class, class names, and checks of labels."""
+"""What models are conditioned on: the pipeline class, and for classes their names and checks of labels."""
 
 import logging
 from collections.abc import Mapping
@@ -9,13 +9,14 @@ import torch
 from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
+from ...pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
 from ..recipe.clip_stages import has_clips
 from ..recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-TrainedPipeline = MDMPipeline | MDMClassConditionalPipeline | MDMVideoPipeline
+TrainedPipeline = MDMPipeline | MDMClassConditionalPipeline | MDMUnconditionalPipeline | MDMVideoPipeline
 
 
 def num_class_embeds(recipe: Recipe) -> int | None:
@@ -35,12 +36,19 @@ def draws_classes_alone(recipe: Recipe) -> bool:
     return num_class_embeds(recipe) is not None and not sees_text(recipe)
 
 
-def pipeline_class(
-    recipe: Recipe,
-) -> type[MDMPipeline] | type[MDMClassConditionalPipeline] | type[MDMVideoPipeline]:
-    """Return the class of the pipeline that a recipe trains, depending on whether the model has frames or classes."""
+def is_unconditional(recipe: Recipe) -> bool:
+    """Return whether the model is conditioned on neither text nor classes."""
+    return num_class_embeds(recipe) is None and not sees_text(recipe)
+
+
+def pipeline_class(recipe: Recipe) -> type[TrainedPipeline]:
+    """Return the class of the pipeline that a recipe trains, depending on whether the model has frames, and on its
+    conditions.
+    """
     if has_clips(recipe):
         return MDMVideoPipeline
+    if is_unconditional(recipe):
+        return MDMUnconditionalPipeline
     return MDMPipeline if num_class_embeds(recipe) is None else MDMClassConditionalPipeline
 
 

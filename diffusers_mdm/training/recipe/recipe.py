@@ -29,10 +29,11 @@ VALIDATION_METRICS = {"fid": 50, "kid": 50, "clip": 1, "retrieval": 2}
 class ValidationRecipe:
     """Samples to generate, and held-out data to measure, at every checkpoint with the averaged weights."""
 
-    prompts: tuple[str, ...] = ()  # for a class-conditional model: class names or numbers
+    # For a class-conditional model class names or numbers; none for an unconditional model.
+    prompts: tuple[str, ...] = ()
     num_inference_steps: int = 25
     guidance_scale: float = 3.0
-    num_validation_images: int = 1  # per prompt; 0 for none
+    num_validation_images: int = 1  # per prompt, or in all for an unconditional model; 0 for none
     num_loss_images: int = 64  # number of images of the validation split for the validation loss
     metrics: tuple[str, ...] = ()  # of images generated for held-out captions: fid, kid, clip, retrieval
     num_metric_images: int = 64  # number of held-out captions to generate and compare
@@ -77,7 +78,7 @@ class Recipe:
     pictures: DataRecipe | None = (
         None  # for a video model: images to train on together with clips, and before the model has frames
     )
-    text_encoder: TextEncoderRecipe | None = None  # None for class-conditional models, which take no text
+    text_encoder: TextEncoderRecipe | None = None  # None for class-conditional and unconditional models
     pretrained: PretrainedRecipe | None = None
     vae: VaeRecipe | None = None  # for a model on latents
     lora: LoraRecipe | None = None
@@ -164,18 +165,42 @@ class Recipe:
             raise FieldError(
                 "text_encoder", "is missing, but the model takes text (`model.cross_attention_dim` is set)."
             )
-        if not sees_text and (self.text_encoder is not None or not has_classes):
+        if not sees_text and self.text_encoder is not None:
             raise FieldError(
                 "model.cross_attention_dim",
                 "must be set, otherwise the model would ignore the captions. A class-conditional model has no "
-                "`text_encoder`, but `model.num_class_embeds` and `data.label_column`.",
+                "`text_encoder`, but `model.num_class_embeds` and `data.label_column`; an unconditional model has "
+                "none of these.",
             )
+        if not sees_text:
+            self._check_without_text(has_classes)
         if self.prior_preservation is not None and (not sees_text or has_classes or not self.data.is_numbered):
             raise FieldError(
                 "prior_preservation", "needs a model that takes only text, and `data.path` instead of shards."
             )
         if self.text_encoder is not None:
             self._check_text(self.text_encoder)
+
+    def _check_without_text(self, has_classes: bool) -> None:
+        """Refuse settings of captions that a model without text would ignore."""
+        if self.data.embeddings_dir is not None:
+            raise FieldError(
+                "data.embeddings_dir",
+                "has features of captions, but the model takes no text (`model.cross_attention_dim` is not set): "
+                "omit it.",
+            )
+        if not has_classes and self.data.caption:
+            raise FieldError(
+                "data.caption",
+                f"is {self.data.caption!r}, but the model takes no text: omit it, or set `model.cross_attention_dim` "
+                "and `text_encoder`.",
+            )
+        if not has_classes and self.validation.prompts:
+            raise FieldError(
+                "validation.prompts",
+                "cannot be used with a model without text and classes: omit them, and set "
+                "`validation.num_validation_images` to the number of samples.",
+            )
 
     def _check_text(self, encoder: TextEncoderRecipe) -> None:
         if encoder.from_pipeline and self.pretrained is None:

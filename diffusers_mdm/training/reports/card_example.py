@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..modules.classes import class_argument, draws_classes_alone, num_class_embeds, pipeline_class
+from ..modules.classes import class_argument, draws_classes_alone, is_unconditional, num_class_embeds, pipeline_class
 from ..recipe.clip_stages import has_clips, stage_frames
 from ..recipe.recipe import Recipe
 from .card_facts import is_hub_id, public_name, sides_of, subject_prompt
@@ -20,6 +20,8 @@ def what_to_draw(recipe: Recipe, id2label: Mapping[int, str]) -> tuple[list[str]
     label = f"label = {python_string(first) if isinstance(first, str) else first}"
     if draws_classes_alone(recipe):
         return [label], "label"
+    if is_unconditional(recipe):
+        return [], ""
     placeholder = PLACEHOLDER_CLIP_PROMPT if has_clips(recipe) else PLACEHOLDER_PROMPT
     lines = [f"prompt = {python_string(subject_prompt(recipe) or next(iter(prompts), placeholder))}"]
     if num_class_embeds(recipe) is None:
@@ -53,7 +55,9 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, 
         lines.append(f"pipe.load_lora_weights({python_string(name)})")
         # The pipeline may have further outer levels, which were not adapted.
         size = f"height={sides[-1]}, "
-    how = f"num_inference_steps={settings.num_inference_steps}, guidance_scale={settings.guidance_scale:g}"
+    how = f"num_inference_steps={settings.num_inference_steps}"
+    how += "" if is_unconditional(recipe) else f", guidance_scale={settings.guidance_scale:g}"
+    asked += ", " if asked else ""
     lines += inputs
     lines += (
         draw_clip(recipe, sides[-1], asked, size + how) if has_clips(recipe) else draw_picture(sides, asked, size, how)
@@ -67,14 +71,14 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, 
 
 def draw_picture(sides: Sequence[int], asked: str, size: str, how: str) -> Iterator[str]:
     """Return the lines of an example that generate an image, given the pipeline's arguments."""
-    yield f"image = pipe({asked}, {size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels"
+    yield f"image = pipe({asked}{size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels"
     if len(sides) > 1:
-        yield f"small = pipe({asked}, height={sides[0]}, {how}).images[0]  # the innermost level alone"
+        yield f"small = pipe({asked}height={sides[0]}, {how}).images[0]  # the innermost level alone"
     yield 'image.save("picture.png")'
 
 
 def draw_clip(recipe: Recipe, side: int, asked: str, how: str) -> Iterator[str]:
     """Return the lines of an example that generate a clip and write a video file, given the pipeline's arguments."""
     frames = stage_frames(recipe, recipe.stages[-1])
-    yield f"frames = pipe({asked}, {how}).frames[0]  # {frames} frames of {side} x {side} pixels"
+    yield f"frames = pipe({asked}{how}).frames[0]  # {frames} frames of {side} x {side} pixels"
     yield f'export_to_video(frames, "clip.mp4", fps={FRAMES_PER_SECOND})  # needs imageio and imageio-ffmpeg'

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ... import __version__
 from ...pipelines.drawing.latent_space import scale_factor
 from ..loss.pyramid_loss import WEIGHTINGS
-from ..modules.classes import draws_classes_alone, num_class_embeds, sees_text
+from ..modules.classes import draws_classes_alone, is_unconditional, num_class_embeds, sees_text
 from ..recipe.clip_stages import has_clips, sources, stage_frames, stage_level_configs
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
@@ -153,7 +153,8 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     if SAMPLES_FILE in pictures:
         shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in pictures else SAMPLES_FILE
         what = "Clips" if has_clips(recipe) else "Images"
-        parts += [f"![{what} of the validation {asked_for(recipe)}]({shown})", samples_caption(recipe)]
+        what = "Validation samples" if is_unconditional(recipe) else f"{what} of the validation {asked_for(recipe)}"
+        parts += [f"![{what}]({shown})", samples_caption(recipe)]
     parts += [
         "## Use",
         usage(recipe, name, run.id2label, factor),
@@ -220,9 +221,13 @@ def samples_caption(recipe: Recipe) -> str:
     settings = recipe.validation
     weights = "averaged (EMA)" if recipe.use_ema else "final"
     frames = f" [`{SAMPLES_FILE}`]({SAMPLES_FILE}) has the frames side by side." if has_clips(recipe) else ""
+    how = f"generated with the {weights} weights in {settings.num_inference_steps} steps"
+    if is_unconditional(recipe):
+        shown = f"The samples of seeds 0 to {settings.num_validation_images - 1}, {how}"
+    else:
+        shown = f"The validation {asked_for(recipe)}, {how} at guidance {settings.guidance_scale:g}"
     return (
-        f"The validation {asked_for(recipe)}, generated with the {weights} weights in {settings.num_inference_steps} "
-        f"steps at guidance {settings.guidance_scale:g}: one row per level, the smallest on top, all enlarged to "
+        f"{shown}: one row per level, the smallest on top, all enlarged to "
         f"the same size.{frames} The samples were not selected by hand."
     )
 
@@ -272,10 +277,11 @@ def data_text(data: DataRecipe) -> str:
         captions = f"the caption {inline_code(data.caption)}"
     if data.label_column is not None:
         captions = f"the classes in {inline_code(data.label_column)}"
+    used = f"with {captions}" if data.caption != "" or data.label_column is not None else "without captions"
     crop = "centre" if data.center_crop else "random"
     flipped = ", half of them mirrored" if data.random_flip else ""
     what = "Images" if data.video_column is None else "Clips"
-    return f"Data: {source}, with {captions}. {what} are cropped to squares ({crop} crop){flipped}."
+    return f"Data: {source}, {used}. {what} are cropped to squares ({crop} crop){flipped}."
 
 
 def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) -> str:

@@ -4,6 +4,7 @@ grid.
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,11 @@ from PIL import Image
 
 from ...pipelines.picture_grid import make_grid
 from ...pipelines.pipeline_class_base import ClassPipelineBase
+from ...pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
 from ..data.text.features import TextEmbeddings
-from ..modules.classes import TrainedPipeline, class_number, draws_classes_alone
-from ..recipe.recipe import ValidationRecipe
+from ..modules.classes import TrainedPipeline, class_number, draws_classes_alone, is_unconditional
+from ..recipe.recipe import Recipe, ValidationRecipe
 from ..state.averages import averaged_weights
 from ..state.run import Run
 from ..state.sharding import plain_copy
@@ -55,7 +57,7 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
         `samples/step-<n>.png` in the output folder, or None if nothing was generated. For clips it shows the frames
         side by side, and `step-<n>.webp` is animated.
     """
-    settings, is_main = run.recipe.validation, run.accelerator.is_main_process
+    settings, is_main = validation_settings(run.recipe), run.accelerator.is_main_process
     if not settings.drawn_prompts or not (is_main or run.is_sharded):
         return None
     features = prompt_features(run, features)
@@ -68,11 +70,19 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
         if pipeline is None:
             return None
         pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
-    labels = settings.drawn_prompts
+    labels: Sequence[str] = settings.drawn_prompts
+    if is_unconditional(run.recipe):
+        labels = [f"seed {number}" for number in range(len(labels))]
     if not isinstance(pipeline, MDMVideoPipeline):
         return _keep(run, make_grid(pyramid, labels))
     moving = clip_animation(pyramid, labels) if frames_of(pyramid) > 1 else []
     return _keep(run, clip_grid(pyramid, labels), moving)
+
+
+def validation_settings(recipe: Recipe) -> ValidationRecipe:
+    """Return the settings of the samples; those of an unconditional model are of one empty prompt."""
+    settings = recipe.validation
+    return dataclasses.replace(settings, prompts=("",)) if is_unconditional(recipe) else settings
 
 
 def prompt_features(run: Run, features: PromptFeatures | None = None) -> PromptFeatures | None:
@@ -144,7 +154,7 @@ def why_not_drawn(run: Run, features: PromptFeatures | None, settings: Validatio
     can.
     """
     settings = run.recipe.validation if settings is None else settings
-    if draws_classes_alone(run.recipe):
+    if draws_classes_alone(run.recipe) or is_unconditional(run.recipe):
         return None
     if run.unet.config["num_class_embeds"] is not None:
         return "the model takes a text and a class together; generate images with the finished pipeline instead."
@@ -170,7 +180,7 @@ def draw_prompts(
 
     Args:
         pipeline: the pipeline; its text encoder may have any dtype. For a class-conditional one, prompts are class
-            names or numbers.
+            names or numbers, and for an unconditional one only their number counts.
         settings: prompts, steps and guidance.
         max_sequence_length: prompts are truncated after this many tokens; 0 for a model without text.
         features: features of the prompts and, for guidance, of the empty text, used instead of the text encoder.
@@ -179,16 +189,15 @@ def draw_prompts(
         For each level, innermost first, all images (for clips, lists of frames), those of one prompt together.
     """
     texts = list(settings.drawn_prompts)
-    unet, guided = cast(Any, pipeline.unet), settings.guidance_scale > 1
+    unet = cast(Any, pipeline.unet)
     size = pipeline.picture_sides[-1] ** 2 * unet.level_frames[-1]
     pipeline.set_progress_bar_config(disable=True)
     pyramid: list[list[Any]] = []
     # Padding in given features would be attended to as text, so different texts do not share a call then.
     for start, part in _batches(texts, size, mixed=features is None):
         drawn = cast(Any, pipeline)(
-            **_inputs(pipeline, part, features, guided),
+            **_inputs(pipeline, part, features, settings.guidance_scale),
             num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
             generator=[torch.Generator().manual_seed(start + index) for index in range(len(part))],
             output_pyramid=True,
             **({"max_sequence_length": max_sequence_length} if max_sequence_length else {}),  # 0: a model without text
@@ -215,15 +224,24 @@ def _batches(texts: list[str], num_pixels: int, mixed: bool) -> list[tuple[int, 
 
 
 def _inputs(
-    pipeline: TrainedPipeline, texts: list[str], features: PromptFeatures | None, guided: bool
+    pipeline: TrainedPipeline, texts: list[str], features: PromptFeatures | None, guidance_scale: float
 ) -> dict[str, Any]:
-    """Return the pipeline's arguments for classes, for texts, or for features of texts and of the empty text."""
-    if cast(Any, pipeline.unet).config["cross_attention_dim"] is None and isinstance(pipeline, ClassPipelineBase):
-        return {"class_labels": [class_number(pipeline, text) for text in texts]}
+    """Return the pipeline's arguments for classes, for texts, or for features of texts and of the empty text, with
+    guidance; those for a number of images without guidance.
+    """
+    config = cast(Any, pipeline.unet).config
+    if isinstance(pipeline, MDMUnconditionalPipeline):
+        return {"batch_size": len(texts)}
+    if config["cross_attention_dim"] is None and config["num_class_embeds"] is None:
+        return {"num_videos_per_prompt": len(texts)}
+    guidance = {"guidance_scale": guidance_scale}
+    if config["cross_attention_dim"] is None and isinstance(pipeline, ClassPipelineBase):
+        return {"class_labels": [class_number(pipeline, text) for text in texts], **guidance}
     if features is None:
-        return {"prompt": texts}
+        return {"prompt": texts, **guidance}
+    guided = guidance_scale > 1
     embeds, mask = features.look_up([*texts, *[""] * len(texts)] if guided else texts)
-    inputs = {"prompt_embeds": embeds[: len(texts)], "prompt_attention_mask": mask[: len(texts)]}
+    inputs = {"prompt_embeds": embeds[: len(texts)], "prompt_attention_mask": mask[: len(texts)], **guidance}
     if guided:
         inputs |= {
             "negative_prompt_embeds": embeds[len(texts) :],

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.nested_unet import NestedUNetModel
+from ...pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.classes import TrainedPipeline, pipeline_class
 from ..modules.conditioned_unet import CaptionTokens
@@ -147,15 +148,12 @@ class Run:
         """Return a pipeline with the run's current modules (shared, not copied), and with class names if there are
         any.
         """
-        names = {"id2label": self.id2label} if self.id2label else {}
-        return pipeline_class(self.recipe)(
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=self.scheduler,
-            vae=self.vae,
-            drawing_defaults=self.drawing_defaults,
-            **cast(Any, names),
+        cls = pipeline_class(self.recipe)
+        more: dict[str, Any] = {"id2label": self.id2label} if self.id2label else {}
+        if not issubclass(cls, MDMUnconditionalPipeline):
+            more |= {"text_encoder": self.text_encoder, "tokenizer": self.tokenizer}
+        return cast(Any, cls)(
+            unet=self.unet, scheduler=self.scheduler, vae=self.vae, drawing_defaults=self.drawing_defaults, **more
         )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from diffusers_mdm.training.commands.flag_table import FLAGS, fields_of
+from diffusers_mdm.training.commands.flag_table import ALIASES, FLAGS, fields_of
 from diffusers_mdm.training.commands.flags import override, override_prior, read_command, run_options
 from diffusers_mdm.training.commands.inapplicable_flags import ALWAYS_SO, REASONS
 from diffusers_mdm.training.commands.parser import build_parser, given_flags
@@ -179,10 +179,26 @@ def test_levels_predict_one_thing_or_one_each(words, expected):
 
 
 def test_every_flag_of_diffusers_scripts_is_known_or_refused_with_a_reason():
-    known = {*FLAGS, *REASONS, *ALWAYS_SO, "local_rank"}
+    known = {*FLAGS, *ALIASES, *REASONS, *ALWAYS_SO, "local_rank"}
     assert set(DIFFUSERS_FLAGS.split()) - known == set()
-    assert FLAGS.keys() & REASONS.keys() == set()
+    assert FLAGS.keys() & REASONS.keys() == FLAGS.keys() & ALIASES.keys() == ALIASES.keys() & REASONS.keys() == set()
     assert set(REASONS) <= set(DIFFUSERS_FLAGS.split())
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_other_names_set_the_same_flag(name, capsys):
+    value = "wandb" if name == "logger" else "3"
+    assert parse(f"--{name}", value) == parse(f"--{ALIASES[name]}", value)
+    error = errors_of(capsys, *START, "--train_data_dir", "a", f"--{name}", value, f"--{ALIASES[name]}", value)
+    assert f"--{name} and --{ALIASES[name]} mean the same" in error
+
+
+def test_checkpoints_by_passes_over_the_data(pictures_dir):
+    recipe = frozen_recipe()
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(pictures_dir)))
+    per_step = recipe.stages[0].images_per_step
+    options = run_options(recipe, parse("--save_model_epochs", "2"))
+    assert options.checkpointing_steps == -(-2 * 12 // per_step)
 
 
 START = ["--output_dir", "out", "--pretrained_model_name_or_path", "model"]
@@ -194,6 +210,7 @@ CONTRADICTIONS = [
     ([*START, "--instance_data_dir", "me"], "--instance_prompt"),
     ([*START, *SUBJECT, "--validation_prompt", "a", "--validation_prompts", "b"], "--validation_prompt"),
     ([*START, *SUBJECT, "--validation_steps", "3", "--validation_epochs", "1"], "--validation_epochs"),
+    ([*START, *SUBJECT, "--checkpointing_steps", "3", "--save_model_epochs", "1"], "--save_model_epochs"),
     ([*START, "--train_data_dir", "a", "--train_batch_size", "0"], "--train_batch_size"),
     ([*START, "--train_data_dir", "a", "--lr_scheduler", "sine"], "--lr_scheduler"),
     ([*START, "--train_data_dir", "a", "--lerning_rate", "1"], "--lerning_rate"),

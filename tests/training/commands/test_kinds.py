@@ -6,11 +6,16 @@ import re
 import pytest
 
 from diffusers_mdm.training.commands.flag_table import FLAGS
-from diffusers_mdm.training.commands.kinds import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO
+from diffusers_mdm.training.commands.kinds import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO, UNCONDITIONAL
 from diffusers_mdm.training.recipe.loading import load_recipe
 from tests.training.tiny_run import RECIPES
 
-KINDS = {"text_to_image": TEXT_TO_IMAGE, "class_conditional": CLASS_CONDITIONAL, "text_to_video": TEXT_TO_VIDEO}
+KINDS = {
+    "text_to_image": TEXT_TO_IMAGE,
+    "class_conditional": CLASS_CONDITIONAL,
+    "text_to_video": TEXT_TO_VIDEO,
+    "unconditional": UNCONDITIONAL,
+}
 
 
 def refusal(kind, recipe) -> str | None:
@@ -26,8 +31,9 @@ def refusal(kind, recipe) -> str | None:
     [
         ("tiny", ["text_to_image"]),
         ("tiny_video", ["text_to_video"]),
-        # A model of classes is one of pictures, too.
+        # A model of classes, or of nothing, is one of pictures, too.
         ("imagenet_64", ["class_conditional", "text_to_image"]),
+        ("emoji_unconditional", ["text_to_image", "unconditional"]),
     ],
 )
 def test_a_recipe_is_trained_by_its_command(name, trained_by):

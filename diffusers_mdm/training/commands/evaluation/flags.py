@@ -8,6 +8,7 @@ from pathlib import Path
 from ....command_parsing import OneLineParser
 
 FEATURES = ("inception", "dinov2", "clip")
+OF_CAPTIONS = ("clip_score", "retrieval", "noise")  # metrics that need captions
 METRICS = ("fid", "kid", "precision_recall", "fd_dinov2", "cmmd", "clip_score", "retrieval", "noise")
 DEFAULT_METRICS = ("fid", "kid", "precision_recall", "retrieval")
 
@@ -73,6 +74,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--captions_file", type=Path, metavar="FILE", help="text file with one caption per line, instead of --data_dir"
     )
     parser.add_argument("--num_captions", type=int, metavar="N", help="chosen by --seed (default: all)")
+    parser.add_argument(
+        "--num_images", type=int, metavar="N", help="images of an unconditional model, which takes no captions"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the choice of captions and of the noise"
     )
@@ -141,9 +145,8 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         nargs="+",
         choices=METRICS,
-        default=list(DEFAULT_METRICS),
-        help="what to measure (default: the metrics of Inception-v3, and retrieval); noise needs the real images "
-        "of the captions (--data_dir)",
+        help="what to measure (default: the metrics of Inception-v3 and, for captions, retrieval); noise needs the "
+        "real images of the captions (--data_dir)",
     )
     add_data(parser, required=False)
     add_networks(parser)
@@ -164,6 +167,7 @@ def add_data(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--split", default="train", metavar="NAME", help="split of the data set (default: train)")
     parser.add_argument("--image_column", default="image", metavar="NAME", help="(default: image)")
     parser.add_argument("--caption_column", default="text", metavar="NAME", help="(default: text)")
+    parser.add_argument("--no_captions", action="store_true", help="the images have no captions")
 
 
 def add_networks(parser: argparse.ArgumentParser) -> None:

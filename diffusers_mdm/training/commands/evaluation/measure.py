@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ....evaluation.features import FeatureExtractor, InceptionFeatures, TransformersFeatures
-from ....evaluation.generate import generate, open_levels, read_plan
+from ....evaluation.generate import NUMBER, Generation, generate, open_levels, read_plan, takes_number
 from ....evaluation.pictures import Pictures
 from ....evaluation.reference import load_reference, make_reference, save_reference
 from ....evaluation.report import card_section, contact_sheet, markdown_table
@@ -24,6 +24,7 @@ from ....public_names import DiffusionPipeline
 from ...data.numbered import CaptionedImages
 from ...data.sources import open_validation_images, validation_captions
 from ...recipe.data import TableData
+from .flags import DEFAULT_METRICS, OF_CAPTIONS
 
 DINOV2, CLIP = "facebook/dinov2-base", "openai/clip-vit-large-patch14-336"
 
@@ -66,10 +67,14 @@ def write_reference(args: argparse.Namespace) -> None:
 
 
 def draw_captions(args: argparse.Namespace) -> None:
-    """Generate images for captions into `--output_dir`."""
+    """Generate images for captions, or as many as requested of an unconditional model, into `--output_dir`."""
     captions = read_captions(args)
     pipeline, given = load_model(args), given_settings(args)
-    levels = generate(pipeline, captions, args.output_dir, str(args.model_dir), args.seed, args.batch_size, given)
+    check_takes(pipeline, args, captions=args.num_images is None)
+    argument = "prompt" if args.num_images is None else NUMBER
+    levels = generate(
+        pipeline, captions, args.output_dir, str(args.model_dir), args.seed, args.batch_size, given, argument
+    )
     if process_state().is_main_process:
         names = ", ".join(level.name for level in levels)
         print(f"{args.output_dir}: {len(captions)} images at {names} pixels")
@@ -83,6 +88,34 @@ def load_model(args: argparse.Namespace) -> Any:
     return pipeline
 
 
+def check_takes(pipeline: Any, args: argparse.Namespace, captions: bool) -> None:
+    """Check that the flags fit the pipeline, which takes captions or is unconditional.
+
+    Args:
+        pipeline: the pipeline.
+        args: the flags.
+        captions: whether captions were given.
+
+    Raises:
+        ValueError: names the flag to pass or omit.
+    """
+    if not takes_number(pipeline):
+        if not captions:
+            prompts = "--prompts, " if "prompts" in args else ""
+            raise ValueError(
+                f"{args.model_dir} generates images for captions. Give the captions by {prompts}--captions_file or "
+                "--data_dir."
+            )
+        return
+    if captions:
+        raise ValueError(
+            f"{args.model_dir} is an unconditional model, which takes no captions; omit them, and pass "
+            "--num_images to `generate`."
+        )
+    if args.guidance_scale is not None:
+        raise ValueError(f"{args.model_dir} is an unconditional model, which has no guidance; omit --guidance_scale.")
+
+
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of the pipeline's call that the command line has; others are the pipeline's own."""
     settings = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "height")}
@@ -92,10 +125,11 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 def score_drawings(args: argparse.Namespace) -> None:
     """Compare generated images with a reference, print a table, and write the requested files."""
     plan, levels, reference = read_plan(args.drawings), open_levels(args.drawings), load_reference(args.reference)
-    names = list(dict.fromkeys(FEATURES_OF[metric] for metric in args.metrics if metric in FEATURES_OF))
+    metrics = chosen_metrics(args, plan)
+    names = list(dict.fromkeys(FEATURES_OF[metric] for metric in metrics if metric in FEATURES_OF))
     truth = None if args.data_dir is None else true_pictures(args, levels[-1])
     extractors = [open_extractor(name, args) for name in names]
-    scores = score(levels, reference, extractors, args.metrics, truth, args.batch_size)
+    scores = score(levels, reference, extractors, metrics, truth, args.batch_size)
     print(markdown_table(scores))
     if args.output is not None:
         report = {"generation": vars(plan), "reference": reference.recipe, **scores.as_json()}
@@ -105,6 +139,23 @@ def score_drawings(args: argparse.Namespace) -> None:
     if args.card_section is not None:
         command = shlex.join(["python", *sys.argv])
         args.card_section.write_text(card_section(scores, plan, command), encoding="utf-8")
+
+
+def chosen_metrics(args: argparse.Namespace, plan: Generation) -> list[str]:
+    """Return the requested metrics, by default all that suit the images.
+
+    Raises:
+        ValueError: a metric or flag needs captions, and the images were generated without.
+    """
+    if plan.argument != NUMBER:
+        return list(args.metrics or DEFAULT_METRICS)
+    needing = [f"The metric {name!r}" for name in args.metrics or () if name in OF_CAPTIONS]
+    needing += [] if args.data_dir is None else ["--data_dir"]
+    if needing:
+        raise ValueError(
+            f"{needing[0]} needs the captions of images, and those in {args.drawings} were generated without; omit it."
+        )
+    return list(args.metrics or (name for name in DEFAULT_METRICS if name not in OF_CAPTIONS))
 
 
 def open_extractor(name: str, args: argparse.Namespace) -> FeatureExtractor:
@@ -128,6 +179,7 @@ def open_pictures(args: argparse.Namespace, side: int) -> tuple[CaptionedImages,
         validation_split=args.split,
         image_column=args.image_column,
         caption_column=args.caption_column,
+        caption="" if args.no_captions else None,
         max_skipped_images=0,
     )
     images = open_validation_images(recipe, side)
@@ -137,13 +189,22 @@ def open_pictures(args: argparse.Namespace, side: int) -> tuple[CaptionedImages,
 
 
 def read_captions(args: argparse.Namespace) -> list[str]:
-    """Read the captions from a file or a data set.
+    """Read the captions from a file or a data set; empty ones for `--num_images`.
 
     Raises:
-        ValueError: neither or both were given, or the file is empty.
+        ValueError: none or several of these were given, or the file is empty.
     """
+    if args.num_images is not None:
+        if args.data_dir is not None or args.captions_file is not None or args.num_captions is not None:
+            raise ValueError("--num_images is for an unconditional model, without captions; omit one of them.")
+        if args.num_images < 1:
+            raise ValueError(f"--num_images is {args.num_images}; expected at least 1.")
+        return [""] * args.num_images
     if (args.data_dir is None) == (args.captions_file is None):
-        raise ValueError("Give the captions by either --data_dir or --captions_file.")
+        raise ValueError(
+            "Give the captions by either --data_dir or --captions_file, or for an unconditional model the number of "
+            "images by --num_images."
+        )
     return chosen_captions(args)
 
 

@@ -11,6 +11,7 @@ from ....evaluation.generate import open_levels
 from ....evaluation.report import contact_sheet
 from ....evaluation.sample_sheet import draw_seeds, sample_sheet
 from .measure import (
+    check_takes,
     chosen_captions,
     first_numbers,
     given_settings,
@@ -21,10 +22,13 @@ from .measure import (
 
 
 def write_samples(args: argparse.Namespace) -> None:
-    """Generate images for captions from several seeds, and write them to one image file."""
-    captions = requested_captions(args)
+    """Generate images for captions from several seeds, and write them to one image file; one row without captions."""
     seeds = list(range(args.seed, args.seed + args.num_seeds))
-    samples = draw_seeds(load_model(args), captions, seeds, args.batch_size, given_settings(args))
+    has_captions = args.prompts is not None or args.captions_file is not None or args.data_dir is not None
+    captions = requested_captions(args) if has_captions else [""]
+    pipeline = load_model(args)
+    check_takes(pipeline, args, captions=has_captions)
+    samples = draw_seeds(pipeline, captions, seeds, args.batch_size, given_settings(args))
     truth = None if args.data_dir is None else real_images(args, captions, max(samples[0][-1][0].size))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     sample_sheet(samples, captions, seeds, truth).save(args.output)
@@ -35,12 +39,10 @@ def requested_captions(args: argparse.Namespace) -> list[str]:
     """Return the captions of the command line, of a file, or of the data set.
 
     Raises:
-        ValueError: there are none, or fewer than requested.
+        ValueError: there are fewer than requested.
     """
     if args.prompts is not None:
         return list(args.prompts)
-    if args.captions_file is None and args.data_dir is None:
-        raise ValueError("Give the captions by --prompts, --captions_file or --data_dir.")
     return chosen_captions(args)
 
 

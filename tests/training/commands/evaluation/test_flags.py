@@ -4,7 +4,13 @@
 import pytest
 
 from diffusers_mdm.evaluation.score import METRICS as ALL_METRICS
-from diffusers_mdm.training.commands.evaluation.flags import DEFAULT_METRICS, METRICS, build_parser, parse_arguments
+from diffusers_mdm.training.commands.evaluation.flags import (
+    DEFAULT_METRICS,
+    METRICS,
+    OF_CAPTIONS,
+    build_parser,
+    parse_arguments,
+)
 
 PARSER = build_parser("Measure.", "evaluate")
 
@@ -23,7 +29,9 @@ def test_a_verb_is_needed(capsys):
 
 def test_defaults():
     args = parse_arguments(PARSER, ["score", "--drawings", "a", "--reference", "b"])
-    assert args.metrics == list(DEFAULT_METRICS)
+    assert args.metrics is None  # those that suit the images
+    assert set(OF_CAPTIONS) < set(METRICS)
+    assert set(DEFAULT_METRICS) < set(METRICS)
     assert args.data_dir is None
 
 
