@@ -59,4 +59,7 @@ TESTED_ELSEWHERE = {
         "training/loop/test_step.py",
         "it holds what steps change, and does nothing by itself",
     ),
+    "web/form.py": ("web/test_handlers.py", "fields have no life without the events that fill them"),
+    "web/page.py": ("web/test_serving.py", "a layout is tested where it is seen: in a browser"),
+    "web/settings.py": ("web/test_settings_checks.py", "it holds values, which are checked there"),
 }

@@ -24,6 +24,7 @@ EXTRAS = {
     "imageio": "video",
     "imageio_ffmpeg": "video",
     "torchmetrics": "evaluation",
+    "gradio": "demo",
 }
 
 

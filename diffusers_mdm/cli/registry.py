@@ -19,6 +19,7 @@ Matryoshka Diffusion Models: generate images, classes and clips, train and evalu
         Command("generate", "generate images or clips for prompts or classes", "generate"),
         Command("info", "describe a model: levels, parameters, schedule, sizes, memory", "info"),
         Command("fetch", "download and convert a model that the authors of MDM have published", "fetch"),
+        Command("demo", "open a web page on which all levels can be watched", "demo"),
         Command("train", "train or fine-tune a model", "train:TRAIN"),
         Command("precompute", "encode all captions of a data set once, before training", "precompute"),
         Command("evaluate", "measure how good a model's images are", "evaluate"),

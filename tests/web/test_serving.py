@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in a browser: one server with tiny models, and visitors who draw, stop, make mistakes, and share it."""
+
+import os
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from diffusers_mdm.web.limits import Limits
+from diffusers_mdm.web.serving import serve
+from tests.web.browser import Visitor, chromium
+
+MANY = 1000  # steps, all that there are: seconds, in which a test can stop the drawing
+
+
+@pytest.fixture(scope="module")
+def served(models):
+    """The page and its handlers, on a free port of this machine."""
+    page, handlers = serve(models, Limits(steps=MANY, prompt_length=40), prevent_thread_lock=True, quiet=True)
+    yield page, handlers
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser(served):
+    """Chromium without a window; no test needs another process of it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as player:
+        # In containers, where tests run as root, Chromium's own sandbox cannot be set up.
+        program = player.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield program
+        program.close()
+
+
+@pytest.fixture
+def visit(browser, served):
+    """Open the page as another visitor each time."""
+    contexts = []
+
+    def open_page(query: str = "") -> Visitor:
+        contexts.append(browser.new_context())
+        return Visitor(contexts[-1], served[0].local_url + query)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def drawing_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "drawing"]
+
+
+def wait_until_nothing_draws(seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while drawing_threads() and time.monotonic() < end:
+        time.sleep(0.05)
+    return not drawing_threads()
+
+
+def test_only_this_machine_can_connect_and_nothing_is_reported(served):
+    page, _ = served
+    assert page.local_url.startswith("http://127.0.0.1:")
+    assert page.share_url is None
+    assert not page.analytics_enabled
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] in ("1", "True")
+
+
+def test_a_prompt_is_drawn_and_every_level_changes_on_the_way(visit, served):
+    visitor = visit()
+    visitor.write("prompt", "a red apple")
+    visitor.write("steps", "60")
+    visitor.draw()
+    assert visitor.wait_for("result") == ["a red apple, 8 px", "a red apple, 16 px"]
+    assert visitor.sides() == [8, 16]
+    previews = visitor.previews()
+    for level in (0, 1):
+        assert len({shown[level] for shown in previews}) > 2
+    seed = visitor.read("seed")
+    assert visitor.wait_for_status("Done") == f"Done, with seed {seed}."
+
+    with visitor.page.expect_download() as download:
+        visitor.page.locator(".mdm-download").last.click()
+    with Image.open(download.value.path()) as image:
+        assert image.size == (16, 16)
+        assert f"seed={seed}" in image.text["diffusers_mdm settings"]
+
+    link = visitor.read("link")
+    assert link == visitor.page.url
+    again = visit("?" + link.partition("?")[2])
+    assert (again.read("prompt"), again.read("seed"), again.read("steps")) == ("a red apple", seed, "60")
+    again.draw()
+    again.wait_for("result")
+    # The same settings draw the same images.
+    shown = "images => images.map(image => image.src)"
+    assert again.page.eval_on_selector_all(".mdm-levels img", shown) == visitor.page.eval_on_selector_all(
+        ".mdm-levels img", shown
+    )
+    own = served[0].local_url
+    foreign = [url for url in visitor.requests + again.requests if not url.startswith((own, "data:", "blob:"))]
+    assert not foreign
+
+
+def test_stop_ends_the_drawing_and_another_can_begin(visit):
+    visitor = visit()
+    visitor.write("prompt", "the cat")
+    visitor.write("steps", str(MANY))
+    visitor.draw()
+    visitor.wait_for("preview")
+    assert drawing_threads()
+    visitor.press("stop")
+    visitor.wait_for_status("Stopped")
+    assert wait_until_nothing_draws()
+    visitor.write("steps", "3")
+    visitor.draw()
+    assert visitor.wait_for("result")[0] == "the cat, 8 px"
+
+
+def test_a_closed_page_ends_its_drawing(visit):
+    visitor = visit()
+    visitor.write("steps", str(MANY))
+    visitor.draw()
+    visitor.wait_for("preview")
+    visitor.page.close()
+    assert wait_until_nothing_draws()
+
+
+def test_mistakes_are_sentences_and_do_no_harm(visit, tmp_path):
+    visitor = visit()
+    for field, wrong, right, message in (
+        ("steps", "1001", "3", "The number of steps is 1001; it has to be a whole number from 1 to 1000."),
+        ("steps", "", "3", "The number of steps is missing"),
+        ("prompt", "a" * 41, "a dog", "The prompt has 41 characters; this page takes 40."),
+        ("guidance_1", "99", "2", "The guidance is 99"),
+        ("images", "0", "1", "The number of images is 0"),
+    ):  # fmt: skip
+        visitor.write(field, wrong)
+        visitor.draw()
+        assert visitor.wait_for_status(message).startswith("The ")
+        visitor.write(field, right)
+    visitor.draw()
+    assert visitor.wait_for("result") == ["a dog, 8 px", "a dog, 16 px"]
+
+    visitor.open_tab("Upscale")
+    visitor.draw()
+    visitor.wait_for_status("Upload an image first")
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (30, 30), "green").save(photo)
+    visitor.upload("upscale_image", photo)
+    visitor.page.locator("#upscale_image img").wait_for()
+    visitor.draw()
+    visitor.wait_for("result")
+    assert visitor.sides() == [8, 16]
+
+
+def test_two_visitors_at_once_get_their_own_pictures(visit):
+    one, two = visit(), visit("?task=classes&label=house&steps=3")
+    one.write("prompt", "a sad cat")
+    one.write("steps", str(MANY))
+    one.draw()
+    one.wait_for("preview")
+    two.draw()
+    # One drawing at a time: the second waits, and its visitor's "Stop" would not end the first.
+    time.sleep(0.5)
+    assert "Step" in one.status()
+    assert not two.page.locator(".mdm-levels img").count()
+    one.press("stop")
+    assert two.wait_for("result") == ["house, 8 px", "house, 16 px"]
+    assert "Stopped" in one.status()
+    assert not one.page.locator("#history img").count()
+    assert two.page.locator("#history img").count() == 1
+
+
+def test_clips_and_edits_have_tabs_of_their_own(visit, tmp_path):
+    visitor = visit()
+    visitor.open_tab("Clips")
+    visitor.page.get_by_label("8 px, 4 frames").wait_for()
+    visitor.write("prompt", "a dog")
+    visitor.write("steps", "2")
+    visitor.draw()
+    assert visitor.wait_for("result") == [
+        f"a dog, {name}" for name in ("8 px, 1 frame", "8 px, 4 frames", "16 px, 4 frames")
+    ]
+
+    visitor.open_tab("Edit")
+    visitor.page.get_by_label("8 px", exact=True).wait_for()
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (32, 32), "green").save(photo)
+    visitor.upload("edit_image", photo)
+    visitor.page.wait_for_timeout(500)
+    visitor.write("steps", "4")
+    visitor.draw()
+    visitor.wait_for("result")
+    assert visitor.sides() == [8, 16]
