@@ -26,7 +26,7 @@ def build(name: str, device: str = "cpu") -> NestedUNetModel:
             return randomize(build_model(name))
     recipe = load_recipe(ROOT / "training" / "recipes" / f"cc12m_{name}.yaml")
     with torch.device(device):
-        model = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows))
+        model = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.level_configs))
     return randomize(model)
 
 

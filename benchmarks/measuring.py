@@ -77,7 +77,7 @@ def build_model(name: str) -> NestedUNetModel:
     """
     if name == "emoji":
         recipe = load_recipe(EMOJI_RECIPE)
-        return NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows))
+        return NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.level_configs))
     rows = (
         LevelConfig((96, 192, 288), (2, 2, 2), (0, 1, 3), has_mid_block=True, micro_conditioning_defaults=(32.0,)),
         LevelConfig((32, 64, 96), (2, 2, 1), (0, 0, 0), norm_num_groups=8, micro_conditioning_defaults=(128.0,)),

@@ -27,7 +27,7 @@ from sampling import EVEN, PAIR, Setting, drawn_in, load_truth, measure, prepare
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.demo import best_device
 from diffusers_mdm.evaluation.generate import generate, open_levels
-from diffusers_mdm.evaluation.pictures import batches_of
+from diffusers_mdm.evaluation.images import batches_of
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.data import TableData
 from diffusers_mdm.training.recipe.loading import load_recipe

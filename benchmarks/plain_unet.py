@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published semantics in plain form: what `NestedUNetModel` is timed against.
 
-The same weights and the same numbers, each operation written as the formula has it: pictures in NCHW, attention as
+The same weights and the same numbers, each operation written as the formula has it: images in NCHW, attention as
 einsum with a softmax in float32, norm, scale, shift and activation one after another, pixels doubled before they are
-convolved, texts projected at every call. Models of pictures only.
+convolved, texts projected at every call. Models of images only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Text = tuple[torch.Tensor, torch.Tensor | None]  # states (B, L, D), and the mas
 
 
 class PlainUNet(nn.Module):
-    """A model of pictures, computed from the weights of another one.
+    """A model of images, computed from the weights of another one.
 
     Args:
         model: whose config and weights; they are copied.
@@ -30,7 +30,7 @@ class PlainUNet(nn.Module):
     def __init__(self, model: NestedUNetModel) -> None:
         super().__init__()
         self.config = dict(model.config)
-        self.rows: Sequence[LevelConfig] = model.level_rows
+        self.rows: Sequence[LevelConfig] = model.level_configs
         # Names of parameters have no dots.
         self.weights = nn.ParameterDict(
             {
@@ -57,7 +57,7 @@ class PlainUNet(nn.Module):
         return F.linear(states, self.weights[_key(f"{name}.weight")], self.weight(f"{name}.bias"))
 
     def conv(self, name: str, states: torch.Tensor, stride: int = 1) -> torch.Tensor:
-        """The convolution `name`, 3 x 3 or 1 x 1; linear layers are 1 x 1 convolutions of pictures."""
+        """The convolution `name`, 3 x 3 or 1 x 1; linear layers are 1 x 1 convolutions of images."""
         kernel = self.weights[_key(f"{name}.weight")]
         kernel = kernel[:, :, None, None] if kernel.ndim == 2 else kernel
         return F.conv2d(states, kernel, self.weight(f"{name}.bias"), stride=stride, padding=kernel.shape[-1] // 2)

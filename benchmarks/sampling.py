@@ -37,8 +37,8 @@ from diffusers_mdm import InnerLevelCacheConfig, MatryoshkaScheduler, MDMPipelin
 from diffusers_mdm.evaluation.distances import frechet_distance
 from diffusers_mdm.evaluation.features import InceptionFeatures, extract
 from diffusers_mdm.evaluation.generate import generate, open_levels
+from diffusers_mdm.evaluation.images import batches_of
 from diffusers_mdm.evaluation.levels import corner_noise, disagreement
-from diffusers_mdm.evaluation.pictures import batches_of
 from diffusers_mdm.evaluation.reference import load_reference
 from diffusers_mdm.evaluation.retrieval import retrieve, thumbnail
 from diffusers_mdm.training.commands.evaluation.measure import choose
@@ -111,13 +111,13 @@ class Truth:
 
     Attributes:
         captions: N captions, for which images are generated.
-        pictures: their images, `(N, 3, S, S)`, uint8.
+        images: their images, `(N, 3, S, S)`, uint8.
         thumbnails: thumbnails of the whole data set, see `retrieval.thumbnail`.
         all_captions: captions of the whole data set.
     """
 
     captions: list[str]
-    pictures: torch.Tensor
+    images: torch.Tensor
     thumbnails: torch.Tensor
     all_captions: list[str]
 
@@ -159,11 +159,11 @@ def costs(pipeline: MDMPipeline, setting: Setting, caption: str) -> dict[str, fl
 def measure(levels: Sequence[torch.Tensor], truth: Truth) -> dict[str, float]:
     """Measure the images of one seed, `(N, 3, S, S)` uint8 per level, innermost first."""
     outer = levels[-1]
-    difference = (outer.float() - truth.pictures.float()) / 255
+    difference = (outer.float() - truth.images.float()) / 255
     return {
-        "noise": corner_noise(outer, truth.pictures)[0],
+        "noise": corner_noise(outer, truth.images)[0],
         "distance": float(difference.square().flatten(1).mean(1).sqrt().mean()),
-        "own": retrieve(outer, truth.captions, truth.thumbnails, truth.all_captions).own_picture,
+        "own": retrieve(outer, truth.captions, truth.thumbnails, truth.all_captions).own_image,
         "levels": disagreement(levels)[-1] if len(levels) > 1 else math.nan,
     }
 
@@ -256,7 +256,7 @@ def main() -> None:
     args = parse_args()
     pipeline = MDMPipeline.from_pretrained(args.model_dir, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    truth = load_truth(args.data_dir, pipeline.picture_sides[-1], args.num_captions)
+    truth = load_truth(args.data_dir, pipeline.image_sides[-1], args.num_captions)
     by_name: dict[str, list[dict[str, float]]] = {name: [] for name in args.settings}
     price = {name: costs(pipeline, SETTINGS[name], truth.captions[0]) for name in args.settings}
     # After an interruption, all settings have the same number of finished seeds.

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scores = score(gallery, ridge)
         print(
             f"ridge {ridge:g}: {scores.num_drawn} held-out images predicted; the nearest one is the right image "
-            f"{scores.picture:.1%}, has the requested style {scores.style:.1%}, shows the emoji {scores.label:.1%}"
+            f"{scores.image:.1%}, has the requested style {scores.style:.1%}, shows the emoji {scores.label:.1%}"
         )
 
 

@@ -33,7 +33,7 @@ from diffusers_mdm.training.state.run import RunOptions
 def train_two_steps(recipe: Recipe, stage: StageRecipe, args: argparse.Namespace) -> None:
     """Build what a stage trains, and train it on random inputs; the second step has all moments of the optimizer."""
     with torch.device(args.device):
-        model = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows[: stage.levels]))
+        model = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.level_configs[: stage.levels]))
     model = randomize(model).train().to(memory_format=layout_of(args))
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()

@@ -27,7 +27,7 @@ Measures, computed for each image, with values in [0, 1]:
 
 Half of the held-out images, chosen by a fixed seed, are for choosing settings, the others for the report:
 
-python benchmarks/upscaling.py --split tuning --guidance_scale 1 2 --num_pictures 32
+python benchmarks/upscaling.py --split tuning --guidance_scale 1 2 --num_images 32
 python benchmarks/upscaling.py --output_dir runs/upscaling
 """
 
@@ -69,7 +69,7 @@ FILTERS = {
 }
 PROJECTED = "bicubic, given averages"
 ONE, MEAN = "upscaled, one drawing", "upscaled, mean of drawings"
-NO_CAPTION, NO_PICTURE = "upscaled without caption", "text to image"
+NO_CAPTION, NO_IMAGE = "upscaled without caption", "text to image"
 TEXT_STEPS = 25  # for text to image: the settings of the model card, with eta = 0
 # Measures whose distance from 0 is compared.
 SIGNED = ("detail",)
@@ -107,18 +107,18 @@ class Settings:
     eta: float = 1.0
 
 
-def split_numbers(num_records: int, split: str, num_pictures: int | None, seed: int = 0) -> list[int]:
-    """Return the numbers of the records for tuning or for the report: disjoint halves, cut to `num_pictures`."""
+def split_numbers(num_records: int, split: str, num_images: int | None, seed: int = 0) -> list[int]:
+    """Return the numbers of the records for tuning or for the report: disjoint halves, cut to `num_images`."""
     order = torch.randperm(num_records, generator=torch.Generator().manual_seed(seed)).tolist()
     half = num_records // 2
-    return (order[:half] if split == "tuning" else order[half:])[:num_pictures]
+    return (order[:half] if split == "tuning" else order[half:])[:num_images]
 
 
-def load_held_out(data_dir: Path, split: str, num_pictures: int | None, sides: Sequence[int]) -> HeldOut:
+def load_held_out(data_dir: Path, split: str, num_images: int | None, sides: Sequence[int]) -> HeldOut:
     """Read the validation split; `sides` are the sides of the small and of the original images."""
     recipe = TableData(path=str(data_dir))
     data = load_captioned_split(recipe, "validation")
-    numbers, allowed = split_numbers(len(data), split, num_pictures), own_files(recipe)
+    numbers, allowed = split_numbers(len(data), split, num_images), own_files(recipe)
     chosen = data.select(numbers)
     images = (open_image(encoded_file(cell, allowed)) for cell in chosen[recipe.image_column])
     pixels = torch.stack([square_pixels(image, sides[-1]) for image in images])
@@ -126,40 +126,40 @@ def load_held_out(data_dir: Path, split: str, num_pictures: int | None, sides: S
     return HeldOut(numbers, chosen[recipe.caption_column][:], (large + 1) / 2, (small + 1) / 2)
 
 
-def enlarge(pictures: torch.Tensor, side: int, resampling: Image.Resampling) -> torch.Tensor:
+def enlarge(images: torch.Tensor, side: int, resampling: Image.Resampling) -> torch.Tensor:
     """Enlarge `(B, C, h, w)` to a square with one of Pillow's filters, in floating point, clipped to [0, 1]."""
-    planes = [Image.fromarray(plane.numpy()).resize((side, side), resampling) for plane in pictures.flatten(0, 1)]
+    planes = [Image.fromarray(plane.numpy()).resize((side, side), resampling) for plane in images.flatten(0, 1)]
     flat = torch.stack([torch.frombuffer(bytearray(plane.tobytes()), dtype=torch.float32) for plane in planes])
-    return flat.view(*pictures.shape[:2], side, side).clamp(0, 1)
+    return flat.view(*images.shape[:2], side, side).clamp(0, 1)
 
 
-def ring_powers(pictures: torch.Tensor) -> torch.Tensor:
+def ring_powers(images: torch.Tensor) -> torch.Tensor:
     """Return the mean power of the grey image in rings of the Fourier plane, `(B, S / 2)`: 1, 2, … S / 2 cycles per
     side.
     """
-    side = pictures.shape[-1]
-    spectrum = torch.fft.fft2(pictures.mean(1), norm="ortho").abs().square().flatten(1)
+    side = images.shape[-1]
+    spectrum = torch.fft.fft2(images.mean(1), norm="ortho").abs().square().flatten(1)
     frequency = torch.fft.fftfreq(side, 1 / side)
     ring = (frequency[:, None].square() + frequency.square()).sqrt().round().long().flatten()
-    sums = torch.zeros(len(pictures), int(ring.max()) + 1).index_add_(1, ring, spectrum)
+    sums = torch.zeros(len(images), int(ring.max()) + 1).index_add_(1, ring, spectrum)
     return (sums / ring.bincount())[:, 1 : side // 2 + 1]
 
 
-def measure(pictures: torch.Tensor, truth: torch.Tensor, small: torch.Tensor) -> dict[str, torch.Tensor]:
+def measure(images: torch.Tensor, truth: torch.Tensor, small: torch.Tensor) -> dict[str, torch.Tensor]:
     """Compute the measures listed at the top of this file, each `(B,)`, for `(B, 3, S, S)` in [0, 1]; `small` is the
     input.
     """
-    mse = (pictures - truth).square().mean(dim=(1, 2, 3))
+    mse = (images - truth).square().mean(dim=(1, 2, 3))
     # A hundredth of an 8-bit step, so that an empty ring is not infinitely far from an almost empty one.
     floor = (0.01 / 255) ** 2
-    powers, true_powers = ring_powers(pictures) + floor, ring_powers(truth) + floor
+    powers, true_powers = ring_powers(images) + floor, ring_powers(truth) + floor
     decibels = 10 * (powers / true_powers).log10()
     beyond = slice(small.shape[-1] // 2, None)
-    error = F.adaptive_avg_pool2d(pictures, small.shape[-2:]) - small
+    error = F.adaptive_avg_pool2d(images, small.shape[-2:]) - small
     return {
         "mse": mse,
         "psnr": -10 * mse.clamp(min=1e-10).log10(),
-        "ssim": structural_similarity_index_measure(pictures, truth, data_range=1.0, reduction="none"),
+        "ssim": structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none"),
         "spectrum": decibels.square().mean(1).sqrt(),
         "detail": 10 * (powers[:, beyond].sum(1) / true_powers[:, beyond].sum(1)).log10(),
         "given": 255 * error.square().mean(dim=(1, 2, 3)).sqrt(),
@@ -169,9 +169,9 @@ def measure(pictures: torch.Tensor, truth: torch.Tensor, small: torch.Tensor) ->
 def filtered(held_out: HeldOut) -> dict[str, torch.Tensor]:
     """Return the small images enlarged by each filter."""
     side = held_out.large.shape[-1]
-    pictures = {name: enlarge(held_out.small, side, resampling) for name, resampling in FILTERS.items()}
-    projected = project_onto_average(2 * pictures["bicubic"] - 1, 2 * held_out.small - 1)
-    return {**pictures, PROJECTED: (projected + 1) / 2}
+    images = {name: enlarge(held_out.small, side, resampling) for name, resampling in FILTERS.items()}
+    projected = project_onto_average(2 * images["bicubic"] - 1, 2 * held_out.small - 1)
+    return {**images, PROJECTED: (projected + 1) / 2}
 
 
 def upscale(
@@ -208,7 +208,7 @@ def draw(
         drawn[NO_CAPTION] = upscale(pipeline, held_out, unguided, 1, [""] * len(held_out.numbers))[:, 0]
         text_to_image = MDMPipeline.from_pipe(pipeline)
         text_to_image.set_progress_bar_config(disable=True)
-        drawn[NO_PICTURE] = text_to_image(
+        drawn[NO_IMAGE] = text_to_image(
             held_out.captions,
             num_inference_steps=TEXT_STEPS,
             guidance_scale=text_guidance,
@@ -249,9 +249,9 @@ def compare(
     parts = []
     for batch in held_out.batches(batch_size):
         parts.append(filtered(batch) | draw(pipeline, batch, settings, num_samples, text_guidance))
-    pictures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    values = {name: measure(entry, held_out.large, held_out.small) for name, entry in pictures.items()}
-    return values, pictures
+    images = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    values = {name: measure(entry, held_out.large, held_out.small) for name, entry in images.items()}
+    return values, images
 
 
 def print_summary(summary: dict[str, dict[str, Any]], reference: str) -> None:
@@ -263,16 +263,16 @@ def print_summary(summary: dict[str, dict[str, Any]], reference: str) -> None:
             print(" " * 28 + "".join(f"  {key} {mean:+.3g}±{error:.2g}" for key, (mean, error) in differences.items()))
 
 
-def draw_grid(held_out: HeldOut, pictures: dict[str, torch.Tensor], columns: int, path: Path) -> None:
+def draw_grid(held_out: HeldOut, images: dict[str, torch.Tensor], columns: int, path: Path) -> None:
     """Draw one column per image: input, bicubic, one sample, the mean of all samples, original."""
-    lines = {"given": held_out.small, **{name: pictures[name] for name in ("bicubic", ONE, MEAN)}}
+    lines = {"given": held_out.small, **{name: images[name] for name in ("bicubic", ONE, MEAN)}}
     lines["truth"] = held_out.large
     figure = Figure(figsize=(0.9 * columns + 0.2, 0.9 * len(lines)), dpi=100, layout="constrained")
     panels = figure.subplots(len(lines), columns, squeeze=False)
     for row, (name, entries) in zip(panels, lines.items(), strict=True):
         row[0].set_ylabel(name.replace(", ", ",\n").replace("mean of ", "mean of\n"), fontsize=6)
-        for panel, picture in zip(row, entries, strict=False):
-            panel.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+        for panel, image in zip(row, entries, strict=False):
+            panel.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
             panel.set_xticks([])
             panel.set_yticks([])
             panel.spines[:].set_visible(False)
@@ -288,7 +288,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_dir", default=str(MODEL_DIR), help="pipeline folder or Hub id")
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR)
     parser.add_argument("--split", choices=SPLITS, default="report", help="which half of the held-out images to use")
-    parser.add_argument("--num_pictures", type=int, help="number of images of that half (default: all)")
+    parser.add_argument("--num_images", type=int, help="number of images of that half (default: all)")
     parser.add_argument("--num_samples", type=int, default=4, help="samples per image")
     parser.add_argument("--batch_size", type=int, default=12, help="images per pipeline call")
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[defaults.num_inference_steps])
@@ -311,13 +311,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.attention_backend is not None:
         pipeline.unet.set_attention_backend(args.attention_backend)
     sides = pipeline.unet.sample_sizes
-    held_out = load_held_out(args.data_dir, args.split, args.num_pictures, (sides[0], sides[-1]))
+    held_out = load_held_out(args.data_dir, args.split, args.num_images, (sides[0], sides[-1]))
     text_guidance = args.text_guidance_scale if args.split == "report" else None
     print(f"{describe_machine('cpu')}; {len(held_out.numbers)} images ({args.split}), {args.num_samples} samples each")
     tried = itertools.product(args.num_inference_steps, args.guidance_scale, args.num_resampling_steps, args.eta)
     for settings in itertools.starmap(Settings, tried):
         start = time.perf_counter()
-        values, pictures = compare(pipeline, held_out, settings, args.num_samples, text_guidance, args.batch_size)
+        values, images = compare(pipeline, held_out, settings, args.num_samples, text_guidance, args.batch_size)
         summary = summarise(values, "bicubic")
         print(f"{settings}, {time.perf_counter() - start:.0f} s", flush=True)
         print_summary(summary, "bicubic")
@@ -325,13 +325,13 @@ def main(argv: list[str] | None = None) -> None:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         report = {
             "settings": dataclasses.asdict(settings),
-            "pictures": len(held_out.numbers),
+            "images": len(held_out.numbers),
             "drawings": args.num_samples,
             "text_guidance_scale": text_guidance,
             "measures": {name: round_all(entry) for name, entry in summary.items()},
         }
         (args.output_dir / "upscaling.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        draw_grid(held_out, pictures, min(args.grid_columns, len(held_out.numbers)), args.output_dir / "upscaling.png")
+        draw_grid(held_out, images, min(args.grid_columns, len(held_out.numbers)), args.output_dir / "upscaling.png")
 
 
 def round_all(entry: Any) -> Any:

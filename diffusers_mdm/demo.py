@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from .pipelines.picture_grid import make_grid, size_name
+from .pipelines.image_grid import make_grid, size_name
 from .pipelines.pipeline_mdm import MDMPipeline
 
 # Two prompts for each of the four drawing styles, chosen because the demo model draws them well.

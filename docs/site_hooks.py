@@ -3,7 +3,7 @@
 
 - The navigation is made of `_toctree.yml`, which has the form of diffusers' own.
 - Pages elsewhere in the repository that these pages refer to (`REPOSITORY_PAGES`) become pages of the site, with their
-  pictures, under their path in the repository.
+  images, under their path in the repository.
 - Links to other files of the repository, which a site cannot follow, keep only their text.
 """
 
@@ -17,14 +17,14 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 TOCTREE = "_toctree.yml"
-PICTURES = {".png", ".jpg", ".webp"}
+IMAGES = {".png", ".jpg", ".webp"}
 # Pages outside this folder, and their titles; the cards of models are found by themselves.
 REPOSITORY_PAGES = {
     "benchmarks/README.md": "Benchmarks",
     "CONTRIBUTING.md": "Contributing",
     "CHANGELOG.md": "Changelog",
 }
-LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -61,14 +61,14 @@ def site_path(page: str) -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the repository, and the pictures beside them."""
+    """Add the pages of the repository, and the images beside them."""
     for page in repository_pages():
         files.append(File.generated(config, site_path(page), abs_src_path=str(ROOT / page)))
         folder = (ROOT / page).parent
-        for picture in sorted(folder.rglob("*")) if folder != ROOT else ():
-            if picture.suffix in PICTURES:
-                path = f"repository/{picture.relative_to(ROOT).as_posix()}"
-                files.append(File.generated(config, path, abs_src_path=str(picture)))
+        for image in sorted(folder.rglob("*")) if folder != ROOT else ():
+            if image.suffix in IMAGES:
+                path = f"repository/{image.relative_to(ROOT).as_posix()}"
+                files.append(File.generated(config, path, abs_src_path=str(image)))
     return files
 
 
@@ -105,7 +105,7 @@ def rewrite_links(text: str, path: str, source: str) -> str:
         if shown is None:
             return link["text"]
         relative = posixpath.relpath(shown, posixpath.dirname(path))
-        return f"{link['picture']}[{link['text']}]({relative}{'#' if anchor else ''}{anchor})"
+        return f"{link['image']}[{link['text']}]({relative}{'#' if anchor else ''}{anchor})"
 
     return LINK.sub(rewritten, text)
 
@@ -120,5 +120,5 @@ def where_shown(path: str) -> str | None:
     if f"{path}/README.md" in pages:
         return site_path(f"{path}/README.md")
     folders = {page.rpartition("/")[0] for page in pages} - {""}
-    is_picture = Path(path).suffix in PICTURES and any(path.startswith(f"{folder}/") for folder in folders)
-    return f"repository/{path}" if is_picture else None
+    is_image = Path(path).suffix in IMAGES and any(path.startswith(f"{folder}/") for folder in folders)
+    return f"repository/{path}" if is_image else None

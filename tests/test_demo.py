@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffusers_mdm import MDMPipeline, demo
 from diffusers_mdm.models.level_config import LevelConfig
-from diffusers_mdm.pipelines.picture_grid import MIN_CELL
+from diffusers_mdm.pipelines.image_grid import MIN_CELL
 from tests.pipelines.conftest import make_pipeline
 from tests.pipelines.tiny_pipeline import make_scheduler
 
@@ -96,7 +96,7 @@ def test_every_level_has_its_row(num_levels, sizes, tmp_path, capsys):
         assert (grid.height - MIN_CELL * num_levels) < MIN_CELL
 
 
-def test_picture_depends_on_its_own_seed_only():
+def test_image_depends_on_its_own_seed_only():
     pipeline = make_pipeline()
     together = demo.draw_pyramid(pipeline, ["a red apple", "sad cat"], seed=5, num_inference_steps=2)
     alone = demo.draw_pyramid(pipeline, ["sad cat"], seed=6, num_inference_steps=2)

@@ -39,7 +39,7 @@ from tests.doc_blocks import MARKS, PROGRAMS, Block, blocks_of, commands_in, com
 from tests.pipelines.tiny_pipeline import make_scheduler
 from tests.pipelines.tiny_tasks import make_plain_unet
 from tests.training.tiny_clips import write_clips
-from tests.training.tiny_run import write_pictures
+from tests.training.tiny_run import write_images
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -128,7 +128,7 @@ def clone(tmp_path_factory) -> Path:
     tiny = (ROOT / "training" / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
     (folder / "runs" / "tiny-latents.yaml").write_text(tiny, encoding="utf-8")
     for name in ("pictures", "my-frog"):
-        write_pictures(folder / name)
+        write_images(folder / name)
     write_clips(folder / "clips")
     pipeline = MDMPipeline.from_pretrained(ROOT / "model_cards" / "mdm-emoji-64", dtype=torch.float32)
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
@@ -318,7 +318,7 @@ def run_in(folder: Path, command: list[str], block: Block) -> None:
 
 # --- recipes ---
 
-PARTS = {"model", "levels", "stages", "data", "pictures", "vae"}
+PARTS = {"model", "levels", "stages", "data", "images", "vae"}
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("yaml"))

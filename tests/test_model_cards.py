@@ -52,7 +52,7 @@ def test_card_says_what_the_hub_asks(card):
     assert (card / header["license_link"]).is_file()
 
 
-def test_pictures_in_the_card_exist(card):
+def test_images_in_the_card_exist(card):
     text = (card / "README.md").read_text(encoding="utf-8")
     for line in text.splitlines():
         if line.startswith("!["):
@@ -88,14 +88,14 @@ def test_folder_draws_the_same_at_every_level(card):
 
 
 def still(level: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 3, H, W), for clips (B, F, 3, H, W) the mean of their frames."""
+    """Images (B, 3, H, W), for clips (B, F, 3, H, W) the mean of their frames."""
     return level.mean(1) if level.ndim == 5 else level
 
 
 def test_recipe_is_the_one_of_the_model(card):
     recipe = load_recipe(card / "recipe.yaml")
     config = json.loads((card / "unet" / "config.json").read_text())
-    assert config["block_out_channels"] == [list(row.block_out_channels) for row in recipe.rows]
+    assert config["block_out_channels"] == [list(row.block_out_channels) for row in recipe.level_configs]
     assert config["sample_size"] == recipe.sample_size
 
 
@@ -103,7 +103,7 @@ def test_reported_scores_are_in_the_card(card):
     """Numbers in the card are those of the evaluation command's report."""
     text = (card / "README.md").read_text(encoding="utf-8")
     report = json.loads((card / "scores.json").read_text())
-    shares = [score[share] for score in report.get("scores", {}).values() for share in ("picture", "style")]
+    shares = [score[share] for score in report.get("scores", {}).values() for share in ("image", "style")]
     shares += [report[name] for name in ("mean", "clip") if name in report]
     assert shares
     for share in shares:

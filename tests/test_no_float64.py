@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No double precision is made where pictures are: devices such as Apple's have none."""
+"""No double precision is made where images are: devices such as Apple's have none."""
 
 from collections.abc import Callable
 from typing import Any

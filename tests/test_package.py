@@ -25,17 +25,17 @@ ALLOWED_IMPORTS = {
     "library_internals": set(),
     "config_reading": {"checked_values"},
     "pyramid": {"checked_values"},
-    "rgb_pictures": set(),
+    "rgb_images": set(),
     "processes": set(),
     "models": {"checked_values", "config_reading", "library_internals", "pyramid"},
     "schedulers": {"checked_values", "library_internals", "pyramid"},
     "loaders": {"library_internals", "pyramid", "models", "schedulers"},
-    "pipelines": {"checked_values", "library_internals", "pyramid", "rgb_pictures", "models", "schedulers", "loaders"},
+    "pipelines": {"checked_values", "library_internals", "pyramid", "rgb_images", "models", "schedulers", "loaders"},
     "conversion": {"checked_values", "command_parsing", "config_reading", "pyramid", "models", "schedulers"},
     "registration": {"library_internals", "pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
     "public_names": {"pyramid", "models", "schedulers", "loaders", "pipelines", "registration"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
-    "evaluation": {"processes", "pyramid", "rgb_pictures", "models", "schedulers", "loaders", "pipelines"},
+    "evaluation": {"processes", "pyramid", "rgb_images", "models", "schedulers", "loaders", "pipelines"},
     "training": {
         "checked_values",
         "command_parsing",
@@ -43,12 +43,12 @@ ALLOWED_IMPORTS = {
         "library_internals",
         "public_names",
         "pyramid",
-        "rgb_pictures",
+        "rgb_images",
         "models",
     }
     | {"schedulers", "loaders", "pipelines", "evaluation", "processes"},
     "fetching": set(),
-    "web": {"checked_values", "pyramid", "rgb_pictures", "models", "schedulers", "pipelines"},
+    "web": {"checked_values", "pyramid", "rgb_images", "models", "schedulers", "pipelines"},
     "cli": {"command_parsing", "conversion", "fetching", "library_internals", "pipelines", "training", "public_names"}
     | {"web"},
     "__main__": {"cli"},
@@ -63,13 +63,13 @@ ROOMS["commands"] = {*ROOMS}
 # Modules of pipelines by what they are, each of which may import what stands before it: what pipelines return and
 # small files beside it, what a drawing is made of, the bases, and the tasks, which do not know one another.
 PIPELINE_RANKS = (
-    {"pipeline_output", "picture_grid", "finder_file", "components"},
+    {"pipeline_output", "image_grid", "finder_file", "components"},
     {"drawing"},
     {"pipeline_base"},
     {"pipeline_class_base"},
 )
 # The package root may gather all of what users get by `import diffusers_mdm`, and nothing of the commands.
-ROOT_IMPORTS = {"checked_values", "config_reading", "library_internals", "pyramid", "rgb_pictures", "models"}
+ROOT_IMPORTS = {"checked_values", "config_reading", "library_internals", "pyramid", "rgb_images", "models"}
 ROOT_IMPORTS |= {"schedulers", "loaders"}
 ROOT_IMPORTS |= {"pipelines", "registration", "conversion", "public_names"}
 

@@ -8,7 +8,7 @@ import torch
 from diffusers_mdm.pyramid import as_pyramid, build_pyramid, check_pyramid, check_tensor, level_ratios, pyramid_noise
 
 
-def test_pyramid_is_innermost_first_and_ends_with_the_picture():
+def test_pyramid_is_innermost_first_and_ends_with_the_image():
     images = torch.rand(2, 3, 32, 48)
     pyramid = build_pyramid(images, (4, 16, 32))
     assert [tuple(level.shape) for level in pyramid] == [(2, 3, 4, 6), (2, 3, 16, 24), (2, 3, 32, 48)]

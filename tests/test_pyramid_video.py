@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pyramids of clips: frames are skipped, pixels averaged; pictures join as clips of one frame."""
+"""Pyramids of clips: frames are skipped, pixels averaged; images join as clips of one frame."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_frames_that_do_not_divide_are_refused(sides, frames, message):
         build_pyramid(torch.zeros(1, 3, 8, 8, 8), sides, frames)
 
 
-def test_pictures_have_no_frames_to_choose_from():
+def test_images_have_no_frames_to_choose_from():
     with pytest.raises(ValueError, match="clips are"):
         build_pyramid(torch.zeros(1, 3, 8, 8), (4, 8), (1, 4))
 

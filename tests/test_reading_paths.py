@@ -12,14 +12,14 @@ from benchmarks.reading_paths import (
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.state.run import RunOptions
-from tests.training.tiny_run import tiny_recipe, write_pictures
+from tests.training.tiny_run import tiny_recipe, write_images
 
 MAX_MODULES_OF_A_STEP = 22
 MAX_MODULES_IN_A_FOLDER = 16
 
 
 def test_one_optimizer_step_runs_through_few_modules(tmp_path):
-    recipe = tiny_recipe(write_pictures(tmp_path / "pictures"), steps=1)
+    recipe = tiny_recipe(write_images(tmp_path / "pictures"), steps=1)
     recipe = dataclasses.replace(recipe, stages=recipe.stages[-1:], validation=ValidationRecipe())
     options = RunOptions(output_dir=tmp_path / "run", report_to=None)
     entered = modules_of_a_step(lambda: run_recipe(recipe, options))

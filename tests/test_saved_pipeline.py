@@ -32,7 +32,7 @@ def test_it_loads_and_draws_what_it_drew(folder, fixtures_dir):
     # The weights are random numbers, of which processors round the last digit differently.
     torch.testing.assert_close(pipeline.unet.state_dict(), make_unet(**SMALLER).state_dict(), rtol=1e-6, atol=1e-6)
     pipeline.set_progress_bar_config(disable=True)
-    expected = load_file(fixtures_dir / "saved_pipeline_picture.safetensors")["picture"]
+    expected = load_file(fixtures_dir / "saved_pipeline_image.safetensors")["picture"]
     # Other processors sum in another order, and the random network makes more of it at each of two steps.
     torch.testing.assert_close(draw(pipeline), expected, rtol=0, atol=1e-4)
 
@@ -45,8 +45,8 @@ def test_it_converts_and_opens(folder):
 
 
 def test_it_can_be_fine_tuned(folder):
-    recipe = recipe_for_pipeline(PretrainedRecipe(path=str(folder)), DataRecipe(path="pictures"), steps=1)
-    assert recipe.rows == make_unet(**SMALLER).level_rows
+    recipe = recipe_for_pipeline(PretrainedRecipe(path=str(folder)), DataRecipe(path="images"), steps=1)
+    assert recipe.level_configs == make_unet(**SMALLER).level_configs
 
 
 def test_the_public_names_are_these():

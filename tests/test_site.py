@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation hangs together: every page is in the navigation, and every link and picture leads somewhere.
+"""The documentation hangs together: every page is in the navigation, and every link and image leads somewhere.
 
 `make docs` checks the same on the built site; here nothing but the standard library and PyYAML is needed.
 """
@@ -22,7 +22,7 @@ PAGES = [
     *sorted((ROOT / "model_cards").glob("*/README.md")),
     *sorted(DOCS.rglob("*.md")),
 ]
-MAX_PICTURE_BYTES = 200 * 1024
+MAX_IMAGE_BYTES = 200 * 1024
 
 
 def page_name(page: Path) -> str:
@@ -36,7 +36,7 @@ def without_code(page: Path) -> str:
 
 
 def links_of(page: Path) -> list[str]:
-    """Targets of the links and pictures of a page, without those on the web."""
+    """Targets of the links and images of a page, without those on the web."""
     targets = re.findall(r"\]\(([^)\s]+)\)", without_code(page))
     return [target for target in targets if "://" not in target]
 
@@ -79,10 +79,10 @@ def test_every_page_has_one_title_and_is_linked_from_another():
         assert page.resolve() in linked, f"no page links to {page_name(page)}"
 
 
-def test_pictures_are_small_and_used():
+def test_images_are_small_and_used():
     used = {(page.parent / target).resolve() for page in PAGES for target in links_of(page)}
     for path in (DOCS / "pictures").glob("*"):
-        assert path.stat().st_size <= MAX_PICTURE_BYTES, path.name
+        assert path.stat().st_size <= MAX_IMAGE_BYTES, path.name
         assert path.resolve() in used, f"no page shows {path.name}"
 
 

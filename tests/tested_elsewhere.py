@@ -18,7 +18,7 @@ TESTED_ELSEWHERE = {
     "cli/precompute.py": ("commands/test_precompute_text_embeddings.py", "the script is the same command"),
     "cli/registry.py": ("commands/test_help.py", _STRUCTURES),
     "cli/train.py": ("commands/test_help.py", _DOORS),
-    "evaluation/pictures.py": ("evaluation/test_reference.py", "references are computed from these sets of images"),
+    "evaluation/images.py": ("evaluation/test_reference.py", "references are computed from these sets of images"),
     "evaluation/report.py": ("evaluation/test_score.py", "it formats the scores that are computed there"),
     "models/temporal.py": ("models/test_frames.py", "its layers run on the layouts that are tested there"),
     "pipelines/drawing/guidance/diffusers_guiders.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),

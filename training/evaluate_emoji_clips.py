@@ -35,10 +35,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from diffusers_mdm.training.commands.evaluation.galleries import load_clip_gallery
 
     pipeline = open_pipeline(MDMVideoPipeline, args)
-    if args.height is not None and args.height not in pipeline.picture_sides:
-        sides = ", ".join(map(str, pipeline.picture_sides))
+    if args.height is not None and args.height not in pipeline.image_sides:
+        sides = ", ".join(map(str, pipeline.image_sides))
         raise ValueError(f"--height {args.height} is not the side of a level; this model has {sides}.")
-    level = -1 if args.height is None else pipeline.picture_sides.index(args.height)
+    level = -1 if args.height is None else pipeline.image_sides.index(args.height)
     gallery, captions = load_clip_gallery(args.data_dir, pipeline.unet.level_frames[level])
     records = choose_records(range(len(captions)), args.num_seen, args.seed)
     scores = evaluate_clips(pipeline, gallery, captions, records, args.batch_size, args.seed, **drawing_settings(args))

@@ -46,7 +46,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for name, score in scores.items():
         print(
             f"{name}: {score.num_drawn} images generated: the nearest image in the data set is the captioned one for "
-            f"{score.picture:.1%}, has its style for {score.style:.1%}, and shows its emoji for {score.label:.1%}"
+            f"{score.image:.1%}, has its style for {score.style:.1%}, and shows its emoji for {score.label:.1%}"
         )
     write_report(args, {"scores": {name: dataclasses.asdict(score) for name, score in scores.items()}})
 

@@ -5,8 +5,8 @@ r"""Train a Matryoshka diffusion model on captioned clips, from images to clips 
         --output_dir tiny-video
     accelerate launch training/train_text_to_video_mdm.py --pretrained_model_name_or_path tiny-video \
         --train_data_dir clips --max_train_steps 1000 --output_dir my-video
-    accelerate launch training/train_text_to_video_mdm.py --pretrained_model_name_or_path my-picture-model \
-        --num_frames 16 --train_data_dir clips --joint_pictures 8 --max_train_steps 1000 --output_dir my-video
+    accelerate launch training/train_text_to_video_mdm.py --pretrained_model_name_or_path my-image-model \
+        --num_frames 16 --train_data_dir clips --joint_images 8 --max_train_steps 1000 --output_dir my-video
 
 Repeating the command resumes from its newest checkpoint.
 """

@@ -4,7 +4,7 @@ r"""Train an unconditional Matryoshka diffusion model on images without captions
     accelerate launch training/train_unconditional_mdm.py --recipe training/recipes/emoji_unconditional.yaml \
         --output_dir emoji
     accelerate launch training/train_unconditional_mdm.py --pretrained_model_name_or_path emoji \
-        --train_data_dir pictures --max_train_steps 1000 --output_dir my-pictures
+        --train_data_dir pictures --max_train_steps 1000 --output_dir my-images
 
 Repeating the command resumes from its newest checkpoint.
 """

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ..pipelines.picture_grid import make_grid
+from ..pipelines.image_grid import make_grid
 from ..public_names import MatryoshkaScheduler
-from .drawn_files import FileNames, write_clip, write_picture
+from .drawn_files import FileNames, write_clip, write_image
 from .generate import CALL_FLAGS, SCHEDULER_FLAGS
 from .saved_pipelines import default_device, open_pipeline
 
@@ -83,7 +83,7 @@ def open_drawing(args: argparse.Namespace) -> Drawing:
     if is_clip and args.grid is not None:
         raise ValueError("--grid shows images; this model generates clips.")
     names, levels = FileNames(args.output_dir, args.name, suffix, args.all_levels), level_names(pipeline)
-    drawn = [i for i, side in enumerate(pipeline.picture_sides) if args.height is None or side <= args.height]
+    drawn = [i for i, side in enumerate(pipeline.image_sides) if args.height is None or side <= args.height]
     shown = drawn if args.all_levels else drawn[-1:]
     paths = [names.path(i, s.title, s.seed, levels[level]) for i, s in enumerate(subjects) for level in shown]
     names.check(paths + ([] if args.grid is None else [args.grid]), args.overwrite)
@@ -95,7 +95,7 @@ def open_drawing(args: argparse.Namespace) -> Drawing:
 
 def level_names(pipeline: Any) -> tuple[str, ...]:
     """Return the names of all levels: the side in pixels, with the number of frames if several have that side."""
-    sides, frames = pipeline.picture_sides, pipeline.unet.level_frames
+    sides, frames = pipeline.image_sides, pipeline.unet.level_frames
     return tuple(
         f"{side}" if sides.count(side) == 1 else f"{side}x{count}" for side, count in zip(sides, frames, strict=True)
     )
@@ -221,13 +221,13 @@ def draw_all(drawing: Drawing, args: argparse.Namespace) -> list[Path]:
         drawing.pipeline.set_progress_bar_config(desc=f"batch {number + 1} of {total}", leave=number + 1 == total)
         levels = draw_batch(drawing, batch)
         for row, subject in enumerate(batch):
-            pictures = [level[row] for level in levels]
-            written += write_subject(drawing, args, start + row, subject, pictures)
-            columns.append(pictures)
+            images = [level[row] for level in levels]
+            written += write_subject(drawing, args, start + row, subject, images)
+            columns.append(images)
     if args.grid is not None:
         pyramid = [list(level) for level in zip(*columns, strict=True)]
         args.grid.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(make_grid(pyramid, [subject.title for subject in drawing.subjects]), args.grid, {})
+        write_image(make_grid(pyramid, [subject.title for subject in drawing.subjects]), args.grid, {})
         written.append(args.grid)
     return written
 
@@ -247,19 +247,19 @@ def draw_batch(drawing: Drawing, batch: Sequence[Subject]) -> list[Any]:
 
 
 def write_subject(
-    drawing: Drawing, args: argparse.Namespace, index: int, subject: Subject, pictures: Sequence[Any]
+    drawing: Drawing, args: argparse.Namespace, index: int, subject: Subject, images: Sequence[Any]
 ) -> list[Path]:
     """Write the files of one subject, at every level or the outermost one; return their paths."""
     about = {"model": args.model, "prompt": subject.prompt, "class": subject.label, "seed": subject.seed}
     about |= drawing.settings
     about |= {key: value for key in SCHEDULER_FLAGS if (value := getattr(args, key)) is not None}
     paths = []
-    named = list(zip(drawing.levels, pictures, strict=False))  # the inner levels, if --height says so
-    for level, picture in named if args.all_levels else named[-1:]:
+    named = list(zip(drawing.levels, images, strict=False))  # the inner levels, if --height says so
+    for level, image in named if args.all_levels else named[-1:]:
         path = drawing.names.path(index, subject.title, subject.seed, level)
-        if isinstance(picture, list):
-            write_clip(picture, path, args.fps)
+        if isinstance(image, list):
+            write_clip(image, path, args.fps)
         else:
-            write_picture(picture, path, about)
+            write_image(image, path, about)
         paths.append(path)
     return paths

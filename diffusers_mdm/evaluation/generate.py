@@ -25,7 +25,7 @@ from diffusers.utils.logging import tqdm
 from PIL import Image
 
 from ..processes import process_state, wait_for_everyone
-from .pictures import METADATA_FILE, FolderPictures
+from .images import METADATA_FILE, FolderImages
 
 PLAN_FILE = "generation.json"
 NUMBER = "batch_size"  # the argument of unconditional pipelines
@@ -160,9 +160,9 @@ def read_plan(folder: str | Path) -> Generation:
         raise ValueError(f"{folder} was not written by `evaluate.py generate`: {PLAN_FILE}: {error}") from error
 
 
-def level_name(picture: Image.Image) -> str:
+def level_name(image: Image.Image) -> str:
     """Return the name of a level's folder: the side of square images, otherwise width x height."""
-    width, height = picture.size
+    width, height = image.size
     return str(width) if width == height else f"{width}x{height}"
 
 
@@ -172,20 +172,20 @@ def level_folders(folder: str | Path) -> list[Path]:
     return sorted(names, key=lambda path: int(path.name))
 
 
-def open_levels(folder: str | Path) -> list[FolderPictures]:
+def open_levels(folder: str | Path) -> list[FolderImages]:
     """Return the finished images of every level, innermost first.
 
     Raises:
         ValueError: there are none, or some are still missing.
     """
     plan = read_plan(folder)
-    levels = [FolderPictures(path) for path in level_folders(folder) if (path / METADATA_FILE).exists()]
+    levels = [FolderImages(path) for path in level_folders(folder) if (path / METADATA_FILE).exists()]
     if not levels or any(len(level) != plan.num_captions for level in levels):
         raise ValueError(f"{folder} is not finished; run the same `evaluate.py generate` command again.")
     return levels
 
 
-def picture_path(level: Path, number: int) -> Path:
+def image_path(level: Path, number: int) -> Path:
     """Return the path of an image of a level."""
     return level / f"{number:06d}.png"
 
@@ -193,24 +193,24 @@ def picture_path(level: Path, number: int) -> Path:
 def is_drawn(folder: Path, number: int) -> bool:
     """Return whether an image exists at every level."""
     levels = level_folders(folder)
-    return bool(levels) and all(picture_path(level, number).exists() for level in levels)
+    return bool(levels) and all(image_path(level, number).exists() for level in levels)
 
 
 def save_levels(levels: Sequence[Sequence[Image.Image]], numbers: Sequence[int], folder: Path) -> None:
     """Write a batch of images at every level."""
-    places = [folder / level_name(pictures[0]) for pictures in levels]
+    places = [folder / level_name(images[0]) for images in levels]
     # Create all folders before the first image: an image counts as finished when every folder has it.
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
-    for place, pictures in zip(places, levels, strict=True):
-        for number, picture in zip(numbers, pictures, strict=True):
-            save_picture(picture, picture_path(place, number))
+    for place, images in zip(places, levels, strict=True):
+        for number, image in zip(numbers, images, strict=True):
+            save_image(image, image_path(place, number))
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: Path) -> None:
     """Write an image under a temporary name and rename it, so that a file with the final name is complete."""
     beside = path.with_name(f".{path.name}")
-    picture.save(beside, format="PNG")
+    image.save(beside, format="PNG")
     os.replace(beside, path)
 
 
@@ -220,7 +220,7 @@ def write_metadata(level: Path, captions: Sequence[str], seed: int) -> None:
     Raises:
         ValueError: an image is missing.
     """
-    missing = [number for number in range(len(captions)) if not picture_path(level, number).exists()]
+    missing = [number for number in range(len(captions)) if not image_path(level, number).exists()]
     if missing:
         raise ValueError(f"{len(missing)} images are missing in {level}, the first is {missing[0]:06d}.png.")
     lines = [

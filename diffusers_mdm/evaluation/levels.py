@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from .pictures import pool
+from .images import pool
 
 CORNER = 8  # size of a corner: one eighth of the side
 WHITE = 250  # of 255: pixels of the real image at or above this are white

@@ -17,7 +17,7 @@ from diffusers.utils.logging import tqdm
 from ..pipelines.pipeline_mdm import MDMPipeline
 from ..pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from ..pipelines.pipeline_mdm_video import MDMVideoPipeline
-from .pictures import pool
+from .images import pool
 from .retrieval import COMPARED_SIDE, nearest
 
 # Groups of captions, by the `holdout` column of their records: seen in training, and two kinds of held-out ones.
@@ -30,13 +30,13 @@ class RetrievalScores:
 
     Attributes:
         num_drawn: number of generated images.
-        picture: fraction whose nearest image is the captioned one (or has exactly the same pixels).
+        image: fraction whose nearest image is the captioned one (or has exactly the same pixels).
         style: fraction whose nearest image has the same style.
         label: fraction whose nearest image has the same label.
     """
 
     num_drawn: int
-    picture: float
+    image: float
     style: float
     label: float
 

@@ -20,7 +20,7 @@ from diffusers.utils.logging import tqdm
 from safetensors import SafetensorError
 
 from .features import FeatureExtractor
-from .pictures import Pictures, average_down
+from .images import Images, average_down
 from .retrieval import thumbnail
 
 DESCRIPTION_FILE, FEATURES_FILE = "reference.json", "features.safetensors"
@@ -53,7 +53,7 @@ class Reference:
 
 
 def make_reference(
-    pictures: Pictures,
+    images: Images,
     extractors: Sequence[FeatureExtractor],
     sides: Sequence[int],
     batch_size: int = 32,
@@ -62,7 +62,7 @@ def make_reference(
     """Compute the features of real images at every level.
 
     Args:
-        pictures: the real images; their side is the largest of `sides` or a multiple of it.
+        images: the real images; their side is the largest of `sides` or a multiple of it.
         extractors: the feature extractors.
         sides: sides of the levels, in pixels.
         batch_size: images per batch.
@@ -71,23 +71,23 @@ def make_reference(
     Raises:
         ValueError: there are no images, or a side does not divide theirs.
     """
-    if not len(pictures):
+    if not len(images):
         raise ValueError("A reference needs images, and there are none.")
     parts: dict[tuple[str, int], list[torch.Tensor]] = {(one.name, side): [] for one in extractors for side in sides}
     thumbnails = []
-    for start in tqdm(range(0, len(pictures), batch_size), desc="reference"):
-        batch = pictures.load(range(start, min(start + batch_size, len(pictures))))
+    for start in tqdm(range(0, len(images), batch_size), desc="reference"):
+        batch = images.load(range(start, min(start + batch_size, len(images))))
         thumbnails.append(thumbnail(batch))
         for side in sides:
             level = average_down(batch, side)
             for extractor in extractors:
                 parts[extractor.name, side].append(extractor(level))
     return Reference(
-        captions=list(pictures.captions),
+        captions=list(images.captions),
         thumbnails=torch.cat(thumbnails),
         features={key: torch.cat(rows) for key, rows in parts.items()},
         fingerprints={one.name: one.fingerprint for one in extractors},
-        recipe=dict(recipe or {}) | {"num_pictures": len(pictures)},
+        recipe=dict(recipe or {}) | {"num_images": len(images)},
     )
 
 

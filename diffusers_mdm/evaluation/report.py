@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from .generate import Generation
-from .pictures import Pictures
+from .images import Images
 from .sample_sheet import fitted
 from .score import Scores
 
@@ -22,7 +22,7 @@ TITLES = {
     "fd_dinov2": "Fréchet distance (DINOv2)",
     "cmmd": "CMMD",
     "clip_score": "CLIP score",
-    "retrieval_own_picture": "nearest image has the same caption",
+    "retrieval_own_image": "nearest image has the same caption",
     "retrieval_distance": "distance to the nearest real image",
     "retrieval_real_distance": "the same between real images",
     "retrieval_covered": "fraction of real images that are nearest to a generated one",
@@ -30,7 +30,7 @@ TITLES = {
     "noise_corners": "white corners",
     "distance_to_truth": "distance to the real image",
 }
-SHARES = {"precision", "recall", "retrieval_own_picture", "retrieval_covered"}
+SHARES = {"precision", "recall", "retrieval_own_image", "retrieval_covered"}
 THOUSANDTHS = {"kid", "kid_error"}
 
 
@@ -69,9 +69,7 @@ def card_section(scores: Scores, generation: Generation, command: str) -> str:
     )
 
 
-def contact_sheet(
-    drawn: Sequence[Pictures], truth: Pictures | None, number: int = 40, columns: int = 10
-) -> Image.Image:
+def contact_sheet(drawn: Sequence[Images], truth: Images | None, number: int = 40, columns: int = 10) -> Image.Image:
     """Lay out the first images in rows, those of several models for the same caption above each other, and the real
     image below them if there is one.
 
@@ -93,8 +91,8 @@ def contact_sheet(
             )
     rows = [images.load(shown) for images in [*drawn, *([] if truth is None else [truth])]]
     side = max(pixels.shape[-1] for pixels in rows[: len(drawn)])
-    pictures = [[fitted(Image.fromarray(image.permute(1, 2, 0).numpy()), side) for image in pixels] for pixels in rows]
-    return lay_out(list(zip(*pictures, strict=True)), columns)
+    tiles = [[fitted(Image.fromarray(image.permute(1, 2, 0).numpy()), side) for image in pixels] for pixels in rows]
+    return lay_out(list(zip(*tiles, strict=True)), columns)
 
 
 def lay_out(tiles: Sequence[Sequence[Image.Image]], columns: int, gap: int = 2) -> Image.Image:
@@ -106,6 +104,6 @@ def lay_out(tiles: Sequence[Sequence[Image.Image]], columns: int, gap: int = 2) 
     sheet = Image.new("RGB", (min(columns, len(tiles)) * (width + gap) + gap, rows * stack + gap), "white")
     for place, tile in enumerate(tiles):
         left, top = gap + place % columns * (width + gap), gap + place // columns * stack
-        for entry, picture in enumerate(tile):
-            sheet.paste(picture, (left, top + entry * (height + gap)))
+        for entry, image in enumerate(tile):
+            sheet.paste(image, (left, top + entry * (height + gap)))
     return sheet

@@ -21,7 +21,7 @@ class Retrieval:
     """Scores of N generated images by their nearest reference images.
 
     Attributes:
-        own_picture: fraction of images whose nearest reference image has their caption (or has exactly the same
+        own_image: fraction of images whose nearest reference image has their caption (or has exactly the same
             pixels as an image with their caption).
         distance: mean distance to the nearest reference image, as root mean square difference of pixels in [0, 1].
         real_distance: the same from each reference image to the nearest other one. Images that are much closer than
@@ -29,7 +29,7 @@ class Retrieval:
         covered: fraction of the reference images that are nearest to some generated image.
     """
 
-    own_picture: float
+    own_image: float
     distance: float
     real_distance: float
     covered: float
@@ -58,11 +58,11 @@ def retrieve(
     distances, numbers = nearest(small, real)
     found = numbers.tolist()
     hits = [
-        real_captions[number] == caption or same_picture_is_captioned(real, number, caption, real_captions)
+        real_captions[number] == caption or same_image_is_captioned(real, number, caption, real_captions)
         for number, caption in zip(found, captions, strict=True)
     ]
     return Retrieval(
-        own_picture=sum(hits) / len(hits),
+        own_image=sum(hits) / len(hits),
         distance=float(distances.mean()),
         real_distance=float(nearest_other(real).mean()),
         covered=len(set(found)) / len(real),
@@ -100,7 +100,7 @@ def nearest_other(vectors: torch.Tensor) -> torch.Tensor:
     return distances.fill_diagonal_(float("inf")).min(1).values
 
 
-def same_picture_is_captioned(real: torch.Tensor, number: int, caption: str, captions: Sequence[str]) -> bool:
+def same_image_is_captioned(real: torch.Tensor, number: int, caption: str, captions: Sequence[str]) -> bool:
     """Return whether an image with exactly the same pixels has the caption; two captions can have identical images."""
     equal = (real == real[number]).all(1).nonzero().flatten().tolist()
     return any(captions[other] == caption for other in equal)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pipelines.picture_grid import FONT_SIZE, GAP, INK, MIN_CELL, size_name, wrap_label
+from ..pipelines.image_grid import FONT_SIZE, GAP, INK, MIN_CELL, size_name, wrap_label
 from .generate import NUMBER, Generation, draw, takes_number
 
 LABEL_WIDTH = 150  # pixels of the column with the captions

@@ -12,8 +12,8 @@ import torch
 
 from .distances import clip_discrepancy, frechet_distance, kernel_distance, precision_and_recall
 from .features import CLIPTextFeatures, FeatureExtractor, TransformersFeatures, extract
+from .images import Images, batches_of
 from .levels import corner_noise, disagreement
-from .pictures import Pictures, batches_of
 from .reference import Reference
 from .retrieval import retrieve
 
@@ -58,11 +58,11 @@ class Scores:
 
 
 def score(
-    levels: Sequence[Pictures],
+    levels: Sequence[Images],
     reference: Reference,
     extractors: Sequence[FeatureExtractor],
     metrics: Sequence[str] = ("fid", "kid", "precision_recall", "retrieval"),
-    truth: Pictures | None = None,
+    truth: Images | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Scores:
@@ -104,7 +104,7 @@ def score(
 
 
 def check_request(
-    metrics: Sequence[str], reference: Reference, extractors: Sequence[FeatureExtractor], truth: Pictures | None
+    metrics: Sequence[str], reference: Reference, extractors: Sequence[FeatureExtractor], truth: Images | None
 ) -> None:
     """Check that everything the metrics need is there, before anything is computed.
 
@@ -194,7 +194,7 @@ def compare_pixels(
     images: torch.Tensor,
     captions: Sequence[str],
     reference: Reference,
-    truth: Pictures | None,
+    truth: Images | None,
     batch_size: int,
 ) -> dict[str, float]:
     """Compute the scores from pixels, by name."""

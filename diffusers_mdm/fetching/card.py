@@ -61,7 +61,7 @@ conversion does not change it. {_encoder_licence(text_encoder)}
 ## Limits
 
 The publisher describes neither the filtering of the training data nor an evaluation of biases. Treat the images as
-those of any model trained on unfiltered pictures of the web.
+those of any model trained on unfiltered images of the web.
 """
 
 

@@ -129,10 +129,10 @@ def _check_frames(pyramid: Pyramid, expected: tuple[int, ...]) -> None:
     Single images are accepted if no level resamples frames.
     """
     given = tuple(level.shape[2] if level.ndim == 5 else 1 for level in pyramid)
-    takes_pictures = len(set(expected)) == 1
-    if given == expected or (takes_pictures and set(given) == {1}):
+    takes_images = len(set(expected)) == 1
+    if given == expected or (takes_images and set(given) == {1}):
         return
-    also = ", or a single frame at each" if takes_pictures else ""
+    also = ", or a single frame at each" if takes_images else ""
     raise ValueError(
         f"`sample` has {given} frames, innermost level first; this model takes {expected}{also}. Pass clips as "
         f"(batch, channels, frames, height, width), cut to that length."

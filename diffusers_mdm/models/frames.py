@@ -33,20 +33,20 @@ def tile_frames(clip: torch.Tensor) -> torch.Tensor:
     return clip.unflatten(2, (side, side)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
 
 
-def untile_frames(picture: torch.Tensor, num_frames: int) -> torch.Tensor:
+def untile_frames(image: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Cut an image into frames: `(B, C, S * H, S * W)` → `(B, C, S * S, H, W)`, the inverse of `tile_frames`.
 
     Raises:
         ValueError: the number of frames is not a square, or its root does not divide the sides.
     """
     side = frame_grid_side(num_frames)
-    height, width = picture.shape[2:]
+    height, width = image.shape[2:]
     if height % side or width % side:
         raise ValueError(
             f"An image of {height} x {width} cannot be cut into {side} x {side} frames; both sides must be multiples "
             f"of {side}."
         )
-    tiles = picture.unflatten(3, (side, width // side)).unflatten(2, (side, height // side))
+    tiles = image.unflatten(3, (side, width // side)).unflatten(2, (side, height // side))
     return tiles.permute(0, 1, 2, 4, 3, 5).flatten(2, 3)
 
 
@@ -66,5 +66,5 @@ def on_tiled_frames(
     layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, num_frames: int
 ) -> torch.Tensor:
     """Apply a layer that keeps height and width to tiled frames: `(B F, C, H, W)` → `(B F, C', H, W)`."""
-    picture = layer(tile_frames(unfold_frames(rows, num_frames)))
-    return fold_frames(untile_frames(picture, num_frames))[0]
+    image = layer(tile_frames(unfold_frames(rows, num_frames)))
+    return fold_frames(untile_frames(image, num_frames))[0]

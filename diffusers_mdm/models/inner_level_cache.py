@@ -60,14 +60,14 @@ class Held:
         samples: the inputs of these levels.
         timestep: t at that step, of shape (1,).
         features: features that the outermost of them passed to the level around it.
-        pictures: clean images computed from the predictions, once they are needed.
+        images: clean images computed from the predictions, once they are needed.
     """
 
     predictions: Pyramid
     samples: Pyramid
     timestep: torch.Tensor
     features: torch.Tensor
-    pictures: Pyramid = field(default_factory=list)
+    images: Pyramid = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,14 @@ class InnerLevelCache:
         scheduler = self.config.scheduler
 
         def note(clean: torch.Tensor) -> torch.Tensor:
-            held.pictures.append(clean)
+            held.images.append(clean)
             return clean
 
-        if not held.pictures:
+        if not held.images:
             scheduler.with_clean_changed(held.predictions, held.samples, held.timestep, note)
-        pictures = iter(held.pictures)
+        images = iter(held.images)
         inner = samples[: self.num_levels]
-        return scheduler.with_clean_changed(held.predictions, inner, timesteps[:1], lambda _: next(pictures))
+        return scheduler.with_clean_changed(held.predictions, inner, timesteps[:1], lambda _: next(images))
 
     @staticmethod
     def _context() -> _Context:

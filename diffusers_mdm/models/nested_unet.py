@@ -141,7 +141,7 @@ class NestedUNetModel(
         rows = LevelConfig.rows_from(self.config)
         check_model_config(self.config, rows)
         time_embed_dim = resolve_time_embed_dim(self.config, rows)
-        self.level_rows = rows
+        self.level_configs = rows
         self.geometry = LevelGeometry.of(rows)
         self.micro_conditioning_names = sorted({key for row in rows for key in row.micro_conditioning_keys})
 
@@ -177,7 +177,7 @@ class NestedUNetModel(
     @property
     def num_levels(self) -> int:
         """Number of levels R."""
-        return len(self.level_rows)
+        return len(self.level_configs)
 
     @property
     def level_ratios(self) -> tuple[int, ...]:

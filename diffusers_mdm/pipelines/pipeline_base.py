@@ -22,7 +22,7 @@ from diffusers_mdm.pipelines.drawing.guidance.prediction import is_guided, needs
 from diffusers_mdm.pipelines.drawing.guidance.registry import read_guider
 from diffusers_mdm.pipelines.drawing.guidance.weaker_model import check_weaker_model
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
-from diffusers_mdm.pipelines.drawing.latent_space import check_autoencoder, clips_to_pictures
+from diffusers_mdm.pipelines.drawing.latent_space import check_autoencoder, clips_to_images
 from diffusers_mdm.pipelines.drawing.loop import Refine, finish
 from diffusers_mdm.pipelines.drawing.request import (
     PUBLISHED_DEFAULTS,
@@ -72,7 +72,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             self.register_to_config(drawing_defaults=defaults)
         self.running_drawings = RunningDrawings()
         self.register_modules(**checked_components(components))
-        if components.get("vae") is not None and clips_to_pictures(components.get("scheduler")):
+        if components.get("vae") is not None and clips_to_images(components.get("scheduler")):
             logger.warning(
                 "The scheduler clips predicted samples to [-1, 1], but latents of unit variance reach beyond that; "
                 "build it with `clip_sample=False` for a pipeline with a `vae`."
@@ -176,17 +176,17 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         return setup.pixels_per_latent(self.vae)
 
     @property
-    def picture_sides(self) -> tuple[int, ...]:
+    def image_sides(self) -> tuple[int, ...]:
         """Side in pixels of each level's images, innermost first."""
-        return setup.picture_sides(self.unet, self.vae)
+        return setup.image_sides(self.unet, self.vae)
 
     @property
-    def picture_multiples(self) -> list[int]:
+    def image_multiples(self) -> list[int]:
         """For every level, the number of which height and width of its images must be multiples, innermost first."""
-        return setup.picture_multiples(self.unet, self.vae)
+        return setup.image_multiples(self.unet, self.vae)
 
     @property
-    def num_picture_channels(self) -> int:
+    def num_image_channels(self) -> int:
         """Channels of input and output images, 3 for RGB."""
         return self.unet.config.in_channels if self.vae is None else self.vae.config.in_channels
 
@@ -207,7 +207,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             if getattr(self, name) is None:
                 raise ValueError(f"This pipeline has no `{name}`, so it cannot draw; load it with one.")
         if self.vae is None:
-            checks.check_shows_pictures(self.unet.config.in_channels, request.output_type)
+            checks.check_shows_images(self.unet.config.in_channels, request.output_type)
         else:
             check_autoencoder(self.vae, self.unet.config.in_channels)
         if request.guider is not None:
@@ -233,7 +233,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
             outermost, factor = as_pyramid(request.latents)[0][-1], self.vae_scale_factor
             request.height, request.width = (side * factor for side in (*outermost.shape, 0, 0)[-4:-2])
         else:
-            request.height = request.width = self.picture_sides[-1]
+            request.height = request.width = self.image_sides[-1]
 
     def count_conditions(self, request: Request) -> dict[str, int]:
         """Check prompts and labels, and count them.

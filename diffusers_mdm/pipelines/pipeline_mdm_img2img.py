@@ -10,7 +10,7 @@ import torch
 
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, noised_sample, picture_size, read_pictures
+from diffusers_mdm.pipelines.drawing.given_images import image_size, know_images, noised_sample, read_given_images
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise
 from diffusers_mdm.pipelines.drawing.request import Guider, Request, Sample, StepCallback, read_call
@@ -34,13 +34,13 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
     """
 
     def resolve_size(self, request: Request) -> None:
-        """Read the images, and fill in height and width from them; see `read_pictures` for their sizes.
+        """Read the images, and fill in height and width from them; see `read_given_images` for their sizes.
 
         Args:
             request: receives the images and the size.
         """
-        read_pictures(self, request, self.picture_sides)
-        request.height, request.width = picture_size(request.pictures, self.vae_scale_factor)
+        read_given_images(self, request, self.image_sides)
+        request.height, request.width = image_size(request.images, self.vae_scale_factor)
 
     @torch.no_grad()
     def __call__(
@@ -143,7 +143,7 @@ class MDMImg2ImgPipeline(ClassPipelineBase):
         with begin_drawing(self, request) as drawing:
             self.encode_conditions(drawing)
             set_timesteps(drawing, request.strength)
-            given = know_pictures(drawing, starting_noise(drawing))
+            given = know_images(drawing, starting_noise(drawing))
             if not drawing.positions:
                 return self.finish_drawing(drawing, given.clean, given)
             start = noised_sample(drawing, given.clean, given.noise)

@@ -10,13 +10,13 @@ import torch
 
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
-from diffusers_mdm.pipelines.drawing.given_pictures import (
+from diffusers_mdm.pipelines.drawing.given_images import (
+    image_size,
     know_around,
-    know_pictures,
+    know_images,
     noised_sample,
-    picture_size,
+    read_given_images,
     read_masks_of,
-    read_pictures,
 )
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
@@ -53,8 +53,8 @@ class MDMInpaintPipeline(ClassPipelineBase):
         Args:
             request: receives the images, the masks and the size.
         """
-        read_pictures(self, request, self.picture_sides)
-        request.height, request.width = picture_size(request.pictures, self.vae_scale_factor)
+        read_given_images(self, request, self.image_sides)
+        request.height, request.width = image_size(request.images, self.vae_scale_factor)
         read_masks_of(request)
 
     @torch.no_grad()
@@ -171,7 +171,7 @@ class MDMInpaintPipeline(ClassPipelineBase):
             set_timesteps(drawing, request.strength)
             noise = starting_noise(drawing)
             if not drawing.positions:
-                given = know_pictures(drawing, noise)
+                given = know_images(drawing, noise)
                 return self.finish_drawing(drawing, given.clean, given)
             known = drawing.known = know_around(drawing, noise)
             if request.strength == 1:

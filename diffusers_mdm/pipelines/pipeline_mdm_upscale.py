@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
 from diffusers_mdm.pipelines.drawing.consistency import make_consistent
-from diffusers_mdm.pipelines.drawing.given_pictures import know_pictures, picture_size, read_pictures
+from diffusers_mdm.pipelines.drawing.given_images import image_size, know_images, read_given_images
 from diffusers_mdm.pipelines.drawing.image_inputs import ImageInput
 from diffusers_mdm.pipelines.drawing.loop import denoise, hold_known
 from diffusers_mdm.pipelines.drawing.request import (
@@ -71,7 +71,7 @@ class MDMUpscalePipeline(ClassPipelineBase):
         Raises:
             ValueError: there is no level inside the one to generate, or images of this shape cannot have that size.
         """
-        sides, wanted = self.picture_sides, max(request.height or 0, request.width or 0)
+        sides, wanted = self.image_sides, max(request.height or 0, request.width or 0)
         inside = [side for side in sides[:-1] if not wanted or side < wanted]
         if not inside:
             possible = ", ".join(map(str, sides[1:])) or "nothing"
@@ -79,9 +79,9 @@ class MDMUpscalePipeline(ClassPipelineBase):
                 f"There is no level inside images of {wanted or sides[-1]} pixels to start from: this model has "
                 f"levels of {', '.join(map(str, sides))} pixels, and can upscale to {possible}."
             )
-        read_pictures(self, request, sides[:-1], inside[-1])
-        height, width = picture_size(request.pictures, self.vae_scale_factor)
-        given = max((max(size) for size in request.pictures.given_sizes), default=0)
+        read_given_images(self, request, sides[:-1], inside[-1])
+        height, width = image_size(request.images, self.vae_scale_factor)
+        given = max((max(size) for size in request.images.given_sizes), default=0)
         if given >= sides[-1]:
             logger.warning(
                 f"`image` is as large as this model draws or larger ({given} pixels); it is reduced to {height} x "
@@ -217,7 +217,7 @@ class MDMUpscalePipeline(ClassPipelineBase):
             self.encode_conditions(drawing)
             set_timesteps(drawing)
             noise = starting_noise(drawing)
-            known = drawing.known = know_pictures(drawing, noise)
+            known = drawing.known = know_images(drawing, noise)
             drawing.average = known.clean[-1] if self.vae is None else None
             start = hold_known(drawing, scaled_noise(drawing.scheduler, noise), drawing.timesteps[0])
             repeat_stretches(drawing)
@@ -225,6 +225,6 @@ class MDMUpscalePipeline(ClassPipelineBase):
             refine = functools.partial(
                 make_consistent,
                 average=2 * known.pixels[-1] - 1,
-                eight_bit=request.pictures.is_eight_bit or output_type == "pil",
+                eight_bit=request.images.is_eight_bit or output_type == "pil",
             )
             return self.finish_drawing(drawing, levels, known, refine if exact_consistency else None)

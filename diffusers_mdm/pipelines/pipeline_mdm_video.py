@@ -55,7 +55,7 @@ class MDMVideoPipeline(ClassPipelineBase):
             request.height, request.width = outermost.shape[-2] * factor, outermost.shape[-1] * factor
             request.num_frames = num_frames or outermost.shape[2]
             height, width, num_frames = request.height, request.width, request.num_frames
-        sides, frames = self.picture_sides, self.unet.level_frames
+        sides, frames = self.image_sides, self.unet.level_frames
         side = None if height is None and width is None else max(height or 0, width or 0)
         fitting = [
             index

@@ -12,26 +12,26 @@ import torch.nn.functional as F
 from ..pyramid import build_pyramid
 
 
-def project_onto_average(picture: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
-    """Return the image in [-1, 1] with the given block averages that is nearest to `picture` clipped to [-1, 1].
+def project_onto_average(image: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
+    """Return the image in [-1, 1] with the given block averages that is nearest to `image` clipped to [-1, 1].
 
     All pixels of a block are moved by the same amount, except those that reach the end of the range: they stop there,
     and the others are moved further (projection onto the intersection of a hyperplane and a box). Such an image always
     exists, since the averages are themselves in [-1, 1].
 
     Args:
-        picture: `(B, C, H, W)`, or with frames `(B, C, F, H, W)`.
+        image: `(B, C, H, W)`, or with frames `(B, C, F, H, W)`.
         average: `(B, C, h, w)` in [-1, 1], h dividing H and w dividing W by the same factor.
 
     Returns:
-        The shape of `picture`. Its averages differ from `average` only by rounding, at most 1e-6 in float32.
+        The shape of `image`. Its averages differ from `average` only by rounding, at most 1e-6 in float32.
     """
-    blocks = blocks_of(picture, average).clamp(-1, 1)
+    blocks = blocks_of(image, average).clamp(-1, 1)
     missing = average[..., None].to(blocks.dtype) - blocks.mean(dim=-1, keepdim=True)
     # Where pixels have to be lowered, those of the negated block have to be raised.
     sign = torch.where(missing < 0, -1.0, 1.0).to(blocks.dtype)
     room = 1 - sign * blocks
-    return picture_of(blocks + sign * _fill_evenly(room, missing.abs() * blocks.shape[-1]), picture)
+    return image_of(blocks + sign * _fill_evenly(room, missing.abs() * blocks.shape[-1]), image)
 
 
 def _fill_evenly(room: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
@@ -53,13 +53,13 @@ def _fill_evenly(room: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
     return torch.minimum(room, heights.gather(-1, first).clamp(min=0))
 
 
-def blocks_of(picture: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
+def blocks_of(image: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
     """Return the pixels of an image by block, `(B, C, h, w, f * f)`; frames are kept as they are."""
-    factor = picture.shape[-1] // average.shape[-1]
-    return picture.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor)).transpose(-3, -2).flatten(-2)
+    factor = image.shape[-1] // average.shape[-1]
+    return image.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor)).transpose(-3, -2).flatten(-2)
 
 
-def picture_of(blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def image_of(blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return the image with the shape of `like` for pixels by block: the inverse of `blocks_of`."""
     factor = like.shape[-1] // blocks.shape[-2]
     return blocks.unflatten(-1, (factor, factor)).transpose(-3, -2).reshape(like.shape)

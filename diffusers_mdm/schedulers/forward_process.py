@@ -132,7 +132,7 @@ class PyramidForwardProcess(PyramidPredictions):
         """
         levels, ratios, bare = self._levels(sample, "sample")
         outputs = matching_levels(model_output, levels, "model_output")
-        pictures = matching_levels(clean, levels, "the clean sample")
+        images = matching_levels(clean, levels, "the clean sample")
         kinds, sigmas = self._kinds(len(levels), ratios, bare)
         if all(kind == "v_prediction" for kind in kinds):
             return outputs
@@ -140,7 +140,7 @@ class PyramidForwardProcess(PyramidPredictions):
         velocities = []
         for index, (output, level, power) in enumerate(zip(outputs, levels, powers, strict=True)):
             alpha, sigma = row_amplitudes(power, level)
-            base = self._base(kinds[index], pictures[:index], level, ratios[index])
+            base = self._base(kinds[index], images[:index], level, ratios[index])
             meaning = LevelPrediction(kinds[index], alpha, sigma, sigmas[index], base)
             noisy = in_full_precision(level)
             found = meaning.clean(in_full_precision(output), noisy)
@@ -161,12 +161,12 @@ class PyramidForwardProcess(PyramidPredictions):
         levels, ratios, _ = self._levels(sample, "sample")
         found = matching_levels(velocities, levels, "velocities")
         powers = self.level_alphas_cumprod(sample, as_timesteps(timesteps).to(levels[0].device))
-        pictures = []
+        images = []
         for v, level, power, ratio in zip(found, levels, powers, ratios, strict=True):
             alpha, sigma = row_amplitudes(power, level)
             clean = LevelPrediction("v_prediction", alpha, sigma).clean(in_full_precision(v), in_full_precision(level))
-            pictures.append(clean * self._image_scale(ratio))
-        return pictures
+            images.append(clean * self._image_scale(ratio))
+        return images
 
     def own_error_factors(self, powers: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         """Return the factors that convert squared errors of v to those of what each level itself predicts.
@@ -200,15 +200,15 @@ class PyramidForwardProcess(PyramidPredictions):
         kinds, sigmas = self._kinds(len(levels), ratios, bare)
         powers = self.level_alphas_cumprod(sample, as_timesteps(timestep))
         changed: Pyramid = []
-        pictures: Pyramid = []
+        images: Pyramid = []
         for index, (output, level, power) in enumerate(zip(outputs, levels, powers, strict=True)):
-            base = self._base(kinds[index], pictures, level, ratios[index])
+            base = self._base(kinds[index], images, level, ratios[index])
             meaning = LevelPrediction(kinds[index], *row_amplitudes(power, level), sigmas[index], base)
             noisy, scale = in_full_precision(level), self._image_scale(ratios[index])
             found = meaning.clean(in_full_precision(output), noisy) * scale
             wanted = change(found)
             changed.append(output if wanted is found else meaning.output(wanted / scale, noisy).to(output.dtype))
-            pictures.append(self._threshold(wanted))
+            images.append(self._threshold(wanted))
         return changed
 
 

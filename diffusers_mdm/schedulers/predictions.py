@@ -195,22 +195,22 @@ class PyramidPredictions:
         """Return the number by which a level's images are divided before noise is added."""
         return ratio if self.config.level_scaling == "rescale" else 1.0
 
-    def _clean_pictures(
+    def _clean_images(
         self, outputs: Pyramid, samples: Pyramid, powers: Sequence[float], ratios: list[float], strengths: list[float]
     ) -> Pyramid:
         """Return the thresholded x0 of every level in [-1, 1], after applying `level_agreement`."""
         kinds, sigmas = self._kinds(len(samples), ratios, len(samples) == 1)
-        pictures: Pyramid = []
+        images: Pyramid = []
         for index, (output, level, ratio) in enumerate(zip(outputs, samples, ratios, strict=True)):
-            base = self._base(kinds[index], pictures, level, ratio)
+            base = self._base(kinds[index], images, level, ratio)
             meaning = LevelPrediction(kinds[index], *amplitudes(powers[index]), sigmas[index], base)
             clean = meaning.clean(in_full_precision(output), in_full_precision(level))
-            picture = self._threshold(clean * self._image_scale(ratio))
+            image = self._threshold(clean * self._image_scale(ratio))
             strength = strengths[index - 1] if index and strengths else 0.0
             if strength:
-                picture = agree([pictures[-1], picture], [strength], self._bound)[-1]
-            pictures.append(picture)
-        return pictures
+                image = agree([images[-1], image], [strength], self._bound)[-1]
+            images.append(image)
+        return images
 
     def _kinds(self, num_levels: int, ratios: list[float], is_alone: bool) -> tuple[list[str], list[float]]:
         """Return the prediction type and sigma_data of each level.

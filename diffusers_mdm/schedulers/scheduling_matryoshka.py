@@ -311,8 +311,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         strengths = [] if is_alone else agreement_strengths(level_agreement, len(levels))
 
         powers = [self._power(now, ratio) for ratio in ratios]
-        pictures = self._clean_pictures(outputs, levels, powers, ratios, strengths)
-        cleans = [picture / self._image_scale(ratio) for picture, ratio in zip(pictures, ratios, strict=True)]
+        images = self._clean_images(outputs, levels, powers, ratios, strengths)
+        cleans = [image / self._image_scale(ratio) for image, ratio in zip(images, ratios, strict=True)]
         results, earlier = [], self._earlier_cleans(now, levels)
         for index, (level, clean, ratio) in enumerate(zip(levels, cleans, ratios, strict=True)):
             x, next_power, before = in_full_precision(level), self._power(later, ratio), None
@@ -324,8 +324,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         if self.config.algorithm == "dpmsolver++" and self.config.solver_order == 2:
             self._history = _History(now, later, cleans) if later != _CLEAN else None
         self._step_index = next_index
-        previous = self._handed_back(results, levels, ratios, bare, as_picture=later == _CLEAN)
-        original = self._handed_back(cleans, levels, ratios, bare, as_picture=True)
+        previous = self._handed_back(results, levels, ratios, bare, as_image=later == _CLEAN)
+        original = self._handed_back(cleans, levels, ratios, bare, as_image=True)
         if not return_dict:
             return previous, original
         return MatryoshkaSchedulerOutput(prev_sample=previous, pred_original_sample=original)
@@ -359,11 +359,11 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         return history if same else None
 
     def _handed_back(
-        self, results: Pyramid, like: Pyramid, ratios: list[float], bare: bool, as_picture: bool
+        self, results: Pyramid, like: Pyramid, ratios: list[float], bare: bool, as_image: bool
     ) -> torch.Tensor | Pyramid:
         """Return levels in the dtypes of `like`; images are in [-1, 1] even if the process divides them by the
         ratio.
         """
-        scales = [self._image_scale(ratio) if as_picture else 1.0 for ratio in ratios]
+        scales = [self._image_scale(ratio) if as_image else 1.0 for ratio in ratios]
         levels = [(result * scale).to(level.dtype) for result, scale, level in zip(results, scales, like, strict=True)]
         return levels[0] if bare else levels

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffusers_mdm.pipelines.drawing.loop import clips, pictures
+from diffusers_mdm.pipelines.drawing.loop import clips, images
 from diffusers_mdm.pyramid import as_pyramid
 
 from .served_model import ServedModel
@@ -169,7 +169,7 @@ def _frames(pipeline: Any, levels: list[torch.Tensor]) -> list[list[Frames]]:
     """Convert predicted levels to the frames of each image."""
     if levels[0].ndim == 5:
         return [_as_frames(level, True) for level in clips(pipeline, levels, "pil")]
-    return [_as_frames(level, False) for level in pictures(pipeline, levels, "pil")]
+    return [_as_frames(level, False) for level in images(pipeline, levels, "pil")]
 
 
 def _as_frames(level: Any, is_clip: bool) -> list[Frames]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens when a visitor presses a button: fields in, fields and pictures out. Nothing of one visitor is kept
+"""What happens when a visitor presses a button: fields in, fields and images out. Nothing of one visitor is kept
 where another one's request could reach it.
 """
 
@@ -39,7 +39,7 @@ class Shown:
         levels: all levels side by side.
         query: the settings of the shown drawing, for the link.
         history: the finished drawings of this page, newest first, kept by the server for each open page.
-        gallery: their pictures.
+        gallery: their images.
     """
 
     status: gr.HTML

@@ -123,7 +123,7 @@ def _build_results() -> tuple[Shown, gr.Textbox]:
         info="Opens this page with the same settings and seed. An uploaded image is not part of it.",
     )  # fmt: skip
     gallery = gr.Gallery(
-        label="Drawn before; click a picture to return to it",
+        label="Drawn before; click a image to return to it",
         elem_id="history", columns=6, fit_columns=False, height="auto", object_fit="contain", format="png",
         allow_preview=False, buttons=[], visible=False,
     )  # fmt: skip

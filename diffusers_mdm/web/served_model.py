@@ -48,7 +48,7 @@ class ServedModel:
         self.name = name
         self.pipeline = pipeline
         self.in_use = threading.Lock()
-        self.sides = pipeline.picture_sides
+        self.sides = pipeline.image_sides
         self.frames = pipeline.unet.level_frames
         self._most = (limits or Limits()).side
         if self.sides[0] > self._most:

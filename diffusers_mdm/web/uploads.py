@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from diffusers_mdm.rgb_pictures import DECODER_ERRORS, to_rgb
+from diffusers_mdm.rgb_images import DECODER_ERRORS, to_rgb
 
 from .drawings import GivenImage
 from .limits import Limits

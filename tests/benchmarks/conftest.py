@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from diffusers_mdm import NestedUNetModel
-from tests.training.tiny_run import RECIPES, write_pictures
+from tests.training.tiny_run import RECIPES, write_images
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -37,10 +37,10 @@ def tiny_model() -> NestedUNetModel:
 
 @pytest.fixture
 def tiny_recipe_file(tmp_path_factory) -> Path:
-    """The shipped tiny recipe on twelve drawn pictures."""
+    """The shipped tiny recipe on twelve drawn images."""
     folder = tmp_path_factory.mktemp("recipe")
     recipe = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
-    recipe["data"]["path"] = str(write_pictures(folder / "pictures"))
+    recipe["data"]["path"] = str(write_images(folder / "pictures"))
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(recipe))
     return file

@@ -18,8 +18,8 @@ def test_calls_take_turns_after_one_round_of_warming_up():
 def test_operations_of_matrix_product_convolution_and_attention():
     left, right = torch.randn(3, 4), torch.randn(4, 5)
     assert count_flops(lambda: left @ right) == 2 * 3 * 4 * 5
-    picture, conv = torch.randn(2, 3, 8, 8), torch.nn.Conv2d(3, 6, 3, padding=1)
-    assert count_flops(lambda: conv(picture)) == 2 * (2 * 8 * 8) * 6 * (3 * 9)
+    image, conv = torch.randn(2, 3, 8, 8), torch.nn.Conv2d(3, 6, 3, padding=1)
+    assert count_flops(lambda: conv(image)) == 2 * (2 * 8 * 8) * 6 * (3 * 9)
     query = torch.randn(1, 2, 5, 8)
     assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query)) == (
         2 * 2 * (2 * 5 * 5 * 8)

@@ -13,13 +13,13 @@ from diffusers_mdm.schedulers import MatryoshkaScheduler
 from tests.pipelines.tiny_pipeline import make_pipeline
 
 
-def test_true_pictures_have_no_error():
-    pictures = torch.full((3, 3, 16, 16), 255, dtype=torch.uint8)
-    pictures[0, :, 4:12, 4:12] = 0
-    truth = sampling.Truth(list("abc"), pictures, sampling.thumbnail(pictures), list("abc"))
-    small = torch.nn.functional.avg_pool2d(pictures.float(), 2).to(torch.uint8)
-    assert sampling.measure([small, pictures], truth) == {"noise": 0.0, "distance": 0.0, "own": 1.0, "levels": 0.0}
-    grey = (pictures.float() * 0.9).to(torch.uint8)
+def test_true_images_have_no_error():
+    images = torch.full((3, 3, 16, 16), 255, dtype=torch.uint8)
+    images[0, :, 4:12, 4:12] = 0
+    truth = sampling.Truth(list("abc"), images, sampling.thumbnail(images), list("abc"))
+    small = torch.nn.functional.avg_pool2d(images.float(), 2).to(torch.uint8)
+    assert sampling.measure([small, images], truth) == {"noise": 0.0, "distance": 0.0, "own": 1.0, "levels": 0.0}
+    grey = (images.float() * 0.9).to(torch.uint8)
     assert sampling.measure([small, grey], truth)["distance"] == pytest.approx(0.1, abs=0.01)
 
 

@@ -23,10 +23,10 @@ def gallery_of_negatives(number: int = 40) -> Gallery:
 def test_a_linear_style_is_carried_over():
     """78 emoji say what the negative of 48 numbers is."""
     scores = style_from_siblings.score(gallery_of_negatives(80), ridge=1e-6)
-    assert (scores.num_drawn, scores.style, scores.label, scores.picture) == (2, 1.0, 1.0, 1.0)
+    assert (scores.num_drawn, scores.style, scores.label, scores.image) == (2, 1.0, 1.0, 1.0)
 
 
-def test_held_out_pictures_are_not_fitted():
+def test_held_out_images_are_not_fitted():
     gallery = gallery_of_negatives()
     records, before = style_from_siblings.predict_held_out(gallery, ridge=1.0)
     gallery.pixels[records] = 100.0

@@ -21,13 +21,13 @@ def test_halves_are_disjoint_and_the_same_every_time():
     assert upscaling.split_numbers(11, "report", 3) == report[:3]
 
 
-def test_small_pictures_are_averages_of_the_large_ones(held_out):
+def test_small_images_are_averages_of_the_large_ones(held_out):
     assert held_out.large.shape == (6, 3, 64, 64)
     torch.testing.assert_close(held_out.small, F.avg_pool2d(held_out.large, 4))
     assert [len(batch.captions) for batch in held_out.batches(4)] == [4, 2]
 
 
-def test_true_pictures_have_no_error(held_out):
+def test_true_images_have_no_error(held_out):
     values = upscaling.measure(held_out.large, held_out.large, held_out.small)
     for name, at_truth in {"mse": 0, "psnr": 100, "ssim": 1, "spectrum": 0, "detail": 0, "given": 0}.items():
         torch.testing.assert_close(values[name], torch.full((6,), float(at_truth)), atol=1e-3, rtol=0)
@@ -66,12 +66,12 @@ def test_spectrum_sees_blur_and_grain_but_no_shift(held_out):
 
 
 def test_filters_keep_what_they_should(held_out):
-    pictures = upscaling.filtered(held_out)
-    assert torch.equal(pictures["nearest"][..., ::4, ::4], held_out.small)
+    images = upscaling.filtered(held_out)
+    assert torch.equal(images["nearest"][..., ::4, ::4], held_out.small)
     for name in ("bicubic", "lanczos"):
-        assert pictures[name].shape == held_out.large.shape
-        assert upscaling.measure(pictures[name], held_out.large, held_out.small)["given"].min() > 0.1
-    projected = upscaling.measure(pictures[upscaling.PROJECTED], held_out.large, held_out.small)
+        assert images[name].shape == held_out.large.shape
+        assert upscaling.measure(images[name], held_out.large, held_out.small)["given"].min() > 0.1
+    projected = upscaling.measure(images[upscaling.PROJECTED], held_out.large, held_out.small)
     assert projected["given"].max() < 1e-3
     flat = torch.full((1, 3, 16, 16), 0.3)
     torch.testing.assert_close(upscaling.enlarge(flat, 64, upscaling.FILTERS["bicubic"]), F.interpolate(flat, 64))
@@ -96,11 +96,11 @@ def test_drawings_have_seeds_of_their_own():
 
 @pytest.mark.slow
 def test_command_writes_numbers_and_grid(tmp_path, capsys):
-    settings = ["--num_pictures", "2", "--num_samples", "2", "--num_inference_steps", "2"]
+    settings = ["--num_images", "2", "--num_samples", "2", "--num_inference_steps", "2"]
     upscaling.main([*settings, "--output_dir", str(tmp_path)])
     report = json.loads((tmp_path / "upscaling.json").read_text())
-    assert report["pictures"] == 2
-    drawn = {upscaling.ONE, upscaling.MEAN, upscaling.NO_CAPTION, upscaling.NO_PICTURE}
+    assert report["images"] == 2
+    drawn = {upscaling.ONE, upscaling.MEAN, upscaling.NO_CAPTION, upscaling.NO_IMAGE}
     assert set(report["measures"]) == {*upscaling.FILTERS, upscaling.PROJECTED, *drawn}
     assert report["measures"][upscaling.ONE]["given"]["mean"][0] < 0.01
     assert (tmp_path / "upscaling.png").stat().st_size > 10_000

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusers_mdm.cli.drawn_files import FileNames, slug, write_clip, write_picture
+from diffusers_mdm.cli.drawn_files import FileNames, slug, write_clip, write_image
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_wrong_patterns_are_refused(pattern):
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="extension"):
-        write_picture(Image.new("RGB", (8, 8)), tmp_path / "a.unknown", {})
+        write_image(Image.new("RGB", (8, 8)), tmp_path / "a.unknown", {})
     with pytest.raises(ValueError, match="above 0"):
         write_clip([Image.new("RGB", (8, 8))], tmp_path / "a.webp", 0)
     assert not list(tmp_path.iterdir())

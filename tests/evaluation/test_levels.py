@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from diffusers_mdm.evaluation.images import average_down
 from diffusers_mdm.evaluation.levels import corner_noise, disagreement
-from diffusers_mdm.evaluation.pictures import average_down
-from tests.evaluation.tiny_pictures import random_pictures
+from tests.evaluation.tiny_images import random_images
 
 
 def test_noise_is_the_standard_deviation_in_white_corners():
@@ -29,7 +29,7 @@ def test_without_white_corners_noise_is_not_a_number():
 
 
 def test_levels_that_agree_differ_by_rounding_only():
-    outer = random_pictures(4, side=64).pixels
+    outer = random_images(4, side=64).pixels
     inner = average_down(outer, 16)
     assert disagreement([inner, outer])[0] <= 0.5 / 255
     brighter = (inner.int() + 20).clamp(max=255).to(torch.uint8)

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from diffusers_mdm.evaluation.pictures import pool
+from diffusers_mdm.evaluation.images import pool
 from diffusers_mdm.evaluation.recall import (
     GROUPS,
     Gallery,
@@ -39,13 +39,13 @@ def generators(number: int, seed: int) -> list[torch.Generator]:
 
 def test_scores_count_images_styles_and_labels():
     scores = score_records(gallery(), records=[0, 1, 2, 3], found=[0, 3, 3, 5])
-    assert (scores.num_drawn, scores.picture, scores.style, scores.label) == (4, 0.25, 0.75, 0.5)
+    assert (scores.num_drawn, scores.image, scores.style, scores.label) == (4, 0.25, 0.75, 0.5)
 
 
 def test_an_identical_image_with_another_caption_is_right():
     images = gallery()
     images.pixels[2] = images.pixels[0]
-    assert score_records(images, records=[2], found=[0]).picture == 1.0
+    assert score_records(images, records=[2], found=[0]).image == 1.0
 
 
 def test_records_are_chosen_by_seed_without_repetition():
@@ -66,14 +66,14 @@ def test_a_model_that_generates_the_captioned_images_scores_one():
     drawn = pipeline(images.captions, generator=generators(6, seed=5), output_type="pt", **SETTINGS).images
     images.pixels.copy_(pool(2 * drawn - 1, COMPARED_SIDE))
     right = evaluate_retrieval(pipeline, images, num_seen=2, batch_size=2, seed=5, **SETTINGS)
-    assert {group: (one.num_drawn, one.picture, one.label) for group, one in right.items()} == {
+    assert {group: (one.num_drawn, one.image, one.label) for group, one in right.items()} == {
         "seen": (2, 1.0, 1.0),
         "combination": (1, 1.0, 1.0),
         "concept": (2, 1.0, 1.0),
     }
     images.pixels.copy_(images.pixels.roll(1, 0))
     wrong = evaluate_retrieval(pipeline, images, seed=5, groups=["concept"], **SETTINGS)
-    assert wrong["concept"].picture == 0.0
+    assert wrong["concept"].image == 0.0
 
 
 def test_a_model_that_generates_the_images_of_a_class_scores_one():

@@ -6,22 +6,22 @@ import json
 import pytest
 import torch
 
-from diffusers_mdm.evaluation.pictures import average_down
+from diffusers_mdm.evaluation.images import average_down
 from diffusers_mdm.evaluation.reference import load_reference, make_reference, save_reference
-from tests.evaluation.tiny_pictures import MeanColours, random_pictures
+from tests.evaluation.tiny_images import MeanColours, random_images
 
 
 @pytest.fixture
 def reference():
-    return make_reference(random_pictures(7), [MeanColours()], (16, 32), batch_size=3, recipe={"path": "here"})
+    return make_reference(random_images(7), [MeanColours()], (16, 32), batch_size=3, recipe={"path": "here"})
 
 
 def test_each_level_has_its_own_features(reference):
-    pixels = random_pictures(7).pixels
+    pixels = random_images(7).pixels
     assert reference.sides == [16, 32]
     torch.testing.assert_close(reference.features["inception", 16], MeanColours()(average_down(pixels, 16)))
     torch.testing.assert_close(reference.features["inception", 32], MeanColours()(pixels))
-    assert reference.recipe == {"path": "here", "num_pictures": 7}
+    assert reference.recipe == {"path": "here", "num_images": 7}
 
 
 def test_round_trip(reference, tmp_path):
@@ -61,4 +61,4 @@ def test_broken_references_are_named(reference, tmp_path):
 
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="needs images, and there are none"):
-        make_reference(random_pictures(0), [MeanColours()], (16,))
+        make_reference(random_images(0), [MeanColours()], (16,))

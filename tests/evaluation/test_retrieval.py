@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusers_mdm.evaluation.retrieval import nearest, retrieve, thumbnail
-from tests.evaluation.tiny_pictures import random_pictures
+from tests.evaluation.tiny_images import random_images
 
 
 def test_a_noisy_copy_is_nearest_to_its_original():
@@ -16,28 +16,28 @@ def test_a_noisy_copy_is_nearest_to_its_original():
 
 
 def test_copies_are_found_at_no_distance():
-    real = random_pictures(9)
+    real = random_images(9)
     found = retrieve(real.pixels[:3], real.captions[:3], thumbnail(real.pixels), real.captions)
-    assert found.own_picture == 1.0
+    assert found.own_image == 1.0
     assert found.covered == pytest.approx(3 / 9)
     assert found.distance <= 0.5 / 255 < found.real_distance
 
 
 def test_wrong_captions_are_misses():
-    real = random_pictures(9)
+    real = random_images(9)
     wrong = [*real.captions[1:], real.captions[0]]
-    assert retrieve(real.pixels, wrong, thumbnail(real.pixels), real.captions).own_picture == 0.0
+    assert retrieve(real.pixels, wrong, thumbnail(real.pixels), real.captions).own_image == 0.0
 
 
 def test_two_captions_may_have_identical_images():
-    real = random_pictures(4)
+    real = random_images(4)
     twice = torch.cat([real.pixels, real.pixels[:1]])
     captions = [*real.captions, "the first again"]
     found = retrieve(real.pixels[:1], ["the first again"], thumbnail(twice), captions)
-    assert found.own_picture == 1.0
+    assert found.own_image == 1.0
 
 
 def test_nothing_to_compare_is_refused():
-    real = random_pictures(1)
+    real = random_images(1)
     with pytest.raises(ValueError, match="at least two reference images; there are 1 and 1"):
         retrieve(real.pixels, real.captions, thumbnail(real.pixels), real.captions)

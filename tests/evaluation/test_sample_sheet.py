@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from diffusers_mdm.evaluation.sample_sheet import LABEL_WIDTH, draw_seeds, fitted, sample_sheet
-from diffusers_mdm.pipelines.picture_grid import GAP, MIN_CELL
+from diffusers_mdm.pipelines.image_grid import GAP, MIN_CELL
 from tests.pipelines.tiny_pipeline import make_pipeline
 
 CAPTIONS = ["a red apple", "the blue cat", "a sad dog"]

@@ -39,7 +39,7 @@ def plain(pipe) -> torch.Tensor:
     return draw(pipe)
 
 
-def test_it_changes_pictures_and_unloading_restores_them_bit_for_bit(pipe, plain):
+def test_it_changes_images_and_unloading_restores_them_bit_for_bit(pipe, plain):
     add_lora(pipe)
     assert not torch.allclose(draw(pipe), plain, atol=1e-3)
     pipe.unload_lora_weights()

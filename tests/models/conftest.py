@@ -27,7 +27,7 @@ def video_model() -> NestedUNetModel:
 
 @pytest.fixture
 def video_inputs() -> dict[str, Any]:
-    """Three rows of pictures inside, of which two are clips, of which one has all pixels."""
+    """Three rows of images inside, of which two are clips, of which one has all pixels."""
     generator = torch.Generator().manual_seed(2)
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[1, 3:] = False

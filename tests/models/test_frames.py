@@ -30,12 +30,12 @@ def test_rows_are_frames_of_one_clip_after_the_other():
 
 def test_tiles_are_laid_row_by_row():
     clip = torch.rand(2, 3, 9, 4, 5)
-    picture = tile_frames(clip)
-    assert tuple(picture.shape) == (2, 3, 12, 15)
+    image = tile_frames(clip)
+    assert tuple(image.shape) == (2, 3, 12, 15)
     for frame in range(9):
         top, left = 4 * (frame // 3), 5 * (frame % 3)
-        assert torch.equal(picture[:, :, top : top + 4, left : left + 5], clip[:, :, frame])
-    assert torch.equal(untile_frames(picture, 9), clip)
+        assert torch.equal(image[:, :, top : top + 4, left : left + 5], clip[:, :, frame])
+    assert torch.equal(untile_frames(image, 9), clip)
 
 
 def test_frames_that_fill_no_square_are_refused():

@@ -91,5 +91,5 @@ def test_a_model_of_default_settings_grows():
     model = NestedUNetModel(block_out_channels=((32,),), layers_per_block=((1,),), attention_layers_per_block=((0,),))
     row = LevelConfig((32, 32), (1, 1), (0, 0), normalize_input=True, dropout=0.1)
     grown = model.add_level(row)
-    assert grown.level_rows == (*model.level_rows, row)
-    assert grown.inner_model(1).level_rows == model.level_rows
+    assert grown.level_configs == (*model.level_configs, row)
+    assert grown.inner_model(1).level_configs == model.level_configs

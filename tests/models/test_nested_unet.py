@@ -142,7 +142,7 @@ def test_micro_conditioning_has_defaults_and_an_upper_bound(model, inputs):
 
 
 @torch.no_grad()
-def test_non_square_pictures(model, inputs):
+def test_non_square_images(model, inputs):
     sample = [torch.randn(2, 3, 8, 12), torch.randn(2, 3, 16, 24)]
     output = model(**{**narrow(inputs, slice(0, 2)), "sample": sample}).sample
     assert [tuple(level.shape[2:]) for level in output] == [(8, 12), (16, 24)]

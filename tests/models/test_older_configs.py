@@ -38,7 +38,7 @@ def test_the_older_config_lacks_columns_of_today(older):
 def test_an_older_config_gives_the_rows_of_its_model(older):
     expected = LevelConfig.rows_from(NestedUNetModel(**two_level_config()).config)
     assert LevelConfig.rows_from(older) == expected
-    assert NestedUNetModel.from_config(older).level_rows == expected
+    assert NestedUNetModel.from_config(older).level_configs == expected
 
 
 @pytest.mark.parametrize("missing", OPTIONAL)
@@ -79,6 +79,6 @@ def test_the_shipped_models_have_rows():
     cards = Path(__file__).parents[2] / "model_cards"
     for path in sorted(cards.glob("*/unet/config.json")):
         with torch.device("meta"):
-            assert NestedUNetModel.from_config(json.loads(path.read_text())).level_rows == LevelConfig.rows_from(
+            assert NestedUNetModel.from_config(json.loads(path.read_text())).level_configs == LevelConfig.rows_from(
                 json.loads(path.read_text())
             )

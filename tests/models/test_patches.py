@@ -52,7 +52,7 @@ def test_a_level_with_patches_is_a_level_of_more_channels_between_shuffles():
     level.decoder.conv_out.register_forward_hook(lambda module, args, output: seen.append(output))
     prediction = patched(**given).sample[1]
     noisy = given["sample"][1]
-    if patched.level_rows[1].normalize_input:
+    if patched.level_configs[1].normalize_input:
         noisy = noisy / noisy.std(dim=(1, 2, 3), keepdim=True)
     for offset, channel in (((0, 0), 0), ((0, 1), 1), ((1, 0), 2), ((1, 1), 3)):
         places = noisy[:, 0, offset[0] :: 2, offset[1] :: 2]
@@ -63,14 +63,14 @@ def test_a_level_with_patches_is_a_level_of_more_channels_between_shuffles():
 @torch.no_grad()
 def test_a_model_grows_a_level_with_patches_around_what_it_knows():
     unet = with_patches(two_level_config(), 1, 1)
-    row = dataclasses.replace(unet.level_rows[1], block_out_channels=(8,), layers_per_block=(1,))
+    row = dataclasses.replace(unet.level_configs[1], block_out_channels=(8,), layers_per_block=(1,))
     row = dataclasses.replace(row, attention_layers_per_block=(0,), norm_num_groups=4, patch_size=4)
     grown = unet.add_level(row).eval()
     assert grown.level_ratios[2] == 4 * unet.level_ratios[1]
     given = inputs_of(grown)
     expected = unet(**{**given, "sample": given["sample"][:2]}).sample
     torch.testing.assert_close(grown(**given).sample[:2], expected, atol=1e-5, rtol=0)
-    assert grown.inner_model(2).level_rows == unet.level_rows
+    assert grown.inner_model(2).level_configs == unet.level_configs
 
 
 @torch.no_grad()
@@ -80,13 +80,13 @@ def test_patches_are_saved(tmp_path):
     again = NestedUNetModel.from_pretrained(tmp_path).eval()
     given = inputs_of(unet)
     torch.testing.assert_close(again(**given).sample, unet(**given).sample, atol=1e-5, rtol=1e-5)
-    assert [row.patch_size for row in again.level_rows] == [1, 2]
+    assert [row.patch_size for row in again.level_configs] == [1, 2]
 
 
 def test_patches_of_one_pixel_are_no_patches():
     one, none = with_patches(two_level_config(), 1, 1), NestedUNetModel(**two_level_config())
-    assert one.level_rows == none.level_rows
-    assert LevelConfig.columns_from(one.level_rows)["patch_size"] is None
+    assert one.level_configs == none.level_configs
+    assert LevelConfig.columns_from(one.level_configs)["patch_size"] is None
 
 
 def test_clips_have_patches_in_every_frame():
@@ -127,4 +127,4 @@ def test_patches_that_do_not_fit_are_refused(patch_sizes, message):
 
 def test_the_published_code_has_no_patches():
     with pytest.raises(ValueError, match="level 1 has patch_size 2"):
-        check_published_frames(with_patches(two_level_config(), 1, 2).level_rows)
+        check_published_frames(with_patches(two_level_config(), 1, 2).level_configs)

@@ -39,8 +39,8 @@ def test_sizes_follow_from_the_columns(video_model):
 
 
 @torch.no_grad()
-def test_clips_and_pictures_run_in_one_batch(video_model, video_inputs):
-    """Rows that are pictures only (the third) and clips without all pixels (the second) are as if alone."""
+def test_clips_and_images_run_in_one_batch(video_model, video_inputs):
+    """Rows that are images only (the third) and clips without all pixels (the second) are as if alone."""
     joint = video_model(**video_inputs).sample
     assert [tuple(level.shape) for level in joint] == [(3, 3, 1, 8, 8), (2, 3, 4, 8, 8), (1, 3, 4, 16, 16)]
     for rows, levels in ((slice(0, 1), 3), (slice(1, 2), 2), (slice(2, 3), 1)):
@@ -58,11 +58,11 @@ def test_partial_pyramid_runs_the_inner_model(video_model, video_inputs):
 
 
 @torch.no_grad()
-def test_level_of_single_frames_takes_pictures(video_model, video_inputs):
+def test_level_of_single_frames_takes_images(video_model, video_inputs):
     inner = rows_of(video_inputs, slice(None), 1)
     clips = video_model(**inner).sample[0]
-    pictures = video_model(**with_level(inner, 0, inner["sample"][0][:, :, 0])).sample[0]
-    torch.testing.assert_close(pictures, clips[:, :, 0], **SAME)
+    images = video_model(**with_level(inner, 0, inner["sample"][0][:, :, 0])).sample[0]
+    torch.testing.assert_close(images, clips[:, :, 0], **SAME)
     bare = video_model(**{**inner, "sample": inner["sample"][0]}).sample
     torch.testing.assert_close(bare, clips, **SAME)
 
@@ -175,7 +175,7 @@ def test_clips_of_other_sizes_are_refused(video_model, video_inputs, index, shap
         video_model(**with_level(video_inputs, index, torch.zeros(shape)))
 
 
-def test_pictures_do_not_go_through_a_level_that_resamples_frames(video_model, video_inputs):
+def test_images_do_not_go_through_a_level_that_resamples_frames(video_model, video_inputs):
     sample = [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 16, 16)]
     with pytest.raises(ValueError, match="expected 8 x 8"):
         video_model(**{**rows_of(video_inputs, slice(0, 1), 1), "sample": sample})

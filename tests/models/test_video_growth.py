@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of pictures become models of clips and keep what they know, bit for bit."""
+"""Models of images become models of clips and keep what they know, bit for bit."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ TEMPORAL_ROW = LevelConfig(
 
 
 def as_clips(inputs: dict, num_frames: int) -> dict:
-    """Every level repeated `num_frames` times, with a little of another picture in each frame but the first."""
+    """Every level repeated `num_frames` times, with a little of another image in each frame but the first."""
     clips = [level.unsqueeze(2).repeat(1, 1, num_frames, 1, 1) for level in inputs["sample"]]
     return {**inputs, "sample": [clip + 0.1 * torch.arange(num_frames)[:, None, None] for clip in clips]}
 
@@ -39,7 +39,7 @@ def test_single_frames_are_predicted_bit_for_bit(model, inputs):
 
 
 @torch.no_grad()
-def test_frames_begin_as_pictures_of_their_own(model, inputs):
+def test_frames_begin_as_images_of_their_own(model, inputs):
     clips = as_clips(inputs, 4)
     frames = model.to_video(4)(**clips).sample
     for frame in range(4):
@@ -83,14 +83,14 @@ def test_temporal_layers_are_where_they_are_asked_for(model):
 
 
 @torch.no_grad()
-def test_model_of_pictures_becomes_the_inside_of_a_model_of_clips(model, inputs):
+def test_model_of_images_becomes_the_inside_of_a_model_of_clips(model, inputs):
     video = model.add_level(TEMPORAL_ROW)
     assert video.level_frames == (1, 1, 4)
     assert video.sample_sizes == (8, 16, 16)
     before = model(**inputs).sample
     torch.testing.assert_close(video(**inputs).sample, before, **SAME)
-    pictures = [level.unsqueeze(2) for level in inputs["sample"]]
-    after = video(**{**inputs, "sample": [*pictures, torch.randn(1, 3, 4, 16, 16)]}).sample
+    images = [level.unsqueeze(2) for level in inputs["sample"]]
+    after = video(**{**inputs, "sample": [*images, torch.randn(1, 3, 4, 16, 16)]}).sample
     torch.testing.assert_close([level[:, :, 0] for level in after[:2]], before, **SAME)
     assert torch.equal(after[2], torch.zeros(1, 3, 4, 16, 16))
     assert list(video.state_dict())[: len(model.state_dict())] == list(model.state_dict())

@@ -11,7 +11,7 @@ TEXT_WIDTH = 12
 
 
 def two_level_config() -> dict[str, Any]:
-    """A picture model with text, micro-conditioning, attention in both levels and a normalised outer level."""
+    """A image model with text, micro-conditioning, attention in both levels and a normalised outer level."""
     return {
         "sample_size": 8,
         "block_out_channels": ((32, 32), (16, 32)),
@@ -34,7 +34,7 @@ def two_level_config() -> dict[str, Any]:
 
 
 def video_config() -> dict[str, Any]:
-    """One frame of 8 pixels → 4 frames of 8 → 4 frames of 16: a picture model in a temporal and a spatial level."""
+    """One frame of 8 pixels → 4 frames of 8 → 4 frames of 16: a image model in a temporal and a spatial level."""
     return {
         "sample_size": 8,
         "block_out_channels": ((16, 32), (32, 16, 32), (16, 32)),

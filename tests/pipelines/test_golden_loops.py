@@ -16,12 +16,12 @@ from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 LOOPS = {loop["id"]: loop for loop in json.loads((GOLDEN / "sampler.json").read_text())["loops"]}
 TENSORS = load_file(GOLDEN / "sampler_loops.safetensors")
-# REFERENCE "Schedule / diffusion": how the published samplers bound the predicted picture.
+# REFERENCE "Schedule / diffusion": how the published samplers bound the predicted image.
 THRESHOLDS: dict[str, dict[str, Any]] = {
     "CLIP": {},
     "DYNAMIC_IF": {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5},
 }
-# Observed: at most 3.3e-5 (nested2_ddpm8), over all predictions on the way, samples and pictures.
+# Observed: at most 3.3e-5 (nested2_ddpm8), over all predictions on the way, samples and images.
 TOLERANCE = 1e-4
 
 
@@ -60,7 +60,7 @@ def pipeline_of(case: str) -> MDMPipeline:
     loop = LOOPS[case]
     folder = GOLDEN / loop["model"]
     unet = convert_apple_checkpoint(folder / "vis_model.pth", folder / "config.yaml").unet.eval()
-    # Two of the three-level loops' models are configured for larger pictures than were drawn.
+    # Two of the three-level loops' models are configured for larger images than were drawn.
     unet.register_to_config(sample_size=recorded(case, "x_T")[0].shape[-1])
     scheduler = RecordedNoiseScheduler(
         base_sample_size=unet.config.sample_size,
@@ -88,7 +88,7 @@ def test_drawing_equals_the_recorded_one(case):
     scale = TENSORS.get(f"loop/{case}/scale")
     start = recorded(case, "x_T")
     pipe = pipeline_of(case)
-    picture = pipe(
+    image = pipe(
         **text_of(case, guided=loop["guidance_scale"] > 1),
         num_inference_steps=loop["num_inference_steps"],
         guidance_scale=loop["guidance_scale"],
@@ -100,12 +100,12 @@ def test_drawing_equals_the_recorded_one(case):
         callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
     ).images
 
-    # The published time is one more than ours, and its last entry is the finished picture.
+    # The published time is one more than ours, and its last entry is the finished image.
     assert pipe.scheduler.timesteps.tolist() == [time - 1 for time in loop["timesteps"][:-1]]
     pairs = [(samples[0], recorded(case, "x_t_after_step0")), (samples[-1], recorded(case, "x_t_last"))]
     for index, step in enumerate(loop["x0_saved_steps"]):
         pairs.append((previews[step], [level[index] for level in recorded(case, "x0")]))
-    pairs.append(([picture * 2 - 1], [TENSORS[f"loop/{case}/final"]]))
+    pairs.append(([image * 2 - 1], [TENSORS[f"loop/{case}/final"]]))
     worst = max(
         (got - expected).abs().max().item()
         for ours, theirs in pairs

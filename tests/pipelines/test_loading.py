@@ -102,7 +102,7 @@ def test_registering_twice_changes_nothing():
 # Ways to load
 
 
-def assert_same_picture(images: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_same_image(images: torch.Tensor, expected: torch.Tensor) -> None:
     """Loaded weights are the same to the bit, but lie elsewhere in memory, which may change the order of sums."""
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
 
@@ -120,10 +120,10 @@ def assert_same_picture(images: torch.Tensor, expected: torch.Tensor) -> None:
     ],
     ids=["mdm", "diffusers", "auto", "custom folder", "custom file"],
 )
-def test_the_same_picture(load, folder, images):
+def test_the_same_image(load, folder, images):
     pipe = load(folder)
     assert type(pipe) is MDMPipeline
-    assert_same_picture(draw(pipe), images)
+    assert_same_image(draw(pipe), images)
 
 
 def test_remote_code_has_to_be_trusted(folder):
@@ -163,7 +163,7 @@ def test_a_component_can_be_passed(folder, images):
     unet = make_pipeline().unet
     pipe = MDMPipeline.from_pretrained(folder, unet=unet)
     assert pipe.unet is unet
-    assert_same_picture(draw(pipe), images)
+    assert_same_image(draw(pipe), images)
 
 
 def test_auto_pipeline_from_pipe(pipe, images):
@@ -178,14 +178,14 @@ def test_auto_pipeline_from_pipe(pipe, images):
 def test_sharded(tmp_path, pipe, images):
     pipe.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 1
-    assert_same_picture(draw(MDMPipeline.from_pretrained(tmp_path)), images)
-    assert_same_picture(draw(DiffusionPipeline.from_pretrained(tmp_path)), images)
+    assert_same_image(draw(MDMPipeline.from_pretrained(tmp_path)), images)
+    assert_same_image(draw(DiffusionPipeline.from_pretrained(tmp_path)), images)
 
 
 def test_variant(tmp_path, pipe, images):
     pipe.save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
-    assert_same_picture(draw(MDMPipeline.from_pretrained(tmp_path, variant="fp16")), images)
+    assert_same_image(draw(MDMPipeline.from_pretrained(tmp_path, variant="fp16")), images)
     with pytest.raises(OSError, match=r"no weights without a variant; it has variant=.fp16."):
         MDMPipeline.from_pretrained(tmp_path)
 

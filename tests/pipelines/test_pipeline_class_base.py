@@ -14,7 +14,7 @@ from diffusers_mdm import (
     MDMVideoPipeline,
 )
 from tests.pipelines.tiny_pipeline import make_scheduler, seed
-from tests.pipelines.tiny_tasks import CLIPS, ID2LABEL, eight_bit_pictures, make_class_unet, make_plain_unet, masks
+from tests.pipelines.tiny_tasks import CLIPS, ID2LABEL, eight_bit_images, make_class_unet, make_plain_unet, masks
 
 
 def test_names_are_part_of_the_config():
@@ -33,9 +33,9 @@ def test_a_model_of_neither_texts_nor_classes_has_its_own_pipeline(labels):
 
 
 UNCONDITIONAL: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
-    "upscale": (MDMUpscalePipeline, {}, {"image": eight_bit_pictures(8)[:2]}),
-    "img2img": (MDMImg2ImgPipeline, {}, {"image": eight_bit_pictures(16)[:2]}),
-    "inpaint": (MDMInpaintPipeline, {}, {"image": eight_bit_pictures(16)[:2], "mask_image": masks(16)[:1]}),
+    "upscale": (MDMUpscalePipeline, {}, {"image": eight_bit_images(8)[:2]}),
+    "img2img": (MDMImg2ImgPipeline, {}, {"image": eight_bit_images(16)[:2]}),
+    "inpaint": (MDMInpaintPipeline, {}, {"image": eight_bit_images(16)[:2], "mask_image": masks(16)[:1]}),
     "video": (MDMVideoPipeline, CLIPS, {"num_videos_per_prompt": 2}),
 }
 

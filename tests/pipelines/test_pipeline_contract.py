@@ -59,7 +59,7 @@ def test_saved_and_loaded_it_draws_the_same(task, pipe, tmp_path, way):
     torch.testing.assert_close(task.draw(loaded), task.draw(pipe), rtol=0, atol=1e-5)
 
 
-def test_a_picture_does_not_depend_on_its_batch(task, pipe):
+def test_a_image_does_not_depend_on_its_batch(task, pipe):
     together = task.draw(pipe, slice(None), eta=1.0)
     assert together.shape == (3, *task.shape)
     for row in range(3):
@@ -74,12 +74,12 @@ def test_seeds(task, pipe):
 
 
 def test_output_types_agree(task, pipe):
-    tensors, arrays, pictures = (task.draw(pipe, output_type=kind) for kind in ("pt", "np", "pil"))
+    tensors, arrays, images = (task.draw(pipe, output_type=kind) for kind in ("pt", "np", "pil"))
     assert tensors.min() >= 0
     assert tensors.max() <= 1
     np.testing.assert_array_equal(arrays, tensors.movedim(-3, -1).numpy())
     # Of clips, a list of frames each.
-    last = pictures[-1][-1] if task.of_clips else pictures[-1]
+    last = images[-1][-1] if task.of_clips else images[-1]
     assert isinstance(last, PIL.Image.Image)
     expected = arrays[-1][-1] if task.of_clips else arrays[-1]
     np.testing.assert_array_equal(np.asarray(last), (expected * 255).round().astype("uint8"))

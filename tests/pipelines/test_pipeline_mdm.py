@@ -21,7 +21,7 @@ PROMPTS = ["a cat", "a very long picture of " * 37 + "the very sad dog house in 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_a_picture_does_not_depend_on_its_batch(masked, guidance_scale):
+def test_a_image_does_not_depend_on_its_batch(masked, guidance_scale):
     pipe = make_pipeline(use_cross_attention_mask=masked)
     assert len(PROMPTS[1]) >= 850
     pipe.tokenizer.model_max_length = 512
@@ -49,12 +49,12 @@ def test_a_picture_does_not_depend_on_its_batch(masked, guidance_scale):
 
 @pytest.mark.parametrize("num_prompts", [1, 3])
 @pytest.mark.parametrize("num_images_per_prompt", [1, 2])
-def test_number_of_pictures(pipe, num_prompts, num_images_per_prompt):
+def test_number_of_images(pipe, num_prompts, num_images_per_prompt):
     images = draw(pipe, prompt=["a cat"] * num_prompts, num_images_per_prompt=num_images_per_prompt)
     assert images.shape == (num_prompts * num_images_per_prompt, 3, 16, 16)
 
 
-def test_pictures_of_one_prompt_lie_side_by_side(pipe):
+def test_images_of_one_prompt_lie_side_by_side(pipe):
     images = draw(
         pipe, prompt=["a cat", "red"], num_images_per_prompt=2, generator=[seed(0), seed(1), seed(0), seed(1)]
     )
@@ -62,18 +62,18 @@ def test_pictures_of_one_prompt_lie_side_by_side(pipe):
     torch.testing.assert_close(images[3:], alone, atol=BATCH_TOLERANCE, rtol=0)
 
 
-def test_same_seed_gives_the_same_picture(pipe):
+def test_same_seed_gives_the_same_image(pipe):
     assert torch.equal(draw(pipe), draw(pipe))
     assert not torch.equal(draw(pipe), draw(pipe, generator=seed(1)))
 
 
 def test_output_types_agree(pipe):
-    tensors, arrays, pictures = (draw(pipe, output_type=kind) for kind in ("pt", "np", "pil"))
+    tensors, arrays, images = (draw(pipe, output_type=kind) for kind in ("pt", "np", "pil"))
     assert tensors.min() >= 0
     assert tensors.max() <= 1
     np.testing.assert_array_equal(arrays, tensors.permute(0, 2, 3, 1).numpy())
-    assert isinstance(pictures[0], PIL.Image.Image)
-    np.testing.assert_array_equal(np.asarray(pictures[0]), (arrays[0] * 255).round().astype("uint8"))
+    assert isinstance(images[0], PIL.Image.Image)
+    np.testing.assert_array_equal(np.asarray(images[0]), (arrays[0] * 255).round().astype("uint8"))
     latents = draw(pipe, output_type="latent")
     torch.testing.assert_close((latents.clamp(-1, 1) + 1) / 2, tensors)
 
@@ -170,7 +170,7 @@ def test_schedulers_of_diffusers_draw_the_innermost_level(pipe, scheduler):
 
 
 def test_ddim_of_diffusers_agrees_with_ours(pipe):
-    # diffusers mixes the unclipped prediction with the clipped picture unless told otherwise.
+    # diffusers mixes the unclipped prediction with the clipped image unless told otherwise.
     settings = {"height": 8, "num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent"}
     pipe.scheduler = make_scheduler(clip_sample=False, timestep_spacing="trailing")
     ours = draw(pipe, **settings)
@@ -203,7 +203,7 @@ def test_callback_gets_what_it_asks_for(pipe):
     assert seen[0][2] == {"latents"}
 
 
-def test_preview_is_a_pyramid_that_ends_as_the_picture(pipe):
+def test_preview_is_a_pyramid_that_ends_as_the_image(pipe):
     previews = []
 
     def keep(pipeline, step, timestep, tensors):

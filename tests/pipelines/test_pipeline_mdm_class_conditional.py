@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class to image: guidance of 4 by default, as for ImageNet, and any number of pictures of each class."""
+"""Class to image: guidance of 4 by default, as for ImageNet, and any number of images of each class."""
 
 import torch
 
@@ -8,7 +8,7 @@ from tests.pipelines.tiny_pipeline import seed
 from tests.pipelines.tiny_tasks import task
 
 
-def test_pictures_of_classes():
+def test_images_of_classes():
     pipe = task("class").make()
     settings = {"num_inference_steps": 2, "output_type": "pt"}
     output = pipe(["dog", 0], num_images_per_label=2, generator=[seed(number) for number in range(4)], **settings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image to image: strength 0 is the picture itself, strength 1 nearly a drawing of its own."""
+"""Image to image: strength 0 is the image itself, strength 1 nearly a drawing of its own."""
 
 import numpy as np
 import PIL.Image
@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from diffusers_mdm import MDMImg2ImgPipeline
 from tests.pipelines.tiny_pipeline import seed
-from tests.pipelines.tiny_tasks import eight_bit_pictures, task
+from tests.pipelines.tiny_tasks import eight_bit_images, task
 
-GIVEN = eight_bit_pictures(16)[:1]
+GIVEN = eight_bit_images(16)[:1]
 
 
 @pytest.fixture
@@ -24,16 +24,16 @@ def draw(pipe, image=GIVEN, **changes):
     return pipe("a red apple", image, **{**settings, **changes}).images
 
 
-def test_strength_0_returns_the_picture(pipe):
+def test_strength_0_returns_the_image(pipe):
     assert torch.equal(draw(pipe, strength=0), GIVEN / 255)
     floats = torch.rand(2, 3, 16, 8, generator=seed(1))
     assert torch.equal(draw(pipe, floats, strength=0.0, generator=None), floats)
-    picture = PIL.Image.fromarray(GIVEN[0].permute(1, 2, 0).numpy())
-    assert draw(pipe, picture, strength=0, output_type="pil")[0].tobytes() == picture.tobytes()
-    np.testing.assert_array_equal(draw(pipe, strength=0, output_type="np")[0], np.asarray(picture) / np.float32(255))
+    image = PIL.Image.fromarray(GIVEN[0].permute(1, 2, 0).numpy())
+    assert draw(pipe, image, strength=0, output_type="pil")[0].tobytes() == image.tobytes()
+    np.testing.assert_array_equal(draw(pipe, strength=0, output_type="np")[0], np.asarray(image) / np.float32(255))
 
 
-def test_strength_0_is_the_picture_at_every_level(pipe):
+def test_strength_0_is_the_image_at_every_level(pipe):
     settings = {"strength": 0, "output_pyramid": True, "output_type": "pt"}
     pyramid = pipe("a cat", GIVEN, **settings).pyramid
     torch.testing.assert_close(pyramid[0], torch.nn.functional.avg_pool2d(GIVEN / 255, 2))
@@ -53,13 +53,13 @@ def test_strength_is_a_share_of_the_steps(pipe, strength, steps):
     assert pipe.num_timesteps == steps
 
 
-def test_more_strength_is_further_from_the_picture(pipe):
+def test_more_strength_is_further_from_the_image(pipe):
     distances = [(draw(pipe, strength=strength) - GIVEN / 255).abs().mean() for strength in (0, 0.25, 1)]
     assert distances[0] == 0
     assert distances[0] < distances[1] < distances[2]
 
 
-def test_it_starts_from_the_noised_picture_at_every_level(pipe):
+def test_it_starts_from_the_noised_image_at_every_level(pipe):
     seen = []
     pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     noise = [torch.randn(1, 3, side, side, generator=seed(2)) for side in (8, 16)]
@@ -73,7 +73,7 @@ def test_it_starts_from_the_noised_picture_at_every_level(pipe):
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
 def test_schedulers_of_diffusers_draw_over_the_innermost_level(pipe, scheduler):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    given = eight_bit_pictures(8)[:1]
+    given = eight_bit_images(8)[:1]
     images = draw(pipe, given, strength=0.5)
     assert images.shape == (1, 3, 8, 8)
     assert 0 < (images - given / 255).abs().mean() < 0.5
@@ -81,7 +81,7 @@ def test_schedulers_of_diffusers_draw_over_the_innermost_level(pipe, scheduler):
         draw(pipe)
 
 
-def test_own_pictures_are_flattened_and_resized(pipe):
+def test_own_images_are_flattened_and_resized(pipe):
     settings = {"strength": 0, "output_type": "pt"}
     photo = PIL.Image.new("RGBA", (640, 480), (255, 0, 0, 0))
     for given in (photo, photo.quantize(), photo.convert("LA")):

@@ -11,9 +11,9 @@ from diffusers_mdm import MDMInpaintPipeline, MDMPipeline
 from diffusers_mdm.pipelines.drawing.known_pixels import pool_mask
 from diffusers_mdm.pyramid import pyramid_noise
 from tests.pipelines.tiny_pipeline import seed
-from tests.pipelines.tiny_tasks import eight_bit_pictures, masks, task
+from tests.pipelines.tiny_tasks import eight_bit_images, masks, task
 
-GIVEN = eight_bit_pictures(16)[:1]
+GIVEN = eight_bit_images(16)[:1]
 MASK = masks(16)[:1]
 OUTSIDE = ~MASK.bool().expand(1, 3, 16, 16)
 
@@ -35,12 +35,12 @@ def test_unmasked_pixels_stay(pipe, changes):
     assert (images - GIVEN / 255).abs()[~OUTSIDE].mean() > 0.01
 
 
-def test_unmasked_pixels_stay_in_pictures_and_latents(pipe):
-    picture = PIL.Image.fromarray(GIVEN[0].permute(1, 2, 0).numpy())
+def test_unmasked_pixels_stay_in_images_and_latents(pipe):
+    image = PIL.Image.fromarray(GIVEN[0].permute(1, 2, 0).numpy())
     mask = PIL.Image.fromarray((MASK[0, 0].numpy() * 255).astype("uint8"))
-    drawn = np.asarray(draw(pipe, picture, mask, output_type="pil")[0])
+    drawn = np.asarray(draw(pipe, image, mask, output_type="pil")[0])
     outside = OUTSIDE[0].permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(drawn[outside], np.asarray(picture)[outside])
+    np.testing.assert_array_equal(drawn[outside], np.asarray(image)[outside])
     latents = draw(pipe, output_type="latent")
     assert torch.equal(latents[OUTSIDE], (2 * (GIVEN / 255) - 1)[OUTSIDE])
 
@@ -50,7 +50,7 @@ def test_half_precision_leaves_them_too(pipe):
     assert torch.equal(images[OUTSIDE], (GIVEN / 255)[OUTSIDE])
 
 
-def test_an_empty_mask_returns_the_picture(pipe):
+def test_an_empty_mask_returns_the_image(pipe):
     assert torch.equal(draw(pipe, mask=torch.zeros(1, 1, 16, 16)), GIVEN / 255)
     assert torch.equal(draw(pipe, strength=0), GIVEN / 255)
 
@@ -101,7 +101,7 @@ def test_masks_grow_inwards():
 
 def test_a_scheduler_of_diffusers_draws_inside_the_innermost_level(pipe):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    given, mask = eight_bit_pictures(8)[:1], masks(8)[:1]
+    given, mask = eight_bit_images(8)[:1], masks(8)[:1]
     images = draw(pipe, given, mask)
     outside = ~mask.bool().expand(1, 3, 8, 8)
     assert torch.equal(images[outside], (given / 255)[outside])
@@ -109,7 +109,7 @@ def test_a_scheduler_of_diffusers_draws_inside_the_innermost_level(pipe):
         draw(pipe, given, mask, num_resampling_steps=2)
 
 
-def test_masks_are_resized_with_the_pictures(pipe):
+def test_masks_are_resized_with_the_images(pipe):
     photo = torch.linspace(0, 1, 640).expand(3, 480, 640)
     mask = torch.zeros(480, 640, dtype=torch.uint8)
     mask[:240] = 1
@@ -119,7 +119,7 @@ def test_masks_are_resized_with_the_pictures(pipe):
     given = torch.nn.functional.avg_pool2d(photo[None], 40)
     torch.testing.assert_close(drawn[:, :, 6:], given[:, :, 6:])
     assert (drawn[:, :, :6] - given[:, :, :6]).abs().mean() > 0.01
-    # A mask that was made for the small picture will do as well.
+    # A mask that was made for the small image will do as well.
     small = pipe("a cat", photo, mask[::40, ::40], **{**settings, "generator": seed(0)}).images
     torch.testing.assert_close(small, drawn)
 

@@ -11,9 +11,9 @@ from diffusers.utils import logging as diffusers_logging
 from diffusers_mdm import MDMUpscalePipeline
 from diffusers_mdm.pyramid import pyramid_noise
 from tests.pipelines.tiny_pipeline import make_pipeline, seed
-from tests.pipelines.tiny_tasks import eight_bit_pictures, task
+from tests.pipelines.tiny_tasks import eight_bit_images, task
 
-GIVEN = eight_bit_pictures(8)[:1]
+GIVEN = eight_bit_images(8)[:1]
 # Three levels, of 8, 16 and 32 pixels.
 THREE_LEVELS = {
     "block_out_channels": ((8, 16), (8, 8), (8, 8)),
@@ -47,7 +47,7 @@ def draw(pipe, image=GIVEN, **changes):
 
 
 def pooled(images: torch.Tensor) -> torch.Tensor:
-    """8-bit numbers of pictures in [0, 1], averaged down to 8 pixels, exactly."""
+    """8-bit numbers of images in [0, 1], averaged down to 8 pixels, exactly."""
     return F.avg_pool2d((images.double() * 255).round(), images.shape[-1] // 8)
 
 
@@ -76,7 +76,7 @@ def test_averages_with_a_solver_of_second_order():
     torch.testing.assert_close(F.avg_pool2d(images, 2), given, atol=1e-5, rtol=0)
 
 
-def test_averages_of_pil_pictures_are_within_half_a_step(pipe):
+def test_averages_of_pil_images_are_within_half_a_step(pipe):
     given = PIL.Image.fromarray(GIVEN[0].permute(1, 2, 0).numpy())
     large = draw(pipe, given, output_type="pil").images[0]
     error = F.avg_pool2d(torch.from_numpy(np.array(large)).permute(2, 0, 1)[None].double(), 2) - GIVEN
@@ -84,13 +84,13 @@ def test_averages_of_pil_pictures_are_within_half_a_step(pipe):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_exact_averages_of_eight_bit_pictures(pipe, eta):
+def test_exact_averages_of_eight_bit_images(pipe, eta):
     images = draw(pipe, exact_consistency=True, eta=eta).images
     assert torch.equal(pooled(images), GIVEN.double())
     assert not torch.equal(pooled(draw(pipe).images), GIVEN.double())
 
 
-def test_exact_averages_of_pil_pictures(pipe):
+def test_exact_averages_of_pil_images(pipe):
     given = PIL.Image.fromarray(GIVEN[0].permute(1, 2, 0).numpy())
     large = draw(pipe, given, exact_consistency=True, output_type="pil").images[0]
     assert large.size == (16, 16)
@@ -111,7 +111,7 @@ def test_exact_averages_at_every_level(three):
 
 
 def test_given_levels_come_out_as_they_were(three):
-    given = eight_bit_pictures(16)[:1]
+    given = eight_bit_images(16)[:1]
     pyramid = draw(three, given, output_pyramid=True).pyramid
     assert torch.equal(pyramid[1], given / 255)
     torch.testing.assert_close(pyramid[0], F.avg_pool2d(given / 255, 2))
@@ -133,7 +133,7 @@ def test_the_given_level_is_its_noised_truth_at_every_step(pipe):
     torch.testing.assert_close(samples[-1][0], clean, atol=1e-6, rtol=0)
 
 
-def test_the_given_picture_matters(pipe):
+def test_the_given_image_matters(pipe):
     assert not torch.equal(draw(pipe).images, draw(pipe, 255 - GIVEN).images)
 
 
@@ -156,7 +156,7 @@ def test_target_size(three):
     assert draw(three, GIVEN[..., :4]).images.shape[-2:] == (32, 16)
 
 
-def test_own_pictures_are_shrunk_to_a_level_inside(pipe, three, caplog):
+def test_own_images_are_shrunk_to_a_level_inside(pipe, three, caplog):
     diffusers_logging.enable_propagation()
     photo = torch.linspace(0, 1, 640).expand(3, 480, 640)
     drawn = draw(pipe, photo, exact_consistency=True).images
@@ -165,9 +165,9 @@ def test_own_pictures_are_shrunk_to_a_level_inside(pipe, three, caplog):
     assert "640 pixels); it is reduced to 6 x 8" in caplog.text
     caplog.clear()
     assert draw(pipe, torch.zeros(3, 8, 5)).images.shape == (1, 3, 16, 8)
-    pictures = draw(three, torch.zeros(3, 20, 20), output_pyramid=True, num_inference_steps=1).pyramid
-    assert [level.shape[-1] for level in pictures] == [8, 16, 32]
-    assert (pictures[1] == 0).all()
+    images = draw(three, torch.zeros(3, 20, 20), output_pyramid=True, num_inference_steps=1).pyramid
+    assert [level.shape[-1] for level in images] == [8, 16, 32]
+    assert (images[1] == 0).all()
     assert draw(three, torch.zeros(3, 20, 20), height=16, num_inference_steps=1).images.shape == (1, 3, 16, 16)
     assert not caplog.text
 

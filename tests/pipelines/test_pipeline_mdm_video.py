@@ -56,16 +56,16 @@ def test_single_frames_where_no_level_resamples_them():
     assert draw(pipe).shape == (1, 4, 3, 16, 16)
     still = draw(pipe, num_frames=1)
     assert still.shape == (1, 1, 3, 16, 16)
-    pictures = MDMPipeline.from_pipe(pipe)
+    images = MDMPipeline.from_pipe(pipe)
     settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "generator": seed(0), "output_type": "pt"}
-    torch.testing.assert_close(pictures("a red apple", **settings).images, still[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(images("a red apple", **settings).images, still[:, 0], atol=1e-5, rtol=0)
 
 
-def test_pictures_do_not_go_through_levels_that_resample_frames(pipe):
-    pictures = MDMPipeline.from_pipe(pipe)
-    assert len(pictures("a cat", height=8, num_inference_steps=1).images) == 1
+def test_images_do_not_go_through_levels_that_resample_frames(pipe):
+    images = MDMPipeline.from_pipe(pipe)
+    assert len(images("a cat", height=8, num_inference_steps=1).images) == 1
     with pytest.raises(ValueError, match=r"levels have 1, 4, 4 frames .* MDMVideoPipeline"):
-        pictures("a cat")
+        images("a cat")
 
 
 @pytest.mark.parametrize("kind", ["pil", "np"])
@@ -82,12 +82,12 @@ def test_diffusers_writes_the_frames(pipe, tmp_path, kind):
 
 
 def test_frames_are_what_the_video_writer_of_diffusers_takes(pipe):
-    pictures, arrays = draw(pipe, output_type="pil")[0], draw(pipe, output_type="np")[0]
-    assert isinstance(pictures, list)
-    assert [picture.size for picture in pictures] == [(16, 16)] * 4
+    images, arrays = draw(pipe, output_type="pil")[0], draw(pipe, output_type="np")[0]
+    assert isinstance(images, list)
+    assert [image.size for image in images] == [(16, 16)] * 4
     assert isinstance(arrays[0], np.ndarray)
     assert arrays[0].shape == (16, 16, 3)
-    np.testing.assert_allclose(np.asarray(pictures[2]) / 255, arrays[2], atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(np.asarray(images[2]) / 255, arrays[2], atol=0.5 / 255 + 1e-6)
 
 
 BAD_INPUTS = {

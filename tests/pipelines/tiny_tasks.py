@@ -44,8 +44,8 @@ CLIPS: dict[str, Any] = {
 PROMPTS = ["a red apple", "a very very long picture of the sad dog", "the cat"]
 
 
-def eight_bit_pictures(side: int) -> torch.Tensor:
-    """Pictures `(3, 3, side, side)` of 8 bits, light on the left and dark on the right, with some noise."""
+def eight_bit_images(side: int) -> torch.Tensor:
+    """Images `(3, 3, side, side)` of 8 bits, light on the left and dark on the right, with some noise."""
     ramp = torch.linspace(220, 30, side).expand(NUM_ROWS, 3, side, side)
     noise = torch.randn(ramp.shape, generator=seed(7)) * 15
     return (ramp + noise).clamp(0, 255).to(torch.uint8)
@@ -100,7 +100,7 @@ class Task:
         settings: further arguments.
         of_clips: whether the model is one of clips.
         of_nothing: whether the model has no conditions; such a pipeline takes neither rows nor guidance.
-        sides: of the pictures or frames of every level, innermost first.
+        sides: of the images or frames of every level, innermost first.
     """
 
     pipeline: type
@@ -167,19 +167,19 @@ _MAKERS: dict[str, Callable[[], Task]] = {
     "text": lambda: Task(MDMPipeline, _TEXT),
     "class": lambda: Task(MDMClassConditionalPipeline, _CLASS, of_classes=True),
     "unconditional": lambda: Task(MDMUnconditionalPipeline, {}, of_nothing=True),
-    "upscale": lambda: Task(MDMUpscalePipeline, {**_TEXT, "image": eight_bit_pictures(8)}),
+    "upscale": lambda: Task(MDMUpscalePipeline, {**_TEXT, "image": eight_bit_images(8)}),
     "exact upscale": lambda: Task(
         MDMUpscalePipeline,
-        {**_TEXT, "image": eight_bit_pictures(8)},
+        {**_TEXT, "image": eight_bit_images(8)},
         settings={"exact_consistency": True, "num_resampling_steps": 2, "eta": 1.0},
     ),
-    "img2img": lambda: Task(MDMImg2ImgPipeline, {**_TEXT, "image": eight_bit_pictures(16)}),
+    "img2img": lambda: Task(MDMImg2ImgPipeline, {**_TEXT, "image": eight_bit_images(16)}),
     "class img2img": lambda: Task(
-        MDMImg2ImgPipeline, {**_CLASS, "image": eight_bit_pictures(16)}, of_classes=True, settings={"strength": 0.5}
+        MDMImg2ImgPipeline, {**_CLASS, "image": eight_bit_images(16)}, of_classes=True, settings={"strength": 0.5}
     ),
     "inpaint": lambda: Task(
         MDMInpaintPipeline,
-        {**_TEXT, "image": eight_bit_pictures(16), "mask_image": masks(16)},
+        {**_TEXT, "image": eight_bit_images(16), "mask_image": masks(16)},
         settings={"num_resampling_steps": 2},
     ),
     "video": lambda: Task(MDMVideoPipeline, _TEXT, of_clips=True, sides=(8, 8, 16)),
@@ -191,17 +191,17 @@ _MAKERS: dict[str, Callable[[], Task]] = {
     ),
     "latent upscale": lambda: Task(
         MDMUpscalePipeline,
-        {**_TEXT, "image": eight_bit_pictures(16)},
+        {**_TEXT, "image": eight_bit_images(16)},
         of_latents=True,
         settings={"exact_consistency": True},
         sides=(16, 32),
     ),
     "latent img2img": lambda: Task(
-        MDMImg2ImgPipeline, {**_TEXT, "image": eight_bit_pictures(32)}, of_latents=True, sides=(16, 32)
+        MDMImg2ImgPipeline, {**_TEXT, "image": eight_bit_images(32)}, of_latents=True, sides=(16, 32)
     ),
     "latent inpaint": lambda: Task(
         MDMInpaintPipeline,
-        {**_TEXT, "image": eight_bit_pictures(32), "mask_image": masks(32)},
+        {**_TEXT, "image": eight_bit_images(32), "mask_image": masks(32)},
         of_latents=True,
         sides=(16, 32),
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pyramid of Gaussian pictures whose exact denoiser is known in closed form: an instrument for samplers.
+"""A pyramid of Gaussian images whose exact denoiser is known in closed form: an instrument for samplers.
 
 The outermost level x is N(0, C), the others are its block averages D^i x, and the noisy levels z^i = alpha_i D^i x +
 sigma_i eps^i are seen together. With H the stack of the alpha_i D^i and S the noise's covariance,
@@ -25,7 +25,7 @@ Denoiser = Callable[[Pyramid, torch.Tensor], Pyramid]
 
 @dataclass(frozen=True)
 class GaussianPyramid:
-    """Pictures of one channel with smooth content, and the network that denoises them exactly.
+    """Images of one channel with smooth content, and the network that denoises them exactly.
 
     Attributes:
         sides: of the levels, innermost first.
@@ -50,7 +50,7 @@ class GaussianPyramid:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of one picture's levels, with a batch of one."""
+        """Of one image's levels, with a batch of one."""
         return [(1, 1, side, side) for side in self.sides]
 
     def posterior_mean(self, noisy: Pyramid, powers: Sequence[float]) -> Pyramid:

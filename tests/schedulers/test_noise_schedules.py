@@ -82,7 +82,7 @@ def test_level_0_does_not_depend_on_the_shift():
     assert torch.equal(MatryoshkaScheduler().alphas_cumprod[times], torch.tensor(inner[0.0]))
 
 
-def test_pure_noise_and_clean_pictures_are_not_shifted():
+def test_pure_noise_and_clean_images_are_not_shifted():
     ends = torch.tensor([0.0, 1.0])
     assert torch.equal(shift_signal_power(ends, 4.0, 1.0), ends)
 

@@ -40,9 +40,9 @@ def perfect_outputs(
     scheduler: MatryoshkaScheduler, clean: list[torch.Tensor], sample: list[torch.Tensor], timestep: torch.Tensor
 ) -> list[torch.Tensor]:
     """Return the outputs of a network that knows the clean image."""
-    pictures = iter(clean)
+    images = iter(clean)
     return scheduler.with_clean_changed(
-        [torch.zeros_like(level) for level in sample], sample, timestep, lambda _: next(pictures)
+        [torch.zeros_like(level) for level in sample], sample, timestep, lambda _: next(images)
     )
 
 
@@ -130,14 +130,14 @@ def test_guiding_predictions_guides_clean_images(clean, kind):
     scheduler.set_timesteps(5)
     sample, timestep = scheduler.add_noise(clean, pyramid_noise([level.shape for level in clean]), 500), 500
 
-    def pictures(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    def images(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
         return scheduler.step(outputs, timestep, sample).pred_original_sample
 
     without = [torch.randn_like(level) for level in sample]
     conditional = [torch.randn_like(level) for level in sample]
     guided = [u + 3 * (c - u) for u, c in zip(without, conditional, strict=True)]
-    expected = [u + 3 * (c - u) for u, c in zip(pictures(without), pictures(conditional), strict=True)]
-    torch.testing.assert_close(pictures(guided), expected, atol=1e-4, rtol=1e-4)
+    expected = [u + 3 * (c - u) for u, c in zip(images(without), images(conditional), strict=True)]
+    torch.testing.assert_close(images(guided), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_clips_have_residuals_between_frames():

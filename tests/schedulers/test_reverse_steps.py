@@ -29,7 +29,7 @@ def assert_pyramids_close(actual, expected, atol=1e-5):
 
 
 def output_for(scheduler, clean, noise, t):
-    """What a perfect network answers at t for this clean picture and this noise."""
+    """What a perfect network answers at t for this clean image and this noise."""
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(clean, noise, torch.tensor(t))
     if scheduler.config.prediction_type == "epsilon":
@@ -41,9 +41,7 @@ def output_for(scheduler, clean, noise, t):
 @pytest.mark.parametrize("algorithm", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("level_scaling", ["shift", "rescale"])
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
-def test_deterministic_steps_follow_a_known_picture_and_noise(
-    pyramid, noise, algorithm, level_scaling, prediction_type
-):
+def test_deterministic_steps_follow_a_known_image_and_noise(pyramid, noise, algorithm, level_scaling, prediction_type):
     scheduler = MatryoshkaScheduler(
         algorithm=algorithm, level_scaling=level_scaling, prediction_type=prediction_type, **UNBOUNDED
     )
@@ -136,7 +134,7 @@ def final_error(algorithm, num_steps, std=0.5):
     """Distance of a sampled point of N(0, std^2) data from where the exact probability flow carries it.
 
     The exact flow keeps x / sqrt(g std^2 + 1 - g); the exact v of such data is a multiple of x. Steps are even in log
-    SNR, up to the timestep before the last, so that the last step onto the clean picture does not count.
+    SNR, up to the timestep before the last, so that the last step onto the clean image does not count.
     """
     scheduler = MatryoshkaScheduler(algorithm=algorithm, shift_power=1.0, **UNBOUNDED)
     log_snr = torch.logit(scheduler.alphas_cumprod.double())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips are diffused as the published code does: as if their frames were tiled in one picture."""
+"""Clips are diffused as the published code does: as if their frames were tiled in one image."""
 
 import pytest
 import torch
@@ -20,10 +20,10 @@ def tiled(pyramid: list[torch.Tensor]) -> list[torch.Tensor]:
     return [tile_frames(level) for level in pyramid]
 
 
-def assert_same(clip_levels: list[torch.Tensor], picture_levels: list[torch.Tensor]) -> None:
+def assert_same(clip_levels: list[torch.Tensor], image_levels: list[torch.Tensor]) -> None:
     assert [tuple(level.shape) for level in clip_levels] == SHAPES
-    for clip, picture in zip(clip_levels, picture_levels, strict=True):
-        assert torch.equal(tile_frames(clip), picture)
+    for clip, image in zip(clip_levels, image_levels, strict=True):
+        assert torch.equal(tile_frames(clip), image)
 
 
 @pytest.mark.parametrize("scaling", ["shift", "rescale"])
@@ -55,13 +55,13 @@ def test_steps_are_those_of_tiled_frames(config, eta):
     schedulers = [MatryoshkaScheduler(base_sample_size=8, **config) for _ in range(2)]
     for scheduler in schedulers:
         scheduler.set_timesteps(4)
-    video, pictures = clips(2), tiled(clips(2))
+    video, images = clips(2), tiled(clips(2))
     for step, t in enumerate(schedulers[0].timesteps):
         output, noise = clips(10 + step), clips(20 + step) if eta != 0 and step < 3 else None
         video = schedulers[0].step(output, t, video, eta=eta, variance_noise=noise).prev_sample
         noise = None if noise is None else tiled(noise)
-        pictures = schedulers[1].step(tiled(output), t, pictures, eta=eta, variance_noise=noise).prev_sample
-        assert_same(video, pictures)
+        images = schedulers[1].step(tiled(output), t, images, eta=eta, variance_noise=noise).prev_sample
+        assert_same(video, images)
 
 
 def test_more_frames_of_one_size_get_a_shifted_schedule():

@@ -33,7 +33,7 @@ def grey_frames(count: int, size: tuple[int, int] = (16, 16), first: int = 0) ->
 
 
 def animation(form: str, frames: Sequence[Image.Image], **options: object) -> bytes:
-    """An animated picture with these frames."""
+    """An animated image with these frames."""
     buffer = io.BytesIO()
     if form in ("WEBP", "PNG"):
         options = {"lossless": True, "default_image": False} | options
@@ -68,7 +68,7 @@ def write_frames(folder: Path, frames: Sequence[Image.Image]) -> Path:
 
 
 def numbers_of(pixels: torch.Tensor | Sequence[Image.Image]) -> list[int]:
-    """Which grey frames these are: pixels `(3, S, S)` or `(3, F, S, S)`, or pictures."""
+    """Which grey frames these are: pixels `(3, S, S)` or `(3, F, S, S)`, or images."""
     if not isinstance(pixels, torch.Tensor):
         pixels = torch.stack(
             [torch.from_numpy(np.array(frame.convert("RGB"))).permute(2, 0, 1) for frame in pixels], 1

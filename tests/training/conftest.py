@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures that the training tests train on."""
+"""The images that the training tests train on."""
 
 import datasets
 import pytest
@@ -7,13 +7,13 @@ import pytest
 from diffusers_mdm import MDMPipeline
 from tests.pipelines.tiny_pipeline import make_pipeline
 from tests.training.tiny_clips import write_clips
-from tests.training.tiny_run import write_pictures
+from tests.training.tiny_run import write_images
 
 
 @pytest.fixture(scope="session")
-def pictures_dir(tmp_path_factory):
+def images_dir(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of pictures without captions, and a recipe of an unconditional model that trains on it in a second."""
+"""A folder of images without captions, and a recipe of an unconditional model that trains on it in a second."""
 
 import dataclasses
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import Recipe
-from tests.training.picture_files import png
+from tests.training.image_files import png
 from tests.training.tiny_run import RECIPES
 
 COLORS = ("red", "green", "blue", "orange", "black", "gray")
 
 
 def write_plain(folder: Path, size: tuple[int, int] = (16, 16)) -> Path:
-    """Save six pictures of one colour each as files, without any text."""
+    """Save six images of one colour each as files, without any text."""
     folder.mkdir(parents=True, exist_ok=True)
     for color in COLORS:
         (folder / f"{color}.png").write_bytes(png(color, size))

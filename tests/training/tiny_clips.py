@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set of drawn clips, and the shipped tiny recipe of clips on it and on the drawn pictures."""
+"""A data set of drawn clips, and the shipped tiny recipe of clips on it and on the drawn images."""
 
 import dataclasses
 import io
@@ -19,9 +19,9 @@ def clip_file(color: str, step: int, side: int = 16) -> bytes:
     """A square that moves over 8 frames, as an animated WebP without losses."""
     frames = []
     for time in range(NUM_FRAMES):
-        picture = Image.new("RGB", (side, side), "white")
-        ImageDraw.Draw(picture).rectangle((time * step, 4, time * step + 4, 9), fill=color)
-        frames.append(picture)
+        image = Image.new("RGB", (side, side), "white")
+        ImageDraw.Draw(image).rectangle((time * step, 4, time * step + 4, 9), fill=color)
+        frames.append(image)
     stream = io.BytesIO()
     frames[0].save(stream, "WEBP", save_all=True, append_images=frames[1:], duration=100, lossless=True)
     return stream.getvalue()
@@ -39,18 +39,18 @@ def write_clips(folder: Path) -> Path:
     return folder
 
 
-def video_recipe(clips_dir: Path, pictures_dir: Path | None, **stage_fields: object) -> Recipe:
-    """The shipped tiny recipe, two steps a stage; `stage_fields` replace fields of all stages, None drops pictures."""
+def video_recipe(clips_dir: Path, images_dir: Path | None, **stage_fields: object) -> Recipe:
+    """The shipped tiny recipe, two steps a stage; `stage_fields` replace fields of all stages, None drops images."""
     recipe = load_recipe(RECIPES / "tiny_video.yaml")
     fields = {"steps": 2, **stage_fields}
-    pictures = recipe.pictures
-    assert pictures is not None
+    images = recipe.images
+    assert images is not None
     return dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, path=str(clips_dir), max_train_samples=None),
-        pictures=None
-        if pictures_dir is None
-        else dataclasses.replace(pictures, path=str(pictures_dir), max_train_samples=None),
+        images=None
+        if images_dir is None
+        else dataclasses.replace(images, path=str(images_dir), max_train_samples=None),
         stages=tuple(dataclasses.replace(stage, **fields) for stage in recipe.stages),
         validation=dataclasses.replace(recipe.validation, prompts=("red square, slow",)),
     )

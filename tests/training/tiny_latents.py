@@ -31,6 +31,6 @@ def of_latents(recipe: Recipe, vae_dir: Path) -> Recipe:
     return dataclasses.replace(recipe, model=model, vae=VaeRecipe(str(vae_dir)))
 
 
-def latent_recipe(pictures_dir: Path, vae_dir: Path, **stage_fields: Any) -> Recipe:
+def latent_recipe(images_dir: Path, vae_dir: Path, **stage_fields: Any) -> Recipe:
     """The shipped tiny recipe over latents; `stage_fields` replace fields of both stages."""
-    return of_latents(tiny_recipe(pictures_dir, **stage_fields), vae_dir)
+    return of_latents(tiny_recipe(images_dir, **stage_fields), vae_dir)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set of twelve drawn pictures and a recipe that trains on it in a second."""
+"""A data set of twelve drawn images and a recipe that trains on it in a second."""
 
 import dataclasses
 from pathlib import Path
@@ -16,14 +16,14 @@ COLORS = ("red", "green", "blue", "orange")
 SHAPES = ("rectangle", "ellipse", "line")
 
 
-def write_pictures(folder: Path, side: int = 16) -> Path:
+def write_images(folder: Path, side: int = 16) -> Path:
     """Save a parquet data set of captioned shapes, `text` and `image`, in `folder`."""
     rows = {"image": [], "text": []}
     for color in COLORS:
         for shape in SHAPES:
-            picture = Image.new("RGB", (side, side), "white")
-            getattr(ImageDraw.Draw(picture), shape)((3, 3, side - 4, side - 4), fill=color)
-            rows["image"].append(picture)
+            image = Image.new("RGB", (side, side), "white")
+            getattr(ImageDraw.Draw(image), shape)((3, 3, side - 4, side - 4), fill=color)
+            rows["image"].append(image)
             rows["text"].append(f"{color} {shape}")
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def write_pictures(folder: Path, side: int = 16) -> Path:
 
 
 def tiny_recipe(data_dir: Path, **stage_fields: object) -> Recipe:
-    """The shipped tiny recipe on the pictures in `data_dir`; `stage_fields` replace fields of both stages."""
+    """The shipped tiny recipe on the images in `data_dir`; `stage_fields` replace fields of both stages."""
     recipe = load_recipe(RECIPES / "tiny.yaml")
     stages = tuple(dataclasses.replace(stage, **stage_fields) for stage in recipe.stages)
     data = dataclasses.replace(recipe.data, path=str(data_dir))

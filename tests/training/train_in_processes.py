@@ -31,9 +31,9 @@ from tests.training.tiny_run import tiny_recipe
 SECTIONS = {"lora": LoraRecipe, "pretrained": PretrainedRecipe, "text_encoder": TextEncoderRecipe}
 
 
-def smooth_recipe(pictures_dir: Path, **stage_fields: object) -> Recipe:
+def smooth_recipe(images_dir: Path, **stage_fields: object) -> Recipe:
     """The tiny recipe without what would magnify rounding: pads that count, and Adam's division by tiny numbers."""
-    recipe = tiny_recipe(pictures_dir, **stage_fields)
+    recipe = tiny_recipe(images_dir, **stage_fields)
     model = {**recipe.model, "use_cross_attention_mask": True}
     return dataclasses.replace(recipe, model=model, optimizer=OptimizerRecipe(adam_epsilon=1e-2), zero_init=False)
 
@@ -93,12 +93,12 @@ def watch_steps(output_dir: Path) -> None:
     Accelerator.clip_grad_norm_, stage_module.optimizer_step = clip_and_keep, step_and_tell
 
 
-def main(pictures_dir: Path, output_dir: Path, fields: dict[str, Any]) -> None:
+def main(images_dir: Path, output_dir: Path, fields: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     if fields.get("as_gpus"):
         let_accelerate_take_processes_for_gpus()
     watch_steps(output_dir)
-    recipe = with_fields(smooth_recipe(pictures_dir, **fields.get("stage", {})), fields.get("recipe", {}))
+    recipe = with_fields(smooth_recipe(images_dir, **fields.get("stage", {})), fields.get("recipe", {}))
     recipe = in_last_stage(recipe, fields.get("last_stage", {}))
     inner, outer = recipe.levels
     recipe = dataclasses.replace(recipe, levels=(inner, {**outer, **fields.get("outer", {})}))

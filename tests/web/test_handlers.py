@@ -113,7 +113,7 @@ def test_closing_the_page_ends_its_drawing(handlers, values):
     assert not any(thread.name == "drawing" for thread in threading.enumerate())
 
 
-def test_two_visitors_get_their_own_pictures_and_history(handlers, values):
+def test_two_visitors_get_their_own_images_and_history(handlers, values):
     other = {**values, handlers.form.prompt: "a dog", handlers.shown.history: []}
     results = {}
 

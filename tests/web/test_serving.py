@@ -156,7 +156,7 @@ def test_mistakes_are_sentences_and_do_no_harm(visit, tmp_path):
     assert visitor.sides() == [8, 16]
 
 
-def test_two_visitors_at_once_get_their_own_pictures(visit):
+def test_two_visitors_at_once_get_their_own_images(visit):
     one, two = visit(), visit("?task=classes&label=house&steps=3")
     one.write("prompt", "a sad cat")
     one.write("steps", str(MANY))

@@ -8,24 +8,24 @@ from typing import Any
 import torch
 
 from diffusers_mdm.pyramid import Pyramid, build_pyramid
-from diffusers_mdm.schedulers.block_averages import blocks_of, picture_of, project_onto_average
+from diffusers_mdm.schedulers.block_averages import blocks_of, image_of, project_onto_average
 
 
-def round_to_eight_bits(picture: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
+def round_to_eight_bits(image: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
     """Round every pixel up or down to an 8-bit value such that the block averages are preserved.
 
     All pixels of a block are rounded down, and then those that lost most are increased by one, as many as the sum
     requires.
 
     Args:
-        picture: `(B, C, H, W)` in [-1, 1], whose block averages equal `average` up to rounding.
+        image: `(B, C, H, W)` in [-1, 1], whose block averages equal `average` up to rounding.
         average: `(B, C, h, w)` in [-1, 1].
 
     Returns:
-        An image with the shape of `picture`, in [-1, 1]. If `average` has 8-bit values, the 8-bit values of each block
+        An image with the shape of `image`, in [-1, 1]. If `average` has 8-bit values, the 8-bit values of each block
         sum to exactly f^2 times the given pixel; otherwise their average is within 1 / (2 f^2) of an 8-bit step.
     """
-    values = (blocks_of(picture, average) + 1) * 127.5
+    values = (blocks_of(image, average) + 1) * 127.5
     num_pixels = values.shape[-1]
     wanted = ((average[..., None] + 1) * 127.5 * num_pixels).round()
     down = values.floor().clamp(0, 255)
@@ -33,14 +33,14 @@ def round_to_eight_bits(picture: torch.Tensor, average: torch.Tensor) -> torch.T
     # Rank of each pixel by how much rounding down took from it.
     order = (values - down).argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(dim=-1)
-    return picture_of((down + (rank < missing)) / 127.5 - 1, picture)
+    return image_of((down + (rank < missing)) / 127.5 - 1, image)
 
 
-def make_consistent(pictures: Pyramid, average: torch.Tensor, *, eight_bit: bool) -> Pyramid:
+def make_consistent(images: Pyramid, average: torch.Tensor, *, eight_bit: bool) -> Pyramid:
     """Project all levels that are larger than `average` onto images with these block averages.
 
     Args:
-        pictures: levels `(B, C, H_i, W_i)`, innermost first.
+        images: levels `(B, C, H_i, W_i)`, innermost first.
         average: the given images `(B, C, h, w)` in [-1, 1].
         eight_bit: also round the pixels to 8-bit values.
 
@@ -48,7 +48,7 @@ def make_consistent(pictures: Pyramid, average: torch.Tensor, *, eight_bit: bool
         Levels in [-1, 1]; see `project_onto_average` and `round_to_eight_bits` for how exact they are.
     """
     consistent = []
-    for level in pictures:
+    for level in images:
         if level.shape[-2] > average.shape[-2]:
             level = project_onto_average(level, average)
             level = round_to_eight_bits(level, average) if eight_bit else level

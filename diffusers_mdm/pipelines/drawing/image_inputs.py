@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from diffusers_mdm.rgb_pictures import area_filter, is_deep, to_rgb
+from diffusers_mdm.rgb_images import area_filter, is_deep, to_rgb
 
 # One image or several: PIL images, arrays `(H, W, C)` or `(B, H, W, C)`, tensors `(C, H, W)` or `(B, C, H, W)`.
 ImageInput = (
@@ -24,7 +24,7 @@ Fit = Callable[[int, int], Size]
 _KINDS = "PIL images, arrays (H, W, C) or tensors (C, H, W), one or a list of them, or a batch of them in one array"
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     """Input images.
 
     Attributes:
@@ -47,7 +47,7 @@ class Pictures(NamedTuple):
 
 def read_images(
     image: Any, num_channels: int, name: str = "image", fit: Fit | None = None, num_latent_channels: int | None = None
-) -> Pictures:
+) -> Images:
     """Convert images of any kind to one tensor.
 
     PIL images are rotated upright (EXIF). Transparent areas become white, whether they are given by an alpha channel
@@ -72,7 +72,7 @@ def read_images(
     if num_latent_channels is not None and _are_latents(entries, num_latent_channels, num_channels):
         batches = [(entry if entry.ndim == 4 else entry[None]).float() for entry in entries]
         _check_one_size(batches, name)
-        return Pictures(None, False, latents=torch.cat(batches))
+        return Images(None, False, latents=torch.cat(batches))
     tensors = [_read_one(entry, num_channels, name) for entry in entries]
     eight_bit = all(entry.dtype == torch.uint8 for entry in tensors)
     pixels = [_opaque(_as_fraction(entry, name), num_channels, eight_bit) for entry in tensors]
@@ -86,7 +86,7 @@ def read_images(
     if fit is not None:
         pixels = [_resized(entry, fit(*_size(entry)), eight_bit=eight_bit) for entry in pixels]
     _check_one_size(pixels, name)
-    return Pictures(torch.cat(pixels), eight_bit, given_sizes)
+    return Images(torch.cat(pixels), eight_bit, given_sizes)
 
 
 def read_masks(mask_image: Any, name: str = "mask_image", fit: Fit | None = None) -> torch.Tensor:

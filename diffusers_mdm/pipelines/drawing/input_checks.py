@@ -173,16 +173,16 @@ def check_batch_and_size(pipeline: Any, request: Request, counts: Mapping[str, i
     Returns:
         The number of levels to generate.
     """
-    pictures, masks = request.pictures, request.masks
-    given = {} if pictures is None else {"image": len(pictures.tensor)}
+    images, masks = request.images, request.masks
+    given = {} if images is None else {"image": len(images.tensor)}
     given |= {} if masks is None else {"mask_image": len(masks)}
     request.num_images = check_batch({**counts, **given}, request)
-    unet, sides = pipeline.unet, pipeline.picture_sides
-    check_size(request.height, request.width, sides, pipeline.picture_multiples)
+    unet, sides = pipeline.unet, pipeline.image_sides
+    check_size(request.height, request.width, sides, pipeline.image_multiples)
     size = (request.num_images, request.height, request.width, request.num_frames)
     shapes = level_shapes(unet, pipeline.vae, *size)
     if request.num_frames is None:
-        check_draws_pictures(unet.level_frames[: len(shapes)])
+        check_draws_images(unet.level_frames[: len(shapes)])
     check_scheduler(pipeline.scheduler, len(shapes), sides, request)
     if request.latents is not None:
         check_latents(request.latents, shapes)
@@ -234,7 +234,7 @@ def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequenc
         )
 
 
-def check_draws_pictures(level_frames: Sequence[int]) -> None:
+def check_draws_images(level_frames: Sequence[int]) -> None:
     """Check that levels have equal numbers of frames, so that they can generate single images.
 
     Args:
@@ -301,7 +301,7 @@ def check_micro_conditioning(
             )
 
 
-def check_shows_pictures(num_channels: int, output_type: str) -> None:
+def check_shows_images(num_channels: int, output_type: str) -> None:
     """Check that the model's output can be converted to PIL images if there is no autoencoder.
 
     Args:

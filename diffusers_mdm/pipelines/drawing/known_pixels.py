@@ -66,7 +66,7 @@ class KnownPixels:
         """
         return _replaced(levels, truth, self.drawn)
 
-    def put_into_pictures(self, levels: Sequence[torch.Tensor]) -> Pyramid:
+    def put_into_images(self, levels: Sequence[torch.Tensor]) -> Pyramid:
         """Replace known pixels of images in [0, 1], innermost first, by the given ones."""
         return _replaced(levels, self.pixels, self.drawn_pixels)
 

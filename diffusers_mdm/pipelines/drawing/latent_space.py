@@ -76,16 +76,16 @@ def config_scale_factor(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(resolutions) - 1))
 
 
-def clips_to_pictures(scheduler: Any) -> bool:
+def clips_to_images(scheduler: Any) -> bool:
     """Return whether a scheduler clips predicted samples to [-1, 1], which latents exceed."""
     config = {} if scheduler is None else scheduler.config
     clips = config.get("clip_sample", False) and not config.get("thresholding", False)
     return bool(clips and config.get("clip_sample_range", 1.0) <= 1)
 
 
-def encode_pictures(
+def encode_images(
     vae: Autoencoder | None,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     sample_posterior: bool = False,
     generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> torch.Tensor:
@@ -93,24 +93,24 @@ def encode_pictures(
 
     Args:
         vae: the autoencoder; None returns the images.
-        pictures: `(B, C, H, W)` in [-1, 1], or clips `(B, C, F, H, W)`, whose frames are encoded separately.
+        images: `(B, C, H, W)` in [-1, 1], or clips `(B, C, F, H, W)`, whose frames are encoded separately.
         sample_posterior: sample from the autoencoder's posterior, as in training; by default its mode is taken, which
             is not random. An autoencoder without a posterior has a single encoding.
         generator: generator for sampling: one, or one for each of the B images, which are then independent.
 
     Returns:
-        `(B, c, H / f, W / f)` in the dtype of `pictures`, with f from `scale_factor`, and with frames for clips.
+        `(B, c, H / f, W / f)` in the dtype of `images`, with f from `scale_factor`, and with frames for clips.
     """
     if vae is None:
-        return pictures
-    frames = pictures.transpose(1, 2).flatten(0, 1) if pictures.ndim == 5 else pictures
+        return images
+    frames = images.transpose(1, 2).flatten(0, 1) if images.ndim == 5 else images
     encoded = _in_working_precision(vae, lambda dtype: vae.encode(frames.to(dtype)))
     posterior = getattr(encoded, "latent_dist", None)
     if posterior is None:
-        return _normalised(vae, _of_clips(encoded[0].to(pictures.dtype), pictures))
-    latents = _of_clips(posterior.mode().to(pictures.dtype), pictures)
+        return _normalised(vae, _of_clips(encoded[0].to(images.dtype), images))
+    latents = _of_clips(posterior.mode().to(images.dtype), images)
     if sample_posterior:
-        spread = _of_clips(posterior.std.to(pictures.dtype), pictures)
+        spread = _of_clips(posterior.std.to(images.dtype), images)
         noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         latents = latents + spread * noise
     return _normalised(vae, latents)
@@ -127,7 +127,7 @@ def _of_clips(frames: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def decode_latents(vae: Autoencoder | None, latents: torch.Tensor) -> torch.Tensor:
-    """Decode latents to images: the inverse of `encode_pictures`.
+    """Decode latents to images: the inverse of `encode_images`.
 
     Args:
         vae: the autoencoder; None returns the latents.
@@ -183,4 +183,4 @@ def encode_pyramid(vae: Autoencoder | None, pixels: Pyramid) -> Pyramid:
     if vae is None:
         return [2 * level - 1 for level in pixels]
     sides = [level.shape[-2] // scale_factor(vae) for level in pixels]
-    return build_pyramid(encode_pictures(vae, 2 * pixels[-1] - 1), sides)
+    return build_pyramid(encode_images(vae, 2 * pixels[-1] - 1), sides)

@@ -141,10 +141,10 @@ def finish(
         levels = levels[-1:]
     if levels[0].ndim == 5:
         return clips(drawing.pipeline, levels, request.output_type)
-    return pictures(drawing.pipeline, levels, request.output_type, known, refine)
+    return images(drawing.pipeline, levels, request.output_type, known, refine)
 
 
-def pictures(
+def images(
     pipeline: Any,
     levels: Pyramid,
     output_type: str,
@@ -171,7 +171,7 @@ def pictures(
     refined = decoded if refine is None else refine(decoded)
     tensors = [processor.postprocess(level.clamp(-1.0, 1.0), output_type="pt") for level in refined]
     if known is not None:
-        tensors = known.put_into_pictures(tensors)
+        tensors = known.put_into_images(tensors)
     if output_type == "pt":
         return list(tensors)
     arrays = [processor.pt_to_numpy(level) for level in tensors]
@@ -186,7 +186,7 @@ def clips(
     """Convert the last samples `(B, C, F, H, W)` to clips, one entry per level, innermost first.
 
     Args:
-        pipeline: see `pictures`.
+        pipeline: see `images`.
         levels: the last samples.
         output_type: "pil" (lists of images), "np" (`(B, F, H, W, C)` in [0, 1]), "pt" (`(B, F, C, H, W)` in [0, 1]) or
             "latent" (the samples themselves).
@@ -196,7 +196,7 @@ def clips(
     made: list[Any] = []
     for level in levels:
         # Frames are converted like images.
-        frames = pictures(pipeline, [level.transpose(1, 2).flatten(0, 1)], output_type)[0]
+        frames = images(pipeline, [level.transpose(1, 2).flatten(0, 1)], output_type)[0]
         num_frames = level.shape[2]
         if isinstance(frames, list):
             made.append([frames[start : start + num_frames] for start in range(0, len(frames), num_frames)])

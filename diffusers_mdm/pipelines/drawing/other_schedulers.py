@@ -83,7 +83,7 @@ def check_draws_one_level(scheduler: Any, request: Request) -> None:
 def _why_of_another_kind(scheduler: Any, request: Request) -> str | None:
     """Return why a scheduler is for models of another kind; None if it is not."""
     # Noise has to be added to input images.
-    used = [*_USED_PARTS, *(["add_noise"] if request.pictures is not None else [])]
+    used = [*_USED_PARTS, *(["add_noise"] if request.images is not None else [])]
     missing = [f"`{name}`" for name in used if not hasattr(scheduler, name)]
     if not hasattr(scheduler, "alphas_cumprod"):
         return (

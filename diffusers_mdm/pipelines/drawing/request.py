@@ -56,7 +56,7 @@ class Request:
         copies: images or clips per prompt or label (`num_images_per_prompt` and similar arguments), or in all.
         copies_name: the pipeline's name of that argument.
         num_images: B, the number of all images or clips of the call.
-        pictures: `image`, converted.
+        images: `image`, converted.
         masks: `mask_image`, converted.
         guidance: `guider`, converted; None for plain guidance.
     """
@@ -101,7 +101,7 @@ class Request:
     copies: int = 1
     copies_name: str = COPIES_NAMES[0]
     num_images: int = 1
-    pictures: Any = None
+    images: Any = None
     masks: Any = None
     guidance: Any = None
 
@@ -210,9 +210,9 @@ def _are_levels(value: Any) -> bool:
     return isinstance(levels, (list, tuple)) and all(_is_features(level) and level.ndim in (4, 5) for level in levels)
 
 
-def _are_pictures(value: Any) -> bool:
-    pictures = value if isinstance(value, (list, tuple)) else [value]
-    return all(not isinstance(picture, torch.Tensor) or _has_values(picture) for picture in pictures)
+def _are_images(value: Any) -> bool:
+    images = value if isinstance(value, (list, tuple)) else [value]
+    return all(not isinstance(image, torch.Tensor) or _has_values(image) for image in images)
 
 
 def _is_text_keyed(value: Any) -> bool:
@@ -241,7 +241,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-_PICTURES = Kind("images whose values are in memory", _are_pictures)
+_IMAGES = Kind("images whose values are in memory", _are_images)
 _COUNT = Kind("a whole number of at least 1", lambda value: is_whole_number(value, 1), int)
 _PIXELS = _optional(
     Kind("a whole number of pixels", lambda value: isinstance(value, int) or is_whole_number(value, 0), int)
@@ -298,7 +298,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), _FEATURES),
     **dict.fromkeys(("prompt_attention_mask", "negative_prompt_attention_mask"), _MASK),
     "micro_conditioning": _optional(Kind("a dict of numbers by name, such as {'scale': 256}", _is_text_keyed)),
-    **dict.fromkeys(("image", "mask_image"), _PICTURES),
+    **dict.fromkeys(("image", "mask_image"), _IMAGES),
     "output_type": Kind(
         f"one of {', '.join(OUTPUT_TYPES)}", lambda value: isinstance(value, str) and value in OUTPUT_TYPES
     ),

@@ -258,12 +258,12 @@ def pixels_per_latent(vae: Any) -> int:
     return 1 if vae is None else scale_factor(vae)
 
 
-def picture_sides(unet: Any, vae: Any) -> tuple[int, ...]:
+def image_sides(unet: Any, vae: Any) -> tuple[int, ...]:
     """Return the side in pixels of each level's images, innermost first."""
     return tuple(side * pixels_per_latent(vae) for side in unet.sample_sizes)
 
 
-def picture_multiples(unet: Any, vae: Any) -> list[int]:
+def image_multiples(unet: Any, vae: Any) -> list[int]:
     """Return for every level the number of which height and width of its images must be multiples, innermost first."""
     return [ratio * unet.size_multiple * pixels_per_latent(vae) for ratio in unet.level_ratios]
 
@@ -284,7 +284,7 @@ def level_shapes(
     Returns:
         `(B, C, H_i, W_i)`, or for clips `(B, C, F_i, H_i, W_i)`.
     """
-    sides, side = picture_sides(unet, vae), max(height, width)
+    sides, side = image_sides(unet, vae), max(height, width)
     if num_frames is None or num_frames == 1:
         num_levels = sides.index(side) + 1
     else:

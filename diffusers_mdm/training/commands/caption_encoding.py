@@ -42,8 +42,8 @@ def recipe_of_captions(given: dict[str, Any]) -> Recipe:
     """
     check_together(given)
     recipe = override(*base_recipe({**given, "max_train_steps": 1}))
-    pictures = recipe.pictures and dataclasses.replace(recipe.pictures, embeddings_dir=None)
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, embeddings_dir=None), pictures=pictures)
+    images = recipe.images and dataclasses.replace(recipe.images, embeddings_dir=None)
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, embeddings_dir=None), images=images)
 
 
 def _write(recipe: Recipe, folder: Path, given: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ def _describe_vae(recipe: Recipe, num_parameters: int | None) -> Iterable[str]:
 
 
 def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, factor: int | None) -> Iterable[str]:
-    unet = fake_unet(recipe, stage.levels, stage.as_pictures)
+    unet = fake_unet(recipe, stage.levels, stage.as_images)
     freeze(unet, recipe, stage)
     side = _describe_side(recipe, stage.levels - 1, factor)
     per_step = stage.images_per_step * num_processes
@@ -131,12 +131,12 @@ def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, fact
         f"    a step: {per_step} images = {num_processes} process(es) x {stage.gradient_accumulation_steps} "
         f"accumulated x {stage.batch_size}"
     )
-    pictures = joint_stage(recipe, stage)
-    if pictures is not None:
-        reach = "all levels" if pictures.levels == stage.levels else f"levels 0-{pictures.levels - 1}"
+    images = joint_stage(recipe, stage)
+    if images is not None:
+        reach = "all levels" if images.levels == stage.levels else f"levels 0-{images.levels - 1}"
         yield (
-            f"    together with {pictures.images_per_step * num_processes} images through {reach}, from "
-            f"{_source(data_of(recipe, pictures))}"
+            f"    together with {images.images_per_step * num_processes} images through {reach}, from "
+            f"{_source(data_of(recipe, images))}"
         )
 
 

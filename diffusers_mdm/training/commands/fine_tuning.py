@@ -130,7 +130,7 @@ def rows_with_frames(config: dict[str, Any], num_frames: int | None, name: str) 
             f"or start from an image pipeline."
         )
     with torch.device("meta"):
-        return NestedUNetModel(**config).to_video(num_frames).level_rows
+        return NestedUNetModel(**config).to_video(num_frames).level_configs
 
 
 def check_has_clips(rows: tuple[LevelConfig, ...], data: DataRecipe, name: str) -> None:
@@ -201,7 +201,7 @@ def inner_levels(sides: tuple[int, ...], train_levels: int | None, resolution: i
     return len(sides) if train_levels is None else train_levels
 
 
-def picture_sides(recipe: Recipe, cache_dir: str | None = None) -> tuple[int, ...]:
+def image_sides(recipe: Recipe, cache_dir: str | None = None) -> tuple[int, ...]:
     """Return the image side in pixels of every level, innermost first; for latents, according to the autoencoder's
     config.
 
@@ -212,7 +212,7 @@ def picture_sides(recipe: Recipe, cache_dir: str | None = None) -> tuple[int, ..
     return tuple(side * factor for side in recipe.sides)
 
 
-def count_pictures(data: DataRecipe, flag: str) -> int:
+def count_images(data: DataRecipe, flag: str) -> int:
     """Return the number of images in one pass over the training data.
 
     Args:
@@ -231,9 +231,9 @@ def count_pictures(data: DataRecipe, flag: str) -> int:
     return count
 
 
-def steps_for_passes(passes: int, num_pictures: int, pictures_per_step: int) -> int:
+def steps_for_passes(passes: int, num_images: int, images_per_step: int) -> int:
     """Return the number of optimizer steps for `passes` passes over the images, rounded up."""
-    return math.ceil(passes * num_pictures / pictures_per_step)
+    return math.ceil(passes * num_images / images_per_step)
 
 
 def _as_mapping(row: LevelConfig) -> dict[str, Any]:

@@ -79,11 +79,12 @@ STAGES = (
     Flag("max_train_steps", "options.max_train_steps", "optimizer steps; with --recipe at most N per stage", count),
     Flag("num_train_epochs", None, "passes over the data, if --max_train_steps is not given", count),
     Flag(
-        "joint_pictures",
-        "stages.joint_pictures",
-        "images to train on together with the clips, per forward pass: the recipe's `pictures`, or single frames "
+        "joint_images",
+        "stages.joint_images",
+        "images to train on together with the clips, per forward pass: the recipe's `images`, or single frames "
         "of clips",
         natural,
+        older_name="joint_pictures",
     ),
     Flag(
         "gradient_accumulation_steps", "stages.gradient_accumulation_steps", "forward passes per optimizer step", count

@@ -18,6 +18,7 @@ class Flag:
     convert: Callable[[str], Any] | None = str
     choices: tuple[str, ...] | None = None
     is_list: bool = False
+    older_name: str | None = None  # accepted, but not shown in `--help`
 
 
 def switch(name: str, field: str | None, text: str) -> Flag:

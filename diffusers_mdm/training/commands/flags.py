@@ -21,9 +21,9 @@ from .fine_tuning import (
     LORA_LEARNING_RATE,
     SUBJECT_BATCH_SIZE,
     SUBJECT_LEARNING_RATE,
-    count_pictures,
+    count_images,
+    image_sides,
     inner_levels,
-    picture_sides,
     recipe_for_pipeline,
     steps_for_passes,
 )
@@ -107,9 +107,9 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     if kinds := given.get("prediction_type"):
         changes["scheduler"] = {**recipe.scheduler, "prediction_type": kinds[0] if len(kinds) == 1 else list(kinds)}
     changes["data"] = override_data(recipe.data, given)
-    if recipe.pictures is not None and changes["data"].embeddings_dir != recipe.data.embeddings_dir:
+    if recipe.images is not None and changes["data"].embeddings_dir != recipe.data.embeddings_dir:
         folder = changes["data"].embeddings_dir  # contains the captions of both
-        changes["pictures"] = dataclasses.replace(recipe.pictures, embeddings_dir=folder)
+        changes["images"] = dataclasses.replace(recipe.images, embeddings_dir=folder)
     changes["pretrained"] = _optional(
         recipe.pretrained, PretrainedRecipe, "path", fields_of("pretrained", given), "--pretrained_model_name_or_path"
     )
@@ -180,7 +180,7 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
     """Return the stages up to the requested level, each with the changes made by flags."""
     sides = recipe.sides
     if "resolution" in given:  # in pixels of images, which are larger than the levels if there is an autoencoder
-        sides = picture_sides(recipe, given.get("cache_dir"))
+        sides = image_sides(recipe, given.get("cache_dir"))
     most = inner_levels(sides, given.get("train_levels"), given.get("resolution"))
     stages = tuple(stage for stage in recipe.stages if stage.levels <= most)
     if not stages:
@@ -193,11 +193,11 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
         fields["batch_size"] *= 2  # as many images of the class as of the subject
     if "num_train_epochs" in given and "max_train_steps" not in given:
         passes = given["num_train_epochs"] * (1 if recipe.prior_preservation is None else 2)
-        fields |= {"images": passes * count_pictures(recipe.data, "--num_train_epochs"), "steps": None}
+        fields |= {"images": passes * count_images(recipe.data, "--num_train_epochs"), "steps": None}
     outermost = max(stage.levels for stage in stages)
-    joint = {"joint_pictures": fields.pop("joint_pictures")} if "joint_pictures" in fields else {}
+    joint = {"joint_images": fields.pop("joint_images")} if "joint_images" in fields else {}
     if joint and all(trains_on_images(recipe, stage) for stage in stages):
-        raise ValueError("--joint_pictures adds images to batches of clips, but no stage trains on clips; omit it.")
+        raise ValueError("--joint_images adds images to batches of clips, but no stage trains on clips; omit it.")
     changed = tuple(
         dataclasses.replace(
             stage,
@@ -264,5 +264,5 @@ def run_options(recipe: Recipe, given: Mapping[str, Any]) -> RunOptions:
 def _steps_of_epochs(recipe: Recipe, flag: str, passes: int) -> int:
     """Return the optimizer steps for the passes over the data that a flag names."""
     per_step = _only(flag, (stage.images_per_step for stage in recipe.stages), "batch size")
-    pictures = count_pictures(recipe.data, flag) * (1 if recipe.prior_preservation is None else 2)
-    return steps_for_passes(passes, pictures, int(per_step) * num_launched())
+    images = count_images(recipe.data, flag) * (1 if recipe.prior_preservation is None else 2)
+    return steps_for_passes(passes, images, int(per_step) * num_launched())

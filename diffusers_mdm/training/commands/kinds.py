@@ -43,7 +43,7 @@ def check_draws_clips(recipe: Recipe) -> None:
         )
 
 
-def check_draws_pictures(recipe: Recipe) -> None:
+def check_draws_images(recipe: Recipe) -> None:
     """Refuse a recipe for clips.
 
     Raises:
@@ -62,7 +62,7 @@ def check_has_classes(recipe: Recipe) -> None:
     Raises:
         ValueError: says how to add classes, or names the command for it.
     """
-    check_draws_pictures(recipe)
+    check_draws_images(recipe)
     if recipe.model.get("num_class_embeds") is None:
         raise ValueError(
             f"The recipe {recipe.name!r} has no classes: set `model.num_class_embeds` (the number of classes plus "
@@ -77,7 +77,7 @@ def check_has_no_conditions(recipe: Recipe) -> None:
     Raises:
         ValueError: names the command for it.
     """
-    check_draws_pictures(recipe)
+    check_draws_images(recipe)
     if recipe.model.get("num_class_embeds") is not None:
         raise ValueError(
             f"The recipe {recipe.name!r} has classes (`model.num_class_embeds`): train it with `diffusers-mdm train "
@@ -91,7 +91,7 @@ def check_has_no_conditions(recipe: Recipe) -> None:
 
 
 def _has_clips(recipe: Recipe) -> bool:
-    return any(row.num_frames != 1 for row in recipe.rows)
+    return any(row.num_frames != 1 for row in recipe.level_configs)
 
 
 TEXT_TO_IMAGE = CommandKind(
@@ -101,7 +101,7 @@ fine-tune a saved pipeline (--pretrained_model_name_or_path): all weights, a LoR
 (--instance_data_dir). Repeating the command resumes from its newest checkpoint. Flags have the names and meanings of
 diffusers' training scripts; switches can also be given as --no-<name>.
 """,
-    check=check_draws_pictures,
+    check=check_draws_images,
 )
 
 CLASS_CONDITIONAL = CommandKind(

@@ -101,17 +101,16 @@ class Activations:
 
 def stage_activations(recipe: Recipe, stage: StageRecipe, options: RunOptions) -> list[Activations]:
     """Return the activations of the forward passes of a stage, which come one after another: that of its images or
-    clips, and that of its `joint_pictures`, if any.
+    clips, and that of its `joint_images`, if any.
     """
-    unet = fake_unet(recipe, stage.levels, stage.as_pictures)
+    unet = fake_unet(recipe, stage.levels, stage.as_images)
     freeze(unet, recipe, stage)
-    pictures = joint_stage(recipe, stage)
+    images = joint_stage(recipe, stage)
     with FAKE_TENSORS.get()(allow_non_fake_inputs=True):
         # Autocast supports the CPU, but not the meta device.
         unet = unet.to_empty(device="cpu")
         return [
-            activations_of(unet, recipe, part, options)
-            for part in ([stage] if pictures is None else [stage, pictures])
+            activations_of(unet, recipe, part, options) for part in ([stage] if images is None else [stage, images])
         ]
 
 
@@ -138,7 +137,7 @@ def estimate_stage(
         num_vae_parameters: parameters of the autoencoder; 0 without one, None if unknown.
         passes: result of `stage_activations`; None to compute it.
     """
-    unet = fake_unet(recipe, stage.levels, stage.as_pictures)
+    unet = fake_unet(recipe, stage.levels, stage.as_images)
     freeze(unet, recipe, stage)
     if passes is None:
         passes = stage_activations(recipe, stage, options)
@@ -157,12 +156,12 @@ def estimate_stage(
     )
 
 
-def fake_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> NestedUNetModel:
+def fake_unet(recipe: Recipe, num_levels: int, as_images: bool = False) -> NestedUNetModel:
     """Build the inner levels of the recipe's model on the meta device, where weights have shapes but no contents.
 
-    `as_pictures` builds the levels as they are before they have frames.
+    `as_images` builds the levels as they are before they have frames.
     """
-    rows = inner_level_configs(recipe, num_levels, as_pictures)
+    rows = inner_level_configs(recipe, num_levels, as_images)
     with torch.device("meta"):
         unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
         if recipe.lora is not None:

@@ -75,6 +75,8 @@ def add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
         metavar=None if flag.choices else metavar(flag),
         required=flag.name == "output_dir",
     )
+    if flag.older_name is not None:
+        group.add_argument(f"--{flag.older_name}", dest=flag.name, type=flag.convert, help=argparse.SUPPRESS)
 
 
 def parse_command(

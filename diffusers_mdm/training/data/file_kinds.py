@@ -2,7 +2,7 @@
 """File suffixes: which files of folders and shards are images, and which are clips."""
 
 # In order of preference, for samples that have several.
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2"),
     *("jpe", "jfif", "mpo", "apng", "ppm", "pgm", "pbm", "pnm", "j2k", "tga", "ico"),
 )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...rgb_pictures import DECODER_ERRORS, area_filter, to_rgb
+from ...rgb_images import DECODER_ERRORS, area_filter, to_rgb
 from .local_files import read_file
 from .skip_budget import UnusableSampleError
 

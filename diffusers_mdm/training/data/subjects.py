@@ -40,7 +40,7 @@ SUBJECT, CLASS = 0, 1
 # --- class images ---
 
 
-def missing_class_pictures(prior: PriorRecipe) -> list[int]:
+def missing_class_images(prior: PriorRecipe) -> list[int]:
     """Return the numbers of the images that must still be generated, in addition to the user's own in the folder."""
     folder = Path(prior.class_data_dir)
     names = {path.name for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES} if folder.is_dir() else set()
@@ -49,7 +49,7 @@ def missing_class_pictures(prior: PriorRecipe) -> list[int]:
     return [number for number in range(wanted) if number not in drawn]
 
 
-def prepare_class_pictures(
+def prepare_class_images(
     recipe: Recipe, accelerator: Accelerator, seed: int = 0, cache_dir: str | None = None
 ) -> None:
     """Generate the missing class images on the main process, with the pipeline that the run starts from.
@@ -68,7 +68,7 @@ def prepare_class_pictures(
     prior = recipe.prior_preservation
     if prior is None:
         return
-    missing = missing_class_pictures(prior)
+    missing = missing_class_images(prior)
     if missing and recipe.pretrained is None:
         raise ValueError(
             f"{prior.class_data_dir} lacks {len(missing)} of {prior.num_class_images} class images, and an "
@@ -85,17 +85,17 @@ def prepare_class_pictures(
             dtype=frozen_dtype(prior.precision or str(accelerator.mixed_precision)),
         )
         pipeline.to(accelerator.device)
-        side = pipeline.picture_sides[recipe.stages[-1].levels - 1]
+        side = pipeline.image_sides[recipe.stages[-1].levels - 1]
         settings = {
             "height": side,
             "num_inference_steps": recipe.validation.num_inference_steps,
             "guidance_scale": recipe.validation.guidance_scale,
         }
-        draw_class_pictures(pipeline, prior, missing, seed, settings)
+        draw_class_images(pipeline, prior, missing, seed, settings)
     wait_for_everyone(accelerator)
 
 
-def draw_class_pictures(
+def draw_class_images(
     pipeline: MDMPipeline, prior: PriorRecipe, numbers: Sequence[int], seed: int, settings: Mapping[str, Any]
 ) -> None:
     """Generate and save class images by their numbers.
@@ -114,9 +114,9 @@ def draw_class_pictures(
         batch = numbers[start : start + prior.sample_batch_size]
         generators = [torch.Generator().manual_seed(derive_seed(seed, number)) for number in batch]
         result = cast(Any, pipeline(prompt=[prior.class_prompt] * len(batch), generator=generators, **settings))
-        for number, picture in zip(batch, result.images, strict=True):
+        for number, image in zip(batch, result.images, strict=True):
             beside = folder / f".unfinished-{number}"
-            picture.save(beside, format="png")
+            image.save(beside, format="png")
             os.replace(beside, folder / _DRAWN.format(number))
     logger.info("Generated %d images of %r in %s.", len(numbers), prior.class_prompt, folder)
 

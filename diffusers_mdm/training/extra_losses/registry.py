@@ -19,7 +19,7 @@ from .perceptual import PerceptualLoss
 def open_alignment(recipe: Recipe, device: torch.device | str) -> ExtraLoss:
     """Return the recipe's `alignment`."""
     settings: Any = recipe.alignment
-    channels = recipe.rows[0].block_out_channels[-1]
+    channels = recipe.level_configs[0].block_out_channels[-1]
     return AlignmentLoss(settings, channels, open_network(settings.encoder, settings.image_side, device), device)
 
 

@@ -55,7 +55,7 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
     progress.stage_ended = why_over(stage, progress, last_step)
     if progress.stage_step > 0:
         draw_what_was_lost(run)
-    budgets = [opened.skipped for opened in (data.images, data.pictures) if opened is not None]
+    budgets = [opened.skipped for opened in (data.images, data.joint_images) if opened is not None]
     plan = plan_steps(run, stage)
     batches = step_batches(run, plan, data)
     with contextlib.closing(batches), new_meter(run, stage, last_step) as meter:
@@ -69,7 +69,7 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
                 raise
             meter.record(
                 tables.rows,
-                picture_losses=tables.pictures,
+                joint_losses=tables.joint_images,
                 values={f"loss/{name}": error for name, error in (tables.extra or {}).items()},
                 step=progress.total_steps,
                 images=progress.total_images,
@@ -110,17 +110,17 @@ def draw_what_was_lost(run: Run) -> None:
 
 
 def step_batches(run: Run, plan: StepPlan, data: StageData) -> Generator[tuple[list[Batch], list[Batch]], None, None]:
-    """Yield for every step from the next one on this process's micro-batches, and the `joint_pictures` of each of
+    """Yield for every step from the next one on this process's micro-batches, and the `joint_images` of each of
     them.
     """
     size = plan.stage.gradient_accumulation_steps
-    beside = None if plan.pictures is None else plan.pictures.stage
+    beside = None if plan.joint_images is None else plan.joint_images.stage
     with (
         batches_of(run, plan.stage, data.images) as batches,
-        batches_of(run, beside, data.pictures) as pictures,
+        batches_of(run, beside, data.joint_images) as joint_images,
     ):
         while True:
-            yield list(itertools.islice(batches, size)), list(itertools.islice(pictures, size))
+            yield list(itertools.islice(batches, size)), list(itertools.islice(joint_images, size))
 
 
 @contextlib.contextmanager

@@ -94,13 +94,13 @@ class StageData:
 
     Attributes:
         images: its images or clips.
-        pictures: images to train on together with the clips; None without.
+        joint_images: images to train on together with the clips; None without.
         held_out: held-out data for the validation loss; None without.
         metrics: the metrics of samples generated for held-out captions; None without.
     """
 
     images: TrainingImages
-    pictures: TrainingImages | None = None
+    joint_images: TrainingImages | None = None
     held_out: HeldOutSamples[Batch] | None = None
     metrics: ValidationMetrics | None = None
 
@@ -112,13 +112,13 @@ def open_stage_data(run: Run, stage: StageRecipe, embeddings: Embeddings) -> Sta
     clips = f", {frames} frames" if frames > 1 else ""
     logger.info("Stage %s: %d level(s), %d pixels%s.", stage.name, stage.levels, side, clips)
     images = open_stage_images(recipe, stage, embeddings, factor)
-    pictures = open_joint_pictures(recipe, stage, embeddings, factor)
-    for opened in (images, pictures):
+    joint_images = open_joint_images(recipe, stage, embeddings, factor)
+    for opened in (images, joint_images):
         if isinstance(opened, ShuffledImages):
             opened.prefer(run.accelerator.device)
     return StageData(
         images,
-        pictures,
+        joint_images,
         open_held_out(run, stage, embeddings),
         open_validation_metrics(run, side),
     )
@@ -155,14 +155,14 @@ def open_stage_images(recipe: Recipe, stage: StageRecipe, embeddings: Embeddings
     return open_training_images(data, side, micro, features, stage_frames(recipe, stage))
 
 
-def open_joint_pictures(
+def open_joint_images(
     recipe: Recipe, stage: StageRecipe, embeddings: Embeddings, factor: int = 1
 ) -> TrainingImages | None:
-    """Open the `joint_pictures` of a stage, from `pictures` or single frames of clips; None without."""
-    pictures = joint_stage(recipe, stage)
-    if pictures is None:
+    """Open the `joint_images` of a stage, from `images` or single frames of clips; None without."""
+    joint_images = joint_stage(recipe, stage)
+    if joint_images is None:
         return None
-    return open_stage_images(recipe, pictures, embeddings, factor)
+    return open_stage_images(recipe, joint_images, embeddings, factor)
 
 
 def open_held_out_images(

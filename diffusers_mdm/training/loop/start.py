@@ -17,7 +17,7 @@ from ...processes import join_processes, wait_for_everyone
 from ...schedulers.predictions import level_predictions
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..data.class_names import find_class_names
-from ..data.subjects import prepare_class_pictures
+from ..data.subjects import prepare_class_images
 from ..modules.autoencoder import check_clipping, open_vae
 from ..modules.classes import is_unconditional, keep_class_names, num_class_embeds, pipeline_class, sees_text
 from ..modules.growth import check_frames_can_become
@@ -59,7 +59,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
             str(options.output_dir), logging_dir=str(options.output_dir / options.logging_dir)
         ),
     )
-    check_supported(accelerator, recipe.rows)
+    check_supported(accelerator, recipe.level_configs)
     start = open_output(recipe, options, accelerator)
     recipe = recipe if start is None else start.resumption.recipe
     if accelerator.is_main_process:
@@ -68,7 +68,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         torch.backends.cuda.matmul.allow_tf32 = True
     vae = open_vae(recipe, options.cache_dir)
     # These use models of their own, which have been freed before those of the run are loaded.
-    prepare_class_pictures(recipe, accelerator, options.seed, options.cache_dir)
+    prepare_class_images(recipe, accelerator, options.seed, options.cache_dir)
     write_own_embeddings(recipe, options, accelerator)
     set_seed(options.seed)
     run = (
@@ -124,7 +124,7 @@ def open_output(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -
 def start_anew(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -> Run:
     """Create a run whose U-Net starts from random weights; its text encoder is new or a saved one."""
     text_encoder, tokenizer = open_text_encoder(recipe)
-    unet = build_unet(recipe, recipe.stages[0].levels, recipe.stages[0].as_pictures)
+    unet = build_unet(recipe, recipe.stages[0].levels, recipe.stages[0].as_images)
     # Latents are not confined to [-1, 1].
     clipping = {} if recipe.vae is None else {"clip_sample": False}
     scheduler = MatryoshkaScheduler(**{"base_sample_size": recipe.sample_size, **clipping, **recipe.scheduler})
@@ -199,16 +199,16 @@ def renew_outputs(recipe: Recipe, unet: NestedUNetModel, before: Mapping[str, An
         )
 
 
-def build_unet(recipe: Recipe, num_levels: int, as_pictures: bool = False) -> NestedUNetModel:
+def build_unet(recipe: Recipe, num_levels: int, as_images: bool = False) -> NestedUNetModel:
     """Create a model with the inner `num_levels` levels of the recipe; `zero_init` zeroes its residual branches and
     output.
 
     Args:
         recipe: the recipe.
         num_levels: number of levels.
-        as_pictures: build the levels as they are before frames are added.
+        as_images: build the levels as they are before frames are added.
     """
-    rows = inner_level_configs(recipe, num_levels, as_pictures)
+    rows = inner_level_configs(recipe, num_levels, as_images)
     unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
     if recipe.zero_init:
         unet.zero_init_()

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ...pipelines.drawing.conditioning import encode_tokens
-from ...pipelines.drawing.latent_space import encode_pictures
+from ...pipelines.drawing.latent_space import encode_images
 from ...pyramid import Pyramid, build_pyramid
 from ..data.batch import Batch, replace_rows_by_empty, to_unit_range
 from ..loss.draws import row_timesteps, sample_draws
@@ -44,13 +44,13 @@ class StepPlan:
         stage: the stage.
         random_flip: flip images or clips with probability 1/2.
         num_old_levels: number of inner levels that were trained before this stage.
-        pictures: the plan for the stage's `joint_pictures`; None without.
+        joint_images: the plan for the stage's `joint_images`; None without.
     """
 
     stage: StageRecipe
     random_flip: bool
     num_old_levels: int
-    pictures: "StepPlan | None" = None
+    joint_images: "StepPlan | None" = None
 
 
 def plan_steps(run: Run, stage: StageRecipe) -> StepPlan:
@@ -127,7 +127,7 @@ def clean_pyramid(
     levels = to_unit_range(pixels)
     if run.vae is not None:
         given = None if generators is None else list(generators)
-        levels = encode_pictures(run.vae, levels, sample_posterior=given is not None, generator=given)
+        levels = encode_images(run.vae, levels, sample_posterior=given is not None, generator=given)
     frames = run.unet.level_frames[: stage.levels] if pixels.ndim == 5 else None
     return build_pyramid(levels, run.unet.sample_sizes[: stage.levels], frames)
 
@@ -239,37 +239,39 @@ class StepTables(NamedTuple):
     """Losses of an optimizer step on this process, by level and quartile of t; see `loss_table`.
 
     rows: losses of the stage's images or clips.
-    pictures: losses of its `joint_pictures`; None without.
+    joint_images: losses of its `joint_images`; None without.
     extra: mean errors of extra losses by name.
     """
 
     rows: torch.Tensor
-    pictures: torch.Tensor | None = None
+    joint_images: torch.Tensor | None = None
     extra: Mapping[str, torch.Tensor] | None = None
 
 
-def optimizer_step(run: Run, plan: StepPlan, batches: Sequence[Batch], pictures: Sequence[Batch] = ()) -> StepTables:
+def optimizer_step(
+    run: Run, plan: StepPlan, batches: Sequence[Batch], joint_images: Sequence[Batch] = ()
+) -> StepTables:
     """Accumulate the gradients of the micro-batches, update the weights, and count the step.
 
     Args:
         run: the run, within the stage.
         plan: the plan of the stage.
         batches: the micro-batches of the step.
-        pictures: the `joint_pictures` of each of them. The loss is then the mean over clips and images.
+        joint_images: the `joint_images` of each of them. The loss is then the mean over clips and images.
 
     Raises:
         FloatingPointError: if `max_skipped_steps` consecutive steps had gradients that are not finite.
     """
-    process, tables, picture_tables, extra = run.accelerator, [], [], []
+    process, tables, joint_tables, extra = run.accelerator, [], [], []
     stage = plan.stage
-    share = stage.batch_size / (stage.batch_size + stage.joint_pictures)
+    share = stage.batch_size / (stage.batch_size + stage.joint_images)
     for number, batch in enumerate(batches, start=1):
-        if plan.pictures is not None:
+        if plan.joint_images is not None:
             # First, because gradients are synchronised in a pass that uses all parameters.
             with process.no_sync(run.model):
-                loss, table = compute_loss(run, plan.pictures, pictures[number - 1])
+                loss, table = compute_loss(run, plan.joint_images, joint_images[number - 1])
                 process.backward(loss.total * ((1 - share) / len(batches)))
-            picture_tables.append(table)
+            joint_tables.append(table)
         # Gradients are synchronised once per step, with the last micro-batch.
         is_last = number == len(batches)
         with contextlib.nullcontext() if is_last else process.no_sync(run.model):
@@ -279,9 +281,7 @@ def optimizer_step(run: Run, plan: StepPlan, batches: Sequence[Batch], pictures:
         extra.append(loss.extra)
     update_weights(run, stage)
     means = {name: torch.stack([errors[name] for errors in extra]).mean() for name in extra[0]}
-    return StepTables(
-        torch.stack(tables).sum(0), torch.stack(picture_tables).sum(0) if picture_tables else None, means
-    )
+    return StepTables(torch.stack(tables).sum(0), torch.stack(joint_tables).sum(0) if joint_tables else None, means)
 
 
 def update_weights(run: Run, stage: StageRecipe) -> None:

@@ -62,15 +62,15 @@ class ValidationMetrics:
             Values by the names under which they are logged, e.g. "validation_fid/16px".
         """
         # The evaluation package is slow to import, and most runs do not need it.
-        from ...evaluation.pictures import TensorPictures
+        from ...evaluation.images import TensorImages
         from ...evaluation.reference import make_reference
         from ...evaluation.score import score
 
-        levels = [TensorPictures(_pixels(level), self.captions) for level in pyramid]
+        levels = [TensorImages(_pixels(level), self.captions) for level in pyramid]
         sides = [level.pixels.shape[-1] for level in levels]
         if self.reference is None:
             self.reference = make_reference(
-                TensorPictures(self.images, self.captions), self.extractors, sides, BATCH_SIZE
+                TensorImages(self.images, self.captions), self.extractors, sides, BATCH_SIZE
             )
         found = score(levels, self.reference, self.extractors, self.metrics, batch_size=BATCH_SIZE)
         return {

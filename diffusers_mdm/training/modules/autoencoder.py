@@ -7,14 +7,14 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL
 
-from ...pipelines.drawing.latent_space import clips_to_pictures, config_scale_factor
+from ...pipelines.drawing.latent_space import clips_to_images, config_scale_factor
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..recipe.recipe import PretrainedRecipe, Recipe
 from ..recipe.vae import VaeRecipe
 
 PIPELINE_FOLDER = "vae"  # the subfolder of a pipeline
-PICTURE_CHANNELS = 3
+IMAGE_CHANNELS = 3
 
 
 def open_vae(recipe: Recipe, cache_dir: str | None = None) -> AutoencoderKL | None:
@@ -97,17 +97,17 @@ def check_fits(recipe: Recipe, config: Mapping[str, Any]) -> None:
     """
     latents = config["latent_channels"]
     for name in ("in_channels", "out_channels"):
-        channels = recipe.model.get(name, PICTURE_CHANNELS)
+        channels = recipe.model.get(name, IMAGE_CHANNELS)
         if channels != latents:
             raise ValueError(
                 f"`model.{name}` is {channels}, but the latents of the autoencoder have {latents} channels "
                 f"(`latent_channels`); set `in_channels` and `out_channels` of the model to {latents}, or use "
                 f"another `vae`."
             )
-    if config["in_channels"] != PICTURE_CHANNELS:
+    if config["in_channels"] != IMAGE_CHANNELS:
         raise ValueError(
             f"`vae`: the autoencoder takes images with {config['in_channels']} channels, but images are read with "
-            f"{PICTURE_CHANNELS}."
+            f"{IMAGE_CHANNELS}."
         )
 
 
@@ -164,7 +164,7 @@ def check_clipping(recipe: Recipe, scheduler: MatryoshkaScheduler) -> None:
     Raises:
         ValueError: says how to turn clipping off.
     """
-    if recipe.vae is not None and clips_to_pictures(scheduler):
+    if recipe.vae is not None and clips_to_images(scheduler):
         raise ValueError(
             "The scheduler clips predictions to [-1, 1], but latents of unit variance exceed that range: set "
             "`scheduler: {clip_sample: false}` in the recipe, or in the scheduler_config.json of the pipeline that "

@@ -70,10 +70,10 @@ def check_frames_can_become(unet: NestedUNetModel, rows: tuple[LevelConfig, ...]
         )
     check_becomes_clips(rows)
     shapes = [row.block_out_channels for row in map(without_frames, rows)]
-    if [row.block_out_channels for row in unet.level_rows] != shapes:
+    if [row.block_out_channels for row in unet.level_configs] != shapes:
         raise ValueError(
             f"The model to which frames are to be added has the channels "
-            f"{[row.block_out_channels for row in unet.level_rows]}, innermost level first, but the recipe's "
+            f"{[row.block_out_channels for row in unet.level_configs]}, innermost level first, but the recipe's "
             f"levels have {shapes}. Use the model's own levels in `levels`, and add frames and temporal layers to "
             f"them."
         )

@@ -41,19 +41,19 @@ def check_clips(recipe: ClipRecipe) -> None:
         )
     if recipe.prior_preservation is not None:
         raise FieldError("prior_preservation", "needs images of a class; it cannot be used with clips.")
-    _check_picture_data(recipe)
+    _check_image_data(recipe)
     _check_order(recipe)
 
 
 def _check_without_clips(recipe: ClipRecipe) -> None:
-    if recipe.pictures is not None:
+    if recipe.images is not None:
         raise FieldError(
-            "pictures",
+            "images",
             "is for training on images together with clips, but no level has frames (`num_frames`): "
             "use `data` instead.",
         )
     for position, stage in enumerate(recipe.stages):
-        for field in ("as_pictures", "joint_pictures"):
+        for field in ("as_images", "joint_images"):
             if getattr(stage, field):
                 raise FieldError(
                     f"stages[{position}].{field}",
@@ -61,33 +61,33 @@ def _check_without_clips(recipe: ClipRecipe) -> None:
                 )
 
 
-def _check_picture_data(recipe: ClipRecipe) -> None:
-    pictures, data = recipe.pictures, recipe.data
-    if pictures is None:
+def _check_image_data(recipe: ClipRecipe) -> None:
+    images, data = recipe.images, recipe.data
+    if images is None:
         return
-    if (pictures.label_column is None) != (data.label_column is None):
-        raise FieldError("pictures.label_column", "and `data.label_column` belong together: set both, or neither.")
-    if (pictures.embeddings_dir is None) != (data.embeddings_dir is None):
+    if (images.label_column is None) != (data.label_column is None):
+        raise FieldError("images.label_column", "and `data.label_column` belong together: set both, or neither.")
+    if (images.embeddings_dir is None) != (data.embeddings_dir is None):
         raise FieldError(
-            "pictures.embeddings_dir",
+            "images.embeddings_dir",
             "and `data.embeddings_dir` belong together: set both, or neither.",
         )
 
 
 def _check_order(recipe: ClipRecipe) -> None:
-    clips_since, rows = None, recipe.rows
+    clips_since, rows = None, recipe.level_configs
     for position, stage in enumerate(recipe.stages):
         where = f"stages[{position}]"
         reach = num_image_levels(rows)
-        if stage.as_pictures and stage.levels > reach:
+        if stage.as_images and stage.levels > reach:
             raise FieldError(
                 f"{where}.levels",
                 f"is {stage.levels}, but level {reach} resamples frames, which images do not have: a stage with "
-                f"`as_pictures` trains at most {reach} levels.",
+                f"`as_images` trains at most {reach} levels.",
             )
-        if stage.as_pictures and clips_since is not None:
+        if stage.as_images and clips_since is not None:
             raise FieldError(
-                f"{where}.as_pictures",
+                f"{where}.as_images",
                 f"comes after the stage {clips_since!r}, which trains on clips: stages that train on images must "
                 f"come first.",
             )
@@ -98,16 +98,16 @@ def _check_order(recipe: ClipRecipe) -> None:
                     "would also freeze the new temporal layers: omit it in the stage that goes from images to clips.",
                 )
             clips_since = clips_since or stage.name
-        elif stage.joint_pictures:
+        elif stage.joint_images:
             raise FieldError(
-                f"{where}.joint_pictures", "adds images to clips, but this stage trains on images only: omit it."
+                f"{where}.joint_images", "adds images to clips, but this stage trains on images only: omit it."
             )
-        if stage.as_pictures and recipe.lora is not None:
+        if stage.as_images and recipe.lora is not None:
             raise FieldError(
-                f"{where}.as_pictures",
+                f"{where}.as_images",
                 "is followed by stages on clips, but frames cannot be added to a model with adapters (`lora`).",
             )
-        if stage.as_pictures:
+        if stage.as_images:
             check_becomes_clips(rows[: stage.levels])
         _check_joint(recipe, stage, where)
 
@@ -117,8 +117,8 @@ def _check_joint(recipe: ClipRecipe, stage: StageRecipe, where: str) -> None:
         joint_stage(recipe, stage)
     except ValueError as error:
         raise FieldError(
-            f"{where}.joint_pictures",
-            f"({stage.joint_pictures} of them, through the levels of one number of frames) does not fit: {error}",
+            f"{where}.joint_images",
+            f"({stage.joint_images} of them, through the levels of one number of frames) does not fit: {error}",
         ) from error
 
 

@@ -56,7 +56,8 @@ class FieldError(ValueError):
 def read_fields(cls: type[T], values: Any, where: str = "") -> T:
     """Build the dataclass `cls` from a mapping, refusing unknown keys, missing keys and wrong types.
 
-    If `cls` has a method `choose_kind`, that chooses the class for the values.
+    If `cls` has a method `choose_kind`, that chooses the class for the values. If it has a mapping `RENAMED`, older
+    names of its fields are read, too.
 
     `where` is the dotted path of the mapping in its file, for messages. Lists become tuples, and integers are accepted
     as floats; nothing else is converted.
@@ -71,6 +72,7 @@ def read_fields(cls: type[T], values: Any, where: str = "") -> T:
             raise FieldError(where, f"cannot be read: {error}") from error
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values = with_new_names(values, getattr(cls, "RENAMED", {}), where)
     refuse_unknown(where, values, fields)
     arguments = {}
     for name, field in fields.items():
@@ -84,6 +86,25 @@ def read_fields(cls: type[T], values: Any, where: str = "") -> T:
         raise
     except ValueError as error:
         raise ValueError(f"`{where}`: {error}" if where else str(error)) from error
+
+
+def with_new_names(values: Mapping[Any, Any], renamed: Mapping[str, str], where: str = "") -> dict[Any, Any]:
+    """Replace older names of fields with their new ones.
+
+    Args:
+        values: the values by name.
+        renamed: the new names by older name.
+        where: dotted path of the mapping in its file.
+
+    Raises:
+        FieldError: a field is given under both names.
+    """
+    for old, name in renamed.items():
+        if old in values and name in values:
+            raise FieldError(
+                _join(where, old), f"is the older name of `{name}`, which is given too: remove one of them."
+            )
+    return {renamed.get(name, name) if isinstance(name, str) else name: value for name, value in values.items()}
 
 
 def refuse_unknown(where: str, values: Mapping[Any, Any], known: Collection[str]) -> None:

@@ -24,12 +24,12 @@ def load_recipe(path: str | Path) -> Recipe:
     values = read_yaml(path)
     try:
         recipe = without_unseen_captions(read_fields(Recipe, values))
-        check_can_be_made(recipe.model, recipe.rows, recipe.scheduler)
+        check_can_be_made(recipe.model, recipe.level_configs, recipe.scheduler)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    data, pictures = _data_beside(path, recipe.data), recipe.pictures
-    if pictures is not None:
-        pictures = _data_beside(path, pictures)
+    data, images = _data_beside(path, recipe.data), recipe.images
+    if images is not None:
+        images = _data_beside(path, images)
     encoder = recipe.text_encoder
     if encoder is not None and encoder.pretrained is not None:
         encoder = dataclasses.replace(encoder, pretrained=_beside(path, encoder.pretrained))
@@ -43,7 +43,7 @@ def load_recipe(path: str | Path) -> Recipe:
     return dataclasses.replace(
         recipe,
         data=data,
-        pictures=pictures,
+        images=images,
         text_encoder=encoder,
         pretrained=pretrained,
         prior_preservation=prior,
@@ -59,8 +59,8 @@ def without_unseen_captions(recipe: Recipe) -> Recipe:
     def with_caption(data: DataRecipe) -> DataRecipe:
         return data if data.caption is not None else dataclasses.replace(data, caption="")
 
-    pictures = recipe.pictures and with_caption(recipe.pictures)
-    return dataclasses.replace(recipe, data=with_caption(recipe.data), pictures=pictures)
+    images = recipe.images and with_caption(recipe.images)
+    return dataclasses.replace(recipe, data=with_caption(recipe.data), images=images)
 
 
 def _data_beside(recipe_path: Path, data: DataRecipe) -> DataRecipe:

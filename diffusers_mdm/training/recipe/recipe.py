@@ -3,8 +3,9 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ...models.level_config import LevelConfig
 from ...models.level_geometry import level_sides
@@ -70,12 +71,15 @@ class ValidationRecipe:
 class Recipe:
     """The settings of a whole run. `model` has the arguments of `NestedUNetModel` that do not belong to a level."""
 
+    # Older names of fields.
+    RENAMED: ClassVar[Mapping[str, str]] = {"pictures": "images"}
+
     name: str
     model: dict[str, Any]
     levels: tuple[dict[str, Any], ...]  # the fields of `LevelConfig`, innermost level first
     data: DataRecipe
     stages: tuple[StageRecipe, ...]
-    pictures: DataRecipe | None = (
+    images: DataRecipe | None = (
         None  # for a video model: images to train on together with clips, and before the model has frames
     )
     text_encoder: TextEncoderRecipe | None = None  # None for class-conditional and unconditional models
@@ -100,7 +104,7 @@ class Recipe:
         read_scheduler_arguments(self.scheduler)
         if not self.levels or not self.stages:
             raise FieldError("levels" if not self.levels else "stages", "must list at least one entry.")
-        check_levels(self.rows, self.sample_size)
+        check_levels(self.level_configs, self.sample_size)
         base = self.scheduler.get("base_sample_size", self.sample_size)
         if base != self.sample_size:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
@@ -290,9 +294,9 @@ class Recipe:
     @property
     def sides(self) -> tuple[int, ...]:
         """Side of every level, innermost first, in pixels or latents like `sample_size`."""
-        return level_sides(self.sample_size, self.rows)
+        return level_sides(self.sample_size, self.level_configs)
 
     @functools.cached_property
-    def rows(self) -> tuple[LevelConfig, ...]:
+    def level_configs(self) -> tuple[LevelConfig, ...]:
         """The `LevelConfig` of every level, innermost first."""
         return tuple(read_fields(LevelConfig, row, f"levels[{position}]") for position, row in enumerate(self.levels))

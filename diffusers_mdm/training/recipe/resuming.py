@@ -56,7 +56,7 @@ EFFECTS: dict[str, Effect] = {
     "text_encoder.learning_rate_scale": MAY_CHANGE,
     "text_encoder.token_learning_rate_scale": MAY_CHANGE,
     "data.*": MAY_CHANGE,
-    "pictures.*": MAY_CHANGE,
+    "images.*": MAY_CHANGE,
     "prior_preservation.*": MAY_CHANGE,
     "optimizer.*": MAY_CHANGE,
     "validation.*": MAY_CHANGE,
@@ -67,12 +67,12 @@ EFFECTS: dict[str, Effect] = {
     "stages.*": MAY_CHANGE,
     "stages.name": FIXED,
     "stages.levels": FIXED,
-    "stages.as_pictures": FIXED,
+    "stages.as_images": FIXED,
     "stages.frozen_levels": FIXED,  # the optimizer state contains only the trained parameters
     "stages.seed": FIXED,
 }
 # The fields that identify a finished stage.
-_IDENTITY = ("name", "levels", "as_pictures")
+_IDENTITY = ("name", "levels", "as_images")
 # Fields with names of folders, which may have been moved.
 _PLACES = ("text_encoder.pretrained", "pretrained.path", "vae.pretrained", "alignment.encoder")
 
@@ -221,7 +221,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _level_changes(old: Recipe, new: Recipe, num_levels: int) -> Iterator[Change]:
-    for position, (before, after) in enumerate(itertools.zip_longest(old.rows, new.rows)):
+    for position, (before, after) in enumerate(itertools.zip_longest(old.level_configs, new.level_configs)):
         effect = EFFECTS["levels"] if position < num_levels else MAY_CHANGE
         where = f"levels[{position}]"
         if before is None or after is None:

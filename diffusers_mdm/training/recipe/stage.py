@@ -3,8 +3,9 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_ONE, Range, check_ranges
 
@@ -46,13 +47,13 @@ _COLUMNS = ("level_weights", "batch_fractions", "level_learning_rate_scales")
 _RANGES = {
     "levels": Range(1, MAX_LEVELS),  # lists with an entry for each are made of it
     **dict.fromkeys(("steps", "images", "gradient_accumulation_steps", "lr_num_cycles"), COUNT),
-    **dict.fromkeys(("lr_warmup_steps", "frozen_levels", "new_level_ramp_steps", "joint_pictures"), NOT_NEGATIVE),
+    **dict.fromkeys(("lr_warmup_steps", "frozen_levels", "new_level_ramp_steps", "joint_images"), NOT_NEGATIVE),
     "learning_rate": NOT_NEGATIVE,
     **dict.fromkeys(("level_weights", "level_learning_rate_scales", "noise_offset", "shift_power"), NOT_NEGATIVE),
     **dict.fromkeys(("lr_power", "snr_gamma", "p2_gamma", "p2_k", "timestep_bias_multiplier"), POSITIVE),
     **dict.fromkeys(("caption_dropout", "ema_decay"), SHARE_BELOW_ONE),
     "batch_size": BATCH,
-    "joint_pictures": Range(0, BATCH.high),
+    "joint_images": Range(0, BATCH.high),
     "batch_fractions": Range(0, 1, open_low=True),
     "timestep_bias_portion": Range(0, 1, open_low=True),
     "seed": Range(0, 2**63 - 1),
@@ -67,6 +68,9 @@ class StageRecipe:
     one of these must be set, and whichever comes first ends the stage.
     """
 
+    # Older names of fields.
+    RENAMED: ClassVar[Mapping[str, str]] = {"as_pictures": "as_images", "joint_pictures": "joint_images"}
+
     name: str
     levels: int
     batch_size: int  # images per forward pass and process
@@ -75,10 +79,8 @@ class StageRecipe:
     images: int | None = None
     until_plateau: PlateauRecipe | None = None
     gradient_accumulation_steps: int = 1
-    as_pictures: bool = False  # train the levels of a video model on images, before they have frames
-    joint_pictures: int = (
-        0  # images to train on together with the clips, per forward pass; not counted in `batch_size`
-    )
+    as_images: bool = False  # train the levels of a video model on images, before they have frames
+    joint_images: int = 0  # images to train on together with the clips, per forward pass; not counted in `batch_size`
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "cosine"

@@ -26,8 +26,8 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
         The path of the file.
     """
     move = functools.partial(relative_path, folder=folder)
-    pictures = recipe.pictures and recipe.pictures.relocated(move, move)
-    recipe = dataclasses.replace(recipe, data=recipe.data.relocated(move, move), pictures=pictures)
+    images = recipe.images and recipe.images.relocated(move, move)
+    recipe = dataclasses.replace(recipe, data=recipe.data.relocated(move, move), images=images)
     values = dataclasses.asdict(recipe)
     encoder, pretrained, prior = (values[part] for part in ("text_encoder", "pretrained", "prior_preservation"))
     local = [(encoder, "pretrained"), (pretrained, "path"), (prior, "class_data_dir"), (values["vae"], "pretrained")]

@@ -60,7 +60,7 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, 
     asked += ", " if asked else ""
     lines += inputs
     lines += (
-        draw_clip(recipe, sides[-1], asked, size + how) if has_clips(recipe) else draw_picture(sides, asked, size, how)
+        draw_clip(recipe, sides[-1], asked, size + how) if has_clips(recipe) else draw_image(sides, asked, size, how)
     )
     code = "\n".join(lines)
     text = f"With the package diffusers-mdm installed:\n\n```python\n{code}\n```"
@@ -69,12 +69,12 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, 
     return text
 
 
-def draw_picture(sides: Sequence[int], asked: str, size: str, how: str) -> Iterator[str]:
+def draw_image(sides: Sequence[int], asked: str, size: str, how: str) -> Iterator[str]:
     """Return the lines of an example that generate an image, given the pipeline's arguments."""
     yield f"image = pipe({asked}{size}{how}).images[0]  # {sides[-1]} x {sides[-1]} pixels"
     if len(sides) > 1:
         yield f"small = pipe({asked}height={sides[0]}, {how}).images[0]  # the innermost level alone"
-    yield 'image.save("picture.png")'
+    yield 'image.save("image.png")'
 
 
 def draw_clip(recipe: Recipe, side: int, asked: str, how: str) -> Iterator[str]:

@@ -68,7 +68,7 @@ class Meter:
 
     def _restart(self) -> None:
         self._table: torch.Tensor | None = None
-        self._picture_table: torch.Tensor | None = None
+        self._joint_table: torch.Tensor | None = None
         self._values: dict[str, list[torch.Tensor | float]] = {}
         self._latest: dict[str, float] = {}
         self._skipped_images: int | Callable[[], int] | None = None
@@ -111,7 +111,7 @@ class Meter:
         step: int,
         images: int,
         learning_rate: float,
-        picture_losses: torch.Tensor | None = None,
+        joint_losses: torch.Tensor | None = None,
         values: Mapping[str, torch.Tensor | float] | None = None,
         skipped_steps: int | None = None,
         skipped_images: int | Callable[[], int] | None = None,
@@ -123,7 +123,7 @@ class Meter:
             step: optimizer steps of the whole run, including this one.
             images: images that the whole run has seen, over all processes.
             learning_rate: learning rate of this step.
-            picture_losses: the same sum for images trained on together with clips; reported as "picture_loss/…".
+            joint_losses: the same sum for images trained on together with clips; reported as "image_loss/…".
             values: further scalars by name, of the same names on all processes; their means over steps and processes
                 are reported, without values that are not finite.
             skipped_steps: number skipped so far in the run.
@@ -131,7 +131,7 @@ class Meter:
                 which is called for a report on all processes.
         """
         self._table = _added(self._table, losses)
-        self._picture_table = _added(self._picture_table, picture_losses)
+        self._joint_table = _added(self._joint_table, joint_losses)
         for name, value in (values or {}).items():
             self._values.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
         self.stage_step, self.run_step, self.images = self.stage_step + 1, step, images
@@ -151,7 +151,7 @@ class Meter:
         num_steps = self.stage_step - self._steps_before
         if not num_steps:
             return
-        losses = self._reduced(self._table, "loss") | self._reduced(self._picture_table, "picture_loss")
+        losses = self._reduced(self._table, "loss") | self._reduced(self._joint_table, "image_loss")
         self._settle_pause()
         elapsed = max(time.perf_counter() - self._since - self._away, 1e-9)
         waited = torch.tensor([self._waited / elapsed], device=self.accelerator.device)

@@ -56,13 +56,13 @@ def write_model_card(run: Run, name: str | None = None) -> Path | None:
     Returns:
         The path of the card, or None if it could not be written.
     """
-    folder, pictures = run.options.output_dir, list[str]()
+    folder, images = run.options.output_dir, list[str]()
     with reported("The latest samples could not be copied beside the model card"):
-        pictures += copy_samples(run)
+        images += copy_samples(run)
     with reported("The curves of the model card could not be plotted"):
-        pictures += draw_curves(run)
+        images += draw_curves(run)
     with reported("The model card could not be written; the model is complete"):
-        content = f"---\n{card_data(run.recipe, run.options)}\n---\n\n{card_text(run, name, pictures)}"
+        content = f"---\n{card_data(run.recipe, run.options)}\n---\n\n{card_text(run, name, images)}"
         ModelCard(content).save(folder / CARD_FILE)
         return folder / CARD_FILE
     return None
@@ -143,15 +143,15 @@ def task_of(recipe: Recipe) -> str:
 # --- text ---
 
 
-def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
+def card_text(run: Run, name: str | None, images: Sequence[str]) -> str:
     """Return the text of the card below its metadata."""
     recipe, factor = run.recipe, scale_factor(run.vae)
     name = name or repository_name(run.options)
     rows = history_of(run).read()
     results = stage_results(recipe.stages, rows, run.progress.stage_ends, settings_of(run))
     parts = [f"# {plain_text(name.rpartition('/')[2])}", summary(recipe, factor)]
-    if SAMPLES_FILE in pictures:
-        shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in pictures else SAMPLES_FILE
+    if SAMPLES_FILE in images:
+        shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in images else SAMPLES_FILE
         what = "Clips" if has_clips(recipe) else "Images"
         what = "Validation samples" if is_unconditional(recipe) else f"{what} of the validation {asked_for(recipe)}"
         parts += [f"![{what}]({shown})", samples_caption(recipe)]
@@ -164,7 +164,7 @@ def card_text(run: Run, name: str | None, pictures: Sequence[str]) -> str:
     ]
     parts += [stages_table(recipe, results, factor), settings_text(run, results)]
     parts += losses_text(rows, sides_of(recipe, factor))
-    if CURVES_FILE in pictures:
+    if CURVES_FILE in images:
         parts.append(f"![Loss of each level over the images seen]({CURVES_FILE})")
     parts.append(
         f"[`{RECIPE_FILE}`]({RECIPE_FILE}) is the whole recipe, as the training command reads it with `--recipe`. "
@@ -297,7 +297,7 @@ def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) ->
         if has_clips(recipe):
             frames = stage_frames(recipe, stage)
             shown += f"; clips of {frames} frames" if frames > 1 else "; images"
-            joint = settings["joint_pictures"]
+            joint = settings["joint_images"]
             shown += f", with {joint} images for every {settings['batch_size']} of them" if joint else ""
         goes_on = results[position + 1 : position + 2] and results[position + 1].stage is stage
         why = stretch.why_ended or ("continued with other settings" if goes_on else "–")

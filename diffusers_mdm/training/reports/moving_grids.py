@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...pipelines.picture_grid import make_grid
+from ...pipelines.image_grid import make_grid
 
 ANIMATION_SUFFIX = ".webp"
 FRAMES_PER_SECOND = 8
@@ -58,12 +58,12 @@ def frame_at(clip: Clip, time: int, num_frames: int) -> Image.Image:
     return clip[time * len(clip) // num_frames]
 
 
-def save_animation(pictures: Sequence[Image.Image], path: Path) -> None:
+def save_animation(images: Sequence[Image.Image], path: Path) -> None:
     """Write images as an animated WebP that loops for ever."""
-    pictures[0].save(
+    images[0].save(
         path,
         save_all=True,
-        append_images=list(pictures[1:]),
+        append_images=list(images[1:]),
         duration=round(1000 / FRAMES_PER_SECOND),
         loop=0,
         quality=_QUALITY,

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..recipe.fields import with_new_names
 from ..recipe.stage import StageRecipe
 
 SETTINGS = "settings"
@@ -47,7 +48,7 @@ def stretch_settings(stage: StageRecipe, num_processes: int, mixed_precision: st
         "images_per_step": stage.images_per_step * num_processes,
         "loss_weighting": stage.loss_weighting,
         "batch_size": stage.batch_size,
-        "joint_pictures": stage.joint_pictures,
+        "joint_images": stage.joint_images,
         "num_processes": num_processes,
         "mixed_precision": mixed_precision,
         "seed": seed,
@@ -117,7 +118,7 @@ def _stretches(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
 
     for row in rows:
         told, here = row.get(SETTINGS), (row["step"], row.get("images", last[1]))
-        told = told if isinstance(told, Mapping) else None
+        told = with_new_names(told, StageRecipe.RENAMED) if isinstance(told, Mapping) else None
         if told is not None and stage is not None:
             last = here  # the previous stretch ended here
         if row["stage"] != stage or (told is not None and told != settings):

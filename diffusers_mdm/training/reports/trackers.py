@@ -14,7 +14,7 @@ NONE = "none"
 ALL = "all"
 # Names of the packages to install, for trackers whose package has another name.
 _PACKAGES = {"comet_ml": "comet-ml"}
-MAX_PICTURE_SIDE = 2048  # pixels; trackers keep every image that they are sent
+MAX_IMAGE_SIDE = 2048  # pixels; trackers keep every image that they are sent
 
 
 def tracker_names(report_to: str | None) -> list[str] | None:
@@ -79,14 +79,14 @@ def start_trackers(accelerator: Accelerator, project_name: str, settings: Any, s
     accelerator.init_trackers(project_name, config=flatten_settings(settings), init_kwargs=options)
 
 
-def send_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
-    """Send an image, scaled to at most `MAX_PICTURE_SIDE` pixels wide and high, to every tracker that accepts
+def send_image(accelerator: Accelerator, name: str, image: Image.Image, step: int) -> None:
+    """Send an image, scaled to at most `MAX_IMAGE_SIDE` pixels wide and high, to every tracker that accepts
     images.
     """
-    picture = picture.convert("RGB")
-    picture.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
+    image = image.convert("RGB")
+    image.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
-            tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+            tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
         elif hasattr(tracker, "log_images"):
-            tracker.log_images({name: [picture]}, step=step)
+            tracker.log_images({name: [image]}, step=step)

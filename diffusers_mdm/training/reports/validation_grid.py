@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from PIL import Image
 
-from ...pipelines.picture_grid import make_grid
+from ...pipelines.image_grid import make_grid
 from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
@@ -25,7 +25,7 @@ from ..state.averages import averaged_weights
 from ..state.run import Run
 from ..state.sharding import plain_copy
 from .moving_grids import ANIMATION_SUFFIX, clip_animation, clip_grid, frames_of, save_animation
-from .trackers import send_picture
+from .trackers import send_image
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _keep(run: Run, grid: Image.Image, moving: Sequence[Image.Image] = ()) -> Pa
         # The grid is written last and in one step: if it exists, nothing is missing.
         grid.save(beside)
         os.replace(beside, path)
-        send_picture(run.accelerator, TRACKER_NAME, grid, run.progress.total_steps)
+        send_image(run.accelerator, TRACKER_NAME, grid, run.progress.total_steps)
     except OSError as error:
         logger.warning("The validation samples could not be written (%s); training continues.", error)
         return None
@@ -190,7 +190,7 @@ def draw_prompts(
     """
     texts = list(settings.drawn_prompts)
     unet = cast(Any, pipeline.unet)
-    size = pipeline.picture_sides[-1] ** 2 * unet.level_frames[-1]
+    size = pipeline.image_sides[-1] ** 2 * unet.level_frames[-1]
     pipeline.set_progress_bar_config(disable=True)
     pyramid: list[list[Any]] = []
     # Padding in given features would be attended to as text, so different texts do not share a call then.

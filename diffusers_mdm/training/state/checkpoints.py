@@ -116,7 +116,7 @@ def load_checkpoint(run: Run, checkpoint: Path, report: CheckpointReport) -> Non
     """
     if run.recipe.lora is not None:
         while run.unet.num_levels < report.num_levels:
-            run.unet = grow_model(run.unet, run.recipe.rows[run.unet.num_levels])
+            run.unet = grow_model(run.unet, run.recipe.level_configs[run.unet.num_levels])
         load_lora(run.unet, checkpoint)
     else:
         run.unet = NestedUNetModel.from_pretrained(checkpoint / "unet")

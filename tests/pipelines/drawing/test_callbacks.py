@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks: what they return is taken over whole, for every picture of the batch, or refused in a sentence."""
+"""Callbacks: what they return is taken over whole, for every image of the batch, or refused in a sentence."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ from diffusers.utils import logging as host_logging
 
 from diffusers_mdm import MDMClassConditionalPipeline, MDMImg2ImgPipeline, MDMPipeline
 from tests.pipelines.tiny_pipeline import make_pipeline, make_scheduler, make_unet, seed
-from tests.pipelines.tiny_tasks import ID2LABEL, NUM_CLASSES, eight_bit_pictures, make_class_unet, task
+from tests.pipelines.tiny_tasks import ID2LABEL, NUM_CLASSES, eight_bit_images, make_class_unet, task
 
 TASK = task("class")
 
@@ -146,4 +146,4 @@ def test_pipelines_of_texts_refuse_classes_and_the_other_way_round(pipe):
         of_texts(0)
     img2img = MDMImg2ImgPipeline.from_pipe(make_pipeline())
     with pytest.raises(ValueError, match="has no classes"):
-        img2img("a cat", eight_bit_pictures(16)[0], class_labels=0)
+        img2img("a cat", eight_bit_images(16)[0], class_labels=0)

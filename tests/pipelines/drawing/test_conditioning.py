@@ -51,7 +51,7 @@ def test_without_guidance_there_are_no_negatives(text_pipe):
     assert negative_mask is None
 
 
-def test_rows_are_repeated_for_each_picture(text_pipe):
+def test_rows_are_repeated_for_each_image(text_pipe):
     embeds = text_pipe.encode_prompt(["red", "blue"], num_images_per_prompt=2)[0]
     assert torch.equal(embeds[0], embeds[1])
     assert torch.equal(embeds[2], embeds[3])

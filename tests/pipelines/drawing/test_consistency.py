@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with given averages: nearest, in range, exact on the grid of 8 bits."""
+"""Images with given averages: nearest, in range, exact on the grid of 8 bits."""
 
 import pytest
 import torch
@@ -10,28 +10,28 @@ from diffusers_mdm.pyramid import pyramid_noise
 from tests.pipelines.tiny_pipeline import make_scheduler, seed
 
 
-def pictures(factor: int, spread: float = 0.8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures that leave [-1, 1] here and there, and averages with the ends of the range among them."""
-    picture = torch.randn(2, 3, 4 * factor, 2 * factor, generator=seed(0)) * spread
+def images(factor: int, spread: float = 0.8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images that leave [-1, 1] here and there, and averages with the ends of the range among them."""
+    image = torch.randn(2, 3, 4 * factor, 2 * factor, generator=seed(0)) * spread
     average = torch.rand(2, 3, 4, 2, generator=seed(1)) * 2 - 1
     average[0, 0, 0, 0], average[0, 0, 0, 1] = 1.0, -1.0
-    return picture, average
+    return image, average
 
 
 @pytest.mark.parametrize("factor", [2, 4, 16])
 def test_projection_has_the_averages_and_stays_in_range(factor):
-    picture, average = pictures(factor)
-    projected = project_onto_average(picture, average)
+    image, average = images(factor)
+    projected = project_onto_average(image, average)
     assert projected.abs().max() <= 1 + 1e-6
     torch.testing.assert_close(F.avg_pool2d(projected, factor), average, atol=1e-6, rtol=0)
     torch.testing.assert_close(project_onto_average(projected, average), projected, atol=2e-6, rtol=0)
 
 
-def test_projection_is_the_nearest_picture():
+def test_projection_is_the_nearest_image():
     # Optimality: one multiplier a block; free pixels moved by it, pixels at an end would have to move beyond it.
-    picture, average = pictures(4)
-    projected = project_onto_average(picture, average).double()
-    start = picture.clamp(-1, 1).double()
+    image, average = images(4)
+    projected = project_onto_average(image, average).double()
+    start = image.clamp(-1, 1).double()
     for row, channel, y, x in [(0, 0, 1, 1), (1, 2, 3, 0), (0, 1, 2, 1)]:
         block = (row, channel, slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
         moved, end = (projected - start)[block].flatten(), projected[block].flatten()
@@ -41,18 +41,18 @@ def test_projection_is_the_nearest_picture():
         assert (moved[~free].abs() <= shift.abs() + 1e-5).all()
 
 
-def test_a_picture_with_the_averages_stays():
-    picture = torch.rand(1, 3, 8, 8, generator=seed(0)) * 2 - 1
-    torch.testing.assert_close(project_onto_average(picture, F.avg_pool2d(picture, 2)), picture, atol=1e-6, rtol=0)
+def test_a_image_with_the_averages_stays():
+    image = torch.rand(1, 3, 8, 8, generator=seed(0)) * 2 - 1
+    torch.testing.assert_close(project_onto_average(image, F.avg_pool2d(image, 2)), image, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 16])
 def test_eight_bits_sum_to_the_given_number_exactly(factor):
-    picture, _ = pictures(factor)
+    image, _ = images(factor)
     given = torch.randint(0, 256, (2, 3, 4, 2), generator=seed(2))
     given[0, 0, 0, 0], given[0, 0, 0, 1] = 0, 255
     average = given / 127.5 - 1
-    rounded = round_to_eight_bits(project_onto_average(picture, average), average)
+    rounded = round_to_eight_bits(project_onto_average(image, average), average)
     numbers = ((rounded + 1) * 127.5).double()
     whole = numbers.round()
     torch.testing.assert_close(numbers, whole, atol=1e-4, rtol=0)
@@ -62,8 +62,8 @@ def test_eight_bits_sum_to_the_given_number_exactly(factor):
 
 
 def test_eight_bits_move_each_pixel_by_less_than_a_step():
-    picture, average = pictures(4)
-    projected = project_onto_average(picture, average)
+    image, average = images(4)
+    projected = project_onto_average(image, average)
     rounded = round_to_eight_bits(projected, average)
     assert ((rounded - projected) * 127.5).abs().max() < 1 + 1e-3
     pooled = F.avg_pool2d((rounded + 1) * 127.5, 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and masks of every kind become the same tensor; what cannot be one is refused."""
+"""Images and masks of every kind become the same tensor; what cannot be one is refused."""
 
 import PIL.Image
 import pytest
@@ -7,18 +7,18 @@ import torch
 
 from diffusers_mdm.pipelines.drawing.image_inputs import fitting_size, has_shape_of, read_images, read_masks
 from tests.pipelines.tiny_pipeline import seed
-from tests.pipelines.tiny_tasks import eight_bit_pictures, masks
+from tests.pipelines.tiny_tasks import eight_bit_images, masks
 
-TENSORS = eight_bit_pictures(8)
+TENSORS = eight_bit_images(8)
 ARRAYS = TENSORS.permute(0, 2, 3, 1).numpy()
-PICTURES = [PIL.Image.fromarray(array) for array in ARRAYS]
+IMAGES = [PIL.Image.fromarray(array) for array in ARRAYS]
 FRACTIONS = TENSORS / 255
 
 
 @pytest.mark.parametrize(
     ("given", "eight_bit"),
     [
-        (PICTURES, True),
+        (IMAGES, True),
         (list(ARRAYS), True),
         (ARRAYS, True),
         (list(TENSORS), True),
@@ -30,19 +30,19 @@ FRACTIONS = TENSORS / 255
     ],
 )
 def test_every_kind_is_the_same_tensor(given, eight_bit):
-    pictures = read_images(given, 3)
-    assert pictures.pixels.dtype == torch.float32
-    assert torch.equal(pictures.pixels, FRACTIONS)
-    assert pictures.is_eight_bit == eight_bit
+    images = read_images(given, 3)
+    assert images.pixels.dtype == torch.float32
+    assert torch.equal(images.pixels, FRACTIONS)
+    assert images.is_eight_bit == eight_bit
 
 
-def test_one_picture_is_a_batch_of_one():
-    for given in (PICTURES[0], ARRAYS[0], TENSORS[0], FRACTIONS[0]):
+def test_one_image_is_a_batch_of_one():
+    for given in (IMAGES[0], ARRAYS[0], TENSORS[0], FRACTIONS[0]):
         assert torch.equal(read_images(given, 3).pixels, FRACTIONS[:1])
 
 
-def test_grey_pictures_for_models_of_either_kind():
-    grey = PICTURES[0].convert("L")
+def test_grey_images_for_models_of_either_kind():
+    grey = IMAGES[0].convert("L")
     assert read_images(grey, 1).pixels.shape == (1, 1, 8, 8)
     colour = read_images(grey, 3).pixels
     assert torch.equal(colour[:, 0], colour[:, 2])
@@ -54,7 +54,7 @@ def test_grey_pictures_for_models_of_either_kind():
         (None, "`image` is of type NoneType; expected PIL images"),
         ("cat.png", "`image` is of type str"),
         ([], "`image` is an empty list"),
-        ([PICTURES[0], TENSORS[0]], "all of one kind"),
+        ([IMAGES[0], TENSORS[0]], "all of one kind"),
         (TENSORS[0, 0], r"shape \(8, 8\)"),
         ([TENSORS[0], TENSORS[1, :, :4]], r"sizes \[\(4, 8\), \(8, 8\)\]"),
         (TENSORS[:, :1], r"\[1\] channels, but the model has 3"),
@@ -69,7 +69,7 @@ def test_grey_pictures_for_models_of_either_kind():
         (ARRAYS[:, :0], r"shape \(3, 0, 8, 3\).*none of them empty"),
     ],
 )
-def test_what_is_no_picture_is_refused(given, message):
+def test_what_is_no_image_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         read_images(given, 3)
 
@@ -77,9 +77,9 @@ def test_what_is_no_picture_is_refused(given, message):
 def test_sixteen_bits_are_read_in_arrays_tensors_and_images():
     deep = (ARRAYS.astype("uint16")) * 257
     for given in (deep, torch.from_numpy(deep).permute(0, 3, 1, 2), deep.astype(">u2")):
-        pictures = read_images(given, 3)
-        torch.testing.assert_close(pictures.pixels, FRACTIONS)
-        assert not pictures.is_eight_bit
+        images = read_images(given, 3)
+        torch.testing.assert_close(images.pixels, FRACTIONS)
+        assert not images.is_eight_bit
     grey = PIL.Image.fromarray(deep[0, ..., 0])
     assert torch.equal(read_images(grey, 1).pixels, FRACTIONS[:1, :1])
 
@@ -98,8 +98,8 @@ def test_transparency_of_every_kind_is_put_on_white():
     assert (read_images(palette, 3).pixels == 1).all()
 
 
-def test_pictures_are_turned_upright():
-    lying = PICTURES[0].crop((0, 0, 8, 4))
+def test_images_are_turned_upright():
+    lying = IMAGES[0].crop((0, 0, 8, 4))
     lying.getexif()[0x0112] = 6
     assert torch.equal(read_images(lying, 3).pixels, FRACTIONS[:1, :, :4].rot90(-1, (2, 3)))
 
@@ -119,18 +119,18 @@ def test_pictures_are_turned_upright():
         ((63, 64), (64, 64)),
     ],
 )
-def test_pictures_of_other_sizes_take_the_largest_level(given, expected):
+def test_images_of_other_sizes_take_the_largest_level(given, expected):
     assert fitting_size(*given, sides=(16, 64), multiples=(4, 16)) == expected
 
 
-def test_pictures_are_resized_as_the_levels_of_a_pyramid_are():
-    large = eight_bit_pictures(32)
+def test_images_are_resized_as_the_levels_of_a_pyramid_are():
+    large = eight_bit_images(32)
     for given in (large, list(large.permute(0, 2, 3, 1).numpy()), large / 255):
-        pictures = read_images(given, 3, fit=lambda height, width: (8, 8))
-        torch.testing.assert_close(pictures.pixels, torch.nn.functional.avg_pool2d(large / 255, 4), atol=3e-3, rtol=0)
-        assert pictures.given_sizes[0] == (32, 32)
-        if pictures.is_eight_bit:
-            torch.testing.assert_close(pictures.pixels * 255, (pictures.pixels * 255).round(), atol=1e-4, rtol=0)
+        images = read_images(given, 3, fit=lambda height, width: (8, 8))
+        torch.testing.assert_close(images.pixels, torch.nn.functional.avg_pool2d(large / 255, 4), atol=3e-3, rtol=0)
+        assert images.given_sizes[0] == (32, 32)
+        if images.is_eight_bit:
+            torch.testing.assert_close(images.pixels * 255, (images.pixels * 255).round(), atol=1e-4, rtol=0)
     sizes = [large[0], large[1, :, :16, :16]]
     assert read_images(sizes, 3, fit=lambda height, width: (8, 8)).pixels.shape == (2, 3, 8, 8)
     enlarged = read_images(TENSORS[:, :, :2, :2], 3, fit=lambda height, width: (16, 16)).pixels
@@ -145,7 +145,7 @@ def test_latents_are_told_by_their_channels():
     assert torch.equal(read.tensor, latents)
     assert torch.equal(read_images(list(latents), 3, num_latent_channels=4).latents, latents)
     assert read_images(FRACTIONS, 3, num_latent_channels=4).latents is None
-    # An array of four channels is a picture with an alpha channel.
+    # An array of four channels is a image with an alpha channel.
     rgba = torch.ones(8, 8, 4).numpy()
     assert read_images(rgba, 3, num_latent_channels=4).pixels.shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match="from -"):
@@ -190,15 +190,15 @@ def test_a_mask_of_zeros_and_ones_is_read_as_one(kind):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I", "I;16", "CMYK", "F"])
 def test_pil_masks_of_every_mode(mode, white):
     if mode.startswith("I"):
-        picture = PIL.Image.fromarray((NUMBERS * white).astype("uint16")).convert(mode)
+        image = PIL.Image.fromarray((NUMBERS * white).astype("uint16")).convert(mode)
     elif mode == "F":
-        picture = PIL.Image.fromarray(NUMBERS)
+        image = PIL.Image.fromarray(NUMBERS)
     else:
-        picture = PIL.Image.fromarray((NUMBERS * min(white, 255)).astype("uint8")).convert(mode)
-    assert picture.mode == mode
+        image = PIL.Image.fromarray((NUMBERS * min(white, 255)).astype("uint8")).convert(mode)
+    assert image.mode == mode
     # Pillow makes "1" and CMYK of grey by a threshold and by inks, which leaves no trace of a 1.
     if white > 1 or mode not in ("1", "CMYK"):
-        assert torch.equal(read_masks(picture), masks(8)[:1].bool())
+        assert torch.equal(read_masks(image), masks(8)[:1].bool())
 
 
 def test_what_is_transparent_in_a_mask_is_kept():

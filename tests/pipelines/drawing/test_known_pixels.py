@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of pictures replaces what was drawn of them, and masks are pooled so that nothing leaks."""
+"""What is known of images replaces what was drawn of them, and masks are pooled so that nothing leaks."""
 
 import torch
 
@@ -16,13 +16,13 @@ def test_levels_that_are_known_as_a_whole_are_replaced_and_others_stay():
     assert len(known.noise) == 2
     held = known.put_into_samples(LEVELS, CLEAN)
     assert all(torch.equal(*pair) for pair in zip(held, [*CLEAN, LEVELS[2]], strict=True))
-    shown = known.put_into_pictures(LEVELS)
+    shown = known.put_into_images(LEVELS)
     assert all(torch.equal(*pair) for pair in zip(shown, [*KNOWN, LEVELS[2]], strict=True))
 
 
 def test_one_level_alone_is_known_as_if_it_were_the_first():
     known = KnownPixels.whole(KNOWN, CLEAN, LEVELS).of_level(1)
-    assert torch.equal(known.put_into_pictures(LEVELS[1:2])[0], KNOWN[1])
+    assert torch.equal(known.put_into_images(LEVELS[1:2])[0], KNOWN[1])
     assert not KnownPixels.whole(KNOWN, CLEAN, LEVELS).of_level(2).pixels
 
 

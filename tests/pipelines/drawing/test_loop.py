@@ -11,7 +11,7 @@ import torch
 
 from diffusers_mdm import MatryoshkaScheduler
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
-from diffusers_mdm.pipelines.drawing.loop import check_finite, clips, denoise, finish, go_back, hold_known, pictures
+from diffusers_mdm.pipelines.drawing.loop import check_finite, clips, denoise, finish, go_back, hold_known, images
 from diffusers_mdm.pipelines.drawing.request import read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, set_timesteps, starting_noise
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
@@ -69,13 +69,13 @@ def test_going_back_adds_noise(drawing):
 
 def test_kinds_of_output(pipe):
     levels = [torch.linspace(-2, 2, 3 * side**2).reshape(1, 3, side, side) for side in (8, 16)]
-    assert all(got is level for got, level in zip(pictures(pipe, levels, "latent"), levels, strict=True))
-    tensors = pictures(pipe, levels, "pt")
+    assert all(got is level for got, level in zip(images(pipe, levels, "latent"), levels, strict=True))
+    tensors = images(pipe, levels, "pt")
     torch.testing.assert_close(tensors[1], (levels[1].clamp(-1, 1) + 1) / 2)
-    arrays = pictures(pipe, levels, "np")
+    arrays = images(pipe, levels, "np")
     np.testing.assert_array_equal(arrays[0], tensors[0].permute(0, 2, 3, 1).numpy())
-    assert isinstance(pictures(pipe, levels, "pil")[1][0], PIL.Image.Image)
-    darker = pictures(pipe, levels, "pt", refine=lambda pyramid: [level - 4 for level in pyramid])
+    assert isinstance(images(pipe, levels, "pil")[1][0], PIL.Image.Image)
+    darker = images(pipe, levels, "pt", refine=lambda pyramid: [level - 4 for level in pyramid])
     assert darker[1].max() == 0
 
 
@@ -97,7 +97,7 @@ def test_the_outermost_level_is_last(drawing, output_pyramid):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_no_picture(value):
+def test_what_is_not_finite_is_no_image(value):
     broken = torch.zeros(1, 3, 8, 8)
     check_finite([broken], "The samples hold")
     broken[0, 0, 0, 0] = value

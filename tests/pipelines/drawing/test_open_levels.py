@@ -24,11 +24,11 @@ def test_with_minus_infinity_all_levels_always_run():
 def test_fewer_levels_run_and_moments_do_not_change(algorithm):
     """Exact standard deviations along principal components, of many drawings: sampling error is 1 % of each."""
     pipe = make_exact_pipeline(algorithm=algorithm)
-    pictures = draw_exactly(pipe, 5000, open_levels_at=-5.0)
+    images = draw_exactly(pipe, 5000, open_levels_at=-5.0)
     assert pipe.unet.calls == [1] * 5 + [2] * 15
     everywhere = draw_exactly(pipe, 5000)
     exact, start = GAUSSIAN.exact_covariance(), 0
-    for level, other in zip(pictures, everywhere, strict=True):
+    for level, other in zip(images, everywhere, strict=True):
         rows, other_rows = level.flatten(1).double(), other.flatten(1).double()
         end = start + rows.shape[1]
         components = torch.linalg.eigh(exact[start:end, start:end]).eigenvectors
@@ -36,9 +36,9 @@ def test_fewer_levels_run_and_moments_do_not_change(algorithm):
         spread, whole = (rows @ components).std(0), (other_rows @ components).std(0)
         torch.testing.assert_close(spread / whole, torch.ones_like(spread), atol=0.03, rtol=0)
         assert rows.mean(0).abs().max() < 0.05
-    # The levels belong to one picture.
-    pooled = torch.nn.functional.avg_pool2d(pictures[1], 2)
-    assert (pooled - pictures[0]).square().mean().sqrt() < 0.03
+    # The levels belong to one image.
+    pooled = torch.nn.functional.avg_pool2d(images[1], 2)
+    assert (pooled - images[0]).square().mean().sqrt() < 0.03
 
 
 def test_with_a_threshold_above_all_log_snrs_outer_levels_never_run():
@@ -75,7 +75,7 @@ def test_every_pipeline_supports_it_and_images_do_not_depend_on_their_batch(name
     pipe = kind.make()
     together = kind.draw(pipe, slice(None), **settings)
     assert together.shape[1:] == kind.shape
-    # The averages of an upscaled picture are the given ones already; rounding to 8 bits may still go another way.
+    # The averages of an upscaled image are the given ones already; rounding to 8 bits may still go another way.
     agrees_anyway = "level_agreement" in settings and "upscale" in name and "latent" not in name
     assert torch.allclose(together, kind.draw(pipe, slice(None)), atol=1.01 / 255) == agrees_anyway
     apart = (kind.draw(pipe, 1, **settings) - together[1:2]).abs()

@@ -55,7 +55,7 @@ def exported() -> list[type]:
 
 
 def perfect(scheduler, clean: torch.Tensor) -> torch.Tensor:
-    """Draw with a network that knows the picture."""
+    """Draw with a network that knows the image."""
     scheduler.set_timesteps(MAX_STEPS)
     sample = torch.randn(clean.shape, generator=seed(0)) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:

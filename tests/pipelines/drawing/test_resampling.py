@@ -28,7 +28,7 @@ def test_diffusing_twice_is_diffusing_once():
     clean = [torch.rand(shape, generator=seed(0)) for shape in shapes]
     nothing = [torch.zeros(shape) for shape in shapes]
     earlier, later = torch.tensor([300]), torch.tensor([700])
-    # Signal: what is left of the picture without any noise.
+    # Signal: what is left of the image without any noise.
     via = diffuse_from(scheduler, scheduler.add_noise(clean, nothing, earlier), nothing, earlier, later)
     for got, expected in zip(via, scheduler.add_noise(clean, nothing, later), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)

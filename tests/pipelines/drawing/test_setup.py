@@ -13,7 +13,7 @@ from diffusers_mdm import MatryoshkaScheduler, MDMImg2ImgPipeline, MDMPipeline
 from diffusers_mdm.pipelines.drawing.setup import Controls, RunningDrawings, scheduler_of_its_own
 from tests.group_offloading import needs_group_offloading
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, make_scheduler, seed
-from tests.pipelines.tiny_tasks import eight_bit_pictures
+from tests.pipelines.tiny_tasks import eight_bit_images
 
 PROMPTS = ("a cat", "the very sad dog", "red", "a very long picture of the green house")
 # diffusers' schedulers hand tensors to numpy in a way that it is about to give up.
@@ -44,7 +44,7 @@ def jobs_of(pipes):
         }
         if isinstance(pipe, MDMImg2ImgPipeline):
             side = settings.pop("height")
-            settings |= {"image": eight_bit_pictures(side)[:1], "strength": 0.6}
+            settings |= {"image": eight_bit_images(side)[:1], "strength": 0.6}
         return lambda: draw(pipe, **settings)
 
     return [job(number) for number in range(NUM_DRAWINGS)]

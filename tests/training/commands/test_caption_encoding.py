@@ -11,10 +11,10 @@ from diffusers_mdm.training.data.text.features import TextEmbeddings
 
 
 @pytest.fixture
-def given(pipeline_dir, pictures_dir, tmp_path) -> dict[str, object]:
+def given(pipeline_dir, images_dir, tmp_path) -> dict[str, object]:
     return {
         "pretrained_model_name_or_path": str(pipeline_dir),
-        "train_data_dir": str(pictures_dir),
+        "train_data_dir": str(images_dir),
         "validation_prompts": ("a red apple",),
     }
 

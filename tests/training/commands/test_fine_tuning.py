@@ -7,7 +7,7 @@ import pytest
 
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.commands.fine_tuning import (
-    count_pictures,
+    count_images,
     recipe_for_pipeline,
     steps_for_passes,
 )
@@ -19,7 +19,7 @@ from tests.pipelines.tiny_pipeline import make_pipeline
 
 
 def recipe_of(pipeline_dir, **arguments) -> Recipe:
-    return recipe_for_pipeline(PretrainedRecipe(str(pipeline_dir)), DataRecipe(path="pictures"), 5, **arguments)
+    return recipe_for_pipeline(PretrainedRecipe(str(pipeline_dir)), DataRecipe(path="images"), 5, **arguments)
 
 
 def without_origin(config) -> dict:
@@ -87,34 +87,34 @@ def test_a_pipeline_of_classes_has_neither_text_encoder_nor_captions(tmp_path):
     pipeline.scheduler.save_pretrained(tmp_path / "scheduler")
     index = {"unet": ["diffusers_mdm", "NestedUNetModel"], "scheduler": ["diffusers_mdm", "MatryoshkaScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "MDMPipeline", **index}))
-    data = DataRecipe(path="pictures", label_column="kind")
+    data = DataRecipe(path="images", label_column="kind")
     recipe = recipe_for_pipeline(PretrainedRecipe(str(tmp_path)), data, 5)
     assert recipe.text_encoder is None
     assert recipe.data.caption == ""
 
 
-def test_flags_make_this_recipe_with_the_hosts_defaults(pipeline_dir, pictures_dir):
+def test_flags_make_this_recipe_with_the_hosts_defaults(pipeline_dir, images_dir):
     start = ["--pretrained_model_name_or_path", str(pipeline_dir), "--output_dir", "out"]
-    recipe, options, is_dry_run = read_command([*start, "--train_data_dir", str(pictures_dir)])
+    recipe, options, is_dry_run = read_command([*start, "--train_data_dir", str(images_dir)])
     (stage,) = recipe.stages
     assert (stage.batch_size, stage.learning_rate, stage.lr_scheduler) == (16, 1e-5, "constant")
-    assert (stage.steps, stage.images) == (None, 100 * 12)  # a hundred passes over twelve pictures
+    assert (stage.steps, stage.images) == (None, 100 * 12)  # a hundred passes over twelve images
     assert (options.max_train_steps, is_dry_run, recipe.data.center_crop) == (None, False, False)
     recipe, options, _ = read_command(
-        [*start, "--train_data_dir", str(pictures_dir), "--rank", "2", "--max_train_steps", "7", "--train_levels", "1"]
+        [*start, "--train_data_dir", str(images_dir), "--rank", "2", "--max_train_steps", "7", "--train_levels", "1"]
     )
     assert (recipe.lora.rank, recipe.stages[0].learning_rate) == (2, 1e-4)
     assert (recipe.stages[0].steps, recipe.stages[0].levels, options.max_train_steps) == (7, 1, 7)
-    subject = ["--instance_data_dir", str(pictures_dir), "--instance_prompt", "a sks shape"]
+    subject = ["--instance_data_dir", str(images_dir), "--instance_prompt", "a sks shape"]
     (stage,) = read_command([*start, *subject])[0].stages
     assert (stage.batch_size, stage.learning_rate, stage.images, stage.caption_dropout) == (4, 5e-6, 12, 0.0)
 
 
-def test_passes_over_the_pictures_become_steps(pictures_dir):
-    assert count_pictures(DataRecipe(path=str(pictures_dir)), "--x") == 12
-    assert count_pictures(DataRecipe(path=str(pictures_dir), max_train_samples=5), "--x") == 5
-    assert count_pictures(DataRecipe(path=str(pictures_dir), max_train_samples=50), "--x") == 12
+def test_passes_over_the_images_become_steps(images_dir):
+    assert count_images(DataRecipe(path=str(images_dir)), "--x") == 12
+    assert count_images(DataRecipe(path=str(images_dir), max_train_samples=5), "--x") == 5
+    assert count_images(DataRecipe(path=str(images_dir), max_train_samples=50), "--x") == 12
     with pytest.raises(ValueError, match="--x counts passes"):
-        count_pictures(DataRecipe(shards=("a.tar",)), "--x")
-    assert steps_for_passes(3, 12, 8) == 5  # 36 pictures, 8 a step
+        count_images(DataRecipe(shards=("a.tar",)), "--x")
+    assert steps_for_passes(3, 12, 8) == 5  # 36 images, 8 a step
     assert steps_for_passes(1, 12, 4) == 3

@@ -76,6 +76,12 @@ def frozen_recipe() -> Recipe:
     )
 
 
+def test_older_names_of_flags_are_read():
+    for flag in FLAGS.values():
+        if flag.older_name is not None:
+            assert parse(f"--{flag.older_name}", "3") == parse(f"--{flag.name}", "3")
+
+
 def recipe_for(name: str) -> Recipe:
     """A recipe in which the flag makes sense."""
     recipe = frozen_recipe()
@@ -87,7 +93,7 @@ def recipe_for(name: str) -> Recipe:
         return dataclasses.replace(recipe, data=DataRecipe(shards=("a.tar",)))
     if name == "frame_stride":
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, video_column="video"))
-    if name == "joint_pictures":
+    if name == "joint_images":
         clips = load_recipe(RECIPES / "tiny_video.yaml")
         return dataclasses.replace(clips, stages=clips.stages[1:])
     if field.startswith("lora."):
@@ -193,9 +199,9 @@ def test_other_names_set_the_same_flag(name, capsys):
     assert f"--{name} and --{ALIASES[name]} mean the same" in error
 
 
-def test_checkpoints_by_passes_over_the_data(pictures_dir):
+def test_checkpoints_by_passes_over_the_data(images_dir):
     recipe = frozen_recipe()
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(pictures_dir)))
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(images_dir)))
     per_step = recipe.stages[0].images_per_step
     options = run_options(recipe, parse("--save_model_epochs", "2"))
     assert options.checkpointing_steps == -(-2 * 12 // per_step)
@@ -263,10 +269,10 @@ def test_of_a_recipe_the_stages_up_to_a_level_are_trained(words):
     assert override(recipe, parse(*words)).stages == recipe.stages[:1]
 
 
-def test_the_learning_rate_grows_with_the_pictures_of_a_step(monkeypatch):
+def test_the_learning_rate_grows_with_the_images_of_a_step(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     recipe = override(load_recipe(RECIPES / "tiny.yaml"), parse("--scale_lr", "--learning_rate", "1e-4"))
-    # 4 pictures, and 4 x 2 accumulated, on 3 processes.
+    # 4 images, and 4 x 2 accumulated, on 3 processes.
     assert [stage.learning_rate for stage in recipe.stages] == pytest.approx([12e-4, 24e-4])
 
 
@@ -275,14 +281,14 @@ def test_the_text_encoder_has_a_rate_of_its_own():
     assert recipe.text_encoder.learning_rate_scale * recipe.stages[0].learning_rate == pytest.approx(2e-5)
 
 
-def test_another_source_of_pictures_takes_the_place_of_the_recipes():
+def test_another_source_of_images_takes_the_place_of_the_recipes():
     recipe = frozen_recipe()
     streamed = override(recipe, parse("--shards", "a-{0..3}.tar"))
     assert isinstance(streamed.data, ShardData)
     assert streamed.data.shards == ("a-{0..3}.tar",)
     back = override(streamed, parse("--train_data_dir", "pictures"))
     assert isinstance(back.data, TableData)
-    assert back.data.path == "pictures"
+    assert back.data.path == "images"
     subject = override(recipe, parse("--instance_data_dir", "me", "--instance_prompt", "a sks dog"))
     assert (subject.data.path, subject.data.caption) == ("me", "a sks dog")
 

@@ -31,7 +31,7 @@ def refusal(kind, recipe) -> str | None:
     [
         ("tiny", ["text_to_image"]),
         ("tiny_video", ["text_to_video"]),
-        # A model of classes, or of nothing, is one of pictures, too.
+        # A model of classes, or of nothing, is one of images, too.
         ("imagenet_64", ["class_conditional", "text_to_image"]),
         ("emoji_unconditional", ["text_to_image", "unconditional"]),
     ],

@@ -34,7 +34,7 @@ def no_forward(monkeypatch):
 
 
 def real_unet(recipe: Recipe, levels: int) -> NestedUNetModel:
-    return NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows[:levels])).train()
+    return NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.level_configs[:levels])).train()
 
 
 def lora_recipe(recipe: Recipe) -> Recipe:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from diffusers_mdm.training.data.reading import Request
 from diffusers_mdm.training.data.samples import Sample
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
-from tests.training.picture_files import png
+from tests.training.image_files import png
 
 
 @dataclass
 class MemorySource:
-    """Samples by number: number n is a plain picture whose green is 10 n, of class n, with the captions "n" and "n!";
+    """Samples by number: number n is a plain image whose green is 10 n, of class n, with the captions "n" and "n!";
     None is a sample that cannot be read.
     """
 

@@ -16,7 +16,7 @@ from diffusers_mdm.training.data.order import BatchOrder
 from diffusers_mdm.training.data.sources import open_training_images, open_validation_images, training_captions
 from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.training.clip_files import animation, grey_frames, is_rising, numbers_of, write_frames, write_video
-from tests.training.picture_files import png, write_tar
+from tests.training.image_files import png, write_tar
 
 NUM_CLIPS = 6
 LENGTH = 8  # frames of each clip
@@ -136,7 +136,7 @@ def write_shards(folder, num_shards: int = 2, clips_per_shard: int = 3) -> DataR
     for shard in range(num_shards):
         samples = []
         for number in range(shard * clips_per_shard, (shard + 1) * clips_per_shard):
-            parts = {"jpg": png("red"), "avif": clip(number, "AVIF")}  # a sample may hold a still picture, too
+            parts = {"jpg": png("red"), "avif": clip(number, "AVIF")}  # a sample may hold a still image, too
             parts |= {"txt": f"clip {number}"} if shard else {"json": {"caption": f"clip {number}"}}
             samples.append((f"{number:05d}", parts))
         write_tar(folder / f"{shard}.tar", samples)

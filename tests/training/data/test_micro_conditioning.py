@@ -48,7 +48,7 @@ def test_defaults_are_those_of_the_innermost_level_that_has_them():
     assert micro_conditioning_defaults([none]) == {}
 
 
-def test_large_pictures_are_what_the_model_assumes_and_small_ones_are_not():
+def test_large_images_are_what_the_model_assumes_and_small_ones_are_not():
     torch.manual_seed(0)
     unet = NestedUNetModel(sample_size=8, **LevelConfig.columns_from([level(micro_conditioning_defaults=(8.0,))]))
     sample, timestep = torch.randn(1, 3, 8, 8), torch.tensor([500])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from diffusers_mdm.training.commands.dry_run import describe_run
-from diffusers_mdm.training.commands.fine_tuning import count_pictures
+from diffusers_mdm.training.commands.fine_tuning import count_images
 from diffusers_mdm.training.data import sources
 from diffusers_mdm.training.data.numbered import CaptionedImages, ShuffledImages
 from diffusers_mdm.training.data.samples import Sample
@@ -21,7 +21,7 @@ from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.data import DATA_KINDS, DataRecipe, Origin
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.state.run import RunOptions
-from tests.training.picture_files import png
+from tests.training.image_files import png
 from tests.training.tiny_run import COLORS, RECIPES
 
 PACKAGE = Path(sources.__file__).parents[2]
@@ -29,7 +29,7 @@ PACKAGE = Path(sources.__file__).parents[2]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawnData(DataRecipe):
-    """Plain pictures that are drawn when they are read."""
+    """Plain images that are drawn when they are read."""
 
     place: ClassVar[str] = "drawn"
     place_means: ClassVar[str] = "a number of plain pictures"
@@ -94,7 +94,7 @@ def recipe_file(tmp_path, monkeypatch):
 def test_a_new_kind_of_data_is_trained_on(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file)
     assert recipe.data == DrawnData(drawn=6, center_crop=False)
-    assert count_pictures(recipe.data, "--num_train_epochs") == 6
+    assert count_images(recipe.data, "--num_train_epochs") == 6
     assert "data: 6 plain pictures" in describe_run(recipe)
     folder = run_recipe(recipe, RunOptions(tmp_path / "out", report_to=None))
     assert json.loads((folder / "recipe.json").read_text())["data"]["drawn"] == 6

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures by number are the same whether they are kept in memory or read each time, and kept ones are read once."""
+"""Images by number are the same whether they are kept in memory or read each time, and kept ones are read once."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def read_each_time(monkeypatch) -> CaptionedImages:
     return images()
 
 
-def test_kept_and_read_pictures_are_the_same(read_each_time, monkeypatch):
+def test_kept_and_read_images_are_the_same(read_each_time, monkeypatch):
     monkeypatch.undo()
     kept = images()
     assert (read_each_time.kept, kept.kept is None) == (None, False)
@@ -39,7 +39,7 @@ def test_kept_and_read_pictures_are_the_same(read_each_time, monkeypatch):
     assert torch.equal(one.micro_conditioning["scale"], other.micro_conditioning["scale"])
 
 
-def test_kept_pictures_are_read_once():
+def test_kept_images_are_read_once():
     kept = images()
     for _ in range(3):
         kept.load([1, 2, 1])
@@ -50,7 +50,7 @@ def test_what_is_random_is_not_kept():
     assert images(decoder=SampleDecoder(side=4, random_crop=True)).kept is None
 
 
-def test_a_broken_picture_is_its_neighbour_and_counted_once():
+def test_a_broken_image_is_its_neighbour_and_counted_once():
     kept = images(broken=(2,))
     for _ in range(2):
         assert kept.load([2]).class_labels.tolist() == [3]
@@ -66,7 +66,7 @@ def test_too_many_broken_ones_are_an_error(is_kept, request):
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-def test_an_epoch_has_every_picture_once_and_can_be_entered_anywhere(is_kept, monkeypatch):
+def test_an_epoch_has_every_image_once_and_can_be_entered_anywhere(is_kept, monkeypatch):
     if not is_kept:
         monkeypatch.setattr(numbered, "cache_limit_bytes", lambda: 0)
     order = BatchOrder(batch_size=2, seed=5)
@@ -81,7 +81,7 @@ def test_an_epoch_has_every_picture_once_and_can_be_entered_anywhere(is_kept, mo
     assert whole[0].positions.tolist() == [0, 1]
 
 
-def test_moved_pictures_are_the_same():
+def test_moved_images_are_the_same():
     moved, there = images(), images()
     order = BatchOrder(batch_size=2, seed=3)
     shuffled = ShuffledImages(moved)
@@ -93,7 +93,7 @@ def test_moved_pictures_are_the_same():
         assert torch.equal(one.class_labels, other.class_labels)
 
 
-def test_the_memory_for_pictures_is_shared_by_the_processes_of_a_machine(monkeypatch):
+def test_the_memory_for_images_is_shared_by_the_processes_of_a_machine(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     whole = numbered.cache_limit_bytes()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

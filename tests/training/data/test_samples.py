@@ -6,15 +6,15 @@ from PIL import Image
 from diffusers_mdm.training.data.samples import Sample, SampleDecoder, random_crop, sample_decoder
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 from diffusers_mdm.training.recipe.data import DataRecipe
-from tests.training.picture_files import encoded, png
+from tests.training.image_files import encoded, png
 
 
 def gradient_sample(width: int = 64, height: int = 8) -> Sample:
-    picture = Image.linear_gradient("L").rotate(90).resize((width, height))
-    return Sample(encoded(picture.convert("RGB")), "a gradient")
+    image = Image.linear_gradient("L").rotate(90).resize((width, height))
+    return Sample(encoded(image.convert("RGB")), "a gradient")
 
 
-def test_pictures_become_rows():
+def test_images_become_rows():
     decoder = SampleDecoder(side=4, micro_conditioning={"scale": 64.0, "beauty": 0.5})
     row = decoder.decode(Sample(png("blue", (12, 9)), "blue", {"beauty": 0.75}, label=3), position=0, seed=0)
     assert row.pixels[:, 0, 0].tolist() == [0, 0, 255]
@@ -22,7 +22,7 @@ def test_pictures_become_rows():
     assert row.label == 3
 
 
-def test_small_pictures_are_refused():
+def test_small_images_are_refused():
     with pytest.raises(UnusableSampleError, match="3 x 5 pixels, but `min_image_side` is 4"):
         SampleDecoder(side=4, min_image_side=4).decode(Sample(png(size=(3, 5)), ""), 0, 0)
     assert SampleDecoder(side=4, min_image_side=3).decode(Sample(png(size=(3, 5)), ""), 0, 0).pixels.shape == (3, 4, 4)
@@ -51,9 +51,9 @@ def test_random_crops_are_spread_evenly():
     assert torch.corrcoef(crops.T)[0, 1].abs() < 0.07
 
 
-def test_the_recipe_says_how_pictures_are_decoded():
+def test_the_recipe_says_how_images_are_decoded():
     recipe = DataRecipe(
-        path="pictures",
+        path="images",
         center_crop=False,
         image_interpolation_mode="lanczos",
         min_image_side=5,

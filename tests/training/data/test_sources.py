@@ -21,7 +21,7 @@ from diffusers_mdm.training.data.sources import (
     validation_captions,
 )
 from diffusers_mdm.training.recipe.data import DataRecipe
-from tests.training.picture_files import encoded, png, png_bomb, write_shards, write_tar
+from tests.training.image_files import encoded, png, png_bomb, write_shards, write_tar
 from tests.training.tiny_run import COLORS, SHAPES
 
 CAPTIONS = {f"{color} {shape}" for color in COLORS for shape in SHAPES}
@@ -45,16 +45,16 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
 # --- data sets with numbered rows ---
 
 
-def test_every_epoch_sees_every_picture_once_in_another_order(pictures_dir):
-    images = open_training_images(DataRecipe(path=str(pictures_dir)), 8)
+def test_every_epoch_sees_every_image_once_in_another_order(images_dir):
+    images = open_training_images(DataRecipe(path=str(images_dir)), 8)
     captions = [caption for batch in first(images, 6) for caption in batch.captions]
     assert set(captions[:12]) == set(captions[12:]) == CAPTIONS
     assert captions[:12] != captions[12:]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_order_depends_on_neither_workers_nor_memory_nor_a_restart(pictures_dir, monkeypatch, num_workers):
-    recipe = DataRecipe(path=str(pictures_dir))
+def test_the_order_depends_on_neither_workers_nor_memory_nor_a_restart(images_dir, monkeypatch, num_workers):
+    recipe = DataRecipe(path=str(images_dir))
     kept = first(open_training_images(recipe, 8), 5)
     monkeypatch.setattr(captioned_images, "cache_limit_bytes", lambda: 0)
     read = open_training_images(recipe, 8)
@@ -114,8 +114,8 @@ def test_validation_uses_the_first_of_the_main_captions(captioned_dir, monkeypat
     assert len(list(training_captions(recipe))) == 36
 
 
-def test_processes_share_the_pictures_of_one_process(pictures_dir):
-    images = open_training_images(DataRecipe(path=str(pictures_dir)), 8)
+def test_processes_share_the_images_of_one_process(images_dir):
+    images = open_training_images(DataRecipe(path=str(images_dir)), 8)
     (whole,) = first(images, 1, order(batch_size=8))
     parts = [first(images, 1, order(batch_size=4, rank=rank, world=2))[0] for rank in (0, 1)]
     accumulated = first(images, 2, order(batch_size=4, accumulation=2))
@@ -124,10 +124,10 @@ def test_processes_share_the_pictures_of_one_process(pictures_dir):
         assert dealt == dict(zip(whole.positions.tolist(), whole.captions, strict=True))
 
 
-def test_a_limit_takes_the_first_pictures(pictures_dir):
-    recipe = DataRecipe(path=str(pictures_dir), max_train_samples=2)
+def test_a_limit_takes_the_first_images(images_dir):
+    recipe = DataRecipe(path=str(images_dir), max_train_samples=2)
     captions = {caption for batch in first(open_training_images(recipe, 8), 3) for caption in batch.captions}
-    assert captions == set(itertools.islice(training_captions(DataRecipe(path=str(pictures_dir))), 2))
+    assert captions == set(itertools.islice(training_captions(DataRecipe(path=str(images_dir))), 2))
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_limit_takes_the_first_pictures(pictures_dir):
         ({"caption_column": "image"}, "'image' .* must contain texts"),
     ],
 )
-def test_missing_splits_and_columns_name_those_there_are(pictures_dir, fields, message):
+def test_missing_splits_and_columns_name_those_there_are(images_dir, fields, message):
     with pytest.raises(ValueError, match=message):
-        open_training_images(DataRecipe(path=str(pictures_dir), **fields), 8)
+        open_training_images(DataRecipe(path=str(images_dir), **fields), 8)
 
 
 def test_folders_without_data_are_refused(tmp_path):
@@ -150,7 +150,7 @@ def test_folders_without_data_are_refused(tmp_path):
         open_training_images(DataRecipe(path=str(tmp_path / "nothing")), 8)
 
 
-def test_picture_folders_with_metadata_are_read(tmp_path):
+def test_image_folders_with_metadata_are_read(tmp_path):
     (tmp_path / "train").mkdir()
     for number, color in enumerate(COLORS):
         Image.new("RGB", (20, 10), color).save(tmp_path / "train" / f"{number}.png")
@@ -179,7 +179,7 @@ BROKEN = {
 }
 
 
-def test_broken_pictures_are_counted_once_and_replaced(tmp_path):
+def test_broken_images_are_counted_once_and_replaced(tmp_path):
     good = [png((0, 40 * number, 0)) for number in range(3)]
     folder = write_rows(tmp_path / "rows", [*good, *BROKEN.values()], [f"caption {n}" for n in range(8)])
     images = open_training_images(DataRecipe(path=str(folder), min_image_side=4), 8)
@@ -190,28 +190,28 @@ def test_broken_pictures_are_counted_once_and_replaced(tmp_path):
     assert all(word in reasons for word in ("3", "no image"))
 
 
-def test_more_broken_pictures_than_allowed_end_the_run_by_name(tmp_path):
+def test_more_broken_images_than_allowed_end_the_run_by_name(tmp_path):
     folder = write_rows(tmp_path / "rows", [png(), *BROKEN.values()], [f"caption {n}" for n in range(6)])
     recipe = DataRecipe(path=str(folder), min_image_side=4, max_skipped_images=2)
     with pytest.raises(ValueError, match=r"`max_skipped_images` allows 2.*record 1 of"):
         open_training_images(recipe, 8)
 
 
-def test_cmyk_pictures_and_empty_captions_are_used(tmp_path):
+def test_cmyk_images_and_empty_captions_are_used(tmp_path):
     cmyk = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")
     folder = write_rows(tmp_path / "rows", [cmyk, png("blue")], [None, ""])
     images = open_training_images(DataRecipe(path=str(folder)), 8)
     (batch,) = first(images, 1)
     assert batch.captions == [""] * 4
     assert len(images.skipped) == 0
-    reds = [picture[0].float().mean() > 200 for picture in batch.pixels]
+    reds = [image[0].float().mean() > 200 for image in batch.pixels]
     assert any(reds)
     assert not all(reds)
 
 
-def test_held_out_pictures_are_taken_by_number(pictures_dir):
-    assert open_validation_images(DataRecipe(path=str(pictures_dir)), 8) is None
-    recipe = DataRecipe(path=str(pictures_dir), validation_split="train", center_crop=False)
+def test_held_out_images_are_taken_by_number(images_dir):
+    assert open_validation_images(DataRecipe(path=str(images_dir)), 8) is None
+    recipe = DataRecipe(path=str(images_dir), validation_split="train", center_crop=False)
     images = open_validation_images(recipe, 8)
     assert len(images) == 12
     assert torch.equal(images.load([3, 5]).pixels[1], images.load([5]).pixels[0])
@@ -284,7 +284,7 @@ def test_broken_samples_of_a_shard_are_replaced_by_others(tmp_path):
     images = open_training_images(recipe, 8)
     captions = set(captions_of(first(images, 12)))
     assert {"good 0", "good 1", "good 2", "good 3"} <= captions
-    assert "" in captions  # of the CMYK picture
+    assert "" in captions  # of the CMYK image
     assert not captions & set(BROKEN)
     assert {"bomb", "cut-short", "no-picture", "3-pixels"} <= {
         name.rsplit(":", 1)[-1] for name in images.skipped.reasons
@@ -300,7 +300,7 @@ def test_missing_shards_and_repeated_ones_are_refused(tmp_path):
         open_training_images(DataRecipe(shards=(*recipe.shards, str(tmp_path / "00000.tar"))), 8)
 
 
-def test_shards_without_pictures_are_an_error(tmp_path):
+def test_shards_without_images_are_an_error(tmp_path):
     write_tar(tmp_path / "0.tar", [("a", {"md": "nothing to see"})])
     write_tar(tmp_path / "1.tar", [])
     for shard, message in ((0, r"no usable image.*0\.tar:a.*it has \.md"), (1, r"contain no samples.*000001\.jpg")):

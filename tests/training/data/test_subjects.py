@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A subject beside its class: who takes which turn, with what weight, and where the class pictures come from."""
+"""A subject beside its class: who takes which turn, with what weight, and where the class images come from."""
 
 import dataclasses
 import io
@@ -17,10 +17,10 @@ from diffusers_mdm.training.data.sources import open_training_images
 from diffusers_mdm.training.data.subjects import (
     CLASS,
     SUBJECT,
-    missing_class_pictures,
+    missing_class_images,
     open_subject_images,
     part_and_number,
-    prepare_class_pictures,
+    prepare_class_images,
 )
 from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, PriorRecipe, Recipe
@@ -31,7 +31,7 @@ SUBJECTS = ("black", "gray", "white")
 COLORS = ("red", "green", "blue", "orange", "purple")
 
 
-def write_plain_pictures(folder, colors) -> None:
+def write_plain_images(folder, colors) -> None:
     folder.mkdir(parents=True)
     for color in colors:
         Image.new("RGB", (8, 8), color).save(folder / f"{color}.png")
@@ -50,8 +50,8 @@ def subject_recipe(folder, pretrained=None, **prior) -> Recipe:
 
 @pytest.fixture
 def folder(tmp_path):
-    write_plain_pictures(tmp_path / "subject", SUBJECTS)
-    write_plain_pictures(tmp_path / "class", COLORS)
+    write_plain_images(tmp_path / "subject", SUBJECTS)
+    write_plain_images(tmp_path / "class", COLORS)
     return tmp_path
 
 
@@ -78,7 +78,7 @@ def test_the_mean_over_weighted_rows_is_that_of_the_paper(folder):
     torch.testing.assert_close((weights * errors).mean(), expected)
 
 
-def test_batches_hold_both_with_their_own_captions_and_pictures(folder):
+def test_batches_hold_both_with_their_own_captions_and_images(folder):
     images = open_subject_images(subject_recipe(folder), 8)
     order = BatchOrder(batch_size=4, seed=3)
     seen = {SUBJECT: set(), CLASS: set()}
@@ -107,14 +107,14 @@ def test_a_later_step_and_another_division_give_the_same_rows(folder):
         assert torch.equal(rows[place], pixels)
 
 
-def test_workers_read_the_same_where_pictures_are_not_kept(folder):
+def test_workers_read_the_same_where_images_are_not_kept(folder):
     recipe = subject_recipe(folder)
     random_crops = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, center_crop=False))
     images = open_subject_images(random_crops, 8)
     assert images.images.kept is None
     kept = open_subject_images(recipe, 8)
     order = BatchOrder(batch_size=4, seed=3)
-    # The pictures are square and of one colour, so that a random crop is the whole.
+    # The images are square and of one colour, so that a random crop is the whole.
     for read, held in zip(itertools.islice(images.batches(order), 2), kept.batches(order), strict=False):
         assert torch.equal(read.pixels, held.pixels)
         assert torch.equal(read.row_weights, held.row_weights)
@@ -128,7 +128,7 @@ def test_shards_and_recipes_without_it_are_refused(folder):
         open_subject_images(dataclasses.replace(recipe, prior_preservation=None), 8)
 
 
-def test_a_broken_class_picture_is_replaced_by_another_of_its_class(folder):
+def test_a_broken_class_image_is_replaced_by_another_of_its_class(folder):
     (folder / "class" / "red.png").write_bytes(b"not a picture")
     images = open_subject_images(subject_recipe(folder), 8)
     for batch in itertools.islice(images.batches(BatchOrder(batch_size=4, seed=3)), 6):
@@ -138,18 +138,18 @@ def test_a_broken_class_picture_is_replaced_by_another_of_its_class(folder):
     assert len(images.skipped) > 0
 
 
-# --- the class pictures ---
+# --- the class images ---
 
 
-def test_what_is_missing_is_counted_beside_the_users_own_pictures(tmp_path):
+def test_what_is_missing_is_counted_beside_the_users_own_images(tmp_path):
     prior = PriorRecipe(str(tmp_path / "class"), "a square", num_class_images=6)
-    assert missing_class_pictures(prior) == [0, 1, 2, 3, 4, 5]
-    write_plain_pictures(tmp_path / "class", ("red", "green"))
+    assert missing_class_images(prior) == [0, 1, 2, 3, 4, 5]
+    write_plain_images(tmp_path / "class", ("red", "green"))
     (tmp_path / "class" / "notes.txt").write_text("not a picture")
     (tmp_path / "class" / ".unfinished-3").write_text("half a picture")
-    assert missing_class_pictures(prior) == [0, 1, 2, 3]
+    assert missing_class_images(prior) == [0, 1, 2, 3]
     (tmp_path / "class" / "red.png").rename(tmp_path / "class" / "drawn-00001.png")
-    assert missing_class_pictures(prior) == [0, 2, 3, 4]
+    assert missing_class_images(prior) == [0, 2, 3, 4]
 
 
 def drawn(folder) -> dict[str, bytes]:
@@ -161,12 +161,12 @@ def drawing_recipe(folder, pipeline_dir) -> Recipe:
     return dataclasses.replace(recipe, validation=dataclasses.replace(recipe.validation, num_inference_steps=1))
 
 
-def test_missing_pictures_are_drawn_and_an_interrupted_call_is_continued(pipeline_dir, tmp_path, monkeypatch):
+def test_missing_images_are_drawn_and_an_interrupted_call_is_continued(pipeline_dir, tmp_path, monkeypatch):
     one, other = tmp_path / "one", tmp_path / "other"
-    prepare_class_pictures(drawing_recipe(one, pipeline_dir), Accelerator())
-    pictures = drawn(one)
-    assert list(pictures) == [f"drawn-{number:05d}.png" for number in range(5)]
-    assert len(set(pictures.values())) == 5
+    prepare_class_images(drawing_recipe(one, pipeline_dir), Accelerator())
+    images = drawn(one)
+    assert list(images) == [f"drawn-{number:05d}.png" for number in range(5)]
+    assert len(set(images.values())) == 5
     assert Image.open(one / "class" / "drawn-00000.png").size == (16, 16)
 
     replace, left = prior_preservation.os.replace, iter([True, True, True])
@@ -178,23 +178,23 @@ def test_missing_pictures_are_drawn_and_an_interrupted_call_is_continued(pipelin
 
     monkeypatch.setattr(prior_preservation.os, "replace", replace_three_times)
     with pytest.raises(KeyboardInterrupt):
-        prepare_class_pictures(drawing_recipe(other, pipeline_dir), Accelerator())
+        prepare_class_images(drawing_recipe(other, pipeline_dir), Accelerator())
     assert len(drawn(other)) == 3
     monkeypatch.setattr(prior_preservation.os, "replace", replace)
-    prepare_class_pictures(drawing_recipe(other, pipeline_dir), Accelerator())
+    prepare_class_images(drawing_recipe(other, pipeline_dir), Accelerator())
     # The rest is drawn in a smaller batch, whose sums may differ in the last digit.
     for name, again in drawn(other).items():
-        one_picture, other_picture = (
-            np.asarray(Image.open(io.BytesIO(data)), dtype=np.int16) for data in (pictures.pop(name), again)
+        one_image, other_image = (
+            np.asarray(Image.open(io.BytesIO(data)), dtype=np.int16) for data in (images.pop(name), again)
         )
-        assert np.abs(one_picture - other_picture).max() <= 1, name
-    assert not pictures
+        assert np.abs(one_image - other_image).max() <= 1, name
+    assert not images
 
 
 def test_only_the_trained_levels_are_drawn(pipeline_dir, tmp_path):
     recipe = drawing_recipe(tmp_path, pipeline_dir)
     recipe = dataclasses.replace(recipe, stages=recipe.stages[:1])
-    prepare_class_pictures(recipe, Accelerator())
+    prepare_class_images(recipe, Accelerator())
     assert Image.open(tmp_path / "class" / "drawn-00000.png").size == (8, 8)
 
 
@@ -202,14 +202,14 @@ def test_a_full_folder_needs_no_pipeline_and_an_empty_one_does(folder, tmp_path)
     recipe = dataclasses.replace(
         tiny_recipe(folder / "subject"), prior_preservation=PriorRecipe(str(folder / "class"), "a square", 5)
     )
-    prepare_class_pictures(recipe, Accelerator())
+    prepare_class_images(recipe, Accelerator())
     assert drawn(folder) == {}
     more = dataclasses.replace(recipe, prior_preservation=PriorRecipe(str(folder / "class"), "a square", 7))
     with pytest.raises(ValueError, match="lacks 2 of 7 class images"):
-        prepare_class_pictures(more, Accelerator())
+        prepare_class_images(more, Accelerator())
 
 
-def test_pictures_of_the_class_are_read_as_those_of_the_subject(folder):
+def test_images_of_the_class_are_read_as_those_of_the_subject(folder):
     """The same resizing, without what belongs to the subject's own data set."""
     recipe = subject_recipe(folder)
     data = dataclasses.replace(recipe.data, image_interpolation_mode="nearest", max_train_samples=2)

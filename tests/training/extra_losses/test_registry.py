@@ -15,22 +15,22 @@ from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.state.history import FILE_NAME, History
 from tests.training.extra_losses.tiny_networks import register
 from tests.training.loop.run_folders import assert_equal, everything, options, weights
-from tests.training.tiny_run import tiny_recipe, write_pictures
+from tests.training.tiny_run import tiny_recipe, write_images
 
 ALIGNMENT = AlignmentRecipe("tiny", weight=0.5, hidden_channels=8)
 FILE = "extra_losses.safetensors"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
-def recipe(pictures, monkeypatch):
+def recipe(images, monkeypatch):
     """Two stages of four steps: the model aligned in both, the outer level compared by the perceptual loss."""
     register(monkeypatch)
-    recipe = tiny_recipe(pictures, steps=4)
+    recipe = tiny_recipe(images, steps=4)
     perceptual = PerceptualRecipe("tiny", stages=(recipe.stages[1].name,))
     return dataclasses.replace(
         recipe, alignment=ALIGNMENT, perceptual=perceptual, validation=ValidationRecipe(), use_ema=False

@@ -9,8 +9,8 @@ from tests.training.tiny_run import tiny_recipe
 
 
 @pytest.fixture(scope="session")
-def finished(pictures_dir, tmp_path_factory):
+def finished(images_dir, tmp_path_factory):
     """A whole run of two stages, four steps each, with a checkpoint every second step. Tests copy what they change."""
     output_dir = tmp_path_factory.mktemp("finished")
-    run_recipe(tiny_recipe(pictures_dir), options(output_dir))
+    run_recipe(tiny_recipe(images_dir), options(output_dir))
     return output_dir

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_mdm import DiffusionPipeline, MDMClassConditionalPipeline
-from diffusers_mdm.pipelines.picture_grid import GAP, MIN_CELL
+from diffusers_mdm.pipelines.image_grid import GAP, MIN_CELL
 from diffusers_mdm.training.commands.flags import read_command
 from diffusers_mdm.training.commands.kinds import check_has_classes
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL
@@ -26,7 +26,7 @@ from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, ValidationRec
 from diffusers_mdm.training.reports.validation_grid import draw_prompts
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import seed
-from tests.training.labelled_pictures import NAMES, class_recipe, save_class_pipeline, write_labelled
+from tests.training.labelled_images import NAMES, class_recipe, save_class_pipeline, write_labelled
 from tests.training.tiny_run import RECIPES
 
 SCRIPT = Path(__file__).parents[3] / "training" / "train_class_conditional_mdm.py"
@@ -34,8 +34,8 @@ QUICK = ["--max_train_steps", "2", "--train_batch_size", "4", "--report_to", "no
 
 
 @pytest.fixture(scope="module")
-def named_dir(pictures_dir, tmp_path_factory):
-    return write_labelled(pictures_dir, tmp_path_factory.mktemp("named"))
+def named_dir(images_dir, tmp_path_factory):
+    return write_labelled(images_dir, tmp_path_factory.mktemp("named"))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_grid_shows_each_class_as_the_pipeline_draws_it(class_pipeline_dir):
     expected = pipeline(
         [1, 2, 0], num_inference_steps=2, guidance_scale=2.0, generator=[seed(number) for number in range(3)]
     ).images
-    assert [picture.tobytes() for picture in levels[1]] == [picture.tobytes() for picture in expected]
+    assert [image.tobytes() for image in levels[1]] == [image.tobytes() for image in expected]
     assert levels[1][0].tobytes() != levels[1][1].tobytes()
 
 
@@ -144,14 +144,14 @@ def test_lora_adapts_a_pipeline_of_classes(train, class_pipeline_dir, named_dir,
 # --- refused ---
 
 
-def test_a_recipe_without_classes_is_refused(train, pipeline_dir, pictures_dir, capsys):
+def test_a_recipe_without_classes_is_refused(train, pipeline_dir, images_dir, capsys):
     with pytest.raises(SystemExit):
         train("--recipe", RECIPES / "tiny.yaml")
     error = capsys.readouterr().err
     assert "'tiny' has no classes: set `model.num_class_embeds`" in error
     assert error.count("\n") == 1
     with pytest.raises(SystemExit):
-        train("--pretrained_model_name_or_path", pipeline_dir, "--train_data_dir", pictures_dir)
+        train("--pretrained_model_name_or_path", pipeline_dir, "--train_data_dir", images_dir)
     assert "tiny-dolls has no classes: train it on captions" in capsys.readouterr().err
 
 
@@ -172,12 +172,12 @@ def test_a_validation_prompt_that_is_no_class_ends_the_run_before_it_trains(name
         start_run(recipe, options(tmp_path))
 
 
-def test_a_picture_of_a_class_that_the_model_lacks_is_refused(pictures_dir, tmp_path):
-    folder = write_labelled(pictures_dir, tmp_path / "data", names=None, first=1)
+def test_a_image_of_a_class_that_the_model_lacks_is_refused(images_dir, tmp_path):
+    folder = write_labelled(images_dir, tmp_path / "data", names=None, first=1)
     with pytest.raises(ValueError, match="A sample has class 3, but the model has the classes 0 to 2"):
         run_recipe(class_recipe(folder), options(tmp_path / "out"))
     recipe = class_recipe(folder)
-    held_out = write_labelled(pictures_dir, tmp_path / "both", names=None)
+    held_out = write_labelled(images_dir, tmp_path / "both", names=None)
     (folder / "train.parquet").rename(held_out / "test.parquet")
     data = dataclasses.replace(recipe.data, path=str(held_out), validation_split="test")
     with pytest.raises(ValueError, match="A sample has class 3"):

@@ -46,8 +46,8 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_a_saved_pipeline_learns_as_a_whole(train, pipeline_dir, pictures_dir):
-    output_dir = train("--train_data_dir", pictures_dir, "--learning_rate", "1e-3")
+def test_a_saved_pipeline_learns_as_a_whole(train, pipeline_dir, images_dir):
+    output_dir = train("--train_data_dir", images_dir, "--learning_rate", "1e-3")
     before, after = unet_weights(pipeline_dir), unet_weights(output_dir)
     assert before.keys() == after.keys()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -57,18 +57,18 @@ def test_a_saved_pipeline_learns_as_a_whole(train, pipeline_dir, pictures_dir):
     assert pipeline.unet.sample_sizes == (8, 16)
     assert pipeline.config["drawing_defaults"] == {"guidance_scale": 2.0}
     assert not torch.equal(draw(pipeline), draw(MDMPipeline.from_pretrained(pipeline_dir)))
-    train("--train_data_dir", pictures_dir, "--learning_rate", "1e-3")  # repeated: there is nothing left to do
+    train("--train_data_dir", images_dir, "--learning_rate", "1e-3")  # repeated: there is nothing left to do
     assert equal(unet_weights(output_dir), after)
 
 
-def test_a_rate_of_nothing_changes_nothing(train, pipeline_dir, pictures_dir):
+def test_a_rate_of_nothing_changes_nothing(train, pipeline_dir, images_dir):
     """What is saved is what was loaded, when no step moves it."""
-    output_dir = train("--train_data_dir", pictures_dir, "--learning_rate", "0")
+    output_dir = train("--train_data_dir", images_dir, "--learning_rate", "0")
     assert equal(unet_weights(output_dir), unet_weights(pipeline_dir))
 
 
-def test_the_inner_level_is_trained_and_kept_alone(train, pipeline_dir, pictures_dir):
-    output_dir = train("--train_data_dir", pictures_dir, "--train_levels", "1", "--learning_rate", "1e-3")
+def test_the_inner_level_is_trained_and_kept_alone(train, pipeline_dir, images_dir):
+    output_dir = train("--train_data_dir", images_dir, "--train_levels", "1", "--learning_rate", "1e-3")
     pipeline = MDMPipeline.from_pretrained(output_dir)
     assert pipeline.unet.sample_sizes == (8,)
     assert draw(pipeline).shape[-1] == 8
@@ -77,13 +77,13 @@ def test_the_inner_level_is_trained_and_kept_alone(train, pipeline_dir, pictures
     assert {name: value.shape for name, value in inner.items()} == {name: whole[name].shape for name in inner}
 
 
-def test_the_text_encoder_learns_when_asked(train, pipeline_dir, pictures_dir):
-    output_dir = train("--train_data_dir", pictures_dir, "--train_text_encoder", "--learning_rate", "1e-3")
+def test_the_text_encoder_learns_when_asked(train, pipeline_dir, images_dir):
+    output_dir = train("--train_data_dir", images_dir, "--train_text_encoder", "--learning_rate", "1e-3")
     assert not equal(encoder_weights(pipeline_dir), encoder_weights(output_dir))
 
 
-def test_lora_loads_into_the_pipeline_and_leaves_without_a_trace(train, pipeline_dir, pictures_dir):
-    output_dir = train("--train_data_dir", pictures_dir, "--rank", "2", "--learning_rate", "1e-1", "--use_ema")
+def test_lora_loads_into_the_pipeline_and_leaves_without_a_trace(train, pipeline_dir, images_dir):
+    output_dir = train("--train_data_dir", images_dir, "--rank", "2", "--learning_rate", "1e-1", "--use_ema")
     assert (output_dir / "pytorch_lora_weights.safetensors").is_file()
     assert not (output_dir / "unet").exists()
     pipeline = MDMPipeline.from_pretrained(pipeline_dir)
@@ -96,8 +96,8 @@ def test_lora_loads_into_the_pipeline_and_leaves_without_a_trace(train, pipeline
     assert equal(pipeline.unet.state_dict(), MDMPipeline.from_pretrained(pipeline_dir).unet.state_dict())
 
 
-def test_lora_goes_on_from_its_checkpoint(train, pictures_dir):
-    words = ["--train_data_dir", pictures_dir, "--rank", "2", "--learning_rate", "1e-2"]
+def test_lora_goes_on_from_its_checkpoint(train, images_dir):
+    words = ["--train_data_dir", images_dir, "--rank", "2", "--learning_rate", "1e-2"]
     whole = train(*words, name="whole")
     halves = train(*words, "--checkpointing_steps", "1", "--checkpoints_total_limit", "5", name="halves")
     (halves / "checkpoint-3").rename(halves / "away")
@@ -135,8 +135,8 @@ def test_a_subject_is_learnt_beside_its_class(train, tmp_path):
     assert not equal(learnt[0], learnt[2])
 
 
-def test_captions_are_encoded_first_and_the_encoder_comes_back_in_the_end(train, pipeline_dir, pictures_dir):
-    words = ["--train_data_dir", pictures_dir, "--learning_rate", "1e-3", "--validation_prompt", "a red apple"]
+def test_captions_are_encoded_first_and_the_encoder_comes_back_in_the_end(train, pipeline_dir, images_dir):
+    words = ["--train_data_dir", images_dir, "--learning_rate", "1e-3", "--validation_prompt", "a red apple"]
     encoded = train(*words, "--pre_compute_text_embeddings", name="encoded")
     assert (encoded / "text_embeddings" / "index.json").is_file()
     assert list((encoded / "samples").glob("*.png"))
@@ -147,14 +147,14 @@ def test_captions_are_encoded_first_and_the_encoder_comes_back_in_the_end(train,
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4)
 
 
-def test_lora_on_levels_that_the_pipeline_lacks_is_refused(train, pictures_dir, tmp_path):
-    inner = train("--train_data_dir", pictures_dir, "--train_levels", "1", name="inner")
+def test_lora_on_levels_that_the_pipeline_lacks_is_refused(train, images_dir, tmp_path):
+    inner = train("--train_data_dir", images_dir, "--train_levels", "1", name="inner")
     recipe = Path(__file__).parents[3] / "training" / "recipes" / "tiny.yaml"
     text = recipe.read_text().split("stages:")[0].split("text_encoder:")[0]
     mine = tmp_path / "mine.yaml"
     mine.write_text(
         f"{text}\ntext_encoder: {{from_pipeline: true}}\npretrained: {{path: {inner}}}\nlora: {{rank: 2}}\n"
-        f"data: {{path: {pictures_dir}}}\n"
+        f"data: {{path: {images_dir}}}\n"
         "stages: [{name: outer, levels: 2, steps: 1, batch_size: 2, learning_rate: 1.0e-3}]\n"
     )
     with pytest.raises(SystemExit, match="LoRA adapts trained levels: the stages train 2"):

@@ -19,9 +19,9 @@ from tests.training.tiny_run import tiny_recipe
 
 
 @pytest.fixture
-def run(pictures_dir, tmp_path) -> Run:
+def run(images_dir, tmp_path) -> Run:
     """In its first stage, with averages unlike its weights."""
-    run = start_run(tiny_recipe(pictures_dir), RunOptions(tmp_path / "out", report_to=None, save_dtype="fp16"))
+    run = start_run(tiny_recipe(images_dir), RunOptions(tmp_path / "out", report_to=None, save_dtype="fp16"))
     begin_stage(run, run.recipe.stages[0])
     for average in run.ema.values():
         average.shadows = {name: torch.randn_like(value) for name, value in average.shadows.items()}

@@ -26,7 +26,7 @@ from diffusers_mdm.training.recipe.vae import VaeRecipe
 from diffusers_mdm.training.state.history import History
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import draw, seed
-from tests.training.labelled_pictures import class_recipe, write_labelled
+from tests.training.labelled_images import class_recipe, write_labelled
 from tests.training.loop.run_folders import averages
 from tests.training.tiny_clips import NUM_FRAMES, video_recipe
 from tests.training.tiny_latents import CHANNELS, FACTOR, latent_recipe, of_latents, save_latent_pipeline, save_vae
@@ -68,10 +68,10 @@ def latent_pipeline_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def held_out_dir(pictures_dir, tmp_path_factory):
+def held_out_dir(images_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("both")
     for split in ("train", "test"):
-        shutil.copyfile(pictures_dir / "train-00000-of-00001.parquet", folder / f"{split}-00000-of-00001.parquet")
+        shutil.copyfile(images_dir / "train-00000-of-00001.parquet", folder / f"{split}-00000-of-00001.parquet")
     return folder
 
 
@@ -88,10 +88,10 @@ def finished(recipe, tmp_path_factory):
     return run_recipe(recipe, options(tmp_path_factory.mktemp("finished") / "latents"))
 
 
-def test_the_pipeline_has_its_autoencoder_and_draws_pictures_of_their_size(finished, vae_dir):
+def test_the_pipeline_has_its_autoencoder_and_draws_images_of_their_size(finished, vae_dir):
     pipeline = DiffusionPipeline.from_pretrained(finished)
     assert isinstance(pipeline, MDMPipeline)
-    assert pipeline.picture_sides == (16, 32)
+    assert pipeline.image_sides == (16, 32)
     assert not pipeline.scheduler.config.clip_sample
     assert draw(pipeline).shape == (1, 3, 32, 32)
     assert draw(pipeline, height=16).shape == (1, 3, 16, 16)
@@ -128,13 +128,13 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(finished
 
 
 @pytest.mark.slow
-def test_clips_are_trained_over_the_latents_of_their_frames(clips_dir, pictures_dir, vae_dir, tmp_path):
-    """Pictures first, then clips with pictures beside them, of two levels in the end."""
-    clips = of_latents(video_recipe(clips_dir, pictures_dir), vae_dir)
+def test_clips_are_trained_over_the_latents_of_their_frames(clips_dir, images_dir, vae_dir, tmp_path):
+    """Images first, then clips with images beside them, of two levels in the end."""
+    clips = of_latents(video_recipe(clips_dir, images_dir), vae_dir)
     pipeline = MDMVideoPipeline.from_pretrained(run_recipe(clips, options(tmp_path / "clips")))
     drawn = pipeline("red square, slow", num_inference_steps=2, generator=seed(0), output_type="pt").frames
     side = FACTOR * clips.sample_size * 2
-    assert (pipeline.picture_sides[-1], pipeline.unet.level_frames[-1]) == (side, NUM_FRAMES)
+    assert (pipeline.image_sides[-1], pipeline.unet.level_frames[-1]) == (side, NUM_FRAMES)
     assert drawn.shape == (1, NUM_FRAMES, 3, side, side)
 
 
@@ -208,8 +208,8 @@ def train(*words: object, kind=None) -> None:
     run_command(*([] if kind is None else [kind]), arguments=[*QUICK, *map(str, words)])
 
 
-def test_fine_tuning_takes_the_autoencoder_of_the_pipeline(latent_pipeline_dir, pictures_dir, tmp_path):
-    words = ["--pretrained_model_name_or_path", latent_pipeline_dir, "--train_data_dir", pictures_dir]
+def test_fine_tuning_takes_the_autoencoder_of_the_pipeline(latent_pipeline_dir, images_dir, tmp_path):
+    words = ["--pretrained_model_name_or_path", latent_pipeline_dir, "--train_data_dir", images_dir]
     train(*words, "--learning_rate", "1e-2", "--validation_prompts", "a cat", "--output_dir", tmp_path)
     assert load_recipe(tmp_path / "recipe.json").vae == VaeRecipe(from_pipeline=True)
     before, after = weights(latent_pipeline_dir, "vae"), weights(tmp_path, "vae")
@@ -221,18 +221,18 @@ def test_fine_tuning_takes_the_autoencoder_of_the_pipeline(latent_pipeline_dir, 
     assert "works on the latents of the base model's autoencoder" in (tmp_path / "README.md").read_text()
 
 
-def test_the_resolution_is_that_of_pictures(latent_pipeline_dir, pictures_dir, tmp_path, capsys):
-    words = ["--pretrained_model_name_or_path", latent_pipeline_dir, "--train_data_dir", pictures_dir]
+def test_the_resolution_is_that_of_images(latent_pipeline_dir, images_dir, tmp_path, capsys):
+    words = ["--pretrained_model_name_or_path", latent_pipeline_dir, "--train_data_dir", images_dir]
     train(*words, "--resolution", "16", "--output_dir", tmp_path)
-    assert MDMPipeline.from_pretrained(tmp_path).picture_sides == (16,)
+    assert MDMPipeline.from_pretrained(tmp_path).image_sides == (16,)
     with pytest.raises(SystemExit):
         train(*words, "--resolution", "8", "--output_dir", tmp_path)
     assert "the levels of the model have 16, 32 pixels" in capsys.readouterr().err
 
 
-def test_lora_draws_with_the_autoencoder_it_was_trained_with(latent_pipeline_dir, pictures_dir, tmp_path, monkeypatch):
+def test_lora_draws_with_the_autoencoder_it_was_trained_with(latent_pipeline_dir, images_dir, tmp_path, monkeypatch):
     other = save_vae(tmp_path / "other-vae")
-    words = ["--pretrained_model_name_or_path", latent_pipeline_dir, "--train_data_dir", pictures_dir, "--rank", 2]
+    words = ["--pretrained_model_name_or_path", latent_pipeline_dir, "--train_data_dir", images_dir, "--rank", 2]
     words += ["--learning_rate", "1e-1", "--pretrained_vae_model_name_or_path", other]
     train(*words, "--output_dir", tmp_path / "lora")
     assert not (tmp_path / "lora" / "vae").exists()
@@ -244,17 +244,17 @@ def test_lora_draws_with_the_autoencoder_it_was_trained_with(latent_pipeline_dir
 
 
 @pytest.mark.slow
-def test_classes_are_learnt_over_latents(pictures_dir, vae_dir, tmp_path):
-    recipe = of_latents(class_recipe(write_labelled(pictures_dir, tmp_path / "data")), vae_dir)
+def test_classes_are_learnt_over_latents(images_dir, vae_dir, tmp_path):
+    recipe = of_latents(class_recipe(write_labelled(images_dir, tmp_path / "data")), vae_dir)
     folder = run_recipe(recipe, options(tmp_path / "scratch"))
     pipeline = MDMClassConditionalPipeline.from_pretrained(folder)
     assert pipeline("line", num_inference_steps=1, generator=seed(0)).images[0].size == (32, 32)
     words = ["--pretrained_model_name_or_path", folder, "--train_data_dir", tmp_path / "data"]
     train(*words, "--label_column", "kind", "--output_dir", tmp_path / "tuned", kind=CLASS_CONDITIONAL)
-    assert MDMClassConditionalPipeline.from_pretrained(tmp_path / "tuned").picture_sides == (16, 32)
+    assert MDMClassConditionalPipeline.from_pretrained(tmp_path / "tuned").image_sides == (16, 32)
 
 
-def test_class_pictures_of_a_subject_have_their_size(latent_pipeline_dir, pictures_dir, tmp_path):
+def test_class_images_of_a_subject_have_their_size(latent_pipeline_dir, images_dir, tmp_path):
     folder = tmp_path / "subject"
     folder.mkdir()
     Image.new("RGB", (40, 40), "red").save(folder / "0.png")

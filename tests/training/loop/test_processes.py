@@ -25,7 +25,7 @@ SHARDING = ("fsdp.yaml", "fsdp_zero2.yaml")
 OPTIONS = {"checkpointing_steps": 2, "checkpoints_total_limit": None}
 
 
-def train(pictures_dir, output_dir, stage_fields, config=None, **fields) -> Path:
+def train(images_dir, output_dir, stage_fields, config=None, **fields) -> Path:
     """Run train_in_processes.py, on two processes with an accelerate config; `fields` are those of its argument."""
     environment = {
         **os.environ,
@@ -35,7 +35,7 @@ def train(pictures_dir, output_dir, stage_fields, config=None, **fields) -> Path
     }
     fields = {"stage": stage_fields, "as_gpus": config in SHARDING, **fields}
     fields["options"] = {**OPTIONS, **fields.get("options", {})}
-    words = [str(HERE / "train_in_processes.py"), str(pictures_dir), str(output_dir), json.dumps(fields)]
+    words = [str(HERE / "train_in_processes.py"), str(images_dir), str(output_dir), json.dumps(fields)]
     if config in SHARDING:
         run_as_launched([sys.executable, *words], environment, config)
         return output_dir
@@ -142,28 +142,28 @@ HELD_OUT = {"data": {"validation_split": "train"}}
 
 
 @pytest.fixture(scope="module")
-def whole(pictures_dir, tmp_path_factory):
+def whole(images_dir, tmp_path_factory):
     """One process with batches of eight."""
-    return train(pictures_dir, tmp_path_factory.mktemp("whole"), LAYOUTS, recipe=HELD_OUT)
+    return train(images_dir, tmp_path_factory.mktemp("whole"), LAYOUTS, recipe=HELD_OUT)
 
 
 @pytest.fixture(scope="module")
-def sharded(pictures_dir, tmp_path_factory):
+def sharded(images_dir, tmp_path_factory):
     """Two processes with batches of four, each with its shards of the weights."""
-    return train(pictures_dir, tmp_path_factory.mktemp("sharded"), HALF, "fsdp.yaml", recipe=HELD_OUT)
+    return train(images_dir, tmp_path_factory.mktemp("sharded"), HALF, "fsdp.yaml", recipe=HELD_OUT)
 
 
 @pytest.mark.slow
-def test_accumulated_steps_equal_whole_ones(whole, pictures_dir, tmp_path):
+def test_accumulated_steps_equal_whole_ones(whole, images_dir, tmp_path):
     fields = {**LAYOUTS, "batch_size": 4, "gradient_accumulation_steps": 2}
-    train(pictures_dir, tmp_path, fields)
+    train(images_dir, tmp_path, fields)
     # 1e-4 of the largest entry: float32 sums in another order over eight steps; observed 1e-5.
     assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(whole, pictures_dir, tmp_path):
-    train(pictures_dir, tmp_path, HALF, "ddp_cpu.yaml")
+def test_two_processes_equal_one(whole, images_dir, tmp_path):
+    train(images_dir, tmp_path, HALF, "ddp_cpu.yaml")
     assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
     report = json.loads((tmp_path / "checkpoint-8" / "progress.json").read_text())
     assert report["progress"]["total_images"] == 8 * 8
@@ -171,23 +171,23 @@ def test_two_processes_equal_one(whole, pictures_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_resume_where_they_stopped(pictures_dir, tmp_path):
+def test_two_processes_resume_where_they_stopped(images_dir, tmp_path):
     """Across growth, too: the checkpoint is of the first stage's last step but two."""
-    first = train(pictures_dir, tmp_path / "first", HALF, "ddp_cpu.yaml")
+    first = train(images_dir, tmp_path / "first", HALF, "ddp_cpu.yaml")
     shutil.copytree(first / "checkpoint-2", tmp_path / "second" / "checkpoint-2")
-    train(pictures_dir, tmp_path / "second", HALF, "ddp_cpu.yaml")
+    train(images_dir, tmp_path / "second", HALF, "ddp_cpu.yaml")
     assert_close(first / "checkpoint-8", tmp_path / "second" / "checkpoint-8", 1e-4)
 
 
 @pytest.mark.slow
-def test_sharded_steps_equal_those_of_one_process(whole, pictures_dir, tmp_path):
+def test_sharded_steps_equal_those_of_one_process(whole, images_dir, tmp_path):
     """Really sharded, with FSDP 2: the first stage's first two steps, and then some of a grown model.
 
     Between the steps losses are measured, so that training goes on after forward passes without backward.
     """
     fields = {**HELD_OUT, "validation": {"prompts": [], "num_loss_images": 4}}
     options = {"max_train_steps": 2, "validation_steps": 1}
-    train(pictures_dir, tmp_path, HALF, "fsdp.yaml", recipe=fields, options=options)
+    train(images_dir, tmp_path, HALF, "fsdp.yaml", recipe=fields, options=options)
     assert_was_sharded(tmp_path)
     assert [line["norm"] for line in steps(tmp_path, 1)][:2] == pytest.approx(
         [line["norm"] for line in steps(whole, 0)][:2], rel=1e-4
@@ -215,20 +215,20 @@ def test_sharded_processes_equal_one(whole, sharded):
 
 @pytest.mark.slow
 def test_sharded_processes_save_a_plain_pipeline(whole, sharded):
-    pictures = [
+    images = [
         MDMPipeline.from_pretrained(folder)(
             "red line", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt"
         ).images
         for folder in (whole, sharded)
     ]
-    assert pictures[0].shape == (1, 3, 16, 16)
-    assert torch.allclose(*pictures, atol=1e-3)
+    assert images[0].shape == (1, 3, 16, 16)
+    assert torch.allclose(*images, atol=1e-3)
 
 
 @pytest.mark.slow
-def test_what_one_process_saved_sharded_ones_continue(whole, pictures_dir, tmp_path):
+def test_what_one_process_saved_sharded_ones_continue(whole, images_dir, tmp_path):
     shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
-    train(pictures_dir, tmp_path, HALF, "fsdp.yaml", recipe=HELD_OUT)
+    train(images_dir, tmp_path, HALF, "fsdp.yaml", recipe=HELD_OUT)
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
     assert_was_sharded(tmp_path)
     assert_same_norms(whole, tmp_path)
@@ -236,24 +236,24 @@ def test_what_one_process_saved_sharded_ones_continue(whole, pictures_dir, tmp_p
 
 
 @pytest.mark.slow
-def test_what_sharded_processes_saved_one_continues(whole, sharded, pictures_dir, tmp_path):
+def test_what_sharded_processes_saved_one_continues(whole, sharded, images_dir, tmp_path):
     shutil.copytree(sharded / "checkpoint-6", tmp_path / "checkpoint-6")
-    train(pictures_dir, tmp_path, LAYOUTS, recipe=HELD_OUT)
+    train(images_dir, tmp_path, LAYOUTS, recipe=HELD_OUT)
     assert {line["kind"] for line in steps(tmp_path, 0)} == {"NO"}
     assert_close(whole / "checkpoint-8", tmp_path / "checkpoint-8", 1e-4)
 
 
 @pytest.mark.slow
-def test_sharded_steps_are_accumulated_and_clipped_as_those_of_one_process(pictures_dir, tmp_path):
+def test_sharded_steps_are_accumulated_and_clipped_as_those_of_one_process(images_dir, tmp_path):
     """With parameters that stay whole until the backward pass, thinned outer batches, and averages kept elsewhere."""
     fields = {
         "last_stage": {"batch_fractions": [1.0, 0.5]},
         "options": {"offload_ema": True, "gradient_checkpointing": True},
         "recipe": {**HELD_OUT, "optimizer": {"max_grad_norm": 0.1}},
     }
-    one = train(pictures_dir, tmp_path / "one", LAYOUTS, **fields)
+    one = train(images_dir, tmp_path / "one", LAYOUTS, **fields)
     dealt = {**LAYOUTS, "batch_size": 2, "gradient_accumulation_steps": 2}
-    two = train(pictures_dir, tmp_path / "two", dealt, "fsdp_zero2.yaml", **fields)
+    two = train(images_dir, tmp_path / "two", dealt, "fsdp_zero2.yaml", **fields)
     assert_was_sharded(two)
     assert_same_norms(one, two)
     assert min(line["norm"] for line in steps(two, 0)) > 0.1
@@ -262,12 +262,12 @@ def test_sharded_steps_are_accumulated_and_clipped_as_those_of_one_process(pictu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("last_stage", [{}, {"frozen_levels": 1}], ids=["all", "outer"])
-def test_levels_that_share_layers_learn_on_two_processes_as_on_one(last_stage, pictures_dir, tmp_path):
+def test_levels_that_share_layers_learn_on_two_processes_as_on_one(last_stage, images_dir, tmp_path):
     """Two stages: the shared layers belong to the inner level before another one runs them, too."""
     shared = {"share_time_embedding": True, "share_blocks": True}
     fields = {"outer": shared, "last_stage": last_stage, "recipe": HELD_OUT}
-    one = train(pictures_dir, tmp_path / "one", LAYOUTS, **fields)
-    two = train(pictures_dir, tmp_path / "two", HALF, "ddp_cpu.yaml", **fields)
+    one = train(images_dir, tmp_path / "one", LAYOUTS, **fields)
+    two = train(images_dir, tmp_path / "two", HALF, "ddp_cpu.yaml", **fields)
     assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
     names = tensors(two / "checkpoint-8")
     assert not any(name.startswith("unet: levels.1.embedding.time_embedding") for name in names)
@@ -275,7 +275,7 @@ def test_levels_that_share_layers_learn_on_two_processes_as_on_one(last_stage, p
 
 
 @pytest.mark.slow
-def test_adapters_learn_sharded_as_on_one_process(whole, pictures_dir, tmp_path):
+def test_adapters_learn_sharded_as_on_one_process(whole, images_dir, tmp_path):
     """LoRA, whose frozen weights are sharded with the adapters; what is saved is the whole adapter."""
     sections = {"pretrained": {"path": str(whole)}, "text_encoder": {"from_pipeline": True}, "lora": {"rank": 2}}
     fields = {
@@ -283,8 +283,8 @@ def test_adapters_learn_sharded_as_on_one_process(whole, pictures_dir, tmp_path)
         "options": {"max_train_steps": 2},
     }
     layout = {**LAYOUTS, "levels": 2}
-    one = train(pictures_dir, tmp_path / "one", layout, **fields)
-    two = train(pictures_dir, tmp_path / "two", {**layout, "batch_size": 4}, "fsdp.yaml", **fields)
+    one = train(images_dir, tmp_path / "one", layout, **fields)
+    two = train(images_dir, tmp_path / "two", {**layout, "batch_size": 4}, "fsdp.yaml", **fields)
     assert_was_sharded(two)
     assert_same_norms(one, two)
     assert_close(one / "checkpoint-4", two / "checkpoint-4", 1e-4)

@@ -21,22 +21,22 @@ from tests.training.loop.run_folders import assert_equal, counters, everything, 
 from tests.training.tiny_run import tiny_recipe
 
 
-def recipe_of(pictures_dir, **scheduler) -> Recipe:
-    recipe = tiny_recipe(pictures_dir)
+def recipe_of(images_dir, **scheduler) -> Recipe:
+    recipe = tiny_recipe(images_dir)
     return dataclasses.replace(recipe, scheduler={**recipe.scheduler, **scheduler})
 
 
 @pytest.fixture(scope="module")
-def residual_run(pictures_dir, tmp_path_factory):
+def residual_run(images_dir, tmp_path_factory):
     """Two stages of four steps; the outer level predicts a residual."""
     folder = tmp_path_factory.mktemp("residual")
-    run_recipe(recipe_of(pictures_dir, prediction_type=["sample", "residual"]), options(folder))
+    run_recipe(recipe_of(images_dir, prediction_type=["sample", "residual"]), options(folder))
     return folder
 
 
-def test_sigma_data_is_measured_on_training_images(residual_run, pictures_dir):
+def test_sigma_data_is_measured_on_training_images(residual_run, images_dir):
     (measured,) = MDMPipeline.from_pretrained(residual_run).scheduler.config.sigma_data
-    images = open_training_images(tiny_recipe(pictures_dir).data, 16, {}, None)
+    images = open_training_images(tiny_recipe(images_dir).data, 16, {}, None)
     (batch,) = itertools.islice(images.batches(BatchOrder(12), 0, 0), 1)
     pixels = batch.pixels.float() / 127.5 - 1
     inner, outer = build_pyramid(pixels, [8, 16])
@@ -52,24 +52,24 @@ def test_a_saved_pipeline_has_the_prediction_type_of_each_level(residual_run):
 
 
 @pytest.mark.parametrize("step", [4, 6], ids=["before-the-outer-level", "within-its-stage"])
-def test_resumed_runs_keep_sigma_data(residual_run, pictures_dir, tmp_path, step):
+def test_resumed_runs_keep_sigma_data(residual_run, images_dir, tmp_path, step):
     shutil.copytree(residual_run / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    run_recipe(recipe_of(pictures_dir, prediction_type=["sample", "residual"]), options(tmp_path))
+    run_recipe(recipe_of(images_dir, prediction_type=["sample", "residual"]), options(tmp_path))
     assert_equal(everything(residual_run / "checkpoint-8"), everything(tmp_path / "checkpoint-8"))
     assert counters(residual_run / "checkpoint-8") == counters(tmp_path / "checkpoint-8")
     assert len(counters(tmp_path / "checkpoint-8")["sigma_data"]) == 1
 
 
-def test_sigma_data_of_the_recipe_is_not_measured(pictures_dir, tmp_path):
-    recipe = recipe_of(pictures_dir, prediction_type="residual", sigma_data=0.7)
+def test_sigma_data_of_the_recipe_is_not_measured(images_dir, tmp_path):
+    recipe = recipe_of(images_dir, prediction_type="residual", sigma_data=0.7)
     stages = tuple(dataclasses.replace(stage, steps=1) for stage in recipe.stages)
     run_recipe(dataclasses.replace(recipe, stages=stages), options(tmp_path))
     assert MDMPipeline.from_pretrained(tmp_path).scheduler.config.sigma_data == 0.7
     assert counters(tmp_path / "checkpoint-2")["sigma_data"] == []
 
 
-def fine_tuning(pictures_dir, folder, **fields) -> Recipe:
-    recipe = recipe_of(pictures_dir, prediction_type=["v_prediction", "residual"])
+def fine_tuning(images_dir, folder, **fields) -> Recipe:
+    recipe = recipe_of(images_dir, prediction_type=["v_prediction", "residual"])
     outer = dataclasses.replace(recipe.stages[1], steps=1, learning_rate=1e-12)
     return dataclasses.replace(
         recipe,
@@ -81,8 +81,8 @@ def fine_tuning(pictures_dir, folder, **fields) -> Recipe:
     )
 
 
-def test_a_level_with_another_prediction_type_gets_a_new_last_layer(finished, pictures_dir, tmp_path):
-    run_recipe(fine_tuning(pictures_dir, finished), options(tmp_path))
+def test_a_level_with_another_prediction_type_gets_a_new_last_layer(finished, images_dir, tmp_path):
+    run_recipe(fine_tuning(images_dir, finished), options(tmp_path))
     before, after = (MDMPipeline.from_pretrained(folder).unet for folder in (finished, tmp_path))
     assert after.levels[1].decoder.conv_out.weight.abs().max() < 1e-6
     kept = itertools.chain(before.levels[0].named_parameters(), before.levels[1].encoder.named_parameters())
@@ -91,7 +91,7 @@ def test_a_level_with_another_prediction_type_gets_a_new_last_layer(finished, pi
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0, msg=name)
 
 
-def test_lora_cannot_change_the_prediction_type_of_a_level(finished, pictures_dir, tmp_path):
+def test_lora_cannot_change_the_prediction_type_of_a_level(finished, images_dir, tmp_path):
     with pytest.raises(ValueError, match=r"makes level 1 predict 'residual'.*'v_prediction'.*LoRA cannot learn"):
-        run_recipe(fine_tuning(pictures_dir, finished, lora=LoraRecipe(rank=2)), options(tmp_path))
+        run_recipe(fine_tuning(images_dir, finished, lora=LoraRecipe(rank=2)), options(tmp_path))
     assert list(tmp_path.glob("checkpoint*")) == []

@@ -73,10 +73,10 @@ def test_a_plateau_that_ended_a_stage_holds_while_the_recipe_has_it():
         assert why_over(dataclasses.replace(stage, until_plateau=patient), progress, 100) is None
 
 
-def test_a_run_past_its_last_step_ends_and_says_so(finished, pictures_dir, tmp_path, caplog):
+def test_a_run_past_its_last_step_ends_and_says_so(finished, images_dir, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     copy(finished, tmp_path, 6)
-    recipe = with_steps(tiny_recipe(pictures_dir), 4, 1)
+    recipe = with_steps(tiny_recipe(images_dir), 4, 1)
     run_recipe(recipe, options(tmp_path, checkpoints_total_limit=1))
     assert names(tmp_path) == ["checkpoint-6"]
     assert "2 while the recipe now has 1" in caplog.text
@@ -91,18 +91,18 @@ def part_of(folder):
     return [(name.removeprefix("unet."), value) for name, value in weights(folder).items() if name.startswith("unet.")]
 
 
-def test_a_finished_run_that_is_asked_for_more_steps_trains_them(finished, pictures_dir, tmp_path):
+def test_a_finished_run_that_is_asked_for_more_steps_trains_them(finished, images_dir, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    run_recipe(with_steps(tiny_recipe(pictures_dir), 4, 6), options(tmp_path))
+    run_recipe(with_steps(tiny_recipe(images_dir), 4, 6), options(tmp_path))
     last = counters(tmp_path / "checkpoint-10")
     assert (last["finished_steps"], last["stage_step"], last["total_images"]) == ([4], 6, 4 * 4 + 6 * 8)
     assert any((value != dict(part_of(finished))[name]).any() for name, value in part_of(tmp_path))
     assert [stage["steps"] for stage in json.loads((tmp_path / "recipe.json").read_text())["stages"]] == [4, 6]
 
 
-def test_a_longer_inner_stage_is_trained_from_its_own_checkpoint(finished, pictures_dir, tmp_path, caplog):
+def test_a_longer_inner_stage_is_trained_from_its_own_checkpoint(finished, images_dir, tmp_path, caplog):
     copy(finished, tmp_path, 4, 8)
-    recipe = with_steps(tiny_recipe(pictures_dir), 5, 4)
+    recipe = with_steps(tiny_recipe(images_dir), 5, 4)
     run_recipe(recipe, options(tmp_path, checkpoints_total_limit=1))
     assert "Going back to checkpoint-4" in caplog.text
     assert "'inner' had ended after 4 steps" in caplog.text
@@ -111,56 +111,56 @@ def test_a_longer_inner_stage_is_trained_from_its_own_checkpoint(finished, pictu
 
 
 def test_a_longer_inner_stage_without_its_checkpoint_stays_as_it_is_and_the_recipe_says_so(
-    finished, pictures_dir, tmp_path, caplog
+    finished, images_dir, tmp_path, caplog
 ):
     caplog.set_level(logging.INFO)
     copy(finished, tmp_path, 8)
-    run_recipe(with_steps(tiny_recipe(pictures_dir), 5, 5), options(tmp_path))
+    run_recipe(with_steps(tiny_recipe(images_dir), 5, 5), options(tmp_path))
     assert "without effect, because it concerns finished stages: `stages[0].steps` 4 -> 5" in caplog.text
     assert counters(tmp_path / "checkpoint-9")["finished_steps"] == [4]
     assert [stage["steps"] for stage in json.loads((tmp_path / "recipe.json").read_text())["stages"]] == [4, 5]
 
 
-def test_a_refused_recipe_writes_nothing(finished, pictures_dir, tmp_path):
+def test_a_refused_recipe_writes_nothing(finished, images_dir, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for recipe, fields in (
-        (dataclasses.replace(tiny_recipe(pictures_dir), use_ema=False), {}),
-        (tiny_recipe(pictures_dir), {"seed": 1}),
+        (dataclasses.replace(tiny_recipe(images_dir), use_ema=False), {}),
+        (tiny_recipe(images_dir), {"seed": 1}),
     ):
         with pytest.raises(ValueError, match=r"checkpoint-8 cannot be resumed with these changes.*`(use_ema|seed)`"):
             run_recipe(recipe, options(tmp_path, **fields))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_starting_over_keeps_what_it_writes_and_sets_the_rest_aside(finished, pictures_dir, tmp_path):
+def test_starting_over_keeps_what_it_writes_and_sets_the_rest_aside(finished, images_dir, tmp_path):
     copy(finished, tmp_path, 4, 8)
     fields = {"resume_from_checkpoint": "none", "checkpoints_total_limit": 1}
-    run_recipe(with_steps(tiny_recipe(pictures_dir), 1, 1), options(tmp_path, **fields))
+    run_recipe(with_steps(tiny_recipe(images_dir), 1, 1), options(tmp_path, **fields))
     assert names(tmp_path) == ["checkpoint-2", "set-aside-checkpoint-4", "set-aside-checkpoint-8"]
     assert_equal(everything(finished / "checkpoint-8"), everything(tmp_path / "set-aside-checkpoint-8"))
 
 
-def test_rolling_back_keeps_the_source_and_what_it_writes(finished, pictures_dir, tmp_path):
+def test_rolling_back_keeps_the_source_and_what_it_writes(finished, images_dir, tmp_path):
     copy(finished, tmp_path, 2, 6, 8)
     fields = {"resume_from_checkpoint": "checkpoint-6", "checkpoints_total_limit": 1}
-    run_recipe(tiny_recipe(pictures_dir), options(tmp_path, checkpointing_steps=1, **fields))
+    run_recipe(tiny_recipe(images_dir), options(tmp_path, checkpointing_steps=1, **fields))
     assert names(tmp_path) == ["checkpoint-6", "checkpoint-8", "set-aside-checkpoint-8"]
     assert_equal(everything(finished / "checkpoint-8"), everything(tmp_path / "checkpoint-8"))
 
 
-def test_samples_that_a_stop_prevented_are_drawn_on_resuming(finished, pictures_dir, tmp_path):
+def test_samples_that_a_stop_prevented_are_drawn_on_resuming(finished, images_dir, tmp_path):
     copy(finished, tmp_path, 6)
-    run_recipe(tiny_recipe(pictures_dir), options(tmp_path))
+    run_recipe(tiny_recipe(images_dir), options(tmp_path))
     for step in (6, 8):
         name = f"samples/step-{step:07d}.png"
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_a_card_shows_no_pictures_of_an_earlier_stage(finished, pictures_dir, tmp_path):
+def test_a_card_shows_no_images_of_an_earlier_stage(finished, images_dir, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "samples" / "step-0000008.png").unlink()
-    recipe = tiny_recipe(pictures_dir)
+    recipe = tiny_recipe(images_dir)
     without = dataclasses.replace(recipe, validation=dataclasses.replace(recipe.validation, prompts=()))
     run_recipe(without, options(tmp_path))
     assert not (tmp_path / "samples.png").exists()
@@ -168,10 +168,10 @@ def test_a_card_shows_no_pictures_of_an_earlier_stage(finished, pictures_dir, tm
 
 
 def test_a_full_disk_at_the_end_leaves_the_old_pipeline_and_a_run_that_can_be_finished(
-    finished, pictures_dir, tmp_path, monkeypatch
+    finished, images_dir, tmp_path, monkeypatch
 ):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    recipe = with_steps(tiny_recipe(pictures_dir), 4, 5)
+    recipe = with_steps(tiny_recipe(images_dir), 4, 5)
     save = MDMPipeline.save_pretrained
 
     def save_half(pipeline, folder, *args, **kwargs) -> None:
@@ -189,7 +189,7 @@ def test_a_full_disk_at_the_end_leaves_the_old_pipeline_and_a_run_that_can_be_fi
     assert any((value != dict(part_of(finished))[name]).any() for name, value in part_of(tmp_path))
 
 
-def test_what_fails_after_training_costs_nothing_else(finished, pictures_dir, tmp_path, monkeypatch, caplog):
+def test_what_fails_after_training_costs_nothing_else(finished, images_dir, tmp_path, monkeypatch, caplog):
     copy(finished, tmp_path, 8)
     uploaded = []
 
@@ -198,6 +198,6 @@ def test_what_fails_after_training_costs_nothing_else(finished, pictures_dir, tm
 
     monkeypatch.setattr(finish, "write_model_card", fail)
     monkeypatch.setattr(finish, "push_output", uploaded.append)
-    assert run_recipe(tiny_recipe(pictures_dir), options(tmp_path)) == tmp_path
+    assert run_recipe(tiny_recipe(images_dir), options(tmp_path)) == tmp_path
     assert len(uploaded) == 1
     assert "failed to write the model card" in caplog.text

@@ -36,8 +36,8 @@ def train_first_stage(recipe: Recipe, output_dir, interruption: Interruption | N
     return run
 
 
-def test_stages_count_steps_and_images_and_keep_in_time(pictures_dir, tmp_path, asked):
-    run = train_first_stage(tiny_recipe(pictures_dir), tmp_path, checkpointing_steps=3, validation_steps=2)
+def test_stages_count_steps_and_images_and_keep_in_time(images_dir, tmp_path, asked):
+    run = train_first_stage(tiny_recipe(images_dir), tmp_path, checkpointing_steps=3, validation_steps=2)
     # A stage's last step has a checkpoint and a drawing whatever its number.
     assert asked == [("validate", 2), ("checkpoint", 3), ("checkpoint", 4), ("validate", 4)]
     assert run.progress.total_images == 16
@@ -47,22 +47,22 @@ def test_stages_count_steps_and_images_and_keep_in_time(pictures_dir, tmp_path, 
 
 @pytest.mark.parametrize(("images", "steps"), [(16, 4), (17, 5), (5, 2)])
 @pytest.mark.usefixtures("asked")
-def test_stages_end_by_images_rounded_up_to_steps(pictures_dir, tmp_path, images, steps):
-    recipe = tiny_recipe(pictures_dir, steps=None, images=images, gradient_accumulation_steps=1)
+def test_stages_end_by_images_rounded_up_to_steps(images_dir, tmp_path, images, steps):
+    recipe = tiny_recipe(images_dir, steps=None, images=images, gradient_accumulation_steps=1)
     run = train_first_stage(recipe, tmp_path)
     assert (run.progress.total_steps, run.progress.total_images) == (steps, 4 * steps)
 
 
-def test_a_signal_ends_the_stage_after_its_step_with_a_checkpoint(pictures_dir, tmp_path, asked, monkeypatch):
+def test_a_signal_ends_the_stage_after_its_step_with_a_checkpoint(images_dir, tmp_path, asked, monkeypatch):
     interruption, settings = Interruption(), {"validation_steps": 1, "resume_command": "train again"}
     monkeypatch.setattr(stage, "draw_validation", lambda run: os.kill(os.getpid(), signal.SIGTERM))
     with interruption.listening(), pytest.raises(RunInterrupted, match="after step 2; resume with train again"):
-        train_first_stage(tiny_recipe(pictures_dir), tmp_path, interruption, **settings)
+        train_first_stage(tiny_recipe(images_dir), tmp_path, interruption, **settings)
     assert asked == [("needed checkpoint", 2)]
 
 
-def test_stages_and_seeds_have_orders_of_their_own(pictures_dir, tmp_path):
-    run = start_run(tiny_recipe(pictures_dir), RunOptions(output_dir=tmp_path, report_to=None))
+def test_stages_and_seeds_have_orders_of_their_own(images_dir, tmp_path):
+    run = start_run(tiny_recipe(images_dir), RunOptions(output_dir=tmp_path, report_to=None))
     seeds = {batch_order(run, dataclasses.replace(run.recipe.stages[0], seed=seed)).seed for seed in range(3)}
     run.progress.stage_index = 1
     seeds.add(batch_order(run, run.recipe.stages[0]).seed)

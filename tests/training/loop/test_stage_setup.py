@@ -19,9 +19,9 @@ def lay_out_as_in_a_file(module: torch.nn.Module) -> None:
         tensor.data = moved.copy_(tensor.data)
 
 
-def test_weights_lie_alike_in_memory_wherever_they_were_loaded_to(pictures_dir, tmp_path):
+def test_weights_lie_alike_in_memory_wherever_they_were_loaded_to(images_dir, tmp_path):
     """Libraries add up in another order from other addresses, so that a resumed run would differ in last digits."""
-    run = start_run(tiny_recipe(pictures_dir), RunOptions(output_dir=tmp_path, report_to=None))
+    run = start_run(tiny_recipe(images_dir), RunOptions(output_dir=tmp_path, report_to=None))
     before = {name: value.clone() for name, value in run.unet.state_dict().items()}
     for module in (run.unet, run.text_encoder):
         lay_out_as_in_a_file(module)
@@ -31,9 +31,9 @@ def test_weights_lie_alike_in_memory_wherever_they_were_loaded_to(pictures_dir, 
     assert all(torch.equal(value, before[name]) for name, value in run.unet.state_dict().items())
 
 
-def test_chosen_levels_recompute_their_activations(pictures_dir, tmp_path):
+def test_chosen_levels_recompute_their_activations(images_dir, tmp_path):
     options = RunOptions(output_dir=tmp_path, report_to=None, gradient_checkpointing_levels=(1,))
-    run = start_run(tiny_recipe(pictures_dir), options)
+    run = start_run(tiny_recipe(images_dir), options)
     for stage, expected in zip(run.recipe.stages, ([False], [False, True]), strict=True):
         begin_stage(run, stage)
         found = [
@@ -43,8 +43,8 @@ def test_chosen_levels_recompute_their_activations(pictures_dir, tmp_path):
 
 
 @pytest.mark.parametrize("channels_last", [None, True, False])
-def test_weights_are_in_the_memory_format_of_the_recipe(pictures_dir, tmp_path, channels_last):
-    recipe = dataclasses.replace(tiny_recipe(pictures_dir), channels_last=channels_last)
+def test_weights_are_in_the_memory_format_of_the_recipe(images_dir, tmp_path, channels_last):
+    recipe = dataclasses.replace(tiny_recipe(images_dir), channels_last=channels_last)
     run = start_run(recipe, RunOptions(output_dir=tmp_path, report_to=None))
     begin_stage(run, recipe.stages[0])
     expected = torch.contiguous_format if channels_last is False else torch.channels_last  # None: as on any CPU

@@ -22,8 +22,8 @@ from tests.training.tiny_run import tiny_recipe
 
 
 @pytest.fixture(scope="module")
-def recipe(pictures_dir):
-    return tiny_recipe(pictures_dir)
+def recipe(images_dir):
+    return tiny_recipe(images_dir)
 
 
 def started(recipe, output_dir, **options) -> Run:
@@ -79,7 +79,7 @@ def test_lora_adapts_levels_that_there_are(recipe):
         check_lora_levels(outer, make_unet().inner_model(1))
 
 
-def test_pictures_become_clips_with_all_weights_only(recipe):
+def test_images_become_clips_with_all_weights_only(recipe):
     unet = make_unet(block_out_channels=((32, 32), (32, 32)))
     check_growth(recipe, unet)  # no frames, nothing to do
     rows = [

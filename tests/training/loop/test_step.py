@@ -13,13 +13,13 @@ from diffusers_mdm.training.state.run import Run, RunOptions
 from tests.training.tiny_run import tiny_recipe
 
 
-def new_run(pictures_dir, tmp_path, stage_fields=None, recipe_fields=None, **options) -> Run:
-    recipe = dataclasses.replace(tiny_recipe(pictures_dir, **(stage_fields or {})), **(recipe_fields or {}))
+def new_run(images_dir, tmp_path, stage_fields=None, recipe_fields=None, **options) -> Run:
+    recipe = dataclasses.replace(tiny_recipe(images_dir, **(stage_fields or {})), **(recipe_fields or {}))
     return start_run(recipe, RunOptions(output_dir=tmp_path, report_to=None, **options))
 
 
 def batch_at(places: list[int], side: int = 8) -> Batch:
-    """Pictures that depend on their place alone."""
+    """Images that depend on their place alone."""
     generators = [torch.Generator().manual_seed(place) for place in places]
     pixels = [torch.randint(0, 256, (3, side, side), generator=one, dtype=torch.uint8) for one in generators]
     return Batch(torch.stack(pixels), [f"red line {place % 3}" for place in places], torch.tensor(places))
@@ -30,8 +30,8 @@ def fill_gradients(run: Run, value: float) -> None:
         parameter.grad = torch.full_like(parameter, value)
 
 
-def test_what_a_row_draws_depends_on_its_place_alone(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path, {"caption_dropout": 0.5, "batch_fractions": None})
+def test_what_a_row_draws_depends_on_its_place_alone(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path, {"caption_dropout": 0.5, "batch_fractions": None})
     run.recipe = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, random_flip=True))
     stage = run.recipe.stages[0]
     begin_stage(run, stage)
@@ -47,8 +47,8 @@ def test_what_a_row_draws_depends_on_its_place_alone(pictures_dir, tmp_path):
     assert len({tuple(level.flatten().tolist()) for level in whole.noise[0]}) == 4
 
 
-def test_captions_are_dropped_and_pictures_flipped_at_their_rates(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path, {"caption_dropout": 0.25, "batch_size": 400, "batch_fractions": None})
+def test_captions_are_dropped_and_images_flipped_at_their_rates(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path, {"caption_dropout": 0.25, "batch_size": 400, "batch_fractions": None})
     run.recipe = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, random_flip=True))
     stage = run.recipe.stages[0]
     begin_stage(run, stage)
@@ -62,9 +62,9 @@ def test_captions_are_dropped_and_pictures_flipped_at_their_rates(pictures_dir, 
     assert flipped.float().mean().item() == pytest.approx(0.5, abs=0.075)
 
 
-def test_training_lowers_the_loss_of_a_batch(pictures_dir, tmp_path):
+def test_training_lowers_the_loss_of_a_batch(images_dir, tmp_path):
     fields = {"learning_rate": 1e-2, "loss_weighting": "v", "lr_scheduler": "constant", "lr_warmup_steps": 0}
-    run = new_run(pictures_dir, tmp_path, fields)
+    run = new_run(images_dir, tmp_path, fields)
     stage = run.recipe.stages[0]
     begin_stage(run, stage)
     totals = []
@@ -75,8 +75,8 @@ def test_training_lowers_the_loss_of_a_batch(pictures_dir, tmp_path):
     assert run.progress.total_images == 160
 
 
-def test_text_encoder_gets_gradients_only_when_trained(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path, {"caption_dropout": 0.0}, {"zero_init": False})
+def test_text_encoder_gets_gradients_only_when_trained(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path, {"caption_dropout": 0.0}, {"zero_init": False})
     stage = run.recipe.stages[0]
     begin_stage(run, stage)
     compute_loss(run, plan_steps(run, stage), batch_at([0, 1, 2, 3]))[0].total.backward()
@@ -84,11 +84,11 @@ def test_text_encoder_gets_gradients_only_when_trained(pictures_dir, tmp_path):
     assert any(parameter.grad.abs().sum() > 0 for parameter in run.text_encoder.parameters())
 
 
-def test_token_table_learns_at_its_own_rate(pictures_dir, tmp_path):
-    recipe = tiny_recipe(pictures_dir)
+def test_token_table_learns_at_its_own_rate(images_dir, tmp_path):
+    recipe = tiny_recipe(images_dir)
     encoder = dataclasses.replace(recipe.text_encoder, token_learning_rate_scale=20.0)
     run = new_run(
-        pictures_dir,
+        images_dir,
         tmp_path,
         {"lr_scheduler": "constant", "lr_warmup_steps": 0},
         {"text_encoder": encoder, "zero_init": False},
@@ -105,8 +105,8 @@ def test_token_table_learns_at_its_own_rate(pictures_dir, tmp_path):
     assert (tokens - before).detach().abs().max().item() == pytest.approx(20 * stage.learning_rate, rel=1e-2)
 
 
-def test_frozen_levels_keep_the_averages_and_do_not_learn(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path, {"lr_warmup_steps": 0}, {"zero_init": False})
+def test_frozen_levels_keep_the_averages_and_do_not_learn(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path, {"lr_warmup_steps": 0}, {"zero_init": False})
     first, second = run.recipe.stages
     begin_stage(run, first)
     optimizer_step(run, plan_steps(run, first), [batch_at([0, 1, 2, 3])])
@@ -126,8 +126,8 @@ def test_frozen_levels_keep_the_averages_and_do_not_learn(pictures_dir, tmp_path
     assert run.progress.stage_ends == (f"{first.name}: because",)
 
 
-def test_stages_shift_the_noise_schedule(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path)
+def test_stages_shift_the_noise_schedule(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path)
     first, second = run.recipe.stages
     begin_stage(run, dataclasses.replace(first, shift_power=2.0))
     assert run.scheduler.config["shift_power"] == 2.0
@@ -136,8 +136,8 @@ def test_stages_shift_the_noise_schedule(pictures_dir, tmp_path):
     assert run.scheduler.config["shift_power"] == 1.0
 
 
-def test_steps_that_are_not_finite_change_nothing_and_end_the_run(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path, max_skipped_steps=3)
+def test_steps_that_are_not_finite_change_nothing_and_end_the_run(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path, max_skipped_steps=3)
     stage = run.recipe.stages[0]
     begin_stage(run, stage)
     before = {name: value.clone() for name, value in run.unet.state_dict().items()}
@@ -152,8 +152,8 @@ def test_steps_that_are_not_finite_change_nothing_and_end_the_run(pictures_dir, 
     assert run.ema["unet"].steps == 0
 
 
-def test_a_good_step_forgives_the_skipped_ones(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path, max_skipped_steps=2)
+def test_a_good_step_forgives_the_skipped_ones(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path, max_skipped_steps=2)
     begin_stage(run, run.recipe.stages[0])
     for value in (torch.inf, 0.1, torch.inf):
         fill_gradients(run, value)
@@ -161,8 +161,8 @@ def test_a_good_step_forgives_the_skipped_ones(pictures_dir, tmp_path):
     assert (run.progress.skipped_steps, run.progress.skipped_in_a_row) == (2, 1)
 
 
-def test_averages_are_lent_and_taken_back(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path)
+def test_averages_are_lent_and_taken_back(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path)
     begin_stage(run, run.recipe.stages[0])
     weight = next(run.unet.parameters())
     original = weight.detach().clone()
@@ -175,10 +175,10 @@ def test_averages_are_lent_and_taken_back(pictures_dir, tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{"offload_ema": True}, {"foreach_ema": False}, {"gradient_checkpointing": True}])
-def test_ways_of_saving_memory_change_no_number(pictures_dir, tmp_path, fields):
+def test_ways_of_saving_memory_change_no_number(images_dir, tmp_path, fields):
     weights = []
     for options in ({}, fields):
-        run = new_run(pictures_dir, tmp_path, {"lr_warmup_steps": 0}, {"zero_init": False}, **options)
+        run = new_run(images_dir, tmp_path, {"lr_warmup_steps": 0}, {"zero_init": False}, **options)
         stage = run.recipe.stages[0]
         begin_stage(run, stage)
         for _ in range(2):
@@ -187,8 +187,8 @@ def test_ways_of_saving_memory_change_no_number(pictures_dir, tmp_path, fields):
     assert all(torch.allclose(one, other, rtol=0, atol=1e-7) for one, other in zip(*weights, strict=True))
 
 
-def test_runs_without_averages_have_none(pictures_dir, tmp_path):
-    run = new_run(pictures_dir, tmp_path, recipe_fields={"use_ema": False})
+def test_runs_without_averages_have_none(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path, recipe_fields={"use_ema": False})
     begin_stage(run, run.recipe.stages[0])
     optimizer_step(run, plan_steps(run, run.recipe.stages[0]), [batch_at([0, 1, 2, 3])])
     weight = next(run.unet.parameters()).detach().clone()

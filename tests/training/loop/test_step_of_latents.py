@@ -32,9 +32,9 @@ def vae_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def run(pictures_dir, vae_dir, tmp_path) -> Run:
+def run(images_dir, vae_dir, tmp_path) -> Run:
     """At the beginning of its second stage."""
-    recipe = dataclasses.replace(latent_recipe(pictures_dir, vae_dir, batch_size=4), zero_init=False)
+    recipe = dataclasses.replace(latent_recipe(images_dir, vae_dir, batch_size=4), zero_init=False)
     started = start_run(recipe, RunOptions(output_dir=tmp_path, report_to=None))
     started.progress.stage_index = 1
     begin_stage(started, recipe.stages[1])
@@ -42,7 +42,7 @@ def run(pictures_dir, vae_dir, tmp_path) -> Run:
 
 
 def batch_at(places: list[int], side: int = 32) -> Batch:
-    """Pictures that depend on their place alone."""
+    """Images that depend on their place alone."""
     pixels = [
         torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(place), dtype=torch.uint8)
         for place in places
@@ -68,8 +68,8 @@ def started_generators(run: Run, stage, batch: Batch) -> list[torch.Generator]:
     return draws.latent_generators()
 
 
-def test_pixels_are_averaged_as_they_were(pictures_dir, tmp_path):
-    run = start_run(tiny_recipe(pictures_dir), RunOptions(output_dir=tmp_path, report_to=None))
+def test_pixels_are_averaged_as_they_were(images_dir, tmp_path):
+    run = start_run(tiny_recipe(images_dir), RunOptions(output_dir=tmp_path, report_to=None))
     pixels = batch_at([0, 1], 8).pixels
     generators = [torch.Generator().manual_seed(row) for row in range(2)]
     before = generators[0].get_state()
@@ -115,7 +115,7 @@ def test_frames_of_clips_are_encoded_one_by_one(run):
     assert clean_pyramid(run, run.recipe.stages[1], clips, generators)[1].shape == levels[1].shape
 
 
-def test_loss_is_that_of_encoded_pictures(run):
+def test_loss_is_that_of_encoded_images(run):
     """Noise, v and the weighted squared error of two levels, from the latents on by hand."""
     stage = run.recipe.stages[1]
     batch = batch_at([4, 5, 6, 7])
@@ -144,7 +144,7 @@ def test_loss_is_that_of_encoded_pictures(run):
     torch.testing.assert_close(loss.total, total, atol=1e-5, rtol=1e-5)
 
 
-def test_pictures_are_mirrored_before_they_are_encoded(run):
+def test_images_are_mirrored_before_they_are_encoded(run):
     run.recipe = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, random_flip=True))
     stage = dataclasses.replace(run.recipe.stages[1], batch_size=8, batch_fractions=None)
     batch = batch_at(list(range(8)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs of an unconditional model on a folder of pictures: result, card, resuming, fine-tuning, evaluation."""
+"""Whole runs of an unconditional model on a folder of images: result, card, resuming, fine-tuning, evaluation."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tests.training.plain_images import plain_recipe, write_plain
 
 from diffusers_mdm import DiffusionPipeline, MDMUnconditionalPipeline, MDMVideoPipeline
 from diffusers_mdm.training.commands.dry_run import describe_run
@@ -28,7 +29,6 @@ from diffusers_mdm.training.recipe.loading import load_recipe, without_unseen_ca
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe
 from diffusers_mdm.training.reports.card_example import usage
 from diffusers_mdm.training.state.run import RunOptions
-from tests.training.plain_pictures import plain_recipe, write_plain
 from tests.training.tiny_run import RECIPES
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"

@@ -7,18 +7,18 @@ import json
 import pytest
 import torch
 
-from diffusers_mdm.evaluation.pictures import average_down
+from diffusers_mdm.evaluation.images import average_down
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.loop.validation_metrics import ValidationMetrics
 from diffusers_mdm.training.recipe.fields import FieldError
 from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.state.run import RunOptions
-from tests.evaluation.tiny_pictures import MeanColours, random_pictures
+from tests.evaluation.tiny_images import MeanColours, random_images
 from tests.training.tiny_run import tiny_recipe
 
 
-def metrics_recipe(pictures_dir, **validation):
-    recipe = tiny_recipe(pictures_dir, steps=2)
+def metrics_recipe(images_dir, **validation):
+    recipe = tiny_recipe(images_dir, steps=2)
     settings = {"prompts": (), "metrics": ("retrieval",), "num_metric_images": 3, "num_inference_steps": 1}
     return dataclasses.replace(
         recipe,
@@ -27,19 +27,19 @@ def metrics_recipe(pictures_dir, **validation):
     )
 
 
-def test_a_run_logs_metrics_for_every_level_that_it_trains(pictures_dir, tmp_path):
+def test_a_run_logs_metrics_for_every_level_that_it_trains(images_dir, tmp_path):
     options = RunOptions(output_dir=tmp_path / "run", report_to=None, validation_steps=2)
-    run_recipe(metrics_recipe(pictures_dir), options)
+    run_recipe(metrics_recipe(images_dir), options)
     lines = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     found = {line["step"]: line for line in lines if any(name.startswith("validation_retrieval") for name in line)}
     assert sorted(found) == [2, 4]
-    assert "validation_retrieval_own_picture/8px" in found[2]
+    assert "validation_retrieval_own_image/8px" in found[2]
     assert not any("16px" in name for name in found[2])
     assert {f"validation_retrieval_distance/{side}px" for side in (8, 16)} <= found[4].keys()
 
 
 def test_held_out_images_compared_with_themselves_have_no_distance():
-    truth = random_pictures(60)
+    truth = random_images(60)
     images = [truth.pixels.permute(0, 2, 3, 1).numpy()]
     measured = ValidationMetrics(["fid", "retrieval"], [MeanColours()], list(truth.captions), truth.pixels)
     pil = [[pil_image(image) for image in level] for level in images]
@@ -47,7 +47,7 @@ def test_held_out_images_compared_with_themselves_have_no_distance():
     values = measured.measure([[pil_image(image) for image in inner], *pil])
     for side in (16, 32):
         assert values[f"validation_fid/{side}px"] == pytest.approx(0, abs=1e-4)
-        assert values[f"validation_retrieval_own_picture/{side}px"] == 1
+        assert values[f"validation_retrieval_own_image/{side}px"] == 1
     noise = torch.randint(0, 256, truth.pixels.shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     worse = measured.measure([[pil_image(image) for image in noise.permute(0, 2, 3, 1).numpy()]])
     assert worse["validation_fid/32px"] > values["validation_fid/32px"]
@@ -59,14 +59,14 @@ def pil_image(pixels):
     return Image.fromarray(pixels)
 
 
-def test_more_metric_images_than_held_out_images_are_refused(pictures_dir, tmp_path):
-    recipe = metrics_recipe(pictures_dir, num_metric_images=13)
+def test_more_metric_images_than_held_out_images_are_refused(images_dir, tmp_path):
+    recipe = metrics_recipe(images_dir, num_metric_images=13)
     with pytest.raises(ValueError, match=r"num_metric_images` is 13, but there are 12 held-out images"):
         run_recipe(recipe, RunOptions(output_dir=tmp_path / "run", report_to=None))
 
 
-def test_metrics_without_held_out_images_are_refused(pictures_dir, tmp_path):
-    recipe = metrics_recipe(pictures_dir)
+def test_metrics_without_held_out_images_are_refused(images_dir, tmp_path):
+    recipe = metrics_recipe(images_dir)
     nothing = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_split=None))
     with pytest.raises(ValueError, match="there are none: add a validation split"):
         run_recipe(nothing, RunOptions(output_dir=tmp_path / "run", report_to=None))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command of clips: its tiny recipe, pipelines of pictures that become ones of clips, LoRA, encoded captions."""
+"""The command of clips: its tiny recipe, pipelines of images that become ones of clips, LoRA, encoded captions."""
 
 import importlib.util
 import sys
@@ -24,7 +24,7 @@ WIDE = {"block_out_channels": ((8, 32), (8, 32))}
 
 @pytest.fixture(scope="module")
 def wide_dir(tmp_path_factory):
-    """A saved pipeline of pictures of 8 and 16 pixels."""
+    """A saved pipeline of images of 8 and 16 pixels."""
     folder = tmp_path_factory.mktemp("saved") / "pictures"
     make_pipeline(**WIDE).save_pretrained(folder)
     return folder
@@ -76,9 +76,9 @@ def test_the_tiny_recipe_makes_a_pipeline(train, clips_dir):
     assert draw(pipeline).shape == (1, NUM_FRAMES, 3, 16, 16)
 
 
-def test_a_pipeline_of_pictures_becomes_one_of_clips(train, wide_dir, clips_dir):
+def test_a_pipeline_of_images_becomes_one_of_clips(train, wide_dir, clips_dir):
     words = ["--pretrained_model_name_or_path", wide_dir, "--train_data_dir", clips_dir, "--num_frames", NUM_FRAMES]
-    words += ["--joint_pictures", 1, "--max_train_steps", 2, "--learning_rate", "1e-3", "--use_ema"]
+    words += ["--joint_images", 1, "--max_train_steps", 2, "--learning_rate", "1e-3", "--use_ema"]
     output_dir = train(*words)
     before, after = unet_weights(wide_dir), unet_weights(output_dir)
     added = after.keys() - before.keys()
@@ -105,15 +105,15 @@ def test_lora_adapts_clips(train, video_dir, clips_dir):
     assert "load_lora_weights" in (output_dir / "README.md").read_text()
 
 
-def test_lora_does_not_make_clips_of_pictures(train, wide_dir, clips_dir):
+def test_lora_does_not_make_clips_of_images(train, wide_dir, clips_dir):
     words = ["--pretrained_model_name_or_path", wide_dir, "--train_data_dir", clips_dir, "--max_train_steps", 1]
     with pytest.raises(SystemExit, match="LoRA adapts a trained video model"):
         train(*words, "--rank", 2, "--num_frames", NUM_FRAMES)
 
 
-def test_captions_of_clips_and_pictures_are_encoded_before(train, video_dir, clips_dir):
+def test_captions_of_clips_and_images_are_encoded_before(train, video_dir, clips_dir):
     words = ["--pretrained_model_name_or_path", video_dir, "--train_data_dir", clips_dir, "--max_train_steps", 1]
-    output_dir = train(*words, "--pre_compute_text_embeddings", "--joint_pictures", 1)
+    output_dir = train(*words, "--pre_compute_text_embeddings", "--joint_images", 1)
     assert (output_dir / "text_embeddings" / "index.json").is_file()
     assert draw(MDMVideoPipeline.from_pretrained(output_dir)).shape == (1, NUM_FRAMES, 3, 16, 16)
 
@@ -126,10 +126,10 @@ def test_other_frames_than_the_pipelines_are_refused(train, video_dir, clips_dir
 
 
 def test_models_that_cannot_become_the_rows_are_refused():
-    pictures = make_unet(**WIDE)
-    rows = pictures.to_video(NUM_FRAMES).level_rows
-    assert grow_to_rows(pictures, rows).level_frames == (NUM_FRAMES, NUM_FRAMES)
+    images = make_unet(**WIDE)
+    rows = images.to_video(NUM_FRAMES).level_configs
+    assert grow_to_rows(images, rows).level_frames == (NUM_FRAMES, NUM_FRAMES)
     with pytest.raises(ValueError, match=r"have 8, 8 frames, but those of the recipe .* 1, 1"):
-        grow_to_rows(pictures.to_video(NUM_FRAMES), pictures.level_rows)
+        grow_to_rows(images.to_video(NUM_FRAMES), images.level_configs)
     with pytest.raises(ValueError, match="has the channels"):
         grow_to_rows(make_unet(block_out_channels=((8, 64), (8, 32))), rows)

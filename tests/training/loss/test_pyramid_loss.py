@@ -57,7 +57,7 @@ def test_epsilon_weighting_is_the_error_of_the_noise(case, scheduler):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_min_snr_is_the_error_of_the_picture_times_the_clipped_snr(case, scheduler):
+def test_min_snr_is_the_error_of_the_image_times_the_clipped_snr(case, scheduler):
     noisy = scheduler.add_noise(case["clean"], case["noise"], case["timesteps"])
     for level, errors in enumerate(loss_of(case, snr_gamma=5.0).row_errors):
         alpha = case["alphas"][level]
@@ -203,11 +203,11 @@ def test_errors_of_what_is_predicted_follow_from_those_of_v(kind):
         torch.testing.assert_close(found, torch.full((2,), 0.25), rtol=1e-3, atol=0)
 
 
-def test_an_error_of_the_picture_is_weighted_by_one():
+def test_an_error_of_the_image_is_weighted_by_one():
     alphas = torch.linspace(0.01, 0.99, 50)
     errors_of_v = torch.rand(50)
     torch.testing.assert_close(errors_of_v * error_weights(alphas, "sample"), errors_of_v * (1 - alphas))
-    # Min-SNR of the paper, min(SNR, gamma) times the error of the picture, is that of the noise that is bent.
+    # Min-SNR of the paper, min(SNR, gamma) times the error of the image, is that of the noise that is bent.
     snr = alphas / (1 - alphas)
     bent = error_weights(alphas, "epsilon", 5.0)
     torch.testing.assert_close(bent, error_weights(alphas, "sample") * snr.clamp(max=5.0))

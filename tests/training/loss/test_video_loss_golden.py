@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss and gradients of a video model equal what was recorded from the published trainer.
 
-Recordings count levels from the outermost, tile frames in one picture and name parameters in the published layout.
+Recordings count levels from the outermost, tile frames in one image and name parameters in the published layout.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ def unet():
 
 def clean_clips(recorded: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The trainer's levels: it took every 4th of 16 frames inwards, whatever the network's frames were, so its inner
-    picture of a model with 4 frames was not the first of them but a tiling of smaller ones.
+    image of a model with 4 frames was not the first of them but a tiling of smaller ones.
     """
     inner = tile_frames(untile_frames(recorded["images"], 16)[:, :, ::4])
     return [inner.unsqueeze(2), untile_frames(recorded["images"], 4)]

@@ -33,8 +33,8 @@ def latent_pipeline_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def recipe(pictures_dir, vae_dir) -> Recipe:
-    return latent_recipe(pictures_dir, vae_dir)
+def recipe(images_dir, vae_dir) -> Recipe:
+    return latent_recipe(images_dir, vae_dir)
 
 
 def starting_from(recipe: Recipe, folder, **fields) -> Recipe:
@@ -71,16 +71,16 @@ def test_float16_is_left_out_where_it_would_overflow():
 # --- refused ---
 
 
-def test_channels_that_differ_are_named(recipe, pictures_dir, vae_dir):
-    of_pixels = dataclasses.replace(tiny_recipe(pictures_dir), vae=recipe.vae)
+def test_channels_that_differ_are_named(recipe, images_dir, vae_dir):
+    of_pixels = dataclasses.replace(tiny_recipe(images_dir), vae=recipe.vae)
     with pytest.raises(ValueError, match=r"`model\.in_channels` is 3, but the latents .* have 4 channels"):
-        start_run(of_pixels, RunOptions(output_dir=pictures_dir / "never", report_to=None))
+        start_run(of_pixels, RunOptions(output_dir=images_dir / "never", report_to=None))
     half = dataclasses.replace(recipe, model={**recipe.model, "out_channels": 8})
     with pytest.raises(ValueError, match=r"`model\.out_channels` is 8"):
         open_vae(half)
 
 
-def test_pictures_have_three_channels(recipe, tmp_path):
+def test_images_have_three_channels(recipe, tmp_path):
     save_vae(tmp_path, in_channels=1)
     with pytest.raises(ValueError, match="takes images with 1 channels"):
         open_vae(dataclasses.replace(recipe, vae=VaeRecipe(str(tmp_path))))
@@ -159,10 +159,10 @@ def test_sides_are_told_in_pixels_and_latents(recipe, monkeypatch):
     assert "autoencoder" not in describe_run(dataclasses.replace(recipe, vae=None))
 
 
-def test_activations_are_those_of_latents(recipe, pictures_dir, tmp_path):
+def test_activations_are_those_of_latents(recipe, images_dir, tmp_path):
     options = RunOptions(output_dir=tmp_path)
     latent, pixels = (
-        estimate_stage(one, one.stages[1], options, 0).activations for one in (recipe, tiny_recipe(pictures_dir))
+        estimate_stage(one, one.stages[1], options, 0).activations for one in (recipe, tiny_recipe(images_dir))
     )
     # One channel more of the noisy levels, of which the model keeps a copy; not four times the pixels.
     assert pixels < latent < 1.1 * pixels

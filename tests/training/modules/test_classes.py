@@ -16,22 +16,22 @@ from diffusers_mdm.training.modules.classes import (
 )
 from diffusers_mdm.training.recipe.data import DataRecipe
 from tests.pipelines.tiny_tasks import ID2LABEL, task
-from tests.training.labelled_pictures import NAMES, class_recipe, save_class_pipeline, write_labelled
+from tests.training.labelled_images import NAMES, class_recipe, save_class_pipeline, write_labelled
 from tests.training.tiny_run import tiny_recipe
 
 
 @pytest.fixture(scope="module")
-def named_dir(pictures_dir, tmp_path_factory):
-    return write_labelled(pictures_dir, tmp_path_factory.mktemp("named"))
+def named_dir(images_dir, tmp_path_factory):
+    return write_labelled(images_dir, tmp_path_factory.mktemp("named"))
 
 
-def test_a_recipe_of_classes_makes_the_pipeline_of_classes(pictures_dir, named_dir):
-    assert (pipeline_class(class_recipe(named_dir)), pipeline_class(tiny_recipe(pictures_dir))) == (
+def test_a_recipe_of_classes_makes_the_pipeline_of_classes(images_dir, named_dir):
+    assert (pipeline_class(class_recipe(named_dir)), pipeline_class(tiny_recipe(images_dir))) == (
         MDMClassConditionalPipeline,
         MDMPipeline,
     )
     assert draws_classes_alone(class_recipe(named_dir))
-    tiny = tiny_recipe(pictures_dir)
+    tiny = tiny_recipe(images_dir)
     data = dataclasses.replace(tiny.data, label_column="kind")
     both = dataclasses.replace(tiny, model={**tiny.model, "num_class_embeds": 4}, data=data)
     assert pipeline_class(both) is MDMClassConditionalPipeline
@@ -41,10 +41,10 @@ def test_a_recipe_of_classes_makes_the_pipeline_of_classes(pictures_dir, named_d
 # --- names ---
 
 
-def test_names_are_those_of_the_label_column(named_dir, pictures_dir, tmp_path):
+def test_names_are_those_of_the_label_column(named_dir, images_dir, tmp_path):
     assert find_class_names(class_recipe(named_dir)) == NAMES
-    assert find_class_names(class_recipe(write_labelled(pictures_dir, tmp_path, names=None))) == {}
-    assert find_class_names(tiny_recipe(pictures_dir)) == {}
+    assert find_class_names(class_recipe(write_labelled(images_dir, tmp_path, names=None))) == {}
+    assert find_class_names(tiny_recipe(images_dir)) == {}
     shards = DataRecipe(shards=("missing.tar",), label_column="cls", caption="")
     assert find_class_names(class_recipe(named_dir, data=shards)) == {}
 
@@ -54,8 +54,8 @@ def test_too_few_embeddings_for_the_named_classes_are_refused(named_dir):
         find_class_names(class_recipe(named_dir, num_class_embeds=3))
 
 
-def test_a_column_without_whole_numbers_is_refused_with_those_that_have_them(pictures_dir, named_dir):
-    data = DataRecipe(path=str(pictures_dir), label_column="text", caption="")
+def test_a_column_without_whole_numbers_is_refused_with_those_that_have_them(images_dir, named_dir):
+    data = DataRecipe(path=str(images_dir), label_column="text", caption="")
     with pytest.raises(ValueError, match=r"'text' .* must contain classes.*Columns with integers: none"):
         find_class_names(class_recipe(named_dir, data=data))
     data = DataRecipe(path=str(named_dir), label_column="image", caption="")

@@ -21,7 +21,7 @@ def recipe():
 
 def test_grown_model_begins_with_the_old_one(recipe):
     unet = build_unet(recipe, 1)
-    grown = grow_model(unet, recipe.rows[1])
+    grown = grow_model(unet, recipe.level_configs[1])
     old, new = list(unet.named_parameters()), list(grown.named_parameters())
     assert grown.num_levels == 2
     assert len(new) > len(old)
@@ -30,14 +30,14 @@ def test_grown_model_begins_with_the_old_one(recipe):
         assert torch.equal(old_value, new_value)
 
 
-def test_averages_and_moments_follow_their_parameters_into_clips(clips_dir, pictures_dir, tmp_path):
+def test_averages_and_moments_follow_their_parameters_into_clips(clips_dir, images_dir, tmp_path):
     """Layers that connect frames stand in the midst of the old ones, so that positions change; names do not."""
-    recipe = video_recipe(clips_dir, pictures_dir)
+    recipe = video_recipe(clips_dir, images_dir)
     run = start_run(recipe, RunOptions(output_dir=tmp_path, report_to=None))
-    pictures, clips = recipe.stages[:2]
-    begin_stage(run, pictures)
+    images, clips = recipe.stages[:2]
+    begin_stage(run, images)
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    optimizer_step(run, plan_steps(run, pictures), [Batch(pixels, ["red line"] * 4, torch.arange(4))])
+    optimizer_step(run, plan_steps(run, images), [Batch(pixels, ["red line"] * 4, torch.arange(4))])
     old_names = list(run.averaged_parameters("unet"))
     for number, name in enumerate(old_names):
         run.ema["unet"].shadows[name].fill_(number)

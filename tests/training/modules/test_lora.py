@@ -64,7 +64,7 @@ def test_a_model_without_text_is_adapted_where_it_can_be():
     assert not [name for name, _ in unet.named_parameters() if "add_k_proj" in name]
 
 
-def test_saved_it_loads_into_a_pipeline_changes_the_picture_and_leaves_no_trace(tmp_path):
+def test_saved_it_loads_into_a_pipeline_changes_the_image_and_leaves_no_trace(tmp_path):
     trained = make_pipeline()
     plain = draw(trained)
     add_lora(trained.unet, LoraRecipe(rank=4, alpha=6.5, target_modules=("to_q", "to_v", "conv1")))

@@ -18,9 +18,11 @@ def texts_of(folder):
 
 def test_unet_forgets_where_it_came_from_and_nothing_else(tmp_path):
     recipe = load_recipe(RECIPES / "tiny.yaml")
-    NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.rows[:1])).save_pretrained(tmp_path / "origin")
+    NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.level_configs[:1])).save_pretrained(
+        tmp_path / "origin"
+    )
     loaded = NestedUNetModel.from_pretrained(tmp_path / "origin")
-    grown = loaded.add_level(recipe.rows[1])
+    grown = loaded.add_level(recipe.level_configs[1])
     for name, model in (("loaded", loaded), ("grown", grown)):
         model.save_pretrained(tmp_path / name)
         before = json.loads((tmp_path / name / "config.json").read_text())

@@ -75,11 +75,11 @@ def test_pretrained_encoder_comes_back_as_saved(tmp_path):
 LAYERS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZES = {**LAYERS, "vocab_size": 200, "intermediate_size": 16}
 T5_SIZES = {"vocab_size": 200, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-PICTURE_SIZES = {**LAYERS, "image_size": 8, "patch_size": 8}
+IMAGE_SIZES = {**LAYERS, "image_size": 8, "patch_size": 8}
 SAVED = {
     "T5EncoderModel": lambda: T5ForConditionalGeneration(T5Config(**T5_SIZES)),
     "BertModel": lambda: BertModel(BertConfig(**SIZES)),
-    "CLIPTextModel": lambda: CLIPModel(CLIPConfig(text_config=SIZES, vision_config=PICTURE_SIZES, projection_dim=8)),
+    "CLIPTextModel": lambda: CLIPModel(CLIPConfig(text_config=SIZES, vision_config=IMAGE_SIZES, projection_dim=8)),
     "GPT2Model": lambda: GPT2Model(GPT2Config(vocab_size=200, n_embd=16, n_layer=1, n_head=2)),
 }
 

@@ -24,7 +24,7 @@ EARLIER = {
 
 
 def test_the_place_tells_the_kind():
-    assert DataRecipe(path="pictures") == TableData(path="pictures")
+    assert DataRecipe(path="images") == TableData(path="images")
     assert DataRecipe(shards=("0.tar",), shuffle_buffer=5) == ShardData(shards=("0.tar",), shuffle_buffer=5)
     assert len({kind.place for kind in DATA_KINDS}) == len(DATA_KINDS)
 
@@ -33,8 +33,8 @@ def test_the_place_tells_the_kind():
     ("fields", "expected"),
     [
         (
-            {"path": "pictures", "max_train_samples": 7},
-            TableData(path="pictures", max_train_samples=7, center_crop=False),
+            {"path": "images", "max_train_samples": 7},
+            TableData(path="images", max_train_samples=7, center_crop=False),
         ),
         (
             {"shards": ["0.tar"], "shuffle_buffer": 9},

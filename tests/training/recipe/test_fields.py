@@ -2,7 +2,7 @@
 """Reading plain values into dataclasses: what is taken, and what is refused with the field's name."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +23,21 @@ class Outer:
     sides: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     offsets: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    RENAMED: ClassVar[dict[str, str]] = {"number": "count"}
+
+    count: int
+
+
+def test_older_names_of_fields_are_read():
+    assert read_fields(Renamed, {"number": 2}) == read_fields(Renamed, {"count": 2})
+    with pytest.raises(FieldError, match=r"`part\.number` is the older name of `count`"):
+        read_fields(Renamed, {"number": 2, "count": 2}, "part")
+    with pytest.raises(FieldError, match=r"`part\.number` must be an integer|`part\.count` must be an integer"):
+        read_fields(Renamed, {"number": "2"}, "part")
 
 
 def test_plain_values_become_what_the_fields_say():

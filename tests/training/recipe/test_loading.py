@@ -22,7 +22,7 @@ def written(folder: Path, **changes: object) -> Path:
 def test_paths_that_are_beside_the_file_are_looked_up_there(tmp_path, monkeypatch):
     (tmp_path / "here" / "pictures").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    file = written(tmp_path / "here", data={"path": "pictures"}, vae={"pretrained": "vae"})
+    file = written(tmp_path / "here", data={"path": "images"}, vae={"pretrained": "vae"})
     monkeypatch.chdir(tmp_path / "elsewhere")
     recipe = load_recipe(file)
     assert recipe.data.path == str((tmp_path / "here" / "pictures").resolve())

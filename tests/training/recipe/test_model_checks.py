@@ -76,17 +76,17 @@ def test_columns_of_a_config_are_spelt_as_fields_of_levels():
 def test_a_model_is_made_without_taking_memory_or_random_numbers(tiny):
     state = torch.get_rng_state()
     wide = {**tiny.model, "num_class_embeds": 2**23, "time_embed_dim": 2**15}  # 1 TiB of class embeddings
-    check_can_be_made(wide, tiny.rows, tiny.scheduler)
+    check_can_be_made(wide, tiny.level_configs, tiny.scheduler)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_what_contradicts_itself_cannot_be_made(tiny):
     with pytest.raises(ValueError, match=r"`model` and `levels`: .*num_attention_heads"):
-        check_can_be_made({**tiny.model, "num_attention_heads": 3}, tiny.rows, {})
+        check_can_be_made({**tiny.model, "num_attention_heads": 3}, tiny.level_configs, {})
     with pytest.raises(ValueError, match=r"model\.sample_size`? is 7, .* multiple of 2"):
-        check_can_be_made({**tiny.model, "sample_size": 7}, tiny.rows, {})
+        check_can_be_made({**tiny.model, "sample_size": 7}, tiny.level_configs, {})
     with pytest.raises(ValueError, match=r"`scheduler`: .*log_snr_max"):
-        check_can_be_made(tiny.model, tiny.rows, {"log_snr_max": float("nan")})
+        check_can_be_made(tiny.model, tiny.level_configs, {"log_snr_max": float("nan")})
     for schedule in ({"beta_schedule": "rectified_flow"}, {"rescale_betas_zero_snr": True}):
         with pytest.raises(ValueError, match=r"scheduler\.prediction_type.*pure noise"):
-            check_can_be_made(tiny.model, tiny.rows, {**schedule, "prediction_type": "epsilon"})
+            check_can_be_made(tiny.model, tiny.level_configs, {**schedule, "prediction_type": "epsilon"})

@@ -35,7 +35,7 @@ def written(tmp_path, recipe: dict):
 def test_shipped_recipes_load(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert len(recipe.rows) == len(recipe.levels) == recipe.stages[-1].levels
+    assert len(recipe.level_configs) == len(recipe.levels) == recipe.stages[-1].levels
 
 
 def test_the_recipe_in_the_documentation_loads(tmp_path):

@@ -14,13 +14,13 @@ from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import RunOptions
-from tests.training.labelled_pictures import class_recipe, write_labelled
+from tests.training.labelled_images import class_recipe, write_labelled
 from tests.training.tiny_run import RECIPES, learning_stage
 
 
 @pytest.fixture(scope="module")
-def labelled_dir(pictures_dir, tmp_path_factory):
-    return write_labelled(pictures_dir, tmp_path_factory.mktemp("labelled"), names=None)
+def labelled_dir(images_dir, tmp_path_factory):
+    return write_labelled(images_dir, tmp_path_factory.mktemp("labelled"), names=None)
 
 
 def test_it_trains_without_text_and_learns_its_classes(labelled_dir, tmp_path):
@@ -113,7 +113,7 @@ def test_the_emoji_of_256_pixels_have_the_inner_level_of_the_demo_model():
     assert (large.model, large.levels[0], large.text_encoder) == (small.model, small.levels[0], small.text_encoder)
     assert large.sides == (16, 64, 256)
     assert len(large.scheduler["prediction_type"]) == len(large.levels) == large.stages[-1].levels
-    middle, outer = large.rows[1:]
+    middle, outer = large.level_configs[1:]
     assert (
         256 // outer.patch_size == 2 * 64 // middle.patch_size
     )  # its coarser features have the places of the inner ones

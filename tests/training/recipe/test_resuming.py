@@ -131,7 +131,7 @@ def test_stages_and_levels_to_come_are_free():
 
 def test_what_an_older_version_did_not_know_has_its_default():
     old = dataclasses.asdict(TINY)
-    del old["vae"], old["pictures"], old["data"]["video_column"], old["stages"][0]["joint_pictures"]
+    del old["vae"], old["images"], old["data"]["video_column"], old["stages"][0]["joint_images"]
     assert compare_with_checkpoint(TINY, 0, Saved("checkpoint-6", old, 1, 2)).changes == ()
     spelled = dataclasses.replace(TINY, scheduler={**TINY.scheduler, "shift_power": 1.0})
     assert compare(spelled).changes == ()

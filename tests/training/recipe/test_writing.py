@@ -16,8 +16,8 @@ def test_what_is_written_reads_back_as_the_same_recipe(path, tmp_path):
     assert load_recipe(write_recipe(recipe, tmp_path / "new")) == recipe
 
 
-def test_paths_of_this_machine_are_relative_to_the_recipe(pictures_dir, tmp_path):
-    recipe = tiny_recipe(pictures_dir)
+def test_paths_of_this_machine_are_relative_to_the_recipe(images_dir, tmp_path):
+    recipe = tiny_recipe(images_dir)
     (tmp_path / "base").mkdir()
     (tmp_path / "frogs").mkdir()
     recipe = dataclasses.replace(
@@ -32,8 +32,8 @@ def test_paths_of_this_machine_are_relative_to_the_recipe(pictures_dir, tmp_path
     assert load_recipe(tmp_path / "run" / "recipe.json") == recipe
 
 
-def test_shards_and_names_of_the_hub_are_kept_apart(pictures_dir, tmp_path):
-    recipe = tiny_recipe(pictures_dir)
+def test_shards_and_names_of_the_hub_are_kept_apart(images_dir, tmp_path):
+    recipe = tiny_recipe(images_dir)
     shards = (str(tmp_path / "{000..012}.tar"), "https://example.com/{000..012}.tar")
     data = recipe.data.with_fields(path=None, shards=shards)
     recipe = dataclasses.replace(recipe, data=data, pretrained=PretrainedRecipe("someone/model"))

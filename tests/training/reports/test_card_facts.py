@@ -27,7 +27,7 @@ def test_folders_are_shown_by_their_name_alone(name, is_id, shown):
 def test_a_folder_that_is_there_is_none_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "somebody" / "pictures").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert public_name("somebody/pictures") == "pictures"
+    assert public_name("somebody/pictures") == "images"
     assert public_name(str(tmp_path / "somebody")) == "somebody"
 
 
@@ -37,7 +37,7 @@ def test_only_levels_that_stages_reach_have_been_learnt():
     assert sides_of(dataclasses.replace(recipe, stages=recipe.stages[:1]), factor=8) == (64,)
 
 
-def test_a_subject_is_the_one_caption_of_all_pictures():
+def test_a_subject_is_the_one_caption_of_all_images():
     recipe = load_recipe(RECIPES / "tiny.yaml")
     assert subject_prompt(recipe) is None
     subject = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, caption="a sks dog"))

@@ -30,8 +30,8 @@ def history(tmp_path):
 
 
 def has_color(path, color) -> bool:
-    with Image.open(path) as picture:
-        return bool((np.asarray(picture.convert("RGB")) == color).all(-1).any())
+    with Image.open(path) as image:
+        return bool((np.asarray(image.convert("RGB")) == color).all(-1).any())
 
 
 def test_curves_are_those_of_the_levels(history):

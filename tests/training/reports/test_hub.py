@@ -48,11 +48,11 @@ def hub_at(endpoint):
 
 
 @pytest.fixture(scope="module")
-def pushed(pictures_dir, tmp_path_factory):
+def pushed(images_dir, tmp_path_factory):
     """A run that was uploaded at its end; its folder, the repositories, and the requests that made them."""
     output_dir, root, created = tmp_path_factory.mktemp("runs") / "my-model", tmp_path_factory.mktemp("hub"), []
     with fake_hub(root, token=TOKEN, created=created) as (endpoint, _), hub_at(endpoint):
-        run_recipe(tiny_recipe(pictures_dir), options(output_dir, hub_private_repo=True, report_to="tensorboard"))
+        run_recipe(tiny_recipe(images_dir), options(output_dir, hub_private_repo=True, report_to="tensorboard"))
     return output_dir, root, created
 
 
@@ -66,10 +66,10 @@ def hub(tmp_path):
 
 
 @pytest.fixture
-def finished(pushed, pictures_dir):
+def finished(pushed, images_dir):
     """The run of `pushed` as it was before its upload, which is wanted under another name."""
     output_dir, _, _ = pushed
-    run = start_run(tiny_recipe(pictures_dir), options(output_dir, push_to_hub=False))
+    run = start_run(tiny_recipe(images_dir), options(output_dir, push_to_hub=False))
     resume_run(run)
     run.options = options(output_dir, hub_model_id="someone/later")
     return run
@@ -111,14 +111,14 @@ def test_repositories_are_made_before_training_and_named_in_full(hub, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["/api/repos/create", "/auth-check/write"])
-def test_a_wrong_token_is_known_before_training(hub, pictures_dir, tmp_path, part):
+def test_a_wrong_token_is_known_before_training(hub, images_dir, tmp_path, part):
     _, failures = hub
     failures[part] = 403
     with pytest.raises(ValueError, match="hf auth login"):
-        run_recipe(tiny_recipe(pictures_dir), options(tmp_path / "my-model"))
+        run_recipe(tiny_recipe(images_dir), options(tmp_path / "my-model"))
     failures.clear()
     with pytest.raises(ValueError, match=r"does not let this run write to 'my-model'.*401"):
-        run_recipe(tiny_recipe(pictures_dir), options(tmp_path / "my-model", hub_token="hf_wrong"))
+        run_recipe(tiny_recipe(images_dir), options(tmp_path / "my-model", hub_token="hf_wrong"))
     assert not (tmp_path / "my-model").exists()
 
 
@@ -142,9 +142,9 @@ def test_without_the_flag_nothing_is_asked(tmp_path):
         assert prepare_repository(wanted) == wanted
 
 
-def test_a_hub_out_of_reach_loses_nothing(pictures_dir, tmp_path, caplog):
+def test_a_hub_out_of_reach_loses_nothing(images_dir, tmp_path, caplog):
     with hub_at(NOWHERE):
-        output_dir = run_recipe(tiny_recipe(pictures_dir), options(tmp_path / "my-model"))
+        output_dir = run_recipe(tiny_recipe(images_dir), options(tmp_path / "my-model"))
     assert "The Hub cannot be reached" in caplog.text
     assert f"Nothing is lost: the result is in {output_dir}" in caplog.text
     assert len(list_checkpoints(output_dir)) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a user's text contains, a card shows it and nothing else: no heading, link, picture, row or HTML."""
+"""Whatever a user's text contains, a card shows it and nothing else: no heading, link, image, row or HTML."""
 
 import ast
 import re

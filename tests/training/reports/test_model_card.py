@@ -40,17 +40,17 @@ def run_example(text: str, folder, monkeypatch) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(pictures_dir, tmp_path_factory):
+def finished(images_dir, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("runs") / "my-model"
-    run_recipe(tiny_recipe(pictures_dir), options(output_dir, license="mit"))
+    run_recipe(tiny_recipe(images_dir), options(output_dir, license="mit"))
     return output_dir
 
 
 @pytest.fixture
-def again(finished, pictures_dir, tmp_path):
+def again(finished, images_dir, tmp_path):
     """The finished run once more, in a folder of its own, with nothing left to train."""
     shutil.copytree(finished, tmp_path / "again")
-    run = start_run(tiny_recipe(pictures_dir), options(tmp_path / "again"))
+    run = start_run(tiny_recipe(images_dir), options(tmp_path / "again"))
     resume_run(run)
     return run
 
@@ -73,7 +73,7 @@ def test_card_tells_what_was_trained_and_why_it_ended(finished):
     assert "trained from scratch, for images of 8 and 16 pixels" in text
 
 
-def test_pictures_of_the_card_are_there(finished):
+def test_images_of_the_card_are_there(finished):
     text = (finished / "README.md").read_text()
     assert re.findall(r"!\[.*\]\((.*)\)", text) == ["samples.png", "curves.png"]
     assert (finished / "samples.png").read_bytes() == (finished / "samples" / "step-0000008.png").read_bytes()
@@ -81,11 +81,11 @@ def test_pictures_of_the_card_are_there(finished):
         assert curves.width > 500
 
 
-def test_nothing_names_folders_of_this_machine(finished, pictures_dir):
+def test_nothing_names_folders_of_this_machine(finished, images_dir):
     for name in ("README.md", "recipe.json"):
         text = (finished / name).read_text()
         assert str(finished.parent) not in text
-        assert str(pictures_dir) not in text
+        assert str(images_dir) not in text
 
 
 def test_example_of_a_pipeline_draws(finished, monkeypatch):
@@ -93,12 +93,12 @@ def test_example_of_a_pipeline_draws(finished, monkeypatch):
     assert drawn["prompt"] == "frog, 3d render"
     assert drawn["image"].size == (16, 16)
     assert drawn["small"].size == (8, 8)
-    assert (finished.parent / "picture.png").is_file()
+    assert (finished.parent / "image.png").is_file()
 
 
-def test_example_of_lora_weights_draws_with_them(pictures_dir, pipeline_dir, tmp_path, monkeypatch):
+def test_example_of_lora_weights_draws_with_them(images_dir, pipeline_dir, tmp_path, monkeypatch):
     shutil.copytree(pipeline_dir, tmp_path / "base")
-    data = DataRecipe(path=str(pictures_dir), caption='a "red" cat')
+    data = DataRecipe(path=str(images_dir), caption='a "red" cat')
     recipe = recipe_for_pipeline(PretrainedRecipe(str(tmp_path / "base")), data, steps=2)
     recipe = dataclasses.replace(recipe, lora=LoraRecipe(rank=2))
     stages = tuple(dataclasses.replace(stage, batch_size=2, learning_rate=0.1) for stage in recipe.stages)
@@ -123,8 +123,8 @@ def test_example_of_lora_weights_draws_with_them(pictures_dir, pipeline_dir, tmp
     assert not torch.equal(adapted, draw())
 
 
-def test_names_of_the_hub_are_metadata(pictures_dir):
-    recipe = tiny_recipe(pictures_dir)
+def test_names_of_the_hub_are_metadata(images_dir):
+    recipe = tiny_recipe(images_dir)
     data = dataclasses.replace(recipe.data, path="someone/pictures")
     recipe = dataclasses.replace(recipe, data=data, pretrained=PretrainedRecipe("someone/model"))
     header = yaml.safe_load(card_data(recipe, options("unused")))
@@ -156,7 +156,7 @@ def test_card_is_written_without_matplotlib(again, monkeypatch, caplog):
     assert "license" not in front_matter(text)
 
 
-def test_card_of_a_run_without_pictures_and_numbers(again):
+def test_card_of_a_run_without_images_and_numbers(again):
     shutil.rmtree(again.options.output_dir / "samples")
     (again.options.output_dir / "history.jsonl").unlink()
     text = write_model_card(again).read_text()
@@ -192,7 +192,7 @@ def class_recipe(recipe):
 
 
 @pytest.mark.parametrize("broken", ["plot_curves", "copy_samples"])
-def test_a_picture_that_cannot_be_made_does_not_cost_the_card(again, monkeypatch, caplog, broken):
+def test_a_image_that_cannot_be_made_does_not_cost_the_card(again, monkeypatch, caplog, broken):
     def fail(*_):
         raise RuntimeError("no font")
 
@@ -203,7 +203,7 @@ def test_a_picture_that_cannot_be_made_does_not_cost_the_card(again, monkeypatch
     assert "## Training" in text
 
 
-def test_newest_pictures_are_those_of_the_run_itself(again):
+def test_newest_images_are_those_of_the_run_itself(again):
     samples = again.options.output_dir / "samples"
     shutil.copy(samples / "step-0000004.png", samples / "step-0000100.png")
     write_model_card(again)

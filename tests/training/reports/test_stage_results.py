@@ -31,6 +31,17 @@ def with_settings(step, images, stage, **settings):
     return {"step": step, "images": images, "stage": stage, "settings": settings}
 
 
+def test_settings_of_an_earlier_version_have_their_new_names():
+    rows = [
+        with_settings(0, 0, "inner", joint_pictures=2),
+        {"step": 3, "images": 12, "stage": "inner"},
+        with_settings(3, 12, "inner", joint_images=2),  # resumed with this version, as it was
+        {"step": 5, "images": 20, "stage": "inner"},
+    ]
+    (stretch,) = stage_results(STAGES[:1], rows, [])
+    assert (stretch.steps, stretch.settings) == (5, {"joint_images": 2})
+
+
 def test_a_stage_that_went_on_in_another_way_has_a_stretch_for_each():
     rows = [
         with_settings(0, 0, "inner", learning_rate=1e-3, images_per_step=4),

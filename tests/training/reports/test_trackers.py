@@ -10,30 +10,30 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_mdm.training.reports import trackers
-from diffusers_mdm.training.reports.trackers import flatten_settings, send_picture, start_trackers, tracker_names
+from diffusers_mdm.training.reports.trackers import flatten_settings, send_image, start_trackers, tracker_names
 from tests.training.tiny_run import tiny_recipe
 
 
 class Gallery(GeneralTracker):
-    """A tracker that takes pictures, as that of Weights & Biases does."""
+    """A tracker that takes images, as that of Weights & Biases does."""
 
     name = "gallery"
     requires_logging_directory = False
 
     def __init__(self):
         super().__init__()
-        self.pictures = []
+        self.images = []
 
     @property
     def tracker(self):
-        return self.pictures
+        return self.images
 
     def log_images(self, values, step=None):
-        self.pictures += [(name, step, picture) for name, entries in values.items() for picture in entries]
+        self.images += [(name, step, image) for name, entries in values.items() for image in entries]
 
 
 class NumbersOnly(GeneralTracker):
-    """A tracker without a way to take pictures."""
+    """A tracker without a way to take images."""
 
     name = "numbers"
     requires_logging_directory = False
@@ -91,7 +91,7 @@ def test_settings_are_flattened_to_plain_values():
     nested = {"inner": Inner(0.1, Path("pictures")), "sizes": (8, 16), "words": [], "flag": True}
     assert flatten_settings(nested) == {
         "inner.rate": 0.1,
-        "inner.path": "pictures",
+        "inner.path": "images",
         "inner.limit": "none",
         "sizes.0": 8,
         "sizes.1": 16,
@@ -123,12 +123,12 @@ def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path):
     assert steps(tmp_path / "project", "loss") == [1, 2, 3, 4, 5, 6]
 
 
-def test_trackers_that_take_pictures_get_them_small_enough():
+def test_trackers_that_take_images_get_them_small_enough():
     gallery = Gallery()
     accelerator = Accelerator(cpu=True, log_with=[gallery, NumbersOnly()])
     start_trackers(accelerator, "project", {})
     grid = Image.new("RGBA", (4096, 1024), "red")
-    send_picture(accelerator, "validation", grid, step=3)
-    ((name, step, picture),) = gallery.pictures
-    assert (name, step, picture.mode, picture.size) == ("validation", 3, "RGB", (2048, 512))
+    send_image(accelerator, "validation", grid, step=3)
+    ((name, step, image),) = gallery.images
+    assert (name, step, image.mode, image.size) == ("validation", 3, "RGB", (2048, 512))
     assert grid.size == (4096, 1024)

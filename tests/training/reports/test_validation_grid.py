@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffusers_mdm.pipelines.picture_grid import GAP, MIN_CELL
+from diffusers_mdm.pipelines.image_grid import GAP, MIN_CELL
 from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.reports.trackers import start_trackers
 from diffusers_mdm.training.reports.validation_grid import draw_prompts, draw_validation_grid
@@ -59,12 +59,12 @@ def new_run(tmp_path, pipeline=None, accelerator=None, **changes) -> Run:
 
 
 def differences(first, second) -> list[int]:
-    """Largest difference of two pictures' values in 0..255, for each pair."""
+    """Largest difference of two images' values in 0..255, for each pair."""
     pairs = zip(first, second, strict=True)
     return [int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max()) for one, other in pairs]
 
 
-def test_grid_has_a_column_a_picture_and_a_row_a_level(tmp_path):
+def test_grid_has_a_column_a_image_and_a_row_a_level(tmp_path):
     path = draw_validation_grid(new_run(tmp_path, num_validation_images=2))
     assert path == tmp_path / "samples" / "step-0000007.png"
     with Image.open(path) as grid:
@@ -73,7 +73,7 @@ def test_grid_has_a_column_a_picture_and_a_row_a_level(tmp_path):
         assert 2 * cell < grid.height < 3 * cell
 
 
-def test_pictures_are_those_of_the_averaged_weights_and_training_goes_on_as_before(tmp_path):
+def test_images_are_those_of_the_averaged_weights_and_training_goes_on_as_before(tmp_path):
     run, average = new_run(tmp_path), make_pipeline(sample_size=8).unet
     with torch.no_grad():
         for parameter in average.parameters():
@@ -94,19 +94,19 @@ def test_pictures_are_those_of_the_averaged_weights_and_training_goes_on_as_befo
         assert drawn.tobytes() != other.tobytes()
 
 
-def test_a_picture_has_the_same_noise_every_time_and_in_every_batch():
+def test_a_image_has_the_same_noise_every_time_and_in_every_batch():
     pipeline = make_pipeline()
     three = draw_prompts(pipeline, settings(num_validation_images=3))
     assert [len(level) for level in three] == [6, 6]
     assert max(differences(three[1], draw_prompts(pipeline, settings(num_validation_images=3))[1])) == 0
-    # Pictures 0 to 2 are of the first prompt with seeds 0 to 2.
+    # Images 0 to 2 are of the first prompt with seeds 0 to 2.
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         alone = pipeline(PROMPTS[0], num_inference_steps=2, guidance_scale=3.0, generator=generator).images
         assert max(differences(alone, three[1][seed : seed + 1])) <= 1  # batches of other sizes may round differently
 
 
-def test_large_pictures_are_drawn_in_smaller_batches(monkeypatch):
+def test_large_images_are_drawn_in_smaller_batches(monkeypatch):
     pipeline, sizes = make_pipeline(), []
     monkeypatch.setattr("diffusers_mdm.training.reports.validation_grid.MAX_BATCH_PIXELS", 3 * 16 * 16)
     forward = pipeline.unet.forward
@@ -128,7 +128,7 @@ def test_text_encoders_of_half_precision_draw(tmp_path, dtype):
     assert run.unet.dtype == torch.float32
 
 
-def test_encoded_prompts_give_the_pictures_of_the_text_encoder():
+def test_encoded_prompts_give_the_images_of_the_text_encoder():
     pipeline = make_pipeline()
     features = EncodedTexts(pipeline, (*PROMPTS, ""))
     expected = draw_prompts(pipeline, settings(num_validation_images=2))

@@ -23,7 +23,7 @@ from diffusers_mdm.training.state.averages import whole_averages
 from diffusers_mdm.training.state.checkpoint_report import CheckpointReport
 from diffusers_mdm.training.state.progress import Progress
 from diffusers_mdm.training.state.run import Run, RunOptions
-from tests.training.tiny_run import tiny_recipe, write_pictures
+from tests.training.tiny_run import tiny_recipe, write_images
 
 STEPS = 7
 
@@ -32,7 +32,7 @@ STEPS = 7
 def started(tmp_path_factory) -> Run:
     """In its first stage, with averages unlike the weights."""
     folder = tmp_path_factory.mktemp("averages")
-    run = start_run(tiny_recipe(write_pictures(folder / "pictures")), RunOptions(folder / "run", report_to=None))
+    run = start_run(tiny_recipe(write_images(folder / "pictures")), RunOptions(folder / "run", report_to=None))
     begin_stage(run, run.recipe.stages[0])
     for average in run.ema.values():
         average.shadows = {name: torch.randn_like(value) for name, value in average.shadows.items()}

@@ -22,9 +22,9 @@ from tests.training.tiny_run import tiny_recipe
 
 
 @pytest.fixture(scope="module")
-def started(pictures_dir, tmp_path_factory) -> Run:
+def started(images_dir, tmp_path_factory) -> Run:
     """In its first stage."""
-    run = start_run(tiny_recipe(pictures_dir), RunOptions(tmp_path_factory.mktemp("averages"), report_to=None))
+    run = start_run(tiny_recipe(images_dir), RunOptions(tmp_path_factory.mktemp("averages"), report_to=None))
     begin_stage(run, run.recipe.stages[0])
     return run
 
@@ -77,7 +77,7 @@ def test_a_module_that_is_frozen_as_a_whole_keeps_its_average(run):
 
 def test_new_levels_join_as_they_are_and_old_ones_keep_their_averages(run):
     old = {name: shadow.fill_(0.5) for name, shadow in run.ema["unet"].shadows.items()}
-    run.unet = grow_to_rows(run.unet, run.recipe.rows)
+    run.unet = grow_to_rows(run.unet, run.recipe.level_configs)
     grow_averages(run)
     shadows, weights = run.ema["unet"].shadows, run.averaged_parameters("unet")
     assert list(shadows) == list(weights)

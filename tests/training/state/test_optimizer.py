@@ -90,7 +90,7 @@ def test_moments_follow_their_parameters_through_growth(recipe):
     unet = build_unet(recipe, 1)
     old = trained(unet, 2)
     state = whole_optimizer_state(old, unet.named_parameters())
-    grown = grow_model(unet, recipe.rows[1])
+    grown = grow_model(unet, recipe.level_configs[1])
     new = trained(grown, 0)
     new.param_groups[0]["lr"] = 0.5
     take_optimizer_state(new, grown.named_parameters(), state)

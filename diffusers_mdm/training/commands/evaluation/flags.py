@@ -61,7 +61,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--features", nargs="*", choices=FEATURES, default=["inception"], help="(default: inception)")
     add_networks(parser)
-    parser.add_argument("--num_pictures", type=int, metavar="N", help="chosen by --seed (default: all)")
+    parser.add_argument("--num_images", type=int, metavar="N", help="chosen by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of images")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="folder for the reference")
 
@@ -130,7 +130,7 @@ def add_sheet(parser: argparse.ArgumentParser) -> None:
         help="folders written by `generate` for the same captions, from top to bottom",
     )
     add_data(parser, required=False)
-    parser.add_argument("--num_pictures", type=int, default=40, metavar="N", help="number of captions (default: 40)")
+    parser.add_argument("--num_images", type=int, default=40, metavar="N", help="number of captions (default: 40)")
     parser.add_argument("--columns", type=int, default=10, metavar="N", help="columns of the sheet (default: 10)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="PNG file to write")
 

@@ -15,7 +15,7 @@ import torch
 
 from ....evaluation.features import FeatureExtractor, InceptionFeatures, TransformersFeatures
 from ....evaluation.generate import NUMBER, Generation, generate, open_levels, read_plan, takes_number
-from ....evaluation.pictures import Pictures
+from ....evaluation.images import Images
 from ....evaluation.reference import load_reference, make_reference, save_reference
 from ....evaluation.report import card_section, contact_sheet, markdown_table
 from ....evaluation.score import FEATURES_OF, score
@@ -29,7 +29,7 @@ from .flags import DEFAULT_METRICS, OF_CAPTIONS
 DINOV2, CLIP = "facebook/dinov2-base", "openai/clip-vit-large-patch14-336"
 
 
-class ChosenPictures:
+class ChosenImages:
     """A selection of the images of a data set, cropped to squares.
 
     Args:
@@ -52,18 +52,18 @@ class ChosenPictures:
 
 def write_reference(args: argparse.Namespace) -> None:
     """Compute the features of real images and write them to `--output_dir`."""
-    images, captions = open_pictures(args, max(args.sides))
-    chosen = choose(len(captions), args.num_pictures, args.seed)
+    images, captions = open_images(args, max(args.sides))
+    chosen = choose(len(captions), args.num_images, args.seed)
     recipe = {
         "data": str(args.data_dir),
         "split": args.split,
         "sides": args.sides,
-        "seed": args.seed if args.num_pictures is not None else None,
+        "seed": args.seed if args.num_images is not None else None,
     }
-    pictures = ChosenPictures(images, captions, chosen)
+    real = ChosenImages(images, captions, chosen)
     extractors = [open_extractor(name, args) for name in args.features]
-    save_reference(make_reference(pictures, extractors, args.sides, args.batch_size, recipe), args.output_dir)
-    print(f"{args.output_dir}: features of {len(pictures)} images at {', '.join(map(str, args.sides))} pixels")
+    save_reference(make_reference(real, extractors, args.sides, args.batch_size, recipe), args.output_dir)
+    print(f"{args.output_dir}: features of {len(real)} images at {', '.join(map(str, args.sides))} pixels")
 
 
 def draw_captions(args: argparse.Namespace) -> None:
@@ -127,7 +127,7 @@ def score_drawings(args: argparse.Namespace) -> None:
     plan, levels, reference = read_plan(args.drawings), open_levels(args.drawings), load_reference(args.reference)
     metrics = chosen_metrics(args, plan)
     names = list(dict.fromkeys(FEATURES_OF[metric] for metric in metrics if metric in FEATURES_OF))
-    truth = None if args.data_dir is None else true_pictures(args, levels[-1])
+    truth = None if args.data_dir is None else true_images(args, levels[-1])
     extractors = [open_extractor(name, args) for name in names]
     scores = score(levels, reference, extractors, metrics, truth, args.batch_size)
     print(markdown_table(scores))
@@ -167,7 +167,7 @@ def open_extractor(name: str, args: argparse.Namespace) -> FeatureExtractor:
     return TransformersFeatures(name, path, device)
 
 
-def open_pictures(args: argparse.Namespace, side: int) -> tuple[CaptionedImages, list[str]]:
+def open_images(args: argparse.Namespace, side: int) -> tuple[CaptionedImages, list[str]]:
     """Open the images of a data set, cropped to squares of `side` pixels, and their captions.
 
     Raises:
@@ -210,7 +210,7 @@ def read_captions(args: argparse.Namespace) -> list[str]:
 
 def chosen_captions(args: argparse.Namespace) -> list[str]:
     """Return `--num_captions` of the captions of the file or, without one, of the data set."""
-    captions = open_pictures(args, 1)[1] if args.captions_file is None else captions_in(args.captions_file)
+    captions = open_images(args, 1)[1] if args.captions_file is None else captions_in(args.captions_file)
     return [captions[number] for number in choose(len(captions), args.num_captions, args.seed)]
 
 
@@ -227,13 +227,13 @@ def captions_in(file: Path) -> list[str]:
     return captions
 
 
-def true_pictures(args: argparse.Namespace, drawn: Pictures) -> ChosenPictures:
+def true_images(args: argparse.Namespace, drawn: Images) -> ChosenImages:
     """Return the real images with the captions of the generated images, at their size.
 
     Raises:
         ValueError: a caption is not in the data set.
     """
-    images, captions = open_pictures(args, drawn.load([0]).shape[-1])
+    images, captions = open_images(args, drawn.load([0]).shape[-1])
     numbers = first_numbers(captions)
     missing = [caption for caption in drawn.captions if caption not in numbers]
     if missing:
@@ -241,7 +241,7 @@ def true_pictures(args: argparse.Namespace, drawn: Pictures) -> ChosenPictures:
             f"{len(missing)} captions of the generated images are not in {args.data_dir} ({args.split}), such as "
             f"{missing[0][:80]!r}; pass the data set that they were taken from, or omit --data_dir."
         )
-    return ChosenPictures(images, captions, [numbers[caption] for caption in drawn.captions])
+    return ChosenImages(images, captions, [numbers[caption] for caption in drawn.captions])
 
 
 def first_numbers(captions: Sequence[str]) -> dict[str, int]:

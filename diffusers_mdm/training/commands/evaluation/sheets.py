@@ -16,8 +16,8 @@ from .measure import (
     first_numbers,
     given_settings,
     load_model,
-    open_pictures,
-    true_pictures,
+    open_images,
+    true_images,
 )
 
 
@@ -48,7 +48,7 @@ def requested_captions(args: argparse.Namespace) -> list[str]:
 
 def real_images(args: argparse.Namespace, captions: list[str], side: int) -> list[Image.Image | None]:
     """Return the real image of each caption, None if the data set has no such caption."""
-    images, known = open_pictures(args, side)
+    images, known = open_images(args, side)
     numbers = first_numbers(known)
     return [
         Image.fromarray(images.load([numbers[caption]]).pixels[0].permute(1, 2, 0).numpy())
@@ -62,8 +62,8 @@ def write_sheet(args: argparse.Namespace) -> None:
     """Write images that several models have generated for the same captions, and the real ones, to one image file."""
     drawn = [open_levels(folder)[-1] for folder in args.drawings]
     largest = max(drawn, key=lambda images: images.load([0]).shape[-1])
-    truth = None if args.data_dir is None else true_pictures(args, largest)
-    sheet = contact_sheet(drawn, truth, args.num_pictures, args.columns)
+    truth = None if args.data_dir is None else true_images(args, largest)
+    sheet = contact_sheet(drawn, truth, args.num_images, args.columns)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.output)
     print(f"{args.output}: {', '.join(str(folder) for folder in args.drawings)}" + (", real images" if truth else ""))

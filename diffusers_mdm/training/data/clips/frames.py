@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image, features
 
-from ..file_kinds import PICTURE_SUFFIXES, suffix_of
+from ..file_kinds import IMAGE_SUFFIXES, suffix_of
 from ..images import (
     CENTER,
     MAX_FILE_BYTES,
@@ -125,7 +125,7 @@ def _animated_frames(content: bytes, choose: FrameChooser) -> Iterator[Image.Ima
 
 
 def _folder_frames(folder: Path, choose: FrameChooser) -> Iterator[Image.Image]:
-    names = [path.name for path in folder.iterdir() if suffix_of(path.name) in PICTURE_SUFFIXES]
+    names = [path.name for path in folder.iterdir() if suffix_of(path.name) in IMAGE_SUFFIXES]
     names = sorted((name for name in names if not name.startswith(".")), key=_by_number)
     if not names:
         raise UnusableSampleError("its folder has no images; expected frames such as 0001.png")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ...recipe.data import DataRecipe
-from ..file_kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from ..file_kinds import CLIP_SUFFIXES, IMAGE_SUFFIXES
 from ..reading import Request
 from ..samples import Sample, class_of
 from ..skip_budget import Skip, SkipBudget, UnusableSampleError
@@ -45,7 +45,7 @@ class TarSamples:
             UnusableSampleError: if a part is missing or damaged.
         """
         recipe = self.recipe
-        suffixes = PICTURE_SUFFIXES if recipe.image_column == "image" else (recipe.image_column.lower(),)
+        suffixes = IMAGE_SUFFIXES if recipe.image_column == "image" else (recipe.image_column.lower(),)
         image = sample.find(*(suffixes if recipe.video_column is None else CLIP_SUFFIXES))
         if image is None:
             wanted = "image" if recipe.video_column is None else "clip, such as .mp4, .webm or .gif"

@@ -16,7 +16,7 @@ import datasets
 import pyarrow  # type: ignore[import-untyped]
 
 from ...recipe.data import TableData
-from ..file_kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES, suffix_of, without_suffix
+from ..file_kinds import CLIP_SUFFIXES, IMAGE_SUFFIXES, suffix_of, without_suffix
 from ..local_files import read_file
 from ..skip_budget import UnusableSampleError
 from ..text.captions import clean_caption, clean_captions
@@ -97,8 +97,8 @@ def _recorded(listing: Listing, records: Iterable[Record], left_out: LeftOut) ->
 def _unrecorded(listing: Listing, recipe: TableData, known: set[str], texts: Mapping[str, str]) -> list[str]:
     """Return the images or clips that no record names."""
     if recipe.video_column is None:
-        return [name for name in listing.files if name not in known and suffix_of(name) in PICTURE_SUFFIXES]
-    holders = {posixpath.dirname(name) for name in listing.files if suffix_of(name) in PICTURE_SUFFIXES}
+        return [name for name in listing.files if name not in known and suffix_of(name) in IMAGE_SUFFIXES]
+    holders = {posixpath.dirname(name) for name in listing.files if suffix_of(name) in IMAGE_SUFFIXES}
     folders = sorted(folder for folder in holders if folder in texts and folder not in known)
     frames = {*folders, *known}
     clips = [name for name in listing.files if name not in known and suffix_of(name) in CLIP_SUFFIXES]

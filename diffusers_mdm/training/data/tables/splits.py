@@ -43,7 +43,7 @@ def load_captioned_split(recipe: TableData, split: str) -> datasets.Dataset:
         raise ValueError(f"Split {split!r} of {recipe.path} has no records.")
     if recipe.video_column is not None:
         return _with_encoded_clips(records, recipe, recipe.video_column)
-    return _with_encoded_pictures(records, recipe, recipe.image_column)
+    return _with_encoded_images(records, recipe, recipe.image_column)
 
 
 def load_all_splits(recipe: TableData) -> dict[str, datasets.Dataset]:
@@ -91,7 +91,7 @@ def _open_split(recipe: TableData, split: str) -> datasets.Dataset:
     return splits[split]
 
 
-def _with_encoded_pictures(records: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
+def _with_encoded_images(records: datasets.Dataset, recipe: TableData, column: str) -> datasets.Dataset:
     """Return the split with its image column cast to `{"bytes", "path"}`."""
     feature = records.features[column]
     is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}

@@ -17,13 +17,13 @@ def test_a_missing_column_is_named():
         load_class_gallery(ROOT / "training" / "data" / "emoji-styles-64", "kind")
 
 
-def test_a_data_set_with_one_split_is_read(pictures_dir):
-    pixels, texts = load_class_gallery(pictures_dir, "text")
+def test_a_data_set_with_one_split_is_read(images_dir):
+    pixels, texts = load_class_gallery(images_dir, "text")
     assert (pixels.shape, len(texts)) == ((12, 3, COMPARED_SIDE, COMPARED_SIDE), 12)
     with pytest.raises(ValueError, match="has no column 'kind'; it has image, text"):
-        load_class_gallery(pictures_dir, "kind")
+        load_class_gallery(images_dir, "kind")
     with pytest.raises(ValueError, match="has no column 'style'"):
-        load_gallery(pictures_dir)
+        load_gallery(images_dir)
 
 
 def test_the_clips_of_a_split_are_read(clips_dir):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`training/evaluate.py` from a folder of captioned pictures to a table, with a tiny pipeline."""
+"""`training/evaluate.py` from a folder of captioned images to a table, with a tiny pipeline."""
 
 import json
 
@@ -16,32 +16,32 @@ def run(*words):
 
 
 @pytest.fixture(scope="module")
-def drawn_dir(tmp_path_factory, pictures_dir, pipeline_dir):
+def drawn_dir(tmp_path_factory, images_dir, pipeline_dir):
     folder = tmp_path_factory.mktemp("evaluation") / "drawn"
     settings = ["--num_inference_steps", 2, "--batch_size", 3, "--num_captions", 4, "--seed", 1]
-    run("generate", "--model_dir", pipeline_dir, "--data_dir", pictures_dir, *settings, "--output_dir", folder)
+    run("generate", "--model_dir", pipeline_dir, "--data_dir", images_dir, *settings, "--output_dir", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def reference_dir(tmp_path_factory, pictures_dir):
+def reference_dir(tmp_path_factory, images_dir):
     folder = tmp_path_factory.mktemp("evaluation") / "reference"
-    run("reference", "--data_dir", pictures_dir, "--sides", 8, 16, "--features", "--output_dir", folder)
+    run("reference", "--data_dir", images_dir, "--sides", 8, 16, "--features", "--output_dir", folder)
     return folder
 
 
-def test_drawings_are_scored_at_every_level(drawn_dir, reference_dir, pictures_dir, tmp_path, capsys):
+def test_drawings_are_scored_at_every_level(drawn_dir, reference_dir, images_dir, tmp_path, capsys):
     out = {name: tmp_path / name for name in ("scores.json", "sheet.png", "card.md")}
     files = ["--output", out["scores.json"], "--contact_sheet", out["sheet.png"], "--card_section", out["card.md"]]
-    metrics = ["--metrics", "retrieval", "noise", "--data_dir", pictures_dir]
+    metrics = ["--metrics", "retrieval", "noise", "--data_dir", images_dir]
     run("score", "--drawings", drawn_dir, "--reference", reference_dir, *metrics, *files)
     assert capsys.readouterr().out.startswith("| | 8 px | 16 px |")
     report = json.loads(out["scores.json"].read_text(encoding="utf-8"))
     assert report["num_drawn"] == 4
     assert report["generation"]["settings"] == {"num_inference_steps": 2}
-    assert report["reference"]["data"] == str(pictures_dir)
+    assert report["reference"]["data"] == str(images_dir)
     assert report["levels"].keys() == {"8", "16"}
-    assert 0 <= report["levels"]["16"]["retrieval_own_picture"] <= 1
+    assert 0 <= report["levels"]["16"]["retrieval_own_image"] <= 1
     assert report["levels"]["16"]["distance_to_truth"] > 0
     assert len(report["disagreement"]) == 1
     with Image.open(out["sheet.png"]) as sheet:
@@ -49,7 +49,7 @@ def test_drawings_are_scored_at_every_level(drawn_dir, reference_dir, pictures_d
     assert "## Evaluation" in out["card.md"].read_text(encoding="utf-8")
 
 
-def test_captions_come_from_one_place(pipeline_dir, pictures_dir, tmp_path):
+def test_captions_come_from_one_place(pipeline_dir, images_dir, tmp_path):
     words = ["generate", "--model_dir", pipeline_dir, "--output_dir", tmp_path / "drawn"]
     with pytest.raises(ValueError, match="either --data_dir or --captions_file"):
         run(*words)
@@ -66,14 +66,14 @@ def test_captions_come_from_one_place(pipeline_dir, pictures_dir, tmp_path):
     ]
 
 
-def test_truth_of_other_captions_is_refused(pipeline_dir, pictures_dir, reference_dir, tmp_path):
+def test_truth_of_other_captions_is_refused(pipeline_dir, images_dir, reference_dir, tmp_path):
     captions = tmp_path / "captions.txt"
     captions.write_text("nobody wrote this\n", encoding="utf-8")
     words = ["--num_inference_steps", 1, "--height", 8, "--output_dir", tmp_path / "drawn"]
     run("generate", "--model_dir", pipeline_dir, "--captions_file", captions, *words)
     scored = ["score", "--drawings", tmp_path / "drawn", "--reference", reference_dir, "--metrics", "noise"]
     with pytest.raises(ValueError, match=r"1 captions of the generated images are not in .*'nobody wrote this'"):
-        run(*scored, "--data_dir", pictures_dir)
+        run(*scored, "--data_dir", images_dir)
 
 
 def test_choices_are_drawn_from_the_seed_without_repetition():
@@ -84,22 +84,22 @@ def test_choices_are_drawn_from_the_seed_without_repetition():
         choose(5, 6, 0)
 
 
-def test_samples_for_a_card_show_seeds_levels_and_real_images(pipeline_dir, pictures_dir, tmp_path):
+def test_samples_for_a_card_show_seeds_levels_and_real_images(pipeline_dir, images_dir, tmp_path):
     words = ["samples", "--model_dir", pipeline_dir, "--num_inference_steps", 1, "--num_seeds", 2]
     with pytest.raises(ValueError, match="Give the captions by --prompts, --captions_file or --data_dir"):
         run(*words, "--output", tmp_path / "samples.png")
     run(*words, "--output", tmp_path / "new" / "one.png", "--prompts", "a red apple", "nobody wrote this")
-    run(*words, "--output", tmp_path / "two.png", "--data_dir", pictures_dir, "--num_captions", 2)
+    run(*words, "--output", tmp_path / "two.png", "--data_dir", images_dir, "--num_captions", 2)
     (tmp_path / "captions.txt").write_text("nobody wrote this\nnor this\n", encoding="utf-8")
-    files = ["--captions_file", tmp_path / "captions.txt", "--data_dir", pictures_dir]
+    files = ["--captions_file", tmp_path / "captions.txt", "--data_dir", images_dir]
     run(*words, "--output", tmp_path / "three.png", *files)
     sizes = [Image.open(tmp_path / name).size for name in ("new/one.png", "two.png", "three.png")]
     assert sizes[1] == sizes[2] == (sizes[0][0] + 136, sizes[0][1])  # a column more, with the real images
 
 
-def test_a_sheet_shows_models_above_real_images(drawn_dir, pictures_dir, tmp_path):
-    words = ["sheet", "--drawings", drawn_dir, drawn_dir, "--num_pictures", 3, "--output", tmp_path / "sheet.png"]
+def test_a_sheet_shows_models_above_real_images(drawn_dir, images_dir, tmp_path):
+    words = ["sheet", "--drawings", drawn_dir, drawn_dir, "--num_images", 3, "--output", tmp_path / "sheet.png"]
     run(*words)
-    run(*words[:-1], tmp_path / "with.png", "--data_dir", pictures_dir)
+    run(*words[:-1], tmp_path / "with.png", "--data_dir", images_dir)
     sizes = [Image.open(tmp_path / name).size for name in ("sheet.png", "with.png")]
     assert sizes == [(3 * 18 + 2, 2 * 18 + 4 + 2), (3 * 18 + 2, 3 * 18 + 4 + 2)]

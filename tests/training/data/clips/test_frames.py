@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips as animated pictures and as folders of pictures; video files are in test_video_files."""
+"""Clips as animated images and as folders of images; video files are in test_video_files."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from diffusers_mdm.training.data.clips.frames import clip_frames, clip_pixels
 from diffusers_mdm.training.data.images import Crop, square_pixels
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 from tests.training.clip_files import ANIMATIONS, animation, grey_frames, numbers_of, write_frames
-from tests.training.picture_files import encoded, png, png_bomb
+from tests.training.image_files import encoded, png, png_bomb
 
 
 def every_other(count: int) -> list[int]:
@@ -23,7 +23,7 @@ def read(source, choose=every_other) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("form", ANIMATIONS)
-def test_animated_pictures_are_clips(form, tmp_path):
+def test_animated_images_are_clips(form, tmp_path):
     content = animation(form, grey_frames(7))
     assert numbers_of(read(content)) == [0, 2, 4, 6]
     (tmp_path / "clip").write_bytes(content)
@@ -48,13 +48,13 @@ def test_moving_parts_on_clear_ground_are_put_together_on_white(form):
         assert (pixels[:, number].float() - expected).abs().mean() < 4
 
 
-def test_the_picture_in_place_of_an_apng_is_no_frame():
+def test_the_image_in_place_of_an_apng_is_no_frame():
     still, *frames = [Image.new("RGB", (16, 16), "red"), *grey_frames(4)]
     content = animation("PNG", [still, *frames], default_image=True)
     assert numbers_of(read(content, range)) == [0, 1, 2, 3]
 
 
-def test_folders_of_numbered_pictures_are_clips(tmp_path):
+def test_folders_of_numbered_images_are_clips(tmp_path):
     folder = write_frames(tmp_path / "clip", grey_frames(12))
     (folder / "notes.txt").write_text("no frame")
     (folder / ".2.png").write_bytes(b"a leftover")
@@ -86,7 +86,7 @@ def test_pages_are_no_frames():
         read(animation("TIFF", grey_frames(3)))
 
 
-def test_still_pictures_have_one_frame():
+def test_still_images_have_one_frame():
     counts = []
     for content in (png(), encoded(Image.new("RGB", (16, 16)), "GIF"), encoded(Image.new("RGB", (16, 16)), "AVIF")):
         read(content, lambda count: counts.append(count) or [0])

@@ -9,7 +9,7 @@ from diffusers_mdm.training.data.clips.frames import clip_frames
 from diffusers_mdm.training.data.clips.videos import measure_video, video_frames
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
 from tests.training.clip_files import VIDEOS, ffmpeg, grey_frames, numbers_of, write_video
-from tests.training.picture_files import encoded
+from tests.training.image_files import encoded
 
 
 def read(source, choose=range) -> list[Image.Image]:
@@ -68,8 +68,8 @@ def test_equal_errors_have_equal_messages(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["mkv", "mov"])
 def test_frames_of_changing_size_are_refused(suffix, tmp_path):
-    pictures = [*grey_frames(3, (64, 48)), *grey_frames(3, (32, 32))]
-    stream = b"".join(encoded(picture, "JPEG") for picture in pictures)
+    images = [*grey_frames(3, (64, 48)), *grey_frames(3, (32, 32))]
+    stream = b"".join(encoded(image, "JPEG") for image in images)
     ffmpeg("-f", "image2pipe", "-c:v", "mjpeg", "-i", "-", "-c", "copy", str(tmp_path / f"c.{suffix}"), stdin=stream)
     with pytest.raises(UnusableSampleError, match="frames change in size; expected one size"):
         read(tmp_path / f"c.{suffix}")

@@ -8,7 +8,7 @@ import pytest
 
 from diffusers_mdm.training.data.shards.index import MAX_HEADER_BYTES, Part, TarSample, index_tar
 from diffusers_mdm.training.data.skip_budget import UnusableSampleError
-from tests.training.picture_files import png, write_tar
+from tests.training.image_files import png, write_tar
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:

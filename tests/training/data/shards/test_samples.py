@@ -12,7 +12,7 @@ from diffusers_mdm.training.data.shards.samples import (
 )
 from diffusers_mdm.training.data.skip_budget import SkipBudget, UnusableSampleError
 from diffusers_mdm.training.recipe.data import DataRecipe
-from tests.training.picture_files import png, write_tar
+from tests.training.image_files import png, write_tar
 
 
 def read(folder, parts: dict, **fields):
@@ -50,7 +50,7 @@ def test_classes_are_files_or_fields(tmp_path, parts, label):
     assert read(tmp_path, {"jpg": png(), "txt": "", **parts}, label_column="cls").label == label
 
 
-def test_the_first_kind_of_picture_counts_or_the_one_that_is_named(tmp_path):
+def test_the_first_kind_of_image_counts_or_the_one_that_is_named(tmp_path):
     parts = {"webp": b"second", "jpg": b"first", "seg.png": b"a mask", "txt": ""}
     assert read(tmp_path, parts).image == b"first"
     assert read(tmp_path, parts, image_column="SEG.png").image == b"a mask"

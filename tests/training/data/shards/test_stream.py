@@ -9,7 +9,7 @@ from diffusers_mdm.training.data.order import BatchOrder
 from diffusers_mdm.training.data.shards.index import TarSample
 from diffusers_mdm.training.data.shards.stream import MAX_SPARES, Block, ShardStream, shares_of, shuffled
 from diffusers_mdm.training.data.skip_budget import SkipBudget
-from tests.training.picture_files import write_tar
+from tests.training.image_files import write_tar
 
 SHARDS, SAMPLES = 3, 5
 

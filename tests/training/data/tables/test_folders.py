@@ -5,17 +5,17 @@ import pytest
 
 from diffusers_mdm.training.data.tables.folders import describe_left_out, open_folder
 from diffusers_mdm.training.recipe.data import DataRecipe
-from tests.training.picture_files import png
+from tests.training.image_files import png
 
 
-def test_parquet_files_are_splits_of_records(pictures_dir):
-    folder = open_folder(pictures_dir, DataRecipe(path=str(pictures_dir)))
+def test_parquet_files_are_splits_of_records(images_dir):
+    folder = open_folder(images_dir, DataRecipe(path=str(images_dir)))
     assert (folder.kind, dict(folder.counts)) == ("records in parquet files", {"train": 12})
     assert folder.load("train").column_names == ["image", "text"]
     assert folder.describe() == ["found 12 records in parquet files: 12 in train"]
 
 
-def test_pictures_with_captions_beside_them_are_read_and_the_rest_is_told(tmp_path):
+def test_images_with_captions_beside_them_are_read_and_the_rest_is_told(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(png())
         (tmp_path / f"{number}.txt").write_text(f"picture {number}", encoding="utf-8")

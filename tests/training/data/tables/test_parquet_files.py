@@ -14,7 +14,7 @@ from diffusers_mdm.training.data.tables.listing import list_folder
 from diffusers_mdm.training.data.tables.parquet_files import parquet_splits
 from diffusers_mdm.training.data.tables.splits import SplitRecords, load_captioned_split
 from diffusers_mdm.training.recipe.data import DataRecipe
-from tests.training.picture_files import png
+from tests.training.image_files import png
 
 
 @pytest.fixture(autouse=True)

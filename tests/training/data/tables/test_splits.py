@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions, classes and pictures of one split, cell by cell."""
+"""Captions, classes and images of one split, cell by cell."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from diffusers_mdm.training.data.tables.splits import (
     load_captioned_split,
 )
 from diffusers_mdm.training.recipe.data import TableData
-from tests.training.picture_files import png
+from tests.training.image_files import png
 
 
 @pytest.fixture
@@ -101,6 +101,6 @@ def test_classes_must_be_whole_numbers(folder):
         ({"bytes": None, "path": "/dev/zero"}, "outside the data set|cannot be found"),
     ],
 )
-def test_cells_without_a_picture_of_their_own_say_why(tmp_path, cell, message):
+def test_cells_without_a_image_of_their_own_say_why(tmp_path, cell, message):
     with pytest.raises(UnusableSampleError, match=message):
         encoded_file(cell, AllowedFolders.of_folder(tmp_path))

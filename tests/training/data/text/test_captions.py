@@ -40,8 +40,8 @@ def test_cleaned_captions_can_be_tokenized_and_stored(tmp_path):
     for number, caption in enumerate(captions):
         texts.add_itxt(f"caption {number}", caption)
     Image.new("RGB", (2, 2)).save(tmp_path / "picture.png", pnginfo=texts)
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.text["caption 0"] == captions[0]
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.text["caption 0"] == captions[0]
 
 
 def test_several_captions_and_none_are_allowed():

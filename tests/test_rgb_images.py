@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of every mode, depth and kind of transparency are seen as a viewer shows them."""
+"""Images of every mode, depth and kind of transparency are seen as a viewer shows them."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_mdm.rgb_pictures import area_filter, is_deep, to_rgb
+from diffusers_mdm.rgb_images import area_filter, is_deep, to_rgb
 
 WHITE, GREEN = (255, 255, 255), (0, 255, 0)
 GREY, COLOUR, PALETTE, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 3, 4, 6
@@ -87,15 +87,15 @@ def test_an_alpha_channel_of_any_depth_becomes_white(depth, kind):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])
 def test_every_mode_with_transparency_is_put_on_the_background(mode):
-    picture = Image.new("LA", (SIDE, SIDE)).convert("La") if mode == "La" else Image.new(mode, (SIDE, SIDE))
-    assert halves(to_rgb(picture)) == (WHITE, WHITE)
-    assert halves(to_rgb(picture, "lime")) == (GREEN, GREEN)
+    image = Image.new("LA", (SIDE, SIDE)).convert("La") if mode == "La" else Image.new(mode, (SIDE, SIDE))
+    assert halves(to_rgb(image)) == (WHITE, WHITE)
+    assert halves(to_rgb(image, "lime")) == (GREEN, GREEN)
 
 
 def test_a_palette_of_colours_with_alpha_is_put_on_the_background():
-    picture = Image.new("RGBA", (SIDE, SIDE), (10, 20, 30, 0)).quantize(4)
-    assert picture.mode == "P"
-    assert halves(to_rgb(picture)) == (WHITE, WHITE)
+    image = Image.new("RGBA", (SIDE, SIDE), (10, 20, 30, 0)).quantize(4)
+    assert image.mode == "P"
+    assert halves(to_rgb(image)) == (WHITE, WHITE)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBX", "L", "P", "1", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "I;16B"])
@@ -103,21 +103,21 @@ def test_every_mode_without_transparency_keeps_its_colours(mode):
     grey = np.full((SIDE, SIDE), 255, np.uint8)
     if mode.startswith("I"):
         deep = Image.fromarray(np.full((SIDE, SIDE), 65535, "<u2"))
-        picture = Image.frombytes("I;16B", deep.size, b"\xff" * 2 * SIDE**2) if mode == "I;16B" else deep.convert(mode)
+        image = Image.frombytes("I;16B", deep.size, b"\xff" * 2 * SIDE**2) if mode == "I;16B" else deep.convert(mode)
     elif mode == "LAB":
-        picture = Image.merge("LAB", [Image.fromarray(grey), *[Image.new("L", (SIDE, SIDE), 128)] * 2])
+        image = Image.merge("LAB", [Image.fromarray(grey), *[Image.new("L", (SIDE, SIDE), 128)] * 2])
     elif mode == "RGBX":
-        picture = Image.frombytes("RGBX", (SIDE, SIDE), b"\xff" * 4 * SIDE**2)
+        image = Image.frombytes("RGBX", (SIDE, SIDE), b"\xff" * 4 * SIDE**2)
     else:
-        picture = Image.fromarray(grey).convert("RGB").convert(mode)
-    assert picture.mode == mode
+        image = Image.fromarray(grey).convert("RGB").convert(mode)
+    assert image.mode == mode
     # LAB's two colour channels have no exact middle.
-    assert np.abs(np.asarray(to_rgb(picture), int) - 255).max() <= (4 if mode == "LAB" else 0)
+    assert np.abs(np.asarray(to_rgb(image), int) - 255).max() <= (4 if mode == "LAB" else 0)
 
 
-def test_pictures_that_need_nothing_are_handed_back():
-    picture = Image.new("RGB", (SIDE, SIDE), "red")
-    assert to_rgb(picture) is picture
+def test_images_that_need_nothing_are_handed_back():
+    image = Image.new("RGB", (SIDE, SIDE), "red")
+    assert to_rgb(image) is image
 
 
 def test_half_transparency_is_mixed_with_the_background():
@@ -142,22 +142,22 @@ def test_twelve_bits_of_a_tiff_file_span_the_whole_range():
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (Image.new("F", (8, 8), 0.5), "floating point"),
         (Image.new("I", (8, 8), 70_000), "from 70000 to 70000; expected 0 to 65535"),
         (Image.new("I", (8, 8), -1), "from -1"),
     ],
 )
-def test_numbers_of_unknown_range_are_refused(picture, message):
-    assert is_deep(picture)
+def test_numbers_of_unknown_range_are_refused(image, message):
+    assert is_deep(image)
     with pytest.raises(ValueError, match=message):
-        to_rgb(picture)
+        to_rgb(image)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_pictures_are_turned_upright_once(orientation, form):
+def test_images_are_turned_upright_once(orientation, form):
     values = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -178,14 +178,14 @@ def test_pictures_are_turned_upright_once(orientation, form):
 @pytest.mark.parametrize("key", [(1, 2), "red", (1, 2, 3, 4), 3.5])
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "I;16", "CMYK"])
 def test_transparency_that_means_nothing_is_left_out(mode, key):
-    picture = Image.new(mode, (SIDE, SIDE))
-    picture.info["transparency"] = key
-    assert set(halves(to_rgb(picture))) <= {(0, 0, 0), WHITE}
-    picture.info["exif"] = b"Exif\0\0nonsense"
-    assert to_rgb(picture).size == (SIDE, SIDE)
+    image = Image.new(mode, (SIDE, SIDE))
+    image.info["transparency"] = key
+    assert set(halves(to_rgb(image))) <= {(0, 0, 0), WHITE}
+    image.info["exif"] = b"Exif\0\0nonsense"
+    assert to_rgb(image).size == (SIDE, SIDE)
 
 
-def test_large_pictures_are_converted_in_bands():
+def test_large_images_are_converted_in_bands():
     values = np.random.default_rng(0).integers(0, 65536, (2100, 1000), dtype=np.uint16)
     assert np.array_equal(np.asarray(to_rgb(Image.fromarray(values)))[..., 2], np.rint(values / 257).astype(np.uint8))
 

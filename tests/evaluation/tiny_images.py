@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from diffusers_mdm.evaluation.pictures import TensorPictures
+from diffusers_mdm.evaluation.images import TensorImages
 
 
 class MeanColours:
@@ -19,12 +19,10 @@ class MeanColours:
         return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
 
 
-def random_pictures(
-    number: int, side: int = 32, seed: int = 0, captions: Sequence[str] | None = None
-) -> TensorPictures:
+def random_images(number: int, side: int = 32, seed: int = 0, captions: Sequence[str] | None = None) -> TensorImages:
     """Return images of smooth noise; image n has the caption "picture n"."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(number, 3, 4, 4, generator=generator)
     pixels = torch.nn.functional.interpolate(small, (side, side), mode="bilinear")
     names = [f"picture {entry}" for entry in range(number)] if captions is None else captions
-    return TensorPictures((255 * pixels).round().to(torch.uint8), names)
+    return TensorImages((255 * pixels).round().to(torch.uint8), names)

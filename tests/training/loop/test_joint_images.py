@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps on clips and pictures together, on batches made by hand."""
+"""Steps on clips and images together, on batches made by hand."""
 
 import dataclasses
 
@@ -18,9 +18,9 @@ from tests.training.tiny_clips import NUM_FRAMES, video_recipe
 SIDE = 8
 
 
-def clips_run(clips_dir, pictures_dir, folder, recipe_fields=None, **stage_fields) -> Run:
-    """A run in a stage of clips of one level: `batch_size` 4, two pictures beside them."""
-    recipe = video_recipe(clips_dir, pictures_dir)
+def clips_run(clips_dir, images_dir, folder, recipe_fields=None, **stage_fields) -> Run:
+    """A run in a stage of clips of one level: `batch_size` 4, two images beside them."""
+    recipe = video_recipe(clips_dir, images_dir)
     stage = dataclasses.replace(
         recipe.stages[1], **{"batch_size": 4, "gradient_accumulation_steps": 1, **stage_fields}
     )
@@ -38,7 +38,7 @@ def clips_run(clips_dir, pictures_dir, folder, recipe_fields=None, **stage_field
 
 
 def batch_at(places: list[int], *frames: int) -> Batch:
-    """Pictures, or clips of so many frames, that depend on their place alone."""
+    """Images, or clips of so many frames, that depend on their place alone."""
     generators = [torch.Generator().manual_seed(place) for place in places]
     shape = (3, *frames, SIDE, SIDE)
     pixels = [torch.randint(0, 256, shape, generator=one, dtype=torch.uint8) for one in generators]
@@ -49,7 +49,7 @@ def clips_at(*places: int) -> Batch:
     return batch_at(list(places), NUM_FRAMES)
 
 
-def pictures_at(*places: int) -> Batch:
+def images_at(*places: int) -> Batch:
     return batch_at(list(places))
 
 
@@ -58,11 +58,11 @@ def gradients(run: Run) -> dict[str, torch.Tensor]:
     return {name: value.grad.clone() for name, value in named if value.grad is not None}
 
 
-def test_the_gradient_is_that_of_the_mean_over_all_rows(clips_dir, pictures_dir, tmp_path, monkeypatch):
-    run = clips_run(clips_dir, pictures_dir, tmp_path)
+def test_the_gradient_is_that_of_the_mean_over_all_rows(clips_dir, images_dir, tmp_path, monkeypatch):
+    run = clips_run(clips_dir, images_dir, tmp_path)
     plan = plan_steps(run, run.recipe.stages[0])
-    clips, pictures = clips_at(0, 1, 2, 3), pictures_at(0, 1)
-    losses = [compute_loss(run, part, batch)[0] for part, batch in ((plan, clips), (plan.pictures, pictures))]
+    clips, images = clips_at(0, 1, 2, 3), images_at(0, 1)
+    losses = [compute_loss(run, part, batch)[0] for part, batch in ((plan, clips), (plan.joint_images, images))]
     rows = torch.cat([loss.per_row for loss in losses])
     assert len(rows) == 6
     rows.mean().backward()
@@ -73,19 +73,19 @@ def test_the_gradient_is_that_of_the_mean_over_all_rows(clips_dir, pictures_dir,
     monkeypatch.setattr(
         "diffusers_mdm.training.loop.step.update_weights", lambda run, stage: seen.update(gradients(run))
     )
-    tables = optimizer_step(run, plan, [clips], [pictures])
+    tables = optimizer_step(run, plan, [clips], [images])
     assert seen.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(seen[name], gradient, rtol=1e-4, atol=1e-6)
-    assert (tables.rows[1].sum(), tables.pictures[1].sum()) == (4, 2)
-    torch.testing.assert_close(tables.pictures[0].sum(), losses[1].row_errors[0].sum())
+    assert (tables.rows[1].sum(), tables.joint_images[1].sum()) == (4, 2)
+    torch.testing.assert_close(tables.joint_images[0].sum(), losses[1].row_errors[0].sum())
 
 
-def test_accumulated_steps_equal_whole_ones(clips_dir, pictures_dir, tmp_path):
-    """Four clips and two pictures at once, or twice two clips and a picture; row j of batch m has place 2j + m."""
-    whole = clips_run(clips_dir, pictures_dir, tmp_path / "whole")
+def test_accumulated_steps_equal_whole_ones(clips_dir, images_dir, tmp_path):
+    """Four clips and two images at once, or twice two clips and a image; row j of batch m has place 2j + m."""
+    whole = clips_run(clips_dir, images_dir, tmp_path / "whole")
     halves = clips_run(
-        clips_dir, pictures_dir, tmp_path / "halves", batch_size=2, joint_pictures=1, gradient_accumulation_steps=2
+        clips_dir, images_dir, tmp_path / "halves", batch_size=2, joint_images=1, gradient_accumulation_steps=2
     )
     for step in range(2):
         four, two = 4 * step, 2 * step
@@ -93,31 +93,31 @@ def test_accumulated_steps_equal_whole_ones(clips_dir, pictures_dir, tmp_path):
             whole,
             plan_steps(whole, whole.recipe.stages[0]),
             [clips_at(*range(four, four + 4))],
-            [pictures_at(two, two + 1)],
+            [images_at(two, two + 1)],
         )
         optimizer_step(
             halves,
             plan_steps(halves, halves.recipe.stages[0]),
             [clips_at(four, four + 2), clips_at(four + 1, four + 3)],
-            [pictures_at(two), pictures_at(two + 1)],
+            [images_at(two), images_at(two + 1)],
         )
     for (name, one), other in zip(whole.model.named_parameters(), halves.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_pictures_have_random_streams_of_their_own(clips_dir, pictures_dir, tmp_path):
-    run = clips_run(clips_dir, pictures_dir, tmp_path, joint_pictures=4)
+def test_images_have_random_streams_of_their_own(clips_dir, images_dir, tmp_path):
+    run = clips_run(clips_dir, images_dir, tmp_path, joint_images=4)
     plan = plan_steps(run, run.recipe.stages[0])
-    one, again = (noise_batch(run, plan.pictures, pictures_at(*places)) for places in ((0, 1, 2, 3), (3, 2, 9, 8)))
+    one, again = (noise_batch(run, plan.joint_images, images_at(*places)) for places in ((0, 1, 2, 3), (3, 2, 9, 8)))
     assert torch.equal(one.noise[0][3], again.noise[0][0])
     assert torch.equal(one.timesteps[[3, 2]], again.timesteps[:2])
     clips = noise_batch(run, plan, clips_at(0, 1, 2, 3))
     assert not torch.equal(one.timesteps, clips.timesteps)
 
 
-def test_what_is_random_in_a_clip(clips_dir, pictures_dir, tmp_path):
+def test_what_is_random_in_a_clip(clips_dir, images_dir, tmp_path):
     """One t and one flip for all frames, noise of each frame its own, its offset common to all pixels and frames."""
-    run = clips_run(clips_dir, pictures_dir, tmp_path, batch_size=16, caption_dropout=0.5)
+    run = clips_run(clips_dir, images_dir, tmp_path, batch_size=16, caption_dropout=0.5)
     run.recipe = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, random_flip=True))
     stage, places = run.recipe.stages[0], tuple(range(16))
     batch = clips_at(*places)
@@ -138,13 +138,13 @@ def test_what_is_random_in_a_clip(clips_dir, pictures_dir, tmp_path):
     assert len(offset[:, :, 0, 0, 0].unique()) == 48
 
 
-def test_pictures_are_flipped_as_their_own_data_says(clips_dir, pictures_dir, tmp_path):
-    run = clips_run(clips_dir, pictures_dir, tmp_path, joint_pictures=16)
-    run.recipe = dataclasses.replace(run.recipe, pictures=dataclasses.replace(run.recipe.pictures, random_flip=True))
+def test_images_are_flipped_as_their_own_data_says(clips_dir, images_dir, tmp_path):
+    run = clips_run(clips_dir, images_dir, tmp_path, joint_images=16)
+    run.recipe = dataclasses.replace(run.recipe, images=dataclasses.replace(run.recipe.images, random_flip=True))
     plan, places = plan_steps(run, run.recipe.stages[0]), tuple(range(16))
-    pictures, clips = pictures_at(*places), clips_at(0, 1, 2, 3)
+    images, clips = images_at(*places), clips_at(0, 1, 2, 3)
     assert torch.equal(noise_batch(run, plan, clips).batch.pixels, clips.pixels)
-    flipped = noise_batch(run, plan.pictures, pictures).batch.pixels != pictures.pixels
+    flipped = noise_batch(run, plan.joint_images, images).batch.pixels != images.pixels
     assert 0 < flipped.flatten(1).any(1).sum() < 16
 
 
@@ -162,17 +162,17 @@ def nested_in_time(recipe):
         "temporal_downsample": True,
     }
     stages = (
-        dataclasses.replace(recipe.stages[0], as_pictures=False),
-        dataclasses.replace(recipe.stages[2], batch_size=4, joint_pictures=2),
+        dataclasses.replace(recipe.stages[0], as_images=False),
+        dataclasses.replace(recipe.stages[2], batch_size=4, joint_images=2),
     )
     return dataclasses.replace(recipe, levels=(plain, outer), stages=stages)
 
 
-def test_pictures_go_through_the_levels_before_frames_are_resampled(clips_dir, pictures_dir, tmp_path):
-    recipe = nested_in_time(video_recipe(clips_dir, pictures_dir))
+def test_images_go_through_the_levels_before_frames_are_resampled(clips_dir, images_dir, tmp_path):
+    recipe = nested_in_time(video_recipe(clips_dir, images_dir))
     stage = recipe.stages[1]
-    pictures = joint_stage(recipe, stage)
-    assert (pictures.levels, pictures.level_weights, pictures.rows_per_level) == (1, (1.0,), (2,))
+    images = joint_stage(recipe, stage)
+    assert (images.levels, images.level_weights, images.rows_per_level) == (1, (1.0,), (2,))
     run = start_run(recipe, RunOptions(output_dir=tmp_path, report_to=None))
     run.progress.stage_index = 1
     begin_stage(run, stage)
@@ -181,14 +181,14 @@ def test_pictures_go_through_the_levels_before_frames_are_resampled(clips_dir, p
     drawn = noise_batch(run, plan, clips)
     assert [tuple(level.shape) for level in drawn.clean] == [(4, 3, 1, 8, 8), (2, 3, 4, 8, 8)]
     assert torch.equal(drawn.clean[0][:2, :, 0], drawn.clean[1][:, :, 0])
-    tables = optimizer_step(run, plan, [clips], [pictures_at(0, 1)])
+    tables = optimizer_step(run, plan, [clips], [images_at(0, 1)])
     assert tables.rows.shape[1] == 2
-    assert tables.pictures.shape[1] == 1
+    assert tables.joint_images.shape[1] == 1
 
 
 @pytest.mark.parametrize("channels_last", [None, True, False])
-def test_clips_of_any_layout_are_predicted(clips_dir, pictures_dir, tmp_path, channels_last):
-    run = clips_run(clips_dir, pictures_dir, tmp_path, {"channels_last": channels_last})
+def test_clips_of_any_layout_are_predicted(clips_dir, images_dir, tmp_path, channels_last):
+    run = clips_run(clips_dir, images_dir, tmp_path, {"channels_last": channels_last})
     drawn = noise_batch(run, plan_steps(run, run.recipe.stages[0]), clips_at(0, 1, 2, 3))
     (prediction,) = predict(run, drawn.noise, drawn.timesteps, drawn.batch)
     assert prediction.shape == (4, 3, NUM_FRAMES, SIDE, SIDE)

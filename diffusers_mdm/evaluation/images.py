@@ -17,7 +17,7 @@ from PIL import Image
 METADATA_FILE = "metadata.jsonl"
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """A set of captioned images of one size."""
 
     @property
@@ -31,7 +31,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class TensorPictures:
+class TensorImages:
     """Images in memory, `(N, 3, H, W)`, uint8."""
 
     pixels: torch.Tensor
@@ -45,7 +45,7 @@ class TensorPictures:
         return self.pixels[list(numbers)]
 
 
-class FolderPictures:
+class FolderImages:
     """The images of a folder written by `generate`, in the order of its `metadata.jsonl`.
 
     Args:
@@ -66,7 +66,7 @@ class FolderPictures:
 
     def load(self, numbers: Sequence[int]) -> torch.Tensor:
         """Return the images with these numbers, `(B, 3, H, W)`, uint8."""
-        return torch.stack([read_picture(self.files[number]) for number in numbers])
+        return torch.stack([read_image(self.files[number]) for number in numbers])
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -92,7 +92,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def read_picture(path: Path) -> torch.Tensor:
+def read_image(path: Path) -> torch.Tensor:
     """Read an image file that this package wrote, as `(3, H, W)`, uint8.
 
     Raises:
@@ -106,10 +106,10 @@ def read_picture(path: Path) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def batches_of(pictures: Pictures, batch_size: int, side: int | None = None) -> Iterator[torch.Tensor]:
+def batches_of(images: Images, batch_size: int, side: int | None = None) -> Iterator[torch.Tensor]:
     """Yield all images, `(B, 3, H, W)` uint8, `batch_size` at a time, averaged down to `side` if that is given."""
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures.load(range(start, min(start + batch_size, len(pictures))))
+    for start in range(0, len(images), batch_size):
+        batch = images.load(range(start, min(start + batch_size, len(images))))
         yield batch if side is None else average_down(batch, side)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picture files of all kinds, whole and broken, and tar files that hold them."""
+"""Image files of all kinds, whole and broken, and tar files that hold them."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def write_tar(path: Path, samples: Sequence[tuple[str, Mapping[str, bytes | str 
 
 
 def write_shards(folder: Path, num_shards: int, samples_per_shard: int) -> list[str]:
-    """Shards in the layout of CC12M; sample i of shard s is a plain picture with the caption "s i"."""
+    """Shards in the layout of CC12M; sample i of shard s is a plain image with the caption "s i"."""
     paths = []
     for shard in range(num_shards):
         samples = [

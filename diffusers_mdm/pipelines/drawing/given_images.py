@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusers_mdm.pipelines.drawing.image_inputs import (
-    Pictures,
+    Images,
     fitting_size,
     has_shape_of,
     read_images,
@@ -21,7 +21,7 @@ from diffusers_mdm.pipelines.drawing.setup import Drawing, noised, pixels_per_la
 from diffusers_mdm.pyramid import Pyramid, build_pyramid
 
 
-def read_pictures(pipeline: Any, request: Request, sides: Sequence[int], resize_to: int | None = None) -> None:
+def read_given_images(pipeline: Any, request: Request, sides: Sequence[int], resize_to: int | None = None) -> None:
     """Read the images of a call at a size that the model supports.
 
     Images that have the size of a level keep it. Others are resized to the largest level, with the aspect ratio kept
@@ -36,13 +36,13 @@ def read_pictures(pipeline: Any, request: Request, sides: Sequence[int], resize_
     Raises:
         ValueError: see `read_images`; or latents have the size of none of these levels.
     """
-    vae, multiples = pipeline.vae, pipeline.picture_multiples[: len(sides)]
+    vae, multiples = pipeline.vae, pipeline.image_multiples[: len(sides)]
     fit = functools.partial(fitting_size, sides=sides, multiples=multiples, resize_to=resize_to)
     latent_channels = None if vae is None else pipeline.unet.config.in_channels
-    request.pictures = read_images(
-        request.image, pipeline.num_picture_channels, fit=fit, num_latent_channels=latent_channels
+    request.images = read_images(
+        request.image, pipeline.num_image_channels, fit=fit, num_latent_channels=latent_channels
     )
-    height, width = picture_size(request.pictures, pipeline.vae_scale_factor)
+    height, width = image_size(request.images, pipeline.vae_scale_factor)
     if fit(height, width) != (height, width):
         raise ValueError(
             f"`image` has latents of images of {height} x {width} pixels (height x width), which no level takes: "
@@ -56,12 +56,12 @@ def read_masks_of(request: Request) -> None:
     Args:
         request: has the images, and receives the masks.
     """
-    pictures = request.pictures
+    images = request.images
     target = (request.height, request.width)
 
     def fit(height: int, width: int) -> tuple[int, int]:
-        if not has_shape_of(height, width, (target, *pictures.given_sizes)):
-            given = pictures.given_sizes[0] if pictures.given_sizes else target
+        if not has_shape_of(height, width, (target, *images.given_sizes)):
+            given = images.given_sizes[0] if images.given_sizes else target
             raise ValueError(
                 f"`mask_image` is {height} x {width} pixels (height x width), but `image` is {given[0]} x {given[1]}; "
                 "pass a mask with the size of the images."
@@ -71,27 +71,27 @@ def read_masks_of(request: Request) -> None:
     request.masks = read_masks(request.mask_image, fit=fit)
 
 
-def picture_size(pictures: Pictures, pixels_per_latent: int) -> tuple[int, int]:
+def image_size(images: Images, pixels_per_latent: int) -> tuple[int, int]:
     """Return height and width in pixels of input images, or of the images that input latents represent."""
-    factor = 1 if pictures.latents is None else pixels_per_latent
-    height, width = pictures.tensor.shape[-2:]
+    factor = 1 if images.latents is None else pixels_per_latent
+    height, width = images.tensor.shape[-2:]
     return height * factor, width * factor
 
 
-def know_pictures(drawing: Drawing, noise: Pyramid) -> KnownPixels:
+def know_images(drawing: Drawing, noise: Pyramid) -> KnownPixels:
     """Return the whole input images as known pixels, at their own level and, averaged down, at all levels inside it.
 
     Args:
         drawing: the drawing whose request has the images; each is repeated for its share of the batch.
         noise: N(0, 1) noise `(B, C, H_i, W_i)` of every generated level.
     """
-    vae, pictures = drawing.pipeline.vae, drawing.request.pictures
+    vae, images = drawing.pipeline.vae, drawing.request.images
     factor = pixels_per_latent(vae)
-    given = pictures.tensor.to(drawing.device, drawing.dtype)
+    given = images.tensor.to(drawing.device, drawing.dtype)
     given = given.repeat_interleave(len(noise[0]) // len(given), dim=0)
-    height = picture_size(pictures, factor)[0]
+    height = image_size(images, factor)[0]
     sides = [level.shape[-2] * factor for level in noise if level.shape[-2] * factor <= height]
-    if pictures.latents is None:
+    if images.latents is None:
         pixels = build_pyramid(given, sides)
         return KnownPixels.whole(pixels, encode_pyramid(vae, pixels), noise)
     clean = build_pyramid(given, [side // factor for side in sides])
@@ -100,8 +100,8 @@ def know_pictures(drawing: Drawing, noise: Pyramid) -> KnownPixels:
 
 
 def know_around(drawing: Drawing, noise: Pyramid) -> KnownPixels:
-    """Return the pixels outside the masks as known at every level; arguments as in `know_pictures`."""
-    known, masks = know_pictures(drawing, noise), drawing.request.masks
+    """Return the pixels outside the masks as known at every level; arguments as in `know_images`."""
+    known, masks = know_images(drawing, noise), drawing.request.masks
     repeated = masks.to(noise[0].device).repeat_interleave(len(noise[0]) // len(masks), dim=0)
     known.drawn, known.drawn_pixels = pool_mask(repeated, known.clean), pool_mask(repeated, known.pixels)
     return known

@@ -37,10 +37,10 @@ def make_grid(pyramid: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) 
     for row, level in enumerate(pyramid):
         top = header + row * (cell + GAP)
         ink.text((GAP, top + cell // 2), size_name(level[0]), INK, font, anchor="lm")
-        for column, picture in enumerate(level):
+        for column, image in enumerate(level):
             # Nearest, to show the pixels of the level.
-            scale = cell / max(picture.size)
-            shown = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.NEAREST)
+            scale = cell / max(image.size)
+            shown = image.resize([round(side * scale) for side in image.size], Image.Resampling.NEAREST)
             grid.paste(shown, (margin + column * (cell + GAP), top))
     return grid
 
@@ -56,7 +56,7 @@ def wrap_label(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, wi
     return "\n".join(lines)
 
 
-def size_name(picture: Image.Image) -> str:
+def size_name(image: Image.Image) -> str:
     """Return the size of an image as text: the side of a square, otherwise width x height."""
-    width, height = picture.size
+    width, height = image.size
     return f"{width} px" if width == height else f"{width} x {height} px"

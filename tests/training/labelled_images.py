@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drawn pictures with classes in place of captions, a recipe that trains on them, and a pipeline of classes."""
+"""The drawn images with classes in place of captions, a recipe that trains on them, and a pipeline of classes."""
 
 import dataclasses
 from pathlib import Path
@@ -17,9 +17,9 @@ from tests.training.tiny_run import RECIPES, SHAPES
 NAMES = dict(enumerate(SHAPES))
 
 
-def write_labelled(pictures_dir: Path, folder: Path, names: tuple[str, ...] | None = SHAPES, first: int = 0) -> Path:
-    """Save the pictures of `pictures_dir` with the column `kind` in `folder`: three classes from `first` on."""
-    rows = datasets.load_dataset(str(pictures_dir), split="train").remove_columns("text")
+def write_labelled(images_dir: Path, folder: Path, names: tuple[str, ...] | None = SHAPES, first: int = 0) -> Path:
+    """Save the images of `images_dir` with the column `kind` in `folder`: three classes from `first` on."""
+    rows = datasets.load_dataset(str(images_dir), split="train").remove_columns("text")
     rows = rows.add_column("kind", [first + number % 3 for number in range(len(rows))])
     if names is not None:
         rows = rows.cast_column("kind", datasets.ClassLabel(names=list(names)))
