@@ -34,6 +34,7 @@ ALLOWED_IMPORTS = {
     "conversion": {"checked_values", "command_parsing", "config_reading", "pyramid", "models", "schedulers"},
     "registration": {"library_internals", "pyramid", "models", "schedulers", "loaders", "pipelines", "conversion"},
     "public_names": {"pyramid", "models", "schedulers", "loaders", "pipelines", "registration"},
+    "modular": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
     "demo": {"pyramid", "models", "schedulers", "loaders", "pipelines"},
     "evaluation": {"processes", "pyramid", "rgb_images", "models", "schedulers", "loaders", "pipelines"},
     "training": {

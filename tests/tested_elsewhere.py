@@ -5,7 +5,7 @@ _STRUCTURES = "one test walks through every entry of the table"
 _GUIDANCE = "every method is put through the same tests"
 _SOURCES = "what is read is compared with what other kinds of data give"
 _RUNS = "it is a few calls in order, which only a run shows to be right"
-
+_BLOCKS = "blocks are tested by the images that they give together"
 _DOORS = "it adds flags to what other tests run"
 
 TESTED_ELSEWHERE = {
@@ -20,6 +20,9 @@ TESTED_ELSEWHERE = {
     "cli/train.py": ("commands/test_help.py", _DOORS),
     "evaluation/images.py": ("evaluation/test_reference.py", "references are computed from these sets of images"),
     "evaluation/report.py": ("evaluation/test_score.py", "it formats the scores that are computed there"),
+    "modular/before_denoise.py": ("modular/test_pipeline.py", _BLOCKS),
+    "modular/denoise.py": ("modular/test_pipeline.py", _BLOCKS),
+    "modular/state.py": ("modular/test_pipeline.py", _BLOCKS),
     "models/temporal.py": ("models/test_frames.py", "its layers run on the layouts that are tested there"),
     "pipelines/drawing/guidance/diffusers_guiders.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
     "pipelines/drawing/guidance/interval.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
