@@ -139,9 +139,8 @@ def main() -> None:
             flush=True,
         )
     if args.output is not None:
-        numbers = {
-            name: {key: value for key, value in entry.items() if key != "images"} for name, entry in found.items()
-        }
+        for entry in found.values():
+            del entry["images"]
         result = {"machine": describe_machine("cpu"), "num_captions": len(CAPTIONS), "forms": found}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -81,7 +81,7 @@ def test_every_page_has_one_title_and_is_linked_from_another():
 
 def test_images_are_small_and_used():
     used = {(page.parent / target).resolve() for page in PAGES for target in links_of(page)}
-    for path in (DOCS / "pictures").glob("*"):
+    for path in (DOCS / "images").glob("*"):
         assert path.stat().st_size <= MAX_IMAGE_BYTES, path.name
         assert path.resolve() in used, f"no page shows {path.name}"
 
