@@ -20,8 +20,8 @@ from diffusers_mdm.loaders import MDMLoraLoaderMixin
 from diffusers_mdm.modular import state as shared
 from diffusers_mdm.modular.before_denoise import MDMPrepareNoiseStep, MDMSetTimestepsStep, MDMTextEncoderStep
 from diffusers_mdm.modular.denoise import MDMDenoiseStep
-from diffusers_mdm.pipelines.drawing.input_checks import check_shows_pictures
-from diffusers_mdm.pipelines.drawing.loop import check_finite, pictures
+from diffusers_mdm.pipelines.drawing.input_checks import check_shows_images
+from diffusers_mdm.pipelines.drawing.loop import check_finite, images
 from diffusers_mdm.pipelines.drawing.request import check_argument
 from diffusers_mdm.pyramid import as_pyramid
 
@@ -63,8 +63,8 @@ class MDMDecodeStep(ModularPipelineBlocks):
         check_finite(levels, "The last samples hold")
         pipeline, output_type = shared.pipeline_of(components), check_argument("output_type", block.output_type)
         if pipeline.vae is None:
-            check_shows_pictures(levels[0].shape[1], output_type)
-        block.pyramid = pictures(pipeline, levels, output_type)
+            check_shows_images(levels[0].shape[1], output_type)
+        block.pyramid = images(pipeline, levels, output_type)
         block.images = block.pyramid[-1]
         self.set_block_state(state, block)
         return components, state
