@@ -17,6 +17,7 @@ __all__ = [
     "MDMInpaintPipeline",
     "MDMPipeline",
     "MDMPipelineOutput",
+    "MDMSuperResolutionPipeline",
     "MDMUnconditionalPipeline",
     "MDMUpscalePipeline",
     "MDMVideoPipeline",

@@ -11,6 +11,7 @@ from .pipelines import (
     MDMInpaintPipeline,
     MDMPipeline,
     MDMPipelineOutput,
+    MDMSuperResolutionPipeline,
     MDMUnconditionalPipeline,
     MDMUpscalePipeline,
     MDMVideoPipeline,

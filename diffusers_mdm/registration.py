@@ -24,6 +24,7 @@ from diffusers_mdm.pipelines import (
     MDMImg2ImgPipeline,
     MDMInpaintPipeline,
     MDMPipeline,
+    MDMSuperResolutionPipeline,
     MDMUnconditionalPipeline,
     MDMUpscalePipeline,
     MDMVideoPipeline,
@@ -44,7 +45,12 @@ AUTO_TASKS = {
     "AUTO_TEXT2VIDEO_PIPELINES_MAPPING": MDMVideoPipeline,
 }
 # Tasks for which diffusers has no table.
-OTHER_PIPELINES = (MDMClassConditionalPipeline, MDMUnconditionalPipeline, MDMUpscalePipeline)
+OTHER_PIPELINES = (
+    MDMClassConditionalPipeline,
+    MDMUnconditionalPipeline,
+    MDMUpscalePipeline,
+    MDMSuperResolutionPipeline,
+)
 PIPELINES = (*AUTO_TASKS.values(), *OTHER_PIPELINES)
 # Names of the methods that save and load a class, by the base class that diffusers looks up in the package root.
 LOADABLE_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")

@@ -52,6 +52,8 @@ TESTED_ELSEWHERE = {
     "training/data/source.py": ("training/data/test_new_kind.py", "it is a protocol, which a new kind of data fills"),
     "training/data/tables/source.py": ("training/data/test_sources.py", _SOURCES),
     "training/loop/held_out.py": ("training/loop/test_latent_runs.py", _RUNS),
+    "training/modules/small_images.py": ("training/loop/test_super_resolution_runs.py", "it is what these runs add"),
+    "training/recipe/super_resolution.py": ("training/loop/test_super_resolution_runs.py", "its runs need it to fit"),
     "training/loop/stage_data.py": ("training/loop/test_engine.py", _RUNS),
     "training/recipe/clip_stages.py": ("training/recipe/test_clip_checks.py", "it is tested with recipes for clips"),
     "training/reports/card_example.py": ("training/reports/test_model_card.py", "it is a part of the card"),

@@ -23,6 +23,8 @@ MAX_LAYERS = 1024
 MAX_CHANNELS = 65536
 MAX_FRAMES = 65536
 MAX_PATCH = 256
+# The micro-condition of models for super-resolution: how noisy the small image is, 0 to 1.
+NOISE_LEVEL = "noise_level"
 
 # Channels per head of temporal attention, fixed in ml-mdm.
 TEMPORAL_HEAD_DIM = 32

@@ -5,6 +5,7 @@ from diffusers_mdm.pipelines.pipeline_mdm import MDMPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_img2img import MDMImg2ImgPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_inpaint import MDMInpaintPipeline
+from diffusers_mdm.pipelines.pipeline_mdm_super_resolution import MDMSuperResolutionPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from diffusers_mdm.pipelines.pipeline_mdm_upscale import MDMUpscalePipeline
 from diffusers_mdm.pipelines.pipeline_mdm_video import MDMVideoPipeline
@@ -16,6 +17,7 @@ __all__ = [
     "MDMInpaintPipeline",
     "MDMPipeline",
     "MDMPipelineOutput",
+    "MDMSuperResolutionPipeline",
     "MDMUnconditionalPipeline",
     "MDMUpscalePipeline",
     "MDMVideoPipeline",

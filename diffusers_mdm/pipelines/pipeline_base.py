@@ -188,7 +188,7 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
     @property
     def num_image_channels(self) -> int:
         """Channels of input and output images, 3 for RGB."""
-        return self.unet.config.in_channels if self.vae is None else self.vae.config.in_channels
+        return self.unet.config.out_channels if self.vae is None else self.vae.config.in_channels
 
     # Checks
 
@@ -206,8 +206,9 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         for name in ("unet", "scheduler"):
             if getattr(self, name) is None:
                 raise ValueError(f"This pipeline has no `{name}`, so it cannot draw; load it with one.")
+        self.check_model()
         if self.vae is None:
-            checks.check_shows_images(self.unet.config.in_channels, request.output_type)
+            checks.check_shows_images(self.unet.config.out_channels, request.output_type)
         else:
             check_autoencoder(self.vae, self.unet.config.in_channels)
         if request.guider is not None:
@@ -220,6 +221,19 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         num_levels = checks.check_batch_and_size(self, request, counts)
         if request.guidance_unet is not None:
             check_weaker_model(self.unet, request.guidance_unet, num_levels, self._execution_device)
+
+    def check_model(self) -> None:
+        """Check that the model is of the kind that this pipeline draws with.
+
+        Raises:
+            ValueError: it takes other channels than it predicts.
+        """
+        taken, predicted = self.unet.config.in_channels, self.unet.config.out_channels
+        if taken != predicted:
+            raise ValueError(
+                f"This model takes {taken} channels and predicts {predicted}; this pipeline needs equally many. A "
+                "model for super-resolution, which takes the small image too, is used with MDMSuperResolutionPipeline."
+            )
 
     def resolve_size(self, request: Request) -> None:
         """Fill in height and width in pixels: the given ones, those of given noise, or those of the largest level.

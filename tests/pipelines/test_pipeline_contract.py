@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
 
 from diffusers_mdm import MDMPipelineOutput, MDMVideoPipelineOutput
+from diffusers_mdm.pyramid import as_pyramid
 from tests.group_offloading import needs_group_offloading
 from tests.pipelines.tiny_tasks import TASKS, Task
 from tests.pipelines.tiny_tasks import task as find_task
@@ -106,7 +107,7 @@ def test_callback_gets_what_it_asks_for_and_changes_the_samples(task, pipe):
 
     def note(pipeline, step, timestep, tensors):
         seen.append((step, set(tensors)))
-        return {"latents": [torch.zeros_like(level) for level in tensors["latents"]]}
+        return {"latents": [torch.zeros_like(level) for level in as_pyramid(tensors["latents"])[0]]}
 
     names = pipe._callback_tensor_inputs
     changed = task.draw(pipe, callback_on_step_end=note, callback_on_step_end_tensor_inputs=names)
@@ -132,7 +133,7 @@ def test_guidance_off_runs_the_model_once_a_row(task, pipe):
     if task.of_nothing:
         pytest.skip("this pipeline has no guidance")
     rows = []
-    pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0][0])))
+    pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(as_pyramid(args[0])[0][0])))
     task.draw(pipe, guidance_scale=1.0)
     assert set(rows) == {1}
     rows.clear()
@@ -174,7 +175,7 @@ BAD_INPUTS = {
     "callback names": ({"callback_on_step_end_tensor_inputs": ["latent"]}, r"found \['latent'\]"),
     "generators": ({"generator": [torch.Generator()] * 2}, "list of 2 generators for 1"),
     "levels": ({"latents": [torch.zeros(1, 3, 2, 2)]}, r"1 level\(s\)|No level|noise of clips"),
-    "micro-condition": ({"micro_conditioning": {"size": 3}}, "no micro-condition 'size'; it has scale"),
+    "micro-condition": ({"micro_conditioning": {"size": 3}}, "no micro-condition 'size'; it has (scale|noise_level)"),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),
 }
 

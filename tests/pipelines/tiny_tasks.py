@@ -14,6 +14,7 @@ from diffusers_mdm import (
     MDMImg2ImgPipeline,
     MDMInpaintPipeline,
     MDMPipeline,
+    MDMSuperResolutionPipeline,
     MDMUnconditionalPipeline,
     MDMUpscalePipeline,
     MDMVideoPipeline,
@@ -88,6 +89,23 @@ def make_vae(**changes: Any) -> AutoencoderKL:
     return AutoencoderKL(**config).eval()
 
 
+# Of a model with one level of 16 pixels, which enlarges images.
+ENLARGING: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 6,
+    "block_out_channels": ((16, 32),),
+    "layers_per_block": ((1, 1),),
+    "attention_layers_per_block": ((0, 1),),
+    "has_mid_block": (True,),
+    "has_attention_ffn": (True,),
+    "norm_num_groups": (4,),
+    "normalize_input": (False,),
+    "dropout": (0.0,),
+    "micro_conditioning_keys": (("noise_level",),),
+    "micro_conditioning_defaults": ((0.0,),),
+}
+
+
 @dataclass(frozen=True)
 class Task:
     """What one pipeline is drawn with.
@@ -121,6 +139,9 @@ class Task:
         """Make the pipeline anew, the same each time."""
         shape: dict[str, Any] = {"in_channels": 4, "out_channels": 4} if self.of_latents else {}
         shape |= CLIPS if self.of_clips else {}
+        enlarges = self.pipeline is MDMSuperResolutionPipeline
+        shape |= ENLARGING if enlarges else {}
+        settings = {"low_resolution": 8, "max_noise_level": 0.5} if enlarges else {}
         latent = {"vae": make_vae(), "scheduler": make_scheduler(clip_sample=False)} if self.of_latents else {}
         if self.of_nothing:
             pipeline = self.pipeline(**{"unet": make_plain_unet(**shape), "scheduler": make_scheduler(), **latent})
@@ -128,7 +149,7 @@ class Task:
             parts = {"unet": make_class_unet(**shape), "scheduler": make_scheduler(), "id2label": ID2LABEL, **latent}
             pipeline = self.pipeline(**parts)
         else:
-            pipeline = self.pipeline(**{**make_pipeline(**shape).components, **latent})
+            pipeline = self.pipeline(**{**make_pipeline(**shape).components, **latent, **settings})
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -168,6 +189,12 @@ _MAKERS: dict[str, Callable[[], Task]] = {
     "class": lambda: Task(MDMClassConditionalPipeline, _CLASS, of_classes=True),
     "unconditional": lambda: Task(MDMUnconditionalPipeline, {}, of_nothing=True),
     "upscale": lambda: Task(MDMUpscalePipeline, {**_TEXT, "image": eight_bit_images(8)}),
+    "super-resolution": lambda: Task(
+        MDMSuperResolutionPipeline,
+        {**_TEXT, "image": eight_bit_images(8)},
+        settings={"noise_level": 0.2},
+        sides=(16,),
+    ),
     "exact upscale": lambda: Task(
         MDMUpscalePipeline,
         {**_TEXT, "image": eight_bit_images(8)},

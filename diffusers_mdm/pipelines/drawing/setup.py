@@ -198,6 +198,7 @@ class Drawing:
         known: known pixels, None for none.
         average: `(B, C, h, w)` in [-1, 1], required averages of the predicted images, None for no constraint.
         guidance: the guidance of each level, None for plain guidance.
+        beside: `(B, c, H, W)`, further input channels of the model, which has one level; None without.
         step: how many steps were done before the one that goes on.
     """
 
@@ -217,6 +218,7 @@ class Drawing:
     known: KnownPixels | None = None
     average: torch.Tensor | None = None
     guidance: Any = None
+    beside: torch.Tensor | None = None
     step: int = 0
 
     def condition_on(self, conditioning: Conditioning) -> None:
@@ -294,7 +296,7 @@ def level_shapes(
     shapes: list[tuple[int, ...]] = []
     for ratio, count in zip(ratios, frames, strict=True):
         axis = () if num_frames is None else (1 if num_frames == 1 else count,)
-        shapes.append((num_images, unet.config.in_channels, *axis, height * ratio // shrunk, width * ratio // shrunk))
+        shapes.append((num_images, unet.config.out_channels, *axis, height * ratio // shrunk, width * ratio // shrunk))
     return shapes
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from ...models.level_config import NOISE_LEVEL
 from ...pipelines.drawing.conditioning import encode_tokens
 from ...pipelines.drawing.latent_space import encode_images
 from ...pyramid import Pyramid, build_pyramid
@@ -28,6 +29,7 @@ from ..loss.pyramid_loss import (
     thin_rows,
 )
 from ..modules.classes import check_class_labels
+from ..modules.small_images import noisy_small_images, shapes_of_draws
 from ..recipe.clip_stages import data_of, joint_stage
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
@@ -75,12 +77,14 @@ class NoisyBatch:
         noise: noise in the same shapes.
         timesteps: (B_0,).
         batch: the batch, with captions dropped and pixels flipped.
+        beside: (B, c, H, W), further input channels, for super-resolution; None without.
     """
 
     clean: Pyramid
     noise: Pyramid
     timesteps: torch.Tensor
     batch: Batch
+    beside: torch.Tensor | None = None
 
 
 def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
@@ -103,7 +107,13 @@ def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
         batch = replace(batch, pixels=torch.where(flips, batch.pixels.flip(-1), batch.pixels))
     generators = None if run.vae is None else draws.latent_generators()
     clean = thin_rows(clean_pyramid(run, stage, batch.pixels, generators), stage.rows_per_level)
-    noise = draws.noise([level.shape for level in clean], stage.noise_offset)
+    shapes: list[Sequence[int]] = [level.shape for level in clean]
+    if run.recipe.super_resolution is not None:
+        more = draws.noise([*shapes, *shapes_of_draws(clean[-1])])
+        small = noisy_small_images(clean[-1], more[1:], run.recipe.super_resolution)
+        batch = replace(batch, micro_conditioning={**batch.micro_conditioning, NOISE_LEVEL: small.noise_level})
+        return NoisyBatch(clean, more[:1], timesteps, batch, small.enlarged)
+    noise = draws.noise(shapes, stage.noise_offset)
     return NoisyBatch(clean, noise, timesteps, batch)
 
 
@@ -132,10 +142,22 @@ def clean_pyramid(
     return build_pyramid(levels, run.unet.sample_sizes[: stage.levels], frames)
 
 
-def predict(run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch) -> Pyramid:
-    """Return the model's output for every level, in float32: what `prediction_type` says that it predicts."""
+def predict(
+    run: Run, noisy: Pyramid, timesteps: torch.Tensor, batch: Batch, beside: torch.Tensor | None = None
+) -> Pyramid:
+    """Return the model's output for every level, in float32: what `prediction_type` says that it predicts.
+
+    Args:
+        run: the run, within a stage.
+        noisy: levels (B_i, C, H_i, W_i), innermost first.
+        timesteps: (B_0,).
+        batch: the conditions.
+        beside: (B, c, H, W), further input channels of a model with one level.
+    """
     if run.model is None:
         raise RuntimeError("The model is not prepared; call `begin_stage` first.")
+    if beside is not None:
+        noisy = [torch.cat([noisy[0], beside], dim=1)]
     noisy = [level.contiguous(memory_format=run.memory_format) if level.ndim == 4 else level for level in noisy]
     captions: list[str] | None = batch.captions
     embeds, mask = batch.prompt_embeds, batch.prompt_attention_mask
@@ -185,7 +207,7 @@ def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, t
     drawn = noise_batch(run, plan, batch)
     noisy = cast(Pyramid, scheduler.add_noise(drawn.clean, drawn.noise, drawn.timesteps))
     velocities = cast(Pyramid, scheduler.get_velocity(drawn.clean, drawn.noise, drawn.timesteps))
-    predictions = predict(run, noisy, drawn.timesteps, drawn.batch)
+    predictions = predict(run, noisy, drawn.timesteps, drawn.batch, drawn.beside)
     powers = scheduler.level_alphas_cumprod(drawn.clean, drawn.timesteps)
     found = scheduler.velocities_of(predictions, drawn.clean, noisy, drawn.timesteps)
     loss = pyramid_loss(

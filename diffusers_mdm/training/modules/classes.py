@@ -9,6 +9,7 @@ import torch
 from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...pipelines.pipeline_mdm_class_conditional import MDMClassConditionalPipeline
+from ...pipelines.pipeline_mdm_super_resolution import MDMSuperResolutionPipeline
 from ...pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
 from ..recipe.clip_stages import has_clips
@@ -16,7 +17,13 @@ from ..recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-TrainedPipeline = MDMPipeline | MDMClassConditionalPipeline | MDMUnconditionalPipeline | MDMVideoPipeline
+TrainedPipeline = (
+    MDMPipeline
+    | MDMClassConditionalPipeline
+    | MDMUnconditionalPipeline
+    | MDMVideoPipeline
+    | MDMSuperResolutionPipeline
+)
 
 
 def num_class_embeds(recipe: Recipe) -> int | None:
@@ -42,9 +49,11 @@ def is_unconditional(recipe: Recipe) -> bool:
 
 
 def pipeline_class(recipe: Recipe) -> type[TrainedPipeline]:
-    """Return the class of the pipeline that a recipe trains, depending on whether the model has frames, and on its
-    conditions.
+    """Return the class of the pipeline that a recipe trains, depending on whether the model enlarges images or has
+    frames, and on its conditions.
     """
+    if recipe.super_resolution is not None:
+        return MDMSuperResolutionPipeline
     if has_clips(recipe):
         return MDMVideoPipeline
     if is_unconditional(recipe):

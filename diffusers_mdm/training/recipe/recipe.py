@@ -19,6 +19,7 @@ from .model_checks import check_levels, read_model_arguments, read_scheduler_arg
 from .optimizer import OptimizerRecipe, Precision
 from .pretrained import LoraRecipe, PretrainedRecipe, PriorRecipe
 from .stage import StageRecipe
+from .super_resolution import SuperResolutionRecipe, check_channels, check_levels_fit
 from .text_encoder import TextEncoderRecipe
 from .vae import VaeRecipe
 
@@ -85,6 +86,7 @@ class Recipe:
     text_encoder: TextEncoderRecipe | None = None  # None for class-conditional and unconditional models
     pretrained: PretrainedRecipe | None = None
     vae: VaeRecipe | None = None  # for a model on latents
+    super_resolution: SuperResolutionRecipe | None = None  # for a model that enlarges images
     lora: LoraRecipe | None = None
     prior_preservation: PriorRecipe | None = None
     alignment: AlignmentRecipe | None = None
@@ -109,6 +111,8 @@ class Recipe:
         if base != self.sample_size:
             raise FieldError("scheduler.base_sample_size", f"is {base}, but level 0 has {self.sample_size} pixels.")
         self._check_predictions()
+        check_channels(self.model, self.super_resolution)
+        self._check_super_resolution()
         if self.vae is not None and self.vae.from_pipeline and self.pretrained is None:
             raise FieldError("vae.from_pipeline", "needs `pretrained`, the pipeline with the autoencoder.")
         self._check_validation()
@@ -133,6 +137,22 @@ class Recipe:
                 raise FieldError(
                     f"scheduler.{field}", f"has {len(values)} entries, but {number} are needed for the levels."
                 )
+
+    def _check_super_resolution(self) -> None:
+        """Refuse what does not fit a model that enlarges images."""
+        if self.super_resolution is None:
+            return
+        check_levels_fit(self.super_resolution, self.rows, self.sides[-1])
+        for name, is_set in (
+            ("vae", self.vae is not None),
+            ("data.video_column", self.data.video_column is not None),
+            ("validation.prompts", bool(self.validation.drawn_prompts)),
+            ("validation.metrics", bool(self.validation.metrics)),
+            ("prior_preservation", self.prior_preservation is not None),
+            ("stages.noise_offset", any(stage.noise_offset for stage in self.stages)),
+        ):
+            if is_set:
+                raise FieldError(name, "cannot be combined with `super_resolution`: omit it.")
 
     def _check_validation(self) -> None:
         betas = self.scheduler.get("trained_betas")

@@ -42,6 +42,8 @@ EFFECTS: dict[str, Effect] = {
     "scheduler": FIXED,
     "vae.*": FIXED,
     "vae.variant": MAY_CHANGE,
+    "super_resolution.*": FIXED,
+    "super_resolution.max_noise_level": MAY_CHANGE,
     "use_ema": FIXED,
     "channels_last": MAY_CHANGE,
     "mixed_precision": MAY_CHANGE,

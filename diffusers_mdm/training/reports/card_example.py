@@ -57,6 +57,11 @@ def usage(recipe: Recipe, name: str, id2label: Mapping[int, str] | None = None, 
         size = f"height={sides[-1]}, "
     how = f"num_inference_steps={settings.num_inference_steps}"
     how += "" if is_unconditional(recipe) else f", guidance_scale={settings.guidance_scale:g}"
+    if recipe.super_resolution is not None:
+        small = recipe.super_resolution.low_resolution
+        lines[:0] = ["from PIL import Image", ""]
+        inputs = [*inputs, f'small = Image.open("small.png")  # {small} x {small} pixels']
+        asked = ", ".join(filter(None, [asked.replace("label", "class_labels=label", 1), "image=small"]))
     asked += ", " if asked else ""
     lines += inputs
     lines += (

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a training run: options, modules, averages, optimizer and progress."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -152,6 +152,8 @@ class Run:
         more: dict[str, Any] = {"id2label": self.id2label} if self.id2label else {}
         if not issubclass(cls, MDMUnconditionalPipeline):
             more |= {"text_encoder": self.text_encoder, "tokenizer": self.tokenizer}
+        if self.recipe.super_resolution is not None:
+            more |= asdict(self.recipe.super_resolution)
         return cast(Any, cls)(
             unet=self.unet, scheduler=self.scheduler, vae=self.vae, drawing_defaults=self.drawing_defaults, **more
         )

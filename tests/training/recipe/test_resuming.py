@@ -51,7 +51,7 @@ def test_every_field_of_a_recipe_is_in_the_table():
     assert {
         path
         for path in EFFECTS
-        if "*" not in path and path.split(".")[0] not in ("lora", "vae", "pretrained", "alignment")
+        if "*" not in path and path.split(".")[0] not in ("lora", "vae", "super_resolution", "pretrained", "alignment")
     } <= paths
     assert all(isinstance(effect_of(path), Effect) for path in paths)
 

@@ -152,6 +152,10 @@ def _run_group(
     """Return predictions of the samples of a batch in group number `group`, which go through the model together."""
     innermost = as_pyramid(latents)[0][0]
     dtype, sample_dtype = unet.dtype, innermost.dtype
+    if drawing.beside is not None:
+        rows = drawing.groups[group].rows
+        beside = drawing.beside if rows is None else drawing.beside[rows]
+        latents = each_level(lambda level: torch.cat([level, beside.to(level.dtype)], dim=1), latents)
     with adapters_to_itself(unet), _call_of(unet, drawing.step, group, guided=guided):
         prediction = unet(
             each_level(lambda level: (torch.cat([level, level]) if guided else level).to(dtype), latents),
