@@ -142,7 +142,7 @@ class Recipe:
         """Refuse what does not fit a model that enlarges images."""
         if self.super_resolution is None:
             return
-        check_levels_fit(self.super_resolution, self.rows, self.sides[-1])
+        check_levels_fit(self.super_resolution, self.level_configs, self.sides[-1])
         for name, is_set in (
             ("vae", self.vae is not None),
             ("data.video_column", self.data.video_column is not None),
