@@ -55,8 +55,7 @@ ALLOWED_IMPORTS = {
     "__main__": {"cli"},
 }
 # What each room of the training package may import from the others. Modules beside the rooms are the ground for all.
-ROOMS = {"recipe": set(), "data": {"recipe"}, "modules": {"recipe"}, "loss": {"recipe"}}
-ROOMS["extra_losses"] = {"recipe"}
+ROOMS = {"recipe": set()} | {room: {"recipe"} for room in ("data", "modules", "loss", "extra_losses", "optimizers")}
 ROOMS["state"] = {*ROOMS}
 ROOMS["reports"] = {*ROOMS}
 ROOMS["loop"] = {*ROOMS}

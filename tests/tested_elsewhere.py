@@ -4,6 +4,7 @@
 _STRUCTURES = "one test walks through every entry of the table"
 _GUIDANCE = "every method is put through the same tests"
 _SOURCES = "what is read is compared with what other kinds of data give"
+_FAMILIES = "all families of optimizers are put through the same tests"
 _RUNS = "it is a few calls in order, which only a run shows to be right"
 _BLOCKS = "blocks are tested by the images that they give together"
 _DOORS = "it adds flags to what other tests run"
@@ -55,6 +56,8 @@ TESTED_ELSEWHERE = {
     "training/modules/small_images.py": ("training/loop/test_super_resolution_runs.py", "it is what these runs add"),
     "training/recipe/super_resolution.py": ("training/loop/test_super_resolution_runs.py", "its runs need it to fit"),
     "training/loop/stage_data.py": ("training/loop/test_engine.py", _RUNS),
+    "training/optimizers/adamw.py": ("training/optimizers/test_registry.py", _FAMILIES),
+    "training/optimizers/family.py": ("training/optimizers/test_registry.py", _FAMILIES),
     "training/recipe/clip_stages.py": ("training/recipe/test_clip_checks.py", "it is tested with recipes for clips"),
     "training/reports/card_example.py": ("training/reports/test_model_card.py", "it is a part of the card"),
     "training/reports/moving_grids.py": ("training/loop/test_video_runs.py", _RUNS),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from ..recipe.optimizer import Precision
+from ..recipe.optimizer import OptimizerRecipe, Precision
 from ..recipe.stage import StageRecipe
 from .data_flags import DATA, SUBJECT
 from .flag_values import (
@@ -92,7 +92,7 @@ STAGES = (
     Flag(
         "learning_rate",
         "stages.learning_rate",
-        "(default 1e-5, with --rank 1e-4, with --instance_data_dir 5e-6)",
+        "(default 1e-5, with --rank 1e-4, with --instance_data_dir 5e-6, with --optimizer prodigy 1)",
         number,
     ),
     switch(
@@ -170,10 +170,28 @@ LOSS = (
 )
 
 OPTIMIZER = (
+    Flag(
+        "optimizer",
+        "optimizer.name",
+        "adamw (default), muon (matrices by Muon, the rest by AdamW) or prodigy (estimates the step size itself; the "
+        "learning rate is then a factor on it, by default 1)",
+        lambda text: text.lower(),
+        choices=choices_of(OptimizerRecipe, "name"),
+    ),
+    switch("use_8bit_adam", "optimizer.use_8bit_adam", "keep the moments of AdamW in 8 bits (needs bitsandbytes)"),
     Flag("adam_beta1", "optimizer.adam_beta1", "(default 0.9)", number),
     Flag("adam_beta2", "optimizer.adam_beta2", "(default 0.999)", number),
     Flag("adam_epsilon", "optimizer.adam_epsilon", "(default 1e-8)", number),
     Flag("adam_weight_decay", "optimizer.adam_weight_decay", "(default 0, as in the published runs)", number),
+    Flag("muon_momentum", "optimizer.muon_momentum", "(default 0.95)", number),
+    Flag("prodigy_beta3", "optimizer.prodigy_beta3", "(default: the square root of --adam_beta2)", number),
+    switch("prodigy_decouple", "optimizer.prodigy_decouple", "weight decay as in AdamW (default)"),
+    switch("prodigy_use_bias_correction", "optimizer.prodigy_use_bias_correction", "as in Adam (default)"),
+    switch(
+        "prodigy_safeguard_warmup",
+        "optimizer.prodigy_safeguard_warmup",
+        "keep the learning rate of a warm-up out of the estimate (default)",
+    ),
     Flag("max_grad_norm", "optimizer.max_grad_norm", "maximum norm of the gradient (default 2)", number),
     switch("use_ema", "recipe.use_ema", "average the weights (EMA); samples and the saved pipeline use the averages"),
     Flag("ema_max_decay", "stages.ema_decay", "upper limit of the averages' decay (default 0.9999)", number),

@@ -19,6 +19,7 @@ from .fine_tuning import (
     BATCH_SIZE,
     LEARNING_RATE,
     LORA_LEARNING_RATE,
+    PRODIGY_LEARNING_RATE,
     SUBJECT_BATCH_SIZE,
     SUBJECT_LEARNING_RATE,
     count_images,
@@ -70,9 +71,10 @@ def base_recipe(given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         return load_recipe(given["recipe"]), dict(given)
     has_subject, has_lora = "instance_data_dir" in given, "rank" in given
     rate = SUBJECT_LEARNING_RATE if has_subject else LEARNING_RATE
+    rate = LORA_LEARNING_RATE if has_lora else rate
     defaults = {
         "train_batch_size": SUBJECT_BATCH_SIZE if has_subject else BATCH_SIZE,
-        "learning_rate": LORA_LEARNING_RATE if has_lora else rate,
+        "learning_rate": PRODIGY_LEARNING_RATE if given.get("optimizer") == "prodigy" else rate,
         "center_crop": False,
         # The prompt is the name of the subject, so dropping it would leave nothing to learn.
         **({"proportion_empty_prompts": 0.0} if has_subject else {}),
@@ -117,8 +119,10 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         changes["vae"] = VaeRecipe(**fields)
     changes["lora"] = _optional(recipe.lora, LoraRecipe, "rank", fields_of("lora", given), "--rank")
     changes["prior_preservation"] = override_prior(recipe.prior_preservation, given)
+    # Together with the stages, whose learning rates have to fit it.
+    optimizer = changes.pop("optimizer", recipe.optimizer)
     recipe = without_unseen_captions(dataclasses.replace(recipe, **changes))
-    recipe = dataclasses.replace(recipe, stages=override_stages(recipe, given))
+    recipe = dataclasses.replace(recipe, optimizer=optimizer, stages=override_stages(recipe, given))
     return _with_text_rate(recipe, given)
 
 

@@ -2,7 +2,6 @@
 """Flags of diffusers' training scripts that do not apply here: each is an error that says what to use instead."""
 
 _FLOW = "the model is trained with a discrete noise schedule; use --timestep_bias_strategy to favour timesteps"
-_PRODIGY = "the optimizer is AdamW; use --learning_rate and --adam_beta1, --adam_beta2"
 _SCHEDULE = "the noise schedule belongs to the model; set `scheduler` in a recipe"
 _DREAM = "DREAM is not implemented here; --snr_gamma is"
 _RANGE = "timesteps can be favoured at one end of the range; use --timestep_bias_strategy and --timestep_bias_portion"
@@ -31,21 +30,14 @@ REASONS: dict[str, str] = {
     "model_config_name_or_path": "the architecture is defined in a recipe, under `model` and `levels`; use --recipe",
     "non_ema_revision": "a pipeline has one set of weights; use --revision",
     "offset_noise": "use --noise_offset 0.1",
-    "optimizer": "the optimizer is AdamW",
     "overwrite_output_dir": "a run resumes from its folder; use a new --output_dir, or --resume_from_checkpoint none",
     "preserve_input_precision": "images are read with 8 bits per channel",
-    "prodigy_beta3": _PRODIGY,
-    "prodigy_decouple": _PRODIGY,
-    "prodigy_safeguard_warmup": _PRODIGY,
-    "prodigy_use_bias_correction": _PRODIGY,
     "repeats": "the data is repeated without end; use --max_train_steps or --num_train_epochs",
     "skip_save_text_encoder": "the saved pipeline has to be complete; delete its folder text_encoder afterwards",
     "timestep_bias_begin": _RANGE,
     "timestep_bias_end": _RANGE,
     "tokenizer_max_length": "use --max_sequence_length",
     "tokenizer_name": "the tokenizer is that of the pipeline",
-    "use_8bit_adam": "8-bit moments are not known to be carried over exactly when levels are added or a run "
-    "resumes; FSDP and --offload_ema save memory",
     "validation_images": "the model generates from text; use --validation_prompts",
     "validation_scheduler": "validation uses the pipeline's own scheduler",
     "weighting_scheme": _FLOW,

@@ -21,6 +21,7 @@ from ...models.nested_unet import NestedUNetModel
 from ..loop.stage_setup import checkpointed_modules, freeze_levels
 from ..modules.autoencoder import vae_config, vae_dtype
 from ..modules.lora import add_lora
+from ..optimizers.registry import family_of
 from ..precision import frozen_dtype
 from ..recipe.clip_stages import inner_level_configs, joint_stage, stage_level_configs, trains_on_images
 from ..recipe.recipe import Recipe
@@ -28,7 +29,6 @@ from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions
 
 FP32_BYTES, HALF_BYTES = 4, 2
-MOMENT_BYTES = 2 * FP32_BYTES  # moments of AdamW per weight
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class StageMemory:
     """Bytes that one stage needs on each process, without sharding.
 
     weights: of the U-Net; frozen weights are in the precision of the run if only LoRA is trained.
-    gradients, moments: of the trained weights.
+    gradients, moments: of the trained weights; moments are the state of the optimizer.
     averages: of the weights, if they are kept on the device.
     activations: kept from the forward pass for the backward pass; the peak, with gradient checkpointing.
     text_encoder: weights, and if it is trained gradients, moments and averages; None if its size is unknown.
@@ -142,13 +142,14 @@ def estimate_stage(
     if passes is None:
         passes = stage_activations(recipe, stage, options)
     trained = count(unet, trained_only=True)
+    family = family_of(recipe.optimizer)
     frozen_bytes = HALF_BYTES if recipe.lora is not None and _is_half(recipe, options) else FP32_BYTES
     averaged = trained if recipe.lora is not None else count(unet)
     has_averages = recipe.use_ema and not options.offload_ema
     return StageMemory(
         weights=trained * FP32_BYTES + (count(unet) - trained) * frozen_bytes,
         gradients=trained * FP32_BYTES,
-        moments=trained * MOMENT_BYTES,
+        moments=sum(family.state_bytes(value.shape) for value in unet.parameters() if value.requires_grad),
         averages=averaged * FP32_BYTES if has_averages else 0,
         activations=peak_activations(passes, options.checkpointed_levels(stage.levels)),
         text_encoder=text_encoder_bytes(recipe, options, num_text_parameters),
@@ -188,7 +189,8 @@ def text_encoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int 
     if not recipe.trains_text_encoder:
         return num_parameters * (HALF_BYTES if _is_half(recipe, options) else FP32_BYTES)
     averages = FP32_BYTES if recipe.use_ema and not options.offload_ema else 0
-    return num_parameters * (2 * FP32_BYTES + MOMENT_BYTES + averages)
+    moments = family_of(recipe.optimizer).state_bytes((num_parameters,))  # for Muon an upper limit
+    return num_parameters * (2 * FP32_BYTES + averages) + moments
 
 
 def autoencoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int | None) -> int | None:

@@ -14,17 +14,12 @@ from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.autoencoder import vae_dtype
 from ..modules.conditioned_unet import ConditionedUNet
 from ..modules.growth import grow_to_rows
+from ..optimizers.registry import new_optimizer
 from ..recipe.clip_stages import stage_level_configs
 from ..recipe.stage import StageRecipe
 from ..seeds import derive_seed
 from ..state.averages import grow_averages, lay_out_averages, whole_averages
-from ..state.optimizer import (
-    new_optimizer,
-    parameter_groups,
-    take_optimizer_state,
-    trained_parameters,
-    whole_optimizer_state,
-)
+from ..state.optimizer import optimizer_state_of, parameter_groups, take_optimizer_state, trained_parameters
 from ..state.run import Run
 from ..state.sharding import plain_copy
 
@@ -129,7 +124,7 @@ def prepare(run: Run, stage: StageRecipe) -> None:
         attach_extra_losses(run, stage) if run.extra_losses else None,
     )
     groups = parameter_groups(model, stage, run.recipe.text_encoder)
-    optimizer = new_optimizer(groups, run.recipe.optimizer, stage.learning_rate, fused=not run.is_sharded)
+    optimizer = new_optimizer(model, groups, run.recipe.optimizer, stage.learning_rate, run.is_sharded)
     if run.options.torch_compile:
         run.unet.compile()
     run.model, run.optimizer = run.accelerator.prepare(model, optimizer)
@@ -150,7 +145,7 @@ def attach_extra_losses(run: Run, stage: StageRecipe) -> dict[str, torch.nn.Modu
 
 def end_stage(run: Run, stage: StageRecipe) -> None:
     """Save the optimizer state for the next stage, undo accelerate's preparation, and advance the counters."""
-    run.optimizer_state = whole_optimizer_state(run.optimizer.optimizer, trained_parameters(run))
+    run.optimizer_state = optimizer_state_of(run)
     averages = whole_averages(run)
     if run.is_sharded:
         unshard(run)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.level import Level
@@ -23,6 +23,7 @@ from ..modules.classes import is_unconditional, keep_class_names, num_class_embe
 from ..modules.growth import check_frames_can_become
 from ..modules.lora import add_lora
 from ..modules.text_encoder import build_text_encoder, check_text_width
+from ..optimizers.registry import check_optimizer
 from ..precision import check_precision
 from ..recipe.clip_stages import inner_level_configs, stage_level_configs
 from ..recipe.recipe import Recipe
@@ -60,6 +61,7 @@ def start_run(recipe: Recipe, options: RunOptions) -> Run:
         ),
     )
     check_supported(accelerator, recipe.level_configs)
+    check_optimizer(recipe.optimizer, accelerator.distributed_type == DistributedType.FSDP)
     start = open_output(recipe, options, accelerator)
     recipe = recipe if start is None else start.resumption.recipe
     if accelerator.is_main_process:

@@ -26,6 +26,9 @@ from .vae import VaeRecipe
 # Metrics of images generated for held-out captions, with the number of images below which each says nothing.
 VALIDATION_METRICS = {"fid": 50, "kid": 50, "clip": 1, "retrieval": 2}
 
+# Below this a learning rate is one of AdamW; diffusers' scripts warn below the same.
+SMALLEST_PRODIGY_RATE = 0.1
+
 
 @dataclass(frozen=True)
 class ValidationRecipe:
@@ -119,6 +122,7 @@ class Recipe:
         self._check_conditions()
         self._check_stages()
         self._check_lora()
+        self._check_optimizer()
         check_clips(self)
         self._check_extra_losses()
 
@@ -261,6 +265,30 @@ class Recipe:
             raise FieldError(
                 "lora", "freezes the model itself: omit `frozen_levels`, and choose layers by `target_modules`."
             )
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer.use_8bit_adam and self.channels_last:
+            raise FieldError("channels_last", "cannot be true with `optimizer.use_8bit_adam`: leave it out.")
+        if self.optimizer.name != "prodigy":
+            return
+        for position, stage in enumerate(self.stages):
+            if stage.learning_rate < SMALLEST_PRODIGY_RATE:
+                raise FieldError(
+                    f"stages[{position}].learning_rate",
+                    f"is {stage.learning_rate:g}, but Prodigy multiplies it with the step size that it estimates: set "
+                    f"1.0, or at least {SMALLEST_PRODIGY_RATE}.",
+                )
+            scales = {"level_learning_rate_scales": stage.level_learning_rate_scales or (1.0,)}
+            if self.trains_text_encoder and self.text_encoder is not None:
+                for field in ("learning_rate_scale", "token_learning_rate_scale"):
+                    scales[f"text_encoder.{field}"] = (getattr(self.text_encoder, field),)
+            for field, values in scales.items():
+                if any(value != 1.0 for value in values):
+                    raise FieldError(
+                        field,
+                        f"is {list(values)}, but Prodigy estimates one step size for all parameters, which all have "
+                        "the same learning rate: leave it out, or use the optimizer adamw or muon.",
+                    )
 
     def _check_extra_losses(self) -> None:
         """Refuse extra losses that the model cannot have."""

@@ -61,6 +61,8 @@ EFFECTS: dict[str, Effect] = {
     "images.*": MAY_CHANGE,
     "prior_preservation.*": MAY_CHANGE,
     "optimizer.*": MAY_CHANGE,
+    "optimizer.name": FIXED,
+    "optimizer.use_8bit_adam": FIXED,
     "validation.*": MAY_CHANGE,
     "alignment.*": MAY_CHANGE,
     "alignment.encoder": FIXED,  # the projection is trained for it

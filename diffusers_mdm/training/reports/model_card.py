@@ -17,6 +17,7 @@ from ... import __version__
 from ...pipelines.drawing.latent_space import scale_factor
 from ..loss.pyramid_loss import WEIGHTINGS
 from ..modules.classes import draws_classes_alone, is_unconditional, num_class_embeds, sees_text
+from ..optimizers.registry import family_of
 from ..recipe.clip_stages import has_clips, sources, stage_frames, stage_level_configs
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
@@ -320,7 +321,8 @@ def settings_text(run: Run, results: Sequence[Stretch]) -> str:
     processes = told("num_processes")
     lines = [
         f"- {join_words(processes)} process{'es' if processes != ['1'] else ''}, mixed precision "
-        f"{join_words([inline_code(precision) for precision in told('mixed_precision')])}, optimizer AdamW, seed "
+        f"{join_words([inline_code(precision) for precision in told('mixed_precision')])}, "
+        f"optimizer {family_of(recipe.optimizer).title}, seed "
         f"{join_words(told('seed'))}",
         f"- v-prediction; loss: squared error {errors} at every level",
         f"- the model's weights are {'averages (EMA)' if recipe.use_ema else 'those of the last step'}, saved in "

@@ -28,13 +28,14 @@ from ...models.nested_unet import NestedUNetModel
 from ..modules.growth import grow_model
 from ..modules.lora import load_lora, save_lora
 from ..modules.saved_configs import forget_origin
+from ..optimizers.registry import family_of
 from .average_files import load_averages, save_averages
 from .averages import whole_averages
 from .checkpoint_folders import PREFIX, PROGRESS_FILE, make_room
 from .checkpoint_report import CheckpointReport
 from .complete_folders import complete_folder
 from .history import FILE_NAME as HISTORY_FILE
-from .optimizer import trained_parameters, whole_optimizer_state
+from .optimizer import optimizer_state_of
 from .run import Run
 from .sharding import plain_copy
 
@@ -56,7 +57,7 @@ def save_checkpoint(run: Run) -> Path:
     final = run.options.output_dir / f"{PREFIX}{run.progress.total_steps}"
     optimizer = run.optimizer_state
     if run.optimizer is not None:
-        optimizer = whole_optimizer_state(run.optimizer.optimizer, trained_parameters(run))
+        optimizer = optimizer_state_of(run)
     averages = whole_averages(run)
     modules = {name: plain_copy(module) if run.is_sharded else module for name, module in run.trained_modules.items()}
     if not run.accelerator.is_main_process:
@@ -165,6 +166,7 @@ def check_optimizer_state(run: Run, checkpoint: Path) -> None:
         for module, part in {**run.trained_modules, **extra}.items()
         for name, value in part.named_parameters()
     }
+    family = family_of(run.recipe.optimizer)
     run.optimizer_state = {
         key: value
         for key, value in (run.optimizer_state or {}).items()
@@ -172,5 +174,9 @@ def check_optimizer_state(run: Run, checkpoint: Path) -> None:
     }
     for key, value in run.optimizer_state.items():
         name, _, entry = key.partition("//")
-        if not entry or name not in shapes or (value.ndim > 0 and tuple(value.shape) != shapes[name]):
+        if name in shapes:
+            allowed = {(), shapes[name], *family.other_shapes(shapes[name])}
+        else:
+            allowed = {()} if not name and entry in family.shared else set()
+        if not entry or tuple(value.shape) not in allowed:
             raise ValueError(f"{checkpoint / OPTIMIZER_FILE} does not fit the weights beside it: {key} differs.")

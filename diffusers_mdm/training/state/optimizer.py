@@ -6,13 +6,13 @@ changes.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..modules.conditioned_unet import ConditionedUNet
-from ..recipe.recipe import OptimizerRecipe
+from ..optimizers.registry import family_of
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
 from .run import Run
@@ -58,20 +58,6 @@ def trained_parameters(run: Run) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def new_optimizer(
-    groups: list[dict[str, Any]], recipe: OptimizerRecipe, learning_rate: float, fused: bool
-) -> torch.optim.Optimizer:
-    """Return AdamW for `groups`, with the recipe's settings."""
-    return torch.optim.AdamW(
-        groups,
-        lr=learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        weight_decay=recipe.adam_weight_decay,
-        fused=fused,
-    )
-
-
 def learning_rate_factor(stage: StageRecipe, step: int, last: int | None) -> float:
     """Return the factor on the stage's learning rate at optimizer step `step` (starting at 0), by diffusers'
     schedules.
@@ -99,15 +85,34 @@ def learning_rate_factor(stage: StageRecipe, step: int, last: int | None) -> flo
 
 
 def whole_optimizer_state(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    shared: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """Return all tensors of the optimizer state, whole and on the CPU, as "<parameter>//<entry>"."""
-    state = {}
+    """Return the optimizer state, whole and on the CPU, as "<parameter>//<entry>"; counters are int64 scalars.
+
+    `shared` names the values that all parameter groups have in common and that steps change (see `OptimizerFamily`);
+    they are included as "//<name>". No two tensors share memory, which safetensors could not save.
+    """
+    state: dict[str, torch.Tensor] = {}
+    addresses = set()
     for name, parameter in named_parameters:
         for entry, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
-                state[f"{name}//{entry}"] = whole(value)
+            tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.int64)
+            tensor = whole(tensor)
+            state[f"{name}//{entry}"] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+            addresses.add(tensor.data_ptr())
+    for name in shared:
+        value = optimizer.param_groups[0][name]
+        # In double precision, like numbers of Python.
+        state[f"//{name}"] = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
     return state
+
+
+def optimizer_state_of(run: Run) -> dict[str, torch.Tensor]:
+    """Return the state of a run's optimizer; every process must call this, since shards are gathered."""
+    shared = family_of(run.recipe.optimizer).shared
+    return whole_optimizer_state(run.optimizer.optimizer, trained_parameters(run), shared)
 
 
 def take_optimizer_state(
@@ -129,8 +134,18 @@ def take_optimizer_state(
         for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
     }
     numbered = {
-        numbers[parameter]: {key: laid_out_like(value, parameter) for key, value in entries[name].items()}
+        numbers[parameter]: {key: _entry_like(value, parameter) for key, value in entries[name].items()}
         for name, parameter in named_parameters
         if name in entries and parameter in numbers
     }
     optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+    shared = {name: value.item() for name, value in entries.get("", {}).items()}
+    for group in optimizer.param_groups:
+        group.update(shared)
+
+
+def _entry_like(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | int:
+    """Return an entry of the saved state as the optimizer had it: counters as numbers, tensors like `parameter`."""
+    if value.ndim == 0 and value.dtype == torch.int64:
+        return int(value)
+    return laid_out_like(value, parameter)

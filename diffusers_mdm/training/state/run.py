@@ -17,6 +17,7 @@ from ...pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.classes import TrainedPipeline, pipeline_class
 from ..modules.conditioned_unet import CaptionTokens
+from ..optimizers.registry import family_of
 from ..precision import frozen_dtype
 from ..recipe.recipe import Precision, Recipe
 from .history import History
@@ -134,9 +135,11 @@ class Run:
         """The tokens of captions for a frozen text encoder, each tokenised once."""
         return CaptionTokens(cast(PreTrainedTokenizerBase, self.tokenizer), self.recipe.max_sequence_length)
 
-    @property
+    @cached_property
     def memory_format(self) -> torch.memory_format:
         """The memory format of images and convolutions on the run's device."""
+        if family_of(self.recipe.optimizer).only_contiguous:
+            return torch.contiguous_format
         return memory_format_on(self.accelerator.device.type, self.recipe.channels_last)
 
     @property

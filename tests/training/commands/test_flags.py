@@ -98,6 +98,10 @@ def recipe_for(name: str) -> Recipe:
         return dataclasses.replace(clips, stages=clips.stages[1:])
     if field.startswith("lora."):
         return dataclasses.replace(recipe, lora=LoraRecipe())
+    for optimizer in ("muon", "prodigy"):
+        if field.startswith(f"optimizer.{optimizer}_"):
+            stages = tuple(dataclasses.replace(stage, learning_rate=1.0) for stage in recipe.stages)
+            return dataclasses.replace(recipe, optimizer=OptimizerRecipe(name=optimizer), stages=stages)
     if field.startswith("prior_preservation."):
         return dataclasses.replace(recipe, prior_preservation=PriorRecipe("dogs", "a dog"))
     return recipe

@@ -292,3 +292,19 @@ def test_adapters_learn_sharded_as_on_one_process(whole, images_dir, tmp_path):
     assert any(value.any() for name, value in adapters[1].items() if "lora_B" in name)
     for name, value in adapters[0].items():
         torch.testing.assert_close(adapters[1][name], value, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config"), [("muon", "ddp_cpu.yaml"), ("muon", "fsdp.yaml"), ("prodigy", "ddp_cpu.yaml")]
+)
+def test_other_optimizers_learn_on_two_processes_as_on_one(name, config, pictures_dir, tmp_path):
+    """Two stages; a matrix whose rows are on both processes is orthogonalised as a whole."""
+    layout = {**LAYOUTS, "learning_rate": 1.0} if name == "prodigy" else LAYOUTS
+    fields = {"recipe": {**HELD_OUT, "optimizer": {"name": name}}}
+    one = train(pictures_dir, tmp_path / "one", layout, **fields)
+    two = train(pictures_dir, tmp_path / "two", {**layout, "batch_size": 4}, config, **fields)
+    if config in SHARDING:
+        assert_was_sharded(two)
+    # Muon makes small singular values, of which rounding is a larger part, as large as the others.
+    assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-2 if name == "muon" else 1e-3)

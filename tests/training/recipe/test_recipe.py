@@ -142,6 +142,8 @@ MISTAKES = [
     ("stages.0.learning_rate", -0.1, "learning_rate"),
     ("stages.1.level_weights", [0.0, 0.0], "level_weights"),
     ("optimizer", {"adam_beta1": 1.0}, "adam_beta1"),
+    ("optimizer", {"name": "prodigy"}, "stages[0].learning_rate"),
+    ("optimizer", {"name": "sgd"}, "optimizer.name"),
 ]
 
 
@@ -172,3 +174,28 @@ def test_images_are_in_channels_last_on_cpus_or_as_the_recipe_says(tmp_path, lin
     recipe = load_recipe(path)
     formats = [memory_format_on(device, recipe.channels_last) for device in ("cpu", "cuda")]
     assert [found is torch.channels_last for found in formats] == [on_cpu, on_gpu]
+
+
+PRODIGY = {
+    "optimizer": {"name": "prodigy"},
+    "stages": [{"name": "one", "levels": 1, "steps": 1, "batch_size": 1, "learning_rate": 1.0}],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"stages": [{**PRODIGY["stages"][0], "level_learning_rate_scales": [0.5]}]}, "level_learning_rate_scales"),
+        ({"token_learning_rate_scale": 2.0}, "text_encoder.token_learning_rate_scale"),
+        ({"learning_rate_scale": 0.5}, "text_encoder.learning_rate_scale"),
+        ({"optimizer": {"use_8bit_adam": True}, "channels_last": True}, "channels_last"),
+    ],
+)
+def test_what_an_optimizer_cannot_do_is_refused(tmp_path, changes, named):
+    recipe = {**edited("name", "edited"), **PRODIGY}
+    recipe["text_encoder"]["token_learning_rate_scale"] = 1.0
+    assert load_recipe(written(tmp_path, recipe)).optimizer.name == "prodigy"
+    part = recipe["text_encoder"] if "scale" in next(iter(changes)) else recipe
+    part.update(changes)
+    with pytest.raises(ValueError, match=f"`{named}`"):
+        load_recipe(written(tmp_path, recipe))

@@ -10,12 +10,12 @@ from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.modules.conditioned_unet import ConditionedUNet
 from diffusers_mdm.training.modules.growth import grow_model
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder
+from diffusers_mdm.training.optimizers.registry import new_optimizer
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import OptimizerRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.optimizer import (
     learning_rate_factor,
-    new_optimizer,
     parameter_groups,
     take_optimizer_state,
     whole_optimizer_state,
@@ -76,9 +76,8 @@ def test_scales_are_not_negative(field):
 
 
 def trained(unet, steps: int) -> torch.optim.Optimizer:
-    optimizer = new_optimizer(
-        [{"name": "unet", "params": list(unet.parameters())}], OptimizerRecipe(), 1e-3, fused=True
-    )
+    groups = [{"name": "unet", "params": list(unet.parameters())}]
+    optimizer = new_optimizer(unet, groups, OptimizerRecipe(), 1e-3)
     for _ in range(steps):
         for parameter in unet.parameters():
             parameter.grad = torch.randn_like(parameter)
