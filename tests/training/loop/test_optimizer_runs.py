@@ -28,18 +28,18 @@ def slow_but(name: str) -> list:
     ]
 
 
-def recipe_with(name: str, pictures_dir, **stage_fields):
+def recipe_with(name: str, images_dir, **stage_fields):
     """The tiny recipe with another optimizer, without samples."""
     rate = 1.0 if name == "prodigy" else 1e-3
-    recipe = tiny_recipe(pictures_dir, learning_rate=rate, **stage_fields)
+    recipe = tiny_recipe(images_dir, learning_rate=rate, **stage_fields)
     encoder = dataclasses.replace(recipe.text_encoder, token_learning_rate_scale=1.0)
     return dataclasses.replace(recipe, optimizer=RECIPES[name], validation=ValidationRecipe(), text_encoder=encoder)
 
 
 @pytest.mark.parametrize("name", slow_but("prodigy"))
-def test_a_resumed_run_ends_as_an_uninterrupted_one(name, pictures_dir, tmp_path):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(name, images_dir, tmp_path):
     """From within the first stage, so that a level is added to what was resumed."""
-    recipe = recipe_with(name, pictures_dir, steps=2)
+    recipe = recipe_with(name, images_dir, steps=2)
     whole = run_recipe(recipe, options(tmp_path / "whole", checkpointing_steps=1))
     resumed = tmp_path / "resumed"
     shutil.copytree(whole / "checkpoint-1", resumed / "checkpoint-1")
@@ -51,9 +51,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(name, pictures_dir, tmp_path
 
 
 @pytest.mark.parametrize("name", slow_but("muon"))
-def test_adapters_learn(name, finished, pictures_dir, tmp_path):
+def test_adapters_learn(name, finished, images_dir, tmp_path):
     recipe = dataclasses.replace(
-        recipe_with(name, pictures_dir, levels=2, steps=1),
+        recipe_with(name, images_dir, levels=2, steps=1),
         pretrained=PretrainedRecipe(str(finished)),
         text_encoder=TextEncoderRecipe(from_pipeline=True),
         lora=LoraRecipe(rank=2),

@@ -298,12 +298,12 @@ def test_adapters_learn_sharded_as_on_one_process(whole, images_dir, tmp_path):
 @pytest.mark.parametrize(
     ("name", "config"), [("muon", "ddp_cpu.yaml"), ("muon", "fsdp.yaml"), ("prodigy", "ddp_cpu.yaml")]
 )
-def test_other_optimizers_learn_on_two_processes_as_on_one(name, config, pictures_dir, tmp_path):
+def test_other_optimizers_learn_on_two_processes_as_on_one(name, config, images_dir, tmp_path):
     """Two stages; a matrix whose rows are on both processes is orthogonalised as a whole."""
     layout = {**LAYOUTS, "learning_rate": 1.0} if name == "prodigy" else LAYOUTS
     fields = {"recipe": {**HELD_OUT, "optimizer": {"name": name}}}
-    one = train(pictures_dir, tmp_path / "one", layout, **fields)
-    two = train(pictures_dir, tmp_path / "two", {**layout, "batch_size": 4}, config, **fields)
+    one = train(images_dir, tmp_path / "one", layout, **fields)
+    two = train(images_dir, tmp_path / "two", {**layout, "batch_size": 4}, config, **fields)
     if config in SHARDING:
         assert_was_sharded(two)
     # Muon makes small singular values, of which rounding is a larger part, as large as the others.
