@@ -297,7 +297,7 @@ class Recipe:
             for stage in part.stages or ():
                 if stage not in names:
                     raise FieldError(f"{name}.stages", f"has {stage!r}; the stages are {', '.join(names)}.")
-            if any(row.num_frames > 1 for row in self.rows):
+            if any(row.num_frames > 1 for row in self.level_configs):
                 raise FieldError(name, "compares images, and this is a video model; omit it.")
         if self.alignment is not None:
             self._check_alignment(self.alignment)
@@ -309,7 +309,7 @@ class Recipe:
                     raise FieldError("perceptual.levels", f"has {level}; levels are 0 to {len(self.levels) - 1}.")
 
     def _check_alignment(self, alignment: AlignmentRecipe) -> None:
-        if not self.rows[0].has_mid_block:
+        if not self.level_configs[0].has_mid_block:
             raise FieldError("alignment", "needs the middle block of level 0: set `levels[0].has_mid_block`.")
         for stage in self.stages:
             if stage.frozen_levels and (alignment.stages is None or stage.name in alignment.stages):

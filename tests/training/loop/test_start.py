@@ -8,7 +8,7 @@ import torch
 
 from diffusers_mdm.training.loop.start import (
     build_unet,
-    check_classes,
+    check_conditions,
     check_growth,
     check_lora_levels,
     open_text_encoder,
@@ -69,7 +69,7 @@ def test_what_cannot_begin_writes_nothing(recipe, tmp_path, name):
 
 def test_other_classes_than_those_of_the_pipeline_are_refused(recipe):
     with pytest.raises(ValueError, match=r"`model\.num_class_embeds` of the recipe is None, .* has 4"):
-        check_classes(recipe, make_unet(num_class_embeds=4))
+        check_conditions(recipe, make_unet(num_class_embeds=4))
 
 
 def test_lora_adapts_levels_that_there_are(recipe):
