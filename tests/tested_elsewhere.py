@@ -15,6 +15,7 @@ TESTED_ELSEWHERE = {
     "cli/convert.py": ("commands/test_convert.py", "the scripts are the same commands"),
     "cli/evaluate.py": ("training/commands/evaluation/test_measure.py", _DOORS),
     "fetching/card.py": ("cli/test_fetch.py", "it is written into the folder that is tested there"),
+    "cli/generate_flags.py": ("cli/test_generate.py", _STRUCTURES),
     "cli/info.py": ("cli/test_model_facts.py", _DOORS),
     "cli/precompute.py": ("commands/test_precompute_text_embeddings.py", "the script is the same command"),
     "cli/registry.py": ("commands/test_help.py", _STRUCTURES),

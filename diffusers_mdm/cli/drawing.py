@@ -15,7 +15,7 @@ import torch
 from ..pipelines.image_grid import make_grid
 from ..public_names import MatryoshkaScheduler
 from .drawn_files import FileNames, write_clip, write_image
-from .generate import CALL_FLAGS, SCHEDULER_FLAGS
+from .generate_flags import CALL_FLAGS, SCHEDULER_FLAGS
 from .saved_pipelines import default_device, open_pipeline
 
 
@@ -241,6 +241,8 @@ def draw_batch(drawing: Drawing, batch: Sequence[Subject]) -> list[Any]:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(batch)
     if batch[0].label is not None:
         arguments["class_labels"] = [subject.label for subject in batch]
+    if "batch_size" in call_parameters(drawing.pipeline):  # a model without conditions
+        arguments["batch_size"] = len(batch)
     arguments["generator"] = [torch.Generator("cpu").manual_seed(subject.seed) for subject in batch]
     output = drawing.pipeline(**arguments, output_type="pil", output_pyramid=True)
     return list(output.pyramid)

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 from ..command_parsing import one_line
 from .command import CommandGroup
+from .completion import START, complete
 from .registry import DIFFUSERS_MDM, PROGRAM
 
 FAILED, INTERRUPTED = 1, 130
 # The optional packages that a command may lack, and the extra that installs each.
 EXTRAS = {
+    "argcomplete": "completion",
     "datasets": "training",
     "matplotlib": "training",
     "psutil": "training",
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: by default those of this program.
     """
+    if START in os.environ:
+        complete(PROGRAM, DIFFUSERS_MDM)
     return run_program(PROGRAM, DIFFUSERS_MDM, sys.argv[1:] if arguments is None else arguments)
 
 

@@ -24,6 +24,7 @@ Matryoshka Diffusion Models: generate images, classes and clips, train and evalu
         Command("precompute", "encode all captions of a data set once, before training", "precompute"),
         Command("evaluate", "measure how good a model's images are", "evaluate"),
         Command("convert", "convert checkpoints of other implementations, and back", "convert:CONVERT"),
+        Command("completion", "print code for the completion of commands and flags in the shell", "completion"),
     ),
     __version__,
 )

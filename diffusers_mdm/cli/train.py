@@ -62,6 +62,7 @@ Train a model stage by stage from the inside out, from a recipe, or fine-tune a 
   diffusers-mdm train text-to-image --pretrained_model_name_or_path my-model --train_data_dir pictures \\
       --max_train_steps 1000 --output_dir my-other-model
 
+--recipe takes a file, or the name of a recipe that comes with the package: tiny, cc12m_64, imagenet_64, …
 For several processes, put `accelerate launch -m diffusers_mdm` in place of `diffusers-mdm`.
 """,
     (

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_mdm.cli.generate import CALL_FLAGS, build_parser, run
+from diffusers_mdm.cli.generate import build_parser, run
+from diffusers_mdm.cli.generate_flags import CALL_FLAGS
 from diffusers_mdm.cli.main import main
 from diffusers_mdm.pipelines import MDMPipeline
 from tests.pipelines.tiny_tasks import task as tiny_task
@@ -67,14 +68,23 @@ def test_height_chooses_the_level(model_dir, tmp_path):
     assert Image.open(tmp_path / "000-a_red_apple.jpg").size == (8, 8)
 
 
-@pytest.mark.parametrize("task", ["class", "video"])
+@pytest.mark.parametrize("task", ["class", "video", "unconditional"])
 def test_classes_and_clips(task, tmp_path):
     tiny_task(task).make().save_pretrained(tmp_path / "model")
-    flags = ["--classes", "dog", "2"] if task == "class" else ["--prompts", "a red apple", "--all_levels"]
-    assert generate(tmp_path / "model", *flags, *FAST, "--output_dir", tmp_path / "out") == 0
+    flags = {
+        "class": ["--classes", "dog", "2", "--guidance_scale", 2],
+        "video": ["--prompts", "a red apple", "--all_levels"],
+        "unconditional": ["--num_images", 3, "--batch_size", 2],
+    }[task]
+    words = [*flags, "--num_inference_steps", 2, "--output_dir", tmp_path / "out"]
+    assert generate(tmp_path / "model", *words) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     if task == "class":
         assert names == ["000-dog.png", "001-2.png"]
+        return
+    if task == "unconditional":
+        assert names == ["000-image.png", "001-image.png", "002-image.png"]
+        assert generate(tmp_path / "model", *words, "--guidance_scale", 2) == 1
         return
     # The innermost level has one frame, the next ones four, of which the first has the same side.
     assert names == ["000-a_red_apple-16.webp", "000-a_red_apple-8x1.webp", "000-a_red_apple-8x4.webp"]

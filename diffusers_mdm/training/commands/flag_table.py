@@ -32,7 +32,11 @@ SAVE_PRECISIONS = ("fp32", "fp16", "bf16")
 
 WHAT = (
     Flag(
-        "recipe", None, "YAML file with model, data and stages; other flags override its fields, in every stage", Path
+        "recipe",
+        None,
+        "YAML file with model, data and stages, or the name of one that comes with the package, such as tiny; other "
+        "flags override its fields, in every stage",
+        Path,
     ),
     Flag(
         "pretrained_model_name_or_path",

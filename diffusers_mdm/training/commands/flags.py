@@ -11,6 +11,7 @@ from ..recipe.clip_stages import trains_on_images
 from ..recipe.data import DataRecipe
 from ..recipe.loading import load_recipe, without_unseen_captions
 from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
+from ..recipe.shipped import find_recipe
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
 from ..recipe.vae import VaeRecipe
@@ -68,7 +69,7 @@ def base_recipe(given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     defaults.
     """
     if "recipe" in given:
-        return load_recipe(given["recipe"]), dict(given)
+        return load_recipe(find_recipe(given["recipe"])), dict(given)
     has_subject, has_lora = "instance_data_dir" in given, "rank" in given
     rate = SUBJECT_LEARNING_RATE if has_subject else LEARNING_RATE
     rate = LORA_LEARNING_RATE if has_lora else rate

@@ -135,7 +135,7 @@ def check_together(given: Mapping[str, Any]) -> None:
     if "pretrained_model_name_or_path" not in given:
         raise ValueError(
             "Choose what to train: --pretrained_model_name_or_path with a saved pipeline to fine-tune, or --recipe "
-            "with a file (see training/recipes) to train a model from scratch."
+            "with a file, or the name of one in training/recipes, to train a model from scratch."
         )
     if not sources:
         raise ValueError(f"Choose the training data: pass one of --{', --'.join(_SOURCES)}.")
