@@ -59,12 +59,20 @@ def markdown_table(scores: Scores) -> str:
     return "\n".join(lines)
 
 
+def describe_left_out(scores: Scores) -> str:
+    """Say which metrics were left out at which sides; an empty text if there are none."""
+    parts = [f"{', '.join(names)} at {side} pixels" for side, names in sorted(scores.left_out.items())]
+    return f"Left out, because the reference has no features for them: {'; '.join(parts)}." if parts else ""
+
+
 def card_section(scores: Scores, generation: Generation, command: str) -> str:
     """Return a section for the model card with the command, the settings and the table."""
     settings = ", ".join(f"{name} {value}" for name, value in generation.settings.items()) or "default settings"
+    left_out = f"{describe_left_out(scores)}\n\n" if scores.left_out else ""
     return (
         f"## Evaluation\n\n{scores.num_drawn} generated images ({settings}; seeds from {generation.seed}) compared "
-        f"with {scores.num_real} real images:\n\n{markdown_table(scores)}\n\nMeasured by\n\n    {command}\n\n"
+        f"with {scores.num_real} real images:\n\n{markdown_table(scores)}\n\n{left_out}Measured by\n\n"
+        f"    {command}\n\n"
         "Distances depend on the number of images; compare only distances with the same numbers.\n"
     )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ FEATURES_OF = {
     "clip_score": "clip",
 }
 METRICS = (*FEATURES_OF, "retrieval", "noise")
+# Metrics of features that compare generated images with their captions, not with real images.
+WITHOUT_REFERENCE = {"clip_score"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Scores:
         levels: maps the side of a level in pixels to its scores by name.
         disagreement: of each level but the innermost with the level inside it; see `levels.disagreement`.
         fingerprints: fingerprints of the extractors.
+        left_out: the metrics that need features of real images, for each side for which the reference has none.
     """
 
     num_drawn: int
@@ -46,6 +50,7 @@ class Scores:
     levels: dict[int, dict[str, float]]
     disagreement: list[float] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    left_out: dict[int, list[str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values; what could not be measured is null."""
@@ -54,6 +59,7 @@ class Scores:
             str(side): {name: None if math.isnan(value) else value for name, value in level.items()}
             for side, level in self.levels.items()
         }
+        values["left_out"] = {str(side): names for side, names in self.left_out.items()}
         return values
 
 
@@ -68,9 +74,11 @@ def score(
 ) -> Scores:
     """Compute the scores of generated images.
 
+    At sides for which the reference has no features, the metrics that need them are left out.
+
     Args:
         levels: the same images at every level, innermost first.
-        reference: features of real images at the sides of these levels.
+        reference: features of real images at the sides of one or more of these levels.
         extractors: the extractors that made the reference, as far as the metrics need them.
         metrics: names from `METRICS`.
         truth: the real images of the same captions in the same order; required by "noise".
@@ -79,19 +87,20 @@ def score(
 
     Raises:
         ValueError: a metric is unknown, an extractor is missing or differs from that of the reference, the reference
-            has no features for a side, or there are too few images.
+            has no features for any of the sides, or there are too few images.
     """
     check_request(metrics, reference, extractors, truth)
+    left_out = without_features(reference, metrics, [level.load([0]).shape[-1] for level in levels])
     by_name = {extractor.name: extractor for extractor in extractors}
     pixels = [torch.cat(list(batches_of(level, batch_size))) for level in levels]
     values: dict[int, dict[str, float]] = {}
     for level, images in zip(levels, pixels, strict=True):
         side = images.shape[-1]
         found = values.setdefault(side, {})
-        for name in {FEATURES_OF[metric]: None for metric in metrics if metric in FEATURES_OF}:
-            real = features_of(reference, name, side)
-            drawn = extract(by_name[name], images.split(batch_size))
-            wanted = [metric for metric in metrics if FEATURES_OF.get(metric) == name]
+        compared = [metric for metric in metrics if metric in FEATURES_OF and metric not in left_out.get(side, ())]
+        for name in dict.fromkeys(FEATURES_OF[metric] for metric in compared):
+            drawn, real = extract(by_name[name], images.split(batch_size)), reference.features.get((name, side))
+            wanted = [metric for metric in compared if FEATURES_OF[metric] == name]
             found.update(compare_features(wanted, drawn, real, level.captions, by_name[name], seed))
         found.update(compare_pixels(metrics, images, level.captions, reference, truth, batch_size))
     return Scores(
@@ -100,6 +109,7 @@ def score(
         levels=values,
         disagreement=disagreement(pixels),
         fingerprints={name: by_name[name].fingerprint for name in by_name},
+        left_out=left_out,
     )
 
 
@@ -121,12 +131,13 @@ def check_request(
             raise ValueError(
                 f"The metric {metric!r} needs an extractor for the features {name!r}, which was not given."
             )
-        if name is not None and reference.fingerprints.get(name) != by_name[name].fingerprint:
+        if name is None or metric in WITHOUT_REFERENCE:
+            continue
+        if reference.fingerprints.get(name) != by_name[name].fingerprint:
             raise ValueError(
                 f"The reference has the features {name!r} of {reference.fingerprints.get(name, 'no network')!r}, "
                 f"the generated images would have those of {by_name[name].fingerprint!r}: they cannot be compared. "
-                f"Make the "
-                "reference again with the same weights."
+                "Make the reference again with the same weights."
             )
     if "noise" in metrics and truth is None:
         raise ValueError(
@@ -134,31 +145,57 @@ def check_request(
         )
 
 
-def features_of(reference: Reference, name: str, side: int) -> torch.Tensor:
-    """Return the features of the real images at one side.
+def without_features(reference: Reference, metrics: Sequence[str], sides: Sequence[int]) -> dict[int, list[str]]:
+    """Return the metrics that cannot be computed because the reference has no features for a side, by side.
+
+    Args:
+        reference: the reference.
+        metrics: the requested metrics.
+        sides: sides of the generated images, in pixels.
 
     Raises:
-        ValueError: the reference has no features for this side.
+        ValueError: they cannot be computed for any side; the message has the command that makes the features.
     """
-    try:
-        return reference.features[name, side]
-    except KeyError:
-        sides = ", ".join(map(str, reference.sides))
+    needed = [metric for metric in metrics if metric in FEATURES_OF and metric not in WITHOUT_REFERENCE]
+    missing = {
+        side: [metric for metric in needed if (FEATURES_OF[metric], side) not in reference.features] for side in sides
+    }
+    if needed and all(missing[side] == needed for side in sides):
         raise ValueError(
-            f"The generated images have {side} pixels, but the reference has features for {sides}; make one for "
-            f"{side}."
-        ) from None
+            f"The generated images have {join_sides(sides)} pixels, but the reference has features for "
+            f"{join_sides(reference.sides) or 'none'}. {how_to_add(reference, sides)}"
+        )
+    return {side: names for side, names in missing.items() if names}
+
+
+def join_sides(sides: Sequence[int]) -> str:
+    """Return sides as text, such as "16, 64"."""
+    return ", ".join(map(str, sides))
+
+
+def how_to_add(reference: Reference, sides: Sequence[int]) -> str:
+    """Return a sentence with the command that makes the reference with features for these sides, too."""
+    recipe = reference.recipe
+    words = ["--data_dir", recipe.get("data", "DATA"), "--split", recipe.get("split", "train")]
+    words += ["--sides", *sorted({*reference.sides, *sides}), "--features", *reference.fingerprints]
+    if recipe.get("seed") is not None:
+        words += ["--num_images", len(reference.captions), "--seed", recipe["seed"]]
+    return (
+        f"To compare at all sides, make the reference again: `evaluate reference {shlex.join(map(str, words))} "
+        "--output_dir FOLDER`."
+    )
 
 
 def compare_features(
     metrics: Sequence[str],
     drawn: torch.Tensor,
-    real: torch.Tensor,
+    real: torch.Tensor | None,
     captions: Sequence[str],
     extractor: FeatureExtractor,
     seed: int,
 ) -> dict[str, float]:
-    """Compute the scores from one kind of features at one level, by name."""
+    """Compute the scores from one kind of features at one level, by name; `real` is None if no metric needs it."""
+    real = drawn[:0] if real is None else real
 
     def kid() -> dict[str, float]:
         distance = kernel_distance(drawn, real, seed)

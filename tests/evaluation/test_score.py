@@ -77,10 +77,24 @@ def test_errors_of_impossible_requests_name_what_is_missing(reference):
         score(levels, reference, [MeanColours(fingerprint="other weights")], ["fid"])
     with pytest.raises(ValueError, match="pass them as `truth`"):
         score(levels, reference, [INCEPTION], ["noise"])
-    with pytest.raises(ValueError, match="have 8 pixels, but the reference has features for 16, 32; make one for 8"):
-        score([random_images(60, side=8)], reference, [INCEPTION], ["fid"])
+    message = r"have 8 pixels, but the reference has features for 16, 32\. .*`evaluate reference .*--sides 8 16 32 "
+    with pytest.raises(ValueError, match=message):
+        score([random_images(60, side=8)], reference, [INCEPTION], ["fid", "retrieval"])
     with pytest.raises(ValueError, match="at least 50 images"):
         score(as_levels(random_images(10)), reference, [INCEPTION], ["fid"])
+
+
+def test_sides_that_the_reference_lacks_are_left_out_and_named(reference):
+    drawn = random_images(60, side=64, seed=5)
+    levels = [TensorImages(average_down(drawn.pixels, side), drawn.captions) for side in (16, 64)]
+    found = score(levels, reference, [INCEPTION], ["fid", "retrieval"])
+    assert found.left_out == {64: ["fid"]}
+    assert found.levels[16]["fid"] == score(levels[:1], reference, [INCEPTION], ["fid"]).levels[16]["fid"]
+    assert "fid" not in found.levels[64]
+    assert "retrieval_own_image" in found.levels[64]
+    assert json.loads(json.dumps(found.as_json()))["left_out"] == {"64": ["fid"]}
+    section = card_section(found, Generation("folder", "MDMPipeline", 3, 60, "0" * 16, {}), "evaluate score")
+    assert "Left out, because the reference has no features for them: fid at 64 pixels.\n" in section
 
 
 def test_reports_contain_every_level(reference):

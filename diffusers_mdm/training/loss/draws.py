@@ -116,7 +116,7 @@ class CountedDraws:
         if offset == 0:
             return noise
         for level, values in enumerate(noise):
-            values += offset * self._normal(_OFFSET + level, (*values.shape[:2], *[1] * (values.ndim - 2)))
+            values += offset * self._normal(_OFFSET + level, offset_shape(values))
         return noise
 
     def _normal(self, stream: int, shape: Sequence[int]) -> torch.Tensor:
@@ -176,7 +176,13 @@ def offset_noise(noise: Pyramid, amount: float, generators: Sequence[torch.Gener
         )
     shifted = []
     for level in noise:
-        shape = (*level.shape[:2], *[1] * (level.ndim - 2))
         rows = None if generators is None else list(generators[: len(level)])
-        shifted.append(level + amount * randn_tensor(shape, generator=rows, device=level.device, dtype=level.dtype))
+        shifted.append(
+            level + amount * randn_tensor(offset_shape(level), generator=rows, device=level.device, dtype=level.dtype)
+        )
     return shifted
+
+
+def offset_shape(level: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of the offsets of a level (B, C, ...): one number per sample and channel."""
+    return (*level.shape[:2], *[1] * (level.ndim - 2))

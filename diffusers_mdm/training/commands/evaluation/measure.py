@@ -16,9 +16,10 @@ import torch
 from ....evaluation.features import FeatureExtractor, InceptionFeatures, TransformersFeatures
 from ....evaluation.generate import NUMBER, Generation, generate, open_levels, read_plan, takes_number
 from ....evaluation.images import Images
+from ....evaluation.recall import choose_records
 from ....evaluation.reference import load_reference, make_reference, save_reference
-from ....evaluation.report import card_section, contact_sheet, markdown_table
-from ....evaluation.score import FEATURES_OF, score
+from ....evaluation.report import card_section, contact_sheet, describe_left_out, markdown_table
+from ....evaluation.score import FEATURES_OF, how_to_add, score
 from ....processes import process_state
 from ....public_names import DiffusionPipeline
 from ...data.numbered import CaptionedImages
@@ -131,6 +132,11 @@ def score_drawings(args: argparse.Namespace) -> None:
     extractors = [open_extractor(name, args) for name in names]
     scores = score(levels, reference, extractors, metrics, truth, args.batch_size)
     print(markdown_table(scores))
+    if scores.left_out:
+        print(f"\n{describe_left_out(scores)} {how_to_add(reference, sorted(scores.levels))}")
+    for path in (args.output, args.contact_sheet, args.card_section):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     if args.output is not None:
         report = {"generation": vars(plan), "reference": reference.recipe, **scores.as_json()}
         args.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -262,4 +268,4 @@ def choose(total: int, number: int | None, seed: int) -> list[int]:
         return list(range(total))
     if not 1 <= number <= total:
         raise ValueError(f"{number} were requested, but there are {total}; request 1 to {total}.")
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:number].tolist()
+    return choose_records(range(total), number, seed)
