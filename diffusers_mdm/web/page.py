@@ -15,6 +15,7 @@ from .handlers import Handlers, Shown
 from .limits import Limits
 from .served_model import ServedModel
 from .tasks import EDIT, TASKS, UPSCALE, Task, tasks_of_all
+from .upload_fields import image_field, paint_field
 
 TITLE = "Matryoshka Diffusion Models"
 STYLE = Path(__file__).with_name("page.css")
@@ -65,7 +66,7 @@ def _build_form(models: Mapping[str, ServedModel], limits: Limits) -> tuple[Form
         for task in TASKS.values():
             with gr.Tab(task.title, id=task.name, visible=task in offered) as buttons["tabs"][task.name]:
                 gr.Markdown(task.explanation)
-                fields |= _image_fields(task)
+                fields |= _image_fields(task, limits)
     fields["model"] = gr.Dropdown(list(models), value=first.name, label="Model", elem_id="model")
     fields["label"] = gr.Dropdown([], label="Class", elem_id="label", filterable=True)
     fields["prompt"] = gr.Textbox(
@@ -82,14 +83,15 @@ def _build_form(models: Mapping[str, ServedModel], limits: Limits) -> tuple[Form
     return Form(**fields), buttons
 
 
-def _image_fields(task: Task) -> dict[str, Any]:
-    files = {"type": "filepath", "sources": ["upload", "clipboard"], "height": 320, "format": "png"}
+def _image_fields(task: Task, limits: Limits) -> dict[str, Any]:
+    files = {"label": "Image", "sources": ["upload", "clipboard"], "height": 320, "format": "png"}
     if task == UPSCALE:
-        return {"upscale_image": gr.Image(label="Image", elem_id="upscale_image", image_mode="RGBA", **files)}
+        return {"upscale_image": image_field(elem_id="upscale_image", **files)}
     if task == EDIT:
-        brush = gr.Brush(default_size=24, colors=["#e11d48"], color_mode="fixed")
+        files |= {"brush": gr.Brush(default_size=24, colors=["#e11d48"], color_mode="fixed"), "transforms": ()}
+        most = limits.upload_megapixels * 10**6
         return {
-            "edit_image": gr.ImageEditor(label="Image", elem_id="edit_image", brush=brush, transforms=(), **files),
+            "edit_image": paint_field(most, elem_id="edit_image", layers=False, **files),
             "strength": gr.Slider(0, 1, 0.8, step=0.01, label="Strength", elem_id="strength"),
         }
     return {}
@@ -123,11 +125,13 @@ def _build_results() -> tuple[Shown, gr.Textbox]:
         info="Opens this page with the same settings and seed. An uploaded image is not part of it.",
     )  # fmt: skip
     gallery = gr.Gallery(
-        label="Drawn before; click a image to return to it",
+        label="Drawn before: click an image to return to it",
         elem_id="history", columns=6, fit_columns=False, height="auto", object_fit="contain", format="png",
         allow_preview=False, buttons=[], visible=False,
     )  # fmt: skip
-    return Shown(status, levels, query, gr.State([]), gallery), link
+    # Forgotten a day after the page was last used, or when it is closed.
+    history = gr.State([], time_to_live=86400)
+    return Shown(status, levels, query, history, gallery), link
 
 
 def _connect(page: gr.Blocks, handlers: Handlers, buttons: dict[str, Any], link: gr.Textbox) -> None:

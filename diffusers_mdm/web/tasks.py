@@ -28,7 +28,9 @@ class Task:
 
 TEXT = Task("text", "Text to image", "Draws a prompt at every resolution of the model at once.")
 CLASSES = Task("classes", "Classes", "Draws a class of images that the model was trained on.")
-UPSCALE = Task("upscale", "Upscale", "Draws the larger levels around your image, which is the small level.", True)
+UPSCALE = Task(
+    "upscale", "Upscale", "Draws larger levels around your image, which is first reduced to the size of a level.", True
+)
 EDIT = Task(
     "edit",
     "Edit",

@@ -138,16 +138,22 @@ def test_mistakes_are_sentences_and_do_no_harm(visit, tmp_path):
         ("images", "0", "1", "The number of images is 0"),
     ):  # fmt: skip
         visitor.write(field, wrong)
-        visitor.draw()
+        visitor.press("draw")
         assert visitor.wait_for_status(message).startswith("The ")
         visitor.write(field, right)
     visitor.draw()
     assert visitor.wait_for("result") == ["a dog, 8 px", "a dog, 16 px"]
 
     visitor.open_tab("Upscale")
-    visitor.draw()
+    visitor.press("draw")
     visitor.wait_for_status("Upload an image first")
     photo = tmp_path / "photo.png"
+    photo.write_text("not an image")
+    visitor.upload("upscale_image", photo)
+    visitor.page.locator("#upscale_image img").wait_for(state="attached")
+    visitor.press("draw")
+    visitor.wait_for_status("not an image")
+    visitor.page.get_by_label("Remove Image").or_(visitor.page.get_by_label("Clear")).first.click()
     Image.new("RGB", (30, 30), "green").save(photo)
     visitor.upload("upscale_image", photo)
     visitor.page.locator("#upscale_image img").wait_for()
