@@ -13,7 +13,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from tests.training.plain_images import plain_recipe, write_plain
 
 from diffusers_mdm import DiffusionPipeline, MDMUnconditionalPipeline, MDMVideoPipeline
 from diffusers_mdm.training.commands.dry_run import describe_run
@@ -29,6 +28,7 @@ from diffusers_mdm.training.recipe.loading import load_recipe, without_unseen_ca
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe
 from diffusers_mdm.training.reports.card_example import usage
 from diffusers_mdm.training.state.run import RunOptions
+from tests.training.plain_images import plain_recipe, write_plain
 from tests.training.tiny_run import RECIPES
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
