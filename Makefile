@@ -16,7 +16,7 @@ WORKERS ?= 2
 # Tests and the demo read local files only.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: demo test test-slow quality style bench docs
+.PHONY: demo test test-slow quality style bench docs release-check
 
 demo: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m diffusers_mdm.demo --model "$(MODEL)" --output "$(OUTPUT)" --seed $(SEED) \
@@ -36,6 +36,11 @@ bench: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Builds, installs and uses what would be published; needs the network for packages.
+release-check: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[release]"
+	$(BIN)/python .ci/release_check.py
 
 quality: $(STAMP)
 	$(BIN)/ruff check .
