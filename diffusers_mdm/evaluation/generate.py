@@ -157,7 +157,9 @@ def read_plan(folder: str | Path) -> Generation:
     try:
         return Generation(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder} was not written by `evaluate.py generate`: {PLAN_FILE}: {error}") from error
+        raise ValueError(
+            f"{folder} was not written by `diffusers-mdm evaluate generate`: {PLAN_FILE}: {error}"
+        ) from error
 
 
 def level_name(image: Image.Image) -> str:
@@ -181,7 +183,7 @@ def open_levels(folder: str | Path) -> list[FolderImages]:
     plan = read_plan(folder)
     levels = [FolderImages(path) for path in level_folders(folder) if (path / METADATA_FILE).exists()]
     if not levels or any(len(level) != plan.num_captions for level in levels):
-        raise ValueError(f"{folder} is not finished; run the same `evaluate.py generate` command again.")
+        raise ValueError(f"{folder} is not finished; run the same `diffusers-mdm evaluate generate` command again.")
     return levels
 
 

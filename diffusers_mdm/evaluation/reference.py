@@ -139,7 +139,7 @@ def load_reference(folder: str | Path) -> Reference:
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder} is not a reference: {Path(error.filename or FEATURES_FILE).name} is missing. Make one with "
-            f"`evaluate.py reference`."
+            f"`diffusers-mdm evaluate reference`."
         ) from error
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The reference {folder} cannot be used: {error}. Make it again.") from error

@@ -94,8 +94,8 @@ def contact_sheet(drawn: Sequence[Images], truth: Images | None, number: int = 4
     for other in drawn[1:]:
         if list(other.captions)[: len(shown)] != list(drawn[0].captions)[: len(shown)]:
             raise ValueError(
-                "The images were generated for different captions; run `evaluate.py generate` with the same data, "
-                "--num_captions and --seed for every model."
+                "The images were generated for different captions; run `diffusers-mdm evaluate generate` with the "
+                "same data, --num_captions and --seed for every model."
             )
     rows = [images.load(shown) for images in [*drawn, *([] if truth is None else [truth])]]
     side = max(pixels.shape[-1] for pixels in rows[: len(drawn)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `training/precompute_text_embeddings.py`: encode all texts of a run before training."""
+"""`diffusers-mdm precompute`: encode all texts of a run before training."""
 
 import dataclasses
 import logging

@@ -2,7 +2,7 @@
 """Validation metrics of a run: images generated for held-out captions, compared with the held-out images.
 
 The same captions and noise are used every time, so that the numbers of different steps can be compared with one
-another. They are not comparable with those of `evaluate.py`, which uses more images.
+another. They are not comparable with those of `diffusers-mdm evaluate`, which uses more images.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class DataRecipe:
     micro_conditioning_offsets: dict[str, float] = dataclasses.field(default_factory=dict)
     min_image_side: int = 0  # smaller images are skipped
     max_skipped_images: int = 100  # number of damaged or too small images after which the run ends
-    embeddings_dir: str | None = None  # folder written by training/precompute_text_embeddings.py
+    embeddings_dir: str | None = None  # folder written by `diffusers-mdm precompute`
 
     def __new__(cls, **fields: Any) -> "DataRecipe":
         """Create an object of the class to which the fields belong."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs of `training/evaluate.py`: computing references, generating images, and scoring."""
+"""Verbs of `diffusers-mdm evaluate`: computing references, generating images, and scoring."""
 
 from __future__ import annotations
 

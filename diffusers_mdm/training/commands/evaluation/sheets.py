@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs of `training/evaluate.py` that show images to people: samples of a model, and models above each other."""
+"""Verbs of `diffusers-mdm evaluate` that show images to people: samples of a model, and models above each other."""
 
 from __future__ import annotations
 

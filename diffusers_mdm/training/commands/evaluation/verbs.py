@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of `training/evaluate.py`, and what each of them runs."""
+"""The verbs of `diffusers-mdm evaluate`, and what each of them runs."""
 
 from __future__ import annotations
 

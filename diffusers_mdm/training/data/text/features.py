@@ -33,7 +33,7 @@ from .captions import clean_caption
 INDEX_NAME = "index.json"
 FORMAT = "diffusers-mdm text embeddings 1"
 FILE_NAME = re.compile(r"embeddings-\d{5,}\.safetensors")  # names of files in the folder; no paths
-COMMAND = "training/precompute_text_embeddings.py"
+COMMAND = "`diffusers-mdm precompute`"
 NAMED_IN_ERROR = 3
 
 

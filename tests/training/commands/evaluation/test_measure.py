@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`training/evaluate.py` from a folder of captioned images to a table, with a tiny pipeline."""
+"""`diffusers-mdm evaluate` from a folder of captioned images to a table, with a tiny pipeline."""
 
 import json
 
