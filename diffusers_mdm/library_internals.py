@@ -75,6 +75,7 @@ GRAPH_LIMIT = Internal(
     "compile a model for several batches and sizes",
     older_name="cache_size_limit",  # torch 2.6
 )
+MARK_DYNAMIC = Internal("torch._dynamo", "maybe_mark_dynamic", "compile a model for texts of several lengths")
 FAKE_TENSORS = Internal("torch._subclasses.fake_tensor", "FakeTensorMode", "estimate the memory that training takes")
 FOREACH_SUB = Internal("torch", "_foreach_sub", "average weights in few kernels")
 FOREACH_SUB_IN_PLACE = Internal("torch", "_foreach_sub_", FOREACH_SUB.purpose)
@@ -86,6 +87,7 @@ INTERNALS = (
     SINGLE_FILE_CLASSES,
     COMPATIBLE_SCHEDULERS,
     GRAPH_LIMIT,
+    MARK_DYNAMIC,
     FAKE_TENSORS,
     FOREACH_SUB,
     FOREACH_SUB_IN_PLACE,

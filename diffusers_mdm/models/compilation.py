@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from ..library_internals import raise_graph_limit
+from ..library_internals import MARK_DYNAMIC, raise_graph_limit
 
 # A graph works for any size, but torch makes separate graphs if a batch or a prompt has exactly one entry, if levels
 # have equal batch sizes, for each number of levels, and (on CPUs) if another convolution is faster. With torch's
@@ -25,6 +25,21 @@ def with_room_for_graphs(options: dict[str, Any]) -> dict[str, Any]:
     # Older versions of torch have one limit for all compiled models instead of one per model.
     raise_graph_limit(GRAPHS_OF_A_MODEL)
     return options
+
+
+def allow_other_lengths(states: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Mark the number of tokens as one that changes, so that a compiled model makes one graph for texts of any length.
+
+    Without the mark, the first call makes a graph for its own length only. A text of one token has a graph of its own
+    nevertheless: torch always compiles for a size of 1.
+
+    Args:
+        states: text features `(B, L, D)`.
+        mask: their mask `(B, L)`, or None.
+    """
+    for tensor in (states, mask):
+        if tensor is not None and tensor.shape[1] > 1:
+            MARK_DYNAMIC.get()(tensor, 1)
 
 
 class CompilationMixin:

@@ -281,7 +281,7 @@ SPEED = (
         naturals,
     ),
     switch("allow_tf32", "options.allow_tf32", "faster matrix products in fp32 on NVIDIA GPUs"),
-    switch("torch_compile", "options.torch_compile", "compile the U-Net"),
+    switch("torch_compile", "options.torch_compile", "compile the U-Net, for captions of any length"),
     Flag(
         "attention_backend",
         "options.attention_backend",

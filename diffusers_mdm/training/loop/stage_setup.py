@@ -122,6 +122,7 @@ def prepare(run: Run, stage: StageRecipe) -> None:
         run.tokenizer,
         run.recipe.max_sequence_length,
         attach_extra_losses(run, stage) if run.extra_losses else None,
+        is_compiled=run.options.torch_compile,
     )
     groups = parameter_groups(model, stage, run.recipe.text_encoder)
     optimizer = new_optimizer(model, groups, run.recipe.optimizer, stage.learning_rate, run.is_sharded)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...models.compilation import allow_other_lengths
 from ...models.nested_unet import NestedUNetModel
 from ...pipelines.drawing.conditioning import encode_tokens, tokenize
 from ...pyramid import Pyramid
@@ -30,6 +31,7 @@ class ConditionedUNet(torch.nn.Module):
         max_sequence_length: number of tokens after which captions are truncated.
         extra_losses: layers that extra losses train, by the names of the losses; they run inside the U-Net's forward
             pass.
+        is_compiled: whether the U-Net is compiled, and should then have one graph for captions of all lengths.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ConditionedUNet(torch.nn.Module):
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_sequence_length: int = 128,
         extra_losses: Mapping[str, torch.nn.Module] | None = None,
+        is_compiled: bool = False,
     ):
         super().__init__()
         # The text encoder comes first, as in the order of the optimizer's parameter groups.
@@ -47,7 +50,7 @@ class ConditionedUNet(torch.nn.Module):
         self.unet = unet
         if extra_losses:
             self.extra_losses = torch.nn.ModuleDict(dict(extra_losses))
-        self.tokenizer = tokenizer
+        self.tokenizer, self.is_compiled = tokenizer, is_compiled
         self.tokens = None if tokenizer is None else CaptionTokens(tokenizer, max_sequence_length)
 
     def forward(
@@ -74,6 +77,8 @@ class ConditionedUNet(torch.nn.Module):
         if captions is not None:
             tokens, mask = cast(CaptionTokens, self.tokens).of(captions)
             prompt_embeds, prompt_attention_mask = encode_tokens(tokens, mask, self.text_encoder, timesteps.device)
+        if self.is_compiled and prompt_embeds is not None:
+            allow_other_lengths(prompt_embeds, prompt_attention_mask)
         output = self.unet(
             noisy,
             timesteps,

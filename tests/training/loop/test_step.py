@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from diffusers_mdm.training.data.batch import Batch
 from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage
@@ -195,3 +196,21 @@ def test_runs_without_averages_have_none(images_dir, tmp_path):
     with averaged_weights(run):
         assert torch.equal(next(run.unet.parameters()), weight)
     assert run.ema == {}
+
+
+@pytest.mark.slow
+def test_captions_of_other_lengths_compile_nothing_after_the_first_step(images_dir, tmp_path):
+    """A compiled model has one graph for all lengths, while the batch and the sides of the levels stay the same."""
+    torch._dynamo.reset()
+    run = new_run(images_dir, tmp_path, {"caption_dropout": 0.0}, torch_compile=True)
+    stage = run.recipe.stages[0]
+    begin_stage(run, stage)
+    counter = CompileCounter()
+    run.unet.compile(fullgraph=True, backend=counter)  # in place of torch's default backend, which takes minutes
+    graphs = []
+    for number in (5, 3, 9, 4, 8, 12):
+        captions = [" ".join(["red line"] * number)] * 4
+        optimizer_step(run, plan_steps(run, stage), [dataclasses.replace(batch_at([0, 1, 2, 3]), captions=captions)])
+        graphs.append(counter.frame_count)
+    torch._dynamo.reset()
+    assert graphs == [1] * 6
