@@ -21,6 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .checked_values import describe
 
 Pyramid = list[torch.Tensor]
+Size = tuple[int, int]  # height, width
 
 
 def as_pyramid(sample: torch.Tensor | Sequence[torch.Tensor]) -> tuple[Pyramid, bool]:
@@ -164,6 +165,26 @@ def level_ratios(pyramid: Sequence[torch.Tensor]) -> list[float]:
         inner = pyramid[0].shape
         return [math.sqrt(level.shape[2] / inner[2]) * level.shape[-2] / inner[-2] for level in pyramid]
     return [level.shape[-2] / pyramid[0].shape[-2] for level in pyramid]
+
+
+def level_of_size(height: int, width: int, sides: Sequence[int], buckets: Sequence[Size] = ()) -> int | None:
+    """Return the level whose images can have a size: its side is the larger one of the two, or it is a bucket.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        sides: side of every level, innermost first.
+        buckets: further sizes (height, width) of the outermost level, which has them at all levels in proportion.
+
+    Returns:
+        The index of the level; None if there is none.
+    """
+    if max(height, width) in sides:
+        return list(sides).index(max(height, width))
+    for index, side in enumerate(sides):
+        if any((height * sides[-1], width * sides[-1]) == (high * side, wide * side) for high, wide in buckets):
+            return index
+    return None
 
 
 def build_pyramid(images: torch.Tensor, sides: Sequence[int], num_frames: Sequence[int] | None = None) -> Pyramid:

@@ -81,6 +81,18 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     return image
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of an image as `to_rgb` turns it, without decoding its pixels."""
+    turn = _UPRIGHT.get(_orientation(image))
+    is_turned = turn in (
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.TRANSVERSE,
+    )
+    return (image.width, image.height) if is_turned else (image.height, image.width)
+
+
 def is_deep(image: Image.Image) -> bool:
     """Return whether an image has a single channel of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")

@@ -25,6 +25,7 @@ from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import check_autoencoder, clips_to_images
 from diffusers_mdm.pipelines.drawing.loop import Refine, finish
 from diffusers_mdm.pipelines.drawing.request import (
+    BUCKETS,
     PUBLISHED_DEFAULTS,
     Request,
     Sample,
@@ -34,7 +35,7 @@ from diffusers_mdm.pipelines.drawing.request import (
 from diffusers_mdm.pipelines.drawing.setup import Drawing, RunningDrawings, control
 from diffusers_mdm.pipelines.finder_file import write_finder
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
-from diffusers_mdm.pyramid import as_pyramid
+from diffusers_mdm.pyramid import Size, as_pyramid
 
 logger = logging.get_logger(__name__)
 
@@ -184,6 +185,12 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
     def image_multiples(self) -> list[int]:
         """For every level, the number of which height and width of its images must be multiples, innermost first."""
         return setup.image_multiples(self.unet, self.vae)
+
+    @property
+    def aspect_ratio_buckets(self) -> tuple[Size, ...]:
+        """Sizes (height, width) in pixels of the outermost level besides squares, from `drawing_defaults`."""
+        sizes = (self.config.get("drawing_defaults") or {}).get(BUCKETS) or ()
+        return tuple((height, width) for height, width in sizes)
 
     @property
     def num_image_channels(self) -> int:
@@ -369,7 +376,8 @@ class MDMPipelineBase(DiffusionPipeline, MDMLoraLoaderMixin):
         Returns:
             The pyramid, or a bare tensor for a single level.
         """
-        shapes = setup.level_shapes(self.unet, self.vae, num_images, height, width, num_frames)
+        shape = (num_images, height, width, num_frames, self.aspect_ratio_buckets)
+        shapes = setup.level_shapes(self.unet, self.vae, *shape)
         return setup.scaled_noise(self.scheduler, setup.draw_noise(shapes, generator, latents, device, dtype))
 
     def finish_drawing(

@@ -34,7 +34,8 @@ class MDMPipeline(MDMPipelineBase):
             `output_type="latent"` are latents of unit variance. None for a model on pixels.
         drawing_defaults: default settings that suit the model, saved with it: any of `num_inference_steps`,
             `guidance_scale`, `num_resampling_steps` and others; if `MDMUpscalePipeline` needs different ones, the same
-            and `eta` with the prefix `upscale_`.
+            and `eta` with the prefix `upscale_`. Also `aspect_ratio_buckets`, further sizes `[height, width]` in
+            pixels that images of the outermost level can have, and those of inner levels in proportion.
 
     A component can be None if it is not used: with prompt embeddings no text encoder is needed, and `encode_prompt`
     needs no other component.

@@ -34,6 +34,7 @@ from diffusers_mdm.pipelines.drawing.setup import (
 )
 from diffusers_mdm.pipelines.pipeline_class_base import ClassPipelineBase
 from diffusers_mdm.pipelines.pipeline_output import MDMPipelineOutput
+from diffusers_mdm.pyramid import level_of_size
 
 logger = logging.get_logger(__name__)
 
@@ -87,7 +88,8 @@ class MDMUpscalePipeline(ClassPipelineBase):
                 f"`image` is as large as this model draws or larger ({given} pixels); it is reduced to {height} x "
                 f"{width} and upscaled from there."
             )
-        factors = [side // max(height, width) for side in sides if side > max(height, width)]
+        level = level_of_size(height, width, sides, self.aspect_ratio_buckets) or 0
+        factors = [side // sides[level] for side in sides[level + 1 :]]
         targets = [(factor * height, factor * width) for factor in factors]
         fitting = [
             target for target in targets if request.height in (None, target[0]) and request.width in (None, target[1])

@@ -37,7 +37,9 @@ def read_given_images(pipeline: Any, request: Request, sides: Sequence[int], res
         ValueError: see `read_images`; or latents have the size of none of these levels.
     """
     vae, multiples = pipeline.vae, pipeline.image_multiples[: len(sides)]
-    fit = functools.partial(fitting_size, sides=sides, multiples=multiples, resize_to=resize_to)
+    outermost, buckets = pipeline.image_sides[-1], pipeline.aspect_ratio_buckets
+    sizes = {side: [(high * side // outermost, wide * side // outermost) for high, wide in buckets] for side in sides}
+    fit = functools.partial(fitting_size, sides=sides, multiples=multiples, resize_to=resize_to, sizes=sizes)
     latent_channels = None if vae is None else pipeline.unet.config.in_channels
     request.images = read_images(
         request.image, pipeline.num_image_channels, fit=fit, num_latent_channels=latent_channels
@@ -46,7 +48,8 @@ def read_given_images(pipeline: Any, request: Request, sides: Sequence[int], res
     if fit(height, width) != (height, width):
         raise ValueError(
             f"`image` has latents of images of {height} x {width} pixels (height x width), which no level takes: "
-            f"the larger side has to be one of {', '.join(map(str, sides))}. Encode images of such a size."
+            f"the larger side has to be one of {', '.join(map(str, sides))}, or the size a bucket of the model. "
+            "Encode images of such a size."
         )
 
 

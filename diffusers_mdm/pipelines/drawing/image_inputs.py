@@ -5,20 +5,21 @@ supports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import PIL.Image
 import torch
 
+from diffusers_mdm.pyramid import Size
 from diffusers_mdm.rgb_images import area_filter, is_deep, to_rgb
 
 # One image or several: PIL images, arrays `(H, W, C)` or `(B, H, W, C)`, tensors `(C, H, W)` or `(B, C, H, W)`.
 ImageInput = (
     PIL.Image.Image | np.ndarray | torch.Tensor | list[PIL.Image.Image] | list[np.ndarray] | list[torch.Tensor]
 )
-Size = tuple[int, int]
 # Maps the height and width of an image to those to which it is resized.
 Fit = Callable[[int, int], Size]
 _KINDS = "PIL images, arrays (H, W, C) or tensors (C, H, W), one or a list of them, or a batch of them in one array"
@@ -119,12 +120,18 @@ def read_masks(mask_image: Any, name: str = "mask_image", fit: Fit | None = None
 
 
 def fitting_size(
-    height: int, width: int, sides: Sequence[int], multiples: Sequence[int], resize_to: int | None = None
+    height: int,
+    width: int,
+    sides: Sequence[int],
+    multiples: Sequence[int],
+    resize_to: int | None = None,
+    sizes: Mapping[int, Sequence[Size]] = MappingProxyType({}),
 ) -> Size:
     """Return the size to which an image is resized: its own if it has the size of a level, otherwise that of another
     level.
 
-    The aspect ratio is kept as closely as the multiples allow; nothing is cropped.
+    An image with the aspect ratio of one of a level's `sizes` is resized to that. Otherwise the aspect ratio is kept
+    as closely as the multiples allow; nothing is cropped.
 
     Args:
         height: pixels.
@@ -133,9 +140,15 @@ def fitting_size(
             one.
         multiples: for each of these levels, the number of which height and width must be multiples.
         resize_to: side of the level for images of other sizes; the largest by default.
+        sizes: for sides of levels, further sizes that these levels have.
     """
     longer, shorter = max(height, width), min(height, width)
     side = longer if longer in sides else resize_to or sides[-1]
+    if longer not in sides and any((height, width) in sizes.get(known, ()) for known in sides):
+        return height, width
+    same = [size for size in sizes.get(side, ()) if longer not in sides and has_shape_of(height, width, [size])]
+    if same:
+        return same[0]
     multiple = multiples[list(sides).index(side)]
     fitted = max(round(shorter * side / longer / multiple), 1) * multiple
     return (side, fitted) if height >= width else (fitted, side)

@@ -12,6 +12,7 @@ from diffusers_mdm.checked_values import describe, is_number
 from diffusers_mdm.pipelines.drawing.other_schedulers import check_other_scheduler
 from diffusers_mdm.pipelines.drawing.request import MAX_IMAGES, Prompt, Request
 from diffusers_mdm.pipelines.drawing.setup import level_shapes
+from diffusers_mdm.pyramid import Size, level_of_size
 
 Shape = tuple[int, ...]
 
@@ -177,10 +178,10 @@ def check_batch_and_size(pipeline: Any, request: Request, counts: Mapping[str, i
     given = {} if images is None else {"image": len(images.tensor)}
     given |= {} if masks is None else {"mask_image": len(masks)}
     request.num_images = check_batch({**counts, **given}, request)
-    unet, sides = pipeline.unet, pipeline.image_sides
-    check_size(request.height, request.width, sides, pipeline.image_multiples)
+    unet, sides, buckets = pipeline.unet, pipeline.image_sides, pipeline.aspect_ratio_buckets
+    check_size(request.height, request.width, sides, pipeline.image_multiples, buckets)
     size = (request.num_images, request.height, request.width, request.num_frames)
-    shapes = level_shapes(unet, pipeline.vae, *size)
+    shapes = level_shapes(unet, pipeline.vae, *size, buckets)
     if request.num_frames is None:
         check_draws_images(unet.level_frames[: len(shapes)])
     check_scheduler(pipeline.scheduler, len(shapes), sides, request)
@@ -211,7 +212,9 @@ def check_numbers_of_levels(request: Request, num_levels: int) -> None:
             )
 
 
-def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequence[int]) -> None:
+def check_size(
+    height: int, width: int, sides: Sequence[int], multiples: Sequence[int], buckets: Sequence[Size] = ()
+) -> None:
     """Check that a size is that of a level.
 
     Args:
@@ -219,13 +222,17 @@ def check_size(height: int, width: int, sides: Sequence[int], multiples: Sequenc
         width: pixels.
         sides: side of every level, innermost first; the larger of height and width has to be one of them.
         multiples: for every level, the number of which height and width must be multiples.
+        buckets: further sizes; see `level_of_size`.
     """
-    if max(height, width) not in sides:
+    level = level_of_size(height, width, sides, buckets)
+    if level is None:
+        listed = ", ".join(f"{high} x {wide}" for high, wide in buckets)
+        further = f", or the size one of {listed}, for smaller levels in proportion" if buckets else ""
         raise ValueError(
             f"No level of this model has {height} x {width} pixels (height x width): the larger side has to be one "
-            f"of {', '.join(map(str, sides))}, the sizes of its levels, innermost first."
+            f"of {', '.join(map(str, sides))}, the sizes of its levels, innermost first{further}."
         )
-    multiple = multiples[list(sides).index(max(height, width))]
+    multiple = multiples[level]
     if height <= 0 or width <= 0 or height % multiple or width % multiple:
         raise ValueError(
             f"`height` and `width` have to be positive multiples of {multiple} for images whose larger side is "

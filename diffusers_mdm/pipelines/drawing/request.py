@@ -43,7 +43,9 @@ PUBLISHED_DEFAULTS: Mapping[str, Any] = {
 }
 UPSCALE_DEFAULTS: Mapping[str, Any] = {**PUBLISHED_DEFAULTS, "eta": 0.0}
 UPSCALE_PREFIX = "upscale_"
-_KNOWN = (*PUBLISHED_DEFAULTS, *(UPSCALE_PREFIX + name for name in UPSCALE_DEFAULTS))
+# Sizes [height, width] of the outermost level, besides those whose larger side is that of a level.
+BUCKETS = "aspect_ratio_buckets"
+_KNOWN = (*PUBLISHED_DEFAULTS, *(UPSCALE_PREFIX + name for name in UPSCALE_DEFAULTS), BUCKETS)
 
 
 @dataclass
@@ -241,6 +243,16 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
+def _are_sizes(value: Any) -> bool:
+    return _is_list(value) and all(
+        _is_list(size) and len(size) == 2 and all(is_whole_number(side, 1) for side in size) for size in value
+    )
+
+
+def _as_sizes(value: Any) -> list[list[int]]:
+    return [[int(side) for side in size] for size in value]
+
+
 _IMAGES = Kind("images whose values are in memory", _are_images)
 _COUNT = Kind("a whole number of at least 1", lambda value: is_whole_number(value, 1), int)
 _PIXELS = _optional(
@@ -261,6 +273,7 @@ KINDS: dict[str, Kind] = {
     "num_inference_steps": _optional(_COUNT),
     "num_inner_steps": _optional(_one_or_list(_COUNT, "innermost level first")),
     **dict.fromkeys(("height", "width"), _PIXELS),
+    BUCKETS: Kind("a list of sizes [height, width] in pixels, such as [[48, 80], [80, 48]]", _are_sizes, _as_sizes),
     "num_frames": _optional(_COUNT),
     "timesteps": _optional(
         Kind("a list of whole numbers", lambda value: whole_numbers(value) is not None, whole_numbers)

@@ -34,7 +34,7 @@ from diffusers_mdm.pipelines.drawing.conditioning import (
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
 from diffusers_mdm.pipelines.drawing.latent_space import scale_factor
 from diffusers_mdm.pipelines.drawing.request import Request, Sample, check_argument
-from diffusers_mdm.pyramid import Pyramid, as_pyramid, pyramid_noise
+from diffusers_mdm.pyramid import Pyramid, Size, as_pyramid, level_of_size, pyramid_noise
 
 _REGISTRY = threading.Lock()
 _TAKEN_SCHEDULERS: set[int] = set()
@@ -271,7 +271,13 @@ def image_multiples(unet: Any, vae: Any) -> list[int]:
 
 
 def level_shapes(
-    unet: Any, vae: Any, num_images: int, height: int, width: int, num_frames: int | None = None
+    unet: Any,
+    vae: Any,
+    num_images: int,
+    height: int,
+    width: int,
+    num_frames: int | None = None,
+    buckets: Sequence[Size] = (),
 ) -> list[tuple[int, ...]]:
     """Return the shapes of the levels that are generated for an image or a clip, innermost first.
 
@@ -282,13 +288,17 @@ def level_shapes(
         height: checked height of the outermost level in pixels.
         width: checked width of the outermost level in pixels.
         num_frames: frames of clips; None for images.
+        buckets: see `level_of_size`.
 
     Returns:
         `(B, C, H_i, W_i)`, or for clips `(B, C, F_i, H_i, W_i)`.
     """
     sides, side = image_sides(unet, vae), max(height, width)
     if num_frames is None or num_frames == 1:
-        num_levels = sides.index(side) + 1
+        level = level_of_size(height, width, sides, buckets)
+        if level is None:
+            raise ValueError(f"No level of this model has {height} x {width} pixels (height x width).")
+        num_levels = level + 1
     else:
         num_levels = list(zip(sides, unet.level_frames, strict=True)).index((side, num_frames)) + 1
     ratios, frames = unet.level_ratios[:num_levels], unet.level_frames[:num_levels]
@@ -341,7 +351,7 @@ def starting_noise(drawing: Drawing) -> Pyramid:
     """Return noise of unit variance for every generated level, level 0 first, or the given noise."""
     request, pipeline = drawing.request, drawing.pipeline
     size = (request.num_images, request.height, request.width, request.num_frames)
-    shapes = level_shapes(pipeline.unet, pipeline.vae, *size)
+    shapes = level_shapes(pipeline.unet, pipeline.vae, *size, pipeline.aspect_ratio_buckets)
     return draw_noise(shapes, request.generator, request.latents, drawing.device, drawing.dtype)
 
 

@@ -3,7 +3,7 @@
 
 from ..recipe.data import DataRecipe
 from ..recipe.pretrained import PriorRecipe
-from .flag_values import Flag, choices_of, count, natural, number, shares, switch
+from .flag_values import Flag, choices_of, count, natural, number, shares, sizes, switch
 
 DATA = (
     Flag("dataset_name", "data.path", "data set on the Hub, or a folder with one"),
@@ -44,6 +44,18 @@ DATA = (
         is_list=True,
     ),
     Flag("max_train_samples", "data.max_train_samples", "use only N images", count),
+    switch(
+        "use_aspect_ratio_buckets",
+        "data.use_aspect_ratio_buckets",
+        "crop images to several aspect ratios instead of squares; each batch has one of them (data sets and folders)",
+    ),
+    Flag(
+        "aspect_ratio_buckets",
+        "data.aspect_ratio_buckets",
+        "their sizes as height,width in pixels of the outermost trained level, e.g. '48,80;64,64;80,48' (default: "
+        "sizes with about the area of the square, up to 2 to 1)",
+        sizes,
+    ),
     switch("center_crop", "data.center_crop", "crop squares from the centre instead of at random"),
     switch("random_flip", "data.random_flip", "flip images horizontally with probability 1/2"),
     Flag(

@@ -11,6 +11,7 @@ from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
 from ..modules.text_encoder import count_text_parameters
 from ..precision import EMULATION, emulates_bf16
+from ..recipe.buckets import level_buckets
 from ..recipe.clip_stages import data_of, has_clips, joint_stage, sources, stage_frames
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
@@ -47,6 +48,7 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
         *(f"  data: {line}" for data in sources(recipe) for line in open_source(data).describe()),
         *_describe_models(recipe, num_text_parameters, factor),
         *_describe_vae(recipe, num_vae_parameters),
+        *_describe_buckets(recipe, factor),
     ]
     for stage in recipe.stages:
         lines += _describe_stage(recipe, stage, num_processes, factor)
@@ -104,6 +106,12 @@ def _describe_side(recipe: Recipe, level: int, factor: int | None) -> str:
     if recipe.vae is None:
         return f"{side} pixels"
     return f"{side} latents" if factor is None else f"{side * factor} pixels ({side} latents)"
+
+
+def _describe_buckets(recipe: Recipe, factor: int | None) -> Iterable[str]:
+    if recipe.data.has_buckets and factor is not None:
+        sizes = level_buckets(recipe, recipe.stages[-1].levels, factor)
+        yield f"  aspect-ratio buckets (height x width): {', '.join(f'{high} x {wide}' for high, wide in sizes)}"
 
 
 def _describe_vae(recipe: Recipe, num_parameters: int | None) -> Iterable[str]:

@@ -105,6 +105,14 @@ def shares(text: str) -> dict[str, float]:
     return found
 
 
+def sizes(text: str) -> tuple[tuple[int, ...], ...]:
+    """Parse heights and widths, as in "512,384;512,448"."""
+    found = tuple(tuple(count(side) for side in part.split(",")) for part in text.split(";") if part.strip())
+    if not found or any(len(size) != 2 for size in found):
+        raise argparse.ArgumentTypeError(f"must be sizes height,width, such as 48,80;80,48, got {text!r}")
+    return found
+
+
 def tracker(text: str) -> str | None:
     """Parse the name of a tracker; "none" for no tracker."""
     return None if text == "none" else text

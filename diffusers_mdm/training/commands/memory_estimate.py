@@ -8,6 +8,7 @@ included; plan for 20 % more.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +19,13 @@ import torch
 from ...library_internals import FAKE_TENSORS, storage_address
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
+from ...pyramid import Size
 from ..loop.stage_setup import checkpointed_modules, freeze_levels
 from ..modules.autoencoder import vae_config, vae_dtype
 from ..modules.lora import add_lora
 from ..optimizers.registry import family_of
 from ..precision import frozen_dtype
+from ..recipe.buckets import level_buckets
 from ..recipe.clip_stages import inner_level_configs, joint_stage, stage_level_configs, trains_on_images
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
@@ -257,16 +260,26 @@ class _Pieces:
             yield
 
 
+def largest_size(recipe: Recipe, stage: StageRecipe) -> Size:
+    """Return height and width of the largest images of a stage, in pixels or latents of its outermost level."""
+    side = recipe.sides[stage.levels - 1]
+    # Without its autoencoder, the sizes of latents are unknown; their area is about that of the square.
+    sizes = level_buckets(recipe, stage.levels) if recipe.vae is None else ()
+    return max(sizes, key=math.prod, default=(side, side))
+
+
 def fake_inputs(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> dict[str, Any]:
     """Make inputs with the shapes of the stage and captions of the maximum length."""
     sides = recipe.sides
+    scale = sides[stage.levels - 1]
+    shape = largest_size(recipe, stage)
     channels = unet.config["in_channels"]
     rows = stage.rows_per_level
     is_clip = not trains_on_images(recipe, stage)
     frames = [(row.num_frames,) if is_clip else () for row in stage_level_configs(recipe, stage)]
     inputs: dict[str, Any] = {
         "sample": [
-            torch.empty(rows[level], channels, *frames[level], sides[level], sides[level])
+            torch.empty(rows[level], channels, *frames[level], *(part * sides[level] // scale for part in shape))
             for level in range(stage.levels)
         ],
         "timestep": torch.zeros(rows[0], dtype=torch.int64),

@@ -149,6 +149,7 @@ _BY_READING = {
     "per_level": "NUMBER[,...]",
     "names": "NAME,...",
     "shares": "COLUMN=FRACTION,...",
+    "sizes": "HEIGHT,WIDTH;...",
 }
 _BY_NAME = {
     "recipe": "FILE",

@@ -12,10 +12,10 @@ import torch
 
 @dataclass
 class Batch:
-    """B captioned images of side S, or B clips of F frames.
+    """B captioned images of one size, or B clips of F frames.
 
     Attributes:
-        pixels: uint8, `(B, 3, S, S)` for images and single frames of clips, `(B, 3, F, S, S)` for clips with F > 1.
+        pixels: uint8, `(B, 3, H, W)` for images and single frames of clips, `(B, 3, F, S, S)` for clips with F > 1.
         captions: B captions; the empty one is a caption like any other.
         positions: `(B,)` int64, the position of each sample in the stage's endless stream of samples. All random
             numbers of a sample depend only on the seed, the stage and this position.

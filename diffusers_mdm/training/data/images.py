@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding untrusted image files to square pixels, or to the reason why that is impossible."""
+"""Decoding untrusted image files to pixels of one size, or to the reason why that is impossible."""
 
 import contextlib
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...pyramid import Size
 from ...rgb_images import DECODER_ERRORS, area_filter, to_rgb
 from .local_files import read_file
 from .skip_budget import UnusableSampleError
@@ -36,7 +37,7 @@ _RESAMPLING = {
 
 
 class Crop(NamedTuple):
-    """Position of a square crop along the longer side: 0 at the left or top, 1 at the other end."""
+    """Position of a crop in an image: 0 at the left or top, 1 at the other end."""
 
     x: float = 0.5
     y: float = 0.5
@@ -126,35 +127,45 @@ def known_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
 def square_pixels(
     image: Image.Image, side: int, interpolation: Interpolation = "area", crop: Crop = CENTER
 ) -> torch.Tensor:
-    """Crop the largest square from an image and resize it: uint8 (3, side, side).
+    """Crop the largest square from an image and resize it: uint8 (3, side, side); see `cropped_pixels`."""
+    return cropped_pixels(image, (side, side), interpolation, crop)
+
+
+def cropped_pixels(
+    image: Image.Image, size: Size, interpolation: Interpolation = "area", crop: Crop = CENTER
+) -> torch.Tensor:
+    """Crop the largest area with the aspect ratio of `size` from an image and resize it: uint8 (3, height, width).
 
     Area averaging is also what `build_pyramid` does between levels, so a stage on small images is trained on the same
-    pixels as the inner levels of a later stage, up to rounding to 8 bits. A square that is too small is enlarged with
+    pixels as the inner levels of a later stage, up to rounding to 8 bits. An area that is too small is enlarged with
     bicubic interpolation.
 
     Args:
         image: of any mode and size.
-        side: S, in pixels.
+        size: height and width, in pixels.
         interpolation: "area", or the name of a filter of Pillow.
-        crop: position of the square, (0.5, 0.5) for the centre.
+        crop: position of the area, (0.5, 0.5) for the centre.
     """
     image = as_rgb(image)
-    short = min(image.size)
+    height, width = size
+    # Whole pixels, so that an image of the right size is not resampled; at least one.
+    wide = min(image.width, max(round(image.height * width / height), 1))
+    high = min(image.height, max(round(image.width * height / width), 1))
     left, top = (
         int(room * share) if share < 1 else room
-        for room, share in zip((image.width - short, image.height - short), crop, strict=True)
+        for room, share in zip((image.width - wide, image.height - high), crop, strict=True)
     )
-    box = (left, top, left + short, top + short)
-    if short == side:
+    box = (left, top, left + wide, top + high)
+    if (high, wide) == size:
         image = image.crop(box)
     else:
-        image = image.resize((side, side), _filter(interpolation, short, side), box=box)
+        image = image.resize((width, height), _filter(interpolation, (high, wide), size), box=box)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _filter(interpolation: Interpolation, short: int, side: int) -> Image.Resampling:
+def _filter(interpolation: Interpolation, old: Size, new: Size) -> Image.Resampling:
     if interpolation == "area":
-        return area_filter((short, short), (side, side))
+        return area_filter(old, new)
     if interpolation not in _RESAMPLING:
         raise ValueError(
             f"Unknown interpolation {interpolation!r}; choose one of {', '.join(get_args(Interpolation))}."

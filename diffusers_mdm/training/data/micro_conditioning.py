@@ -3,10 +3,11 @@
 
 "scale" is the shorter side of the original image in pixels, before resizing. A level with the default d (its own side,
 in the published models) receives min(scale, d): d means that the original was at least as large as the level, a
-smaller value that it was enlarged and is blurred. All levels receive the same number, and each limits it by its own
-default, so a 128-pixel image counts as sharp for a level of 64 and as blurred for one of 256. Pipelines use the
-defaults, that is, they request sharp images. (The published trainer looked up the number under a name that its data
-reader never set, and therefore always used the default.)
+smaller value that it was enlarged and is blurred. For an image that is cropped to another aspect ratio (a bucket) it
+is the side of the square image that would be resized by the same factor. All levels receive the same number, and each
+limits it by its own default, so a 128-pixel image counts as sharp for a level of 64 and as blurred for one of 256.
+Pipelines use the defaults, that is, they request sharp images. (The published trainer looked up the number under a
+name that its data reader never set, and therefore always used the default.)
 
 Any other key is a number in [0, 1] from the column (or the field of the sample's JSON) with the same name. For a
 sample without it, the model's default is used.
@@ -39,7 +40,7 @@ def micro_conditioning_defaults(rows: Sequence[LevelConfig]) -> dict[str, float]
 
 
 def micro_values(
-    defaults: Mapping[str, float], short_side: int, fields: Mapping[str, Any], offsets: Mapping[str, float]
+    defaults: Mapping[str, float], short_side: float, fields: Mapping[str, Any], offsets: Mapping[str, float]
 ) -> dict[str, float]:
     """Return the micro-conditioning values of one image, never below 0.
 

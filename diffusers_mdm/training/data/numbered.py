@@ -6,14 +6,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
 
 from .batch import Batch
 from .order import BatchOrder, PositionedBatches
-from .reading import BatchReader, Request, SampleSource, checked, closed_at_exit, read_batches
+from .reading import BatchReader, NumberedSource, Request, checked, closed_at_exit, read_batches
 from .samples import Row, SampleDecoder
 from .skip_budget import Skip, SkipBudget
 from .text.caption_choice import CaptionChoice, Captions
@@ -29,12 +29,6 @@ def cache_limit_bytes() -> int:
     """Return up to which size the decoded images of a stage are kept in memory."""
     processes = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
     return max(int(psutil.virtual_memory().total * _MEMORY_SHARE / processes), _SMALL_BYTES)
-
-
-class NumberedSource(SampleSource, Protocol):
-    """A source of samples with the references 0, 1 …"""
-
-    def __len__(self) -> int: ...
 
 
 class CaptionedImages:
@@ -58,7 +52,7 @@ class CaptionedImages:
         shape = (len(source), *decoder.shape)
         self.kept = (
             None
-            if decoder.is_random or math.prod(shape) > cache_limit_bytes()
+            if decoder.is_random or len(decoder.buckets) > 1 or math.prod(shape) > cache_limit_bytes()
             else KeptSamples(shape, decoder.captions)
         )
 
@@ -167,6 +161,11 @@ class ShuffledImages:
     def __init__(self, images: CaptionedImages):
         self.images, self.skipped = images, images.skipped
         images.decode(range(len(images)))
+        self._members: list[list[int]] = []
+        if len(images.decoder.buckets) > 1:
+            from .buckets import sort_into_buckets
+
+            self._members = sort_into_buckets(images.source, images.decoder.buckets, images.decoder.size)
 
     def prefer(self, device: torch.device) -> None:
         """Keep the samples in the memory of a GPU if they are in memory and take little of what is free there."""
@@ -181,6 +180,11 @@ class ShuffledImages:
 
         If samples are kept in memory, the `num_workers` workers are not started.
         """
+        if self._members:
+            from .buckets import BucketRequests
+
+            bucketed = BucketRequests(self._members, self.images.decoder.buckets, order, start_step)
+            return closed_at_exit(read_batches(self.images.reader(order.seed), bucketed, num_workers, self.skipped))
         places = PositionedBatches(len(self.images), order, start_step)
         if self.images.kept is not None:
             return self._kept_batches(places, order.seed)

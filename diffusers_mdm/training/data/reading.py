@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ...pyramid import Size
 from .batch import Batch
 from .samples import Row, Sample, SampleDecoder
 from .skip_budget import Skip, SkipBudget, UnusableSampleError
@@ -29,11 +30,13 @@ class Request(NamedTuple):
         positions: position of each sample in the stage's stream.
         references: the samples, as references that their source understands.
         spares: substitutes for samples that cannot be used; the first usable one is taken.
+        size: height and width to which images are cropped; None for the decoder's own.
     """
 
     positions: list[int]
     references: list[Any]
     spares: Sequence[Any] = ()
+    size: Size | None = None
 
 
 class SampleSource(Protocol):
@@ -47,6 +50,12 @@ class SampleSource(Protocol):
 
     def substitutes(self, reference: Any, request: Request) -> Iterable[Any]:
         """Return substitutes for a sample, in order of preference; depends only on its arguments."""
+
+
+class NumberedSource(SampleSource, Protocol):
+    """A source of samples with the references 0, 1 …"""
+
+    def __len__(self) -> int: ...
 
 
 class Reading(NamedTuple):
@@ -94,7 +103,7 @@ class BatchReader(Dataset[Reading]):
         for candidate in itertools.chain([reference], substitutes):
             try:
                 sample = self.source.read(candidate)
-                return self.decoder.decode(sample, position, self.seed), sample, candidate
+                return self.decoder.decode(sample, position, self.seed, request.size), sample, candidate
             except UnusableSampleError as error:
                 skips.append(Skip(self.source.name(candidate), str(error)))
         return None

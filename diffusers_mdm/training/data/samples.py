@@ -2,7 +2,7 @@
 """Decoding one stored sample, an image or a clip, to one row of a batch, for all kinds of data."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 
 from ...checked_values import is_whole_number
+from ...pyramid import Size
+from ..recipe.buckets import most_square
 from ..recipe.data import DataRecipe
 from ..seeds import derive_seed
 from .clips.frame_choice import FrameChoice
 from .clips.frames import clip_frames, clip_pixels
-from .images import CENTER, Crop, Interpolation, open_image, square_pixels
+from .images import CENTER, Crop, Interpolation, cropped_pixels, open_image
 from .micro_conditioning import check_offsets, micro_values
 from .skip_budget import UnusableSampleError, shown
 from .text.caption_choice import CaptionChoice, Captions, Texts
@@ -49,7 +51,7 @@ class Sample:
 
 
 class Row(NamedTuple):
-    """A decoded sample: uint8 (3, S, S), or (3, F, S, S) for a clip, its micro-conditioning by name, and its class."""
+    """A decoded sample: uint8 (3, H, W), or (3, F, S, S) for a clip, its micro-conditioning by name, and its class."""
 
     pixels: torch.Tensor
     micro_conditioning: dict[str, float]
@@ -69,6 +71,7 @@ class SampleDecoder:
         micro_conditioning_offsets: numbers added to these values.
         frames: chooses the frames if samples are clips; None for images.
         captions: chooses the caption of a sample that has several.
+        buckets: sizes (height, width) to which images are cropped instead of squares; none for squares.
     """
 
     side: int
@@ -79,12 +82,20 @@ class SampleDecoder:
     micro_conditioning_offsets: Mapping[str, float] = field(default_factory=dict)
     frames: FrameChoice | None = None
     captions: CaptionChoice = field(default_factory=CaptionChoice)
+    buckets: tuple[Size, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        """Height and width of samples for which no other size is given: squares or, with buckets, the one that is
+        closest to a square.
+        """
+        return most_square(self.buckets) if self.buckets else (self.side, self.side)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of a sample's pixels: (3, S, S), or (3, F, S, S) for clips of several frames."""
+        """The shape of the pixels of such samples: (3, S, S), or (3, F, S, S) for clips of several frames."""
         num_frames = () if self.frames is None or self.frames.num_frames == 1 else (self.frames.num_frames,)
-        return (3, *num_frames, self.side, self.side)
+        return (3, *num_frames, *self.size)
 
     @property
     def is_random(self) -> bool:
@@ -92,12 +103,20 @@ class SampleDecoder:
         return self.random_crop or (self.frames is not None and self.frames.is_random)
 
     def centered(self) -> "SampleDecoder":
-        """Return the decoder without randomness: squares and frames from the middle, first captions."""
+        """Return the decoder without randomness: one size, and crops and frames from the middle, first captions."""
         frames = None if self.frames is None else replace(self.frames, random=False)
-        return replace(self, random_crop=False, frames=frames, captions=CaptionChoice(random=False))
+        buckets = (self.size,) if self.buckets else ()
+        captions = CaptionChoice(random=False)
+        return replace(self, random_crop=False, frames=frames, captions=captions, buckets=buckets)
 
-    def decode(self, sample: Sample, position: int, seed: int) -> Row:
+    def decode(self, sample: Sample, position: int, seed: int, size: Size | None = None) -> Row:
         """Decode, crop and resize an image or frames of a clip; random choices depend only on (seed, position).
+
+        Args:
+            sample: the stored image or clip.
+            position: its position in the stream.
+            seed: seed of random choices.
+            size: height and width of the image, by default those of `shape`.
 
         Raises:
             UnusableSampleError: if it is damaged, too small or too short, or one of its numeric fields is invalid.
@@ -106,8 +125,10 @@ class SampleDecoder:
         choice = self.frames
         if choice is None:
             image = open_image(sample.image)
-            short = self._short_side(image)
-            pixels = square_pixels(image, self.side, self.interpolation, crop)
+            short: float = self._short_side(image)
+            wanted = self.size if size is None else size
+            pixels = cropped_pixels(image, wanted, self.interpolation, crop)
+            short = self._square_equivalent(image, wanted, short)
         else:
             frames = clip_frames(sample.image, lambda count: choice.indices(count, seed, position))
             first = next(frames)
@@ -120,6 +141,12 @@ class SampleDecoder:
             raise UnusableSampleError(str(error)) from error
         return Row(pixels, numbers, sample.label)
 
+    def _square_equivalent(self, image: Image.Image, size: Size, short: float) -> float:
+        """Return the shorter side of the square image that would be resized by the same factor as this one."""
+        if size[0] == size[1]:
+            return short
+        return self.side * min(image.height / size[0], image.width / size[1])
+
     def _short_side(self, image: Image.Image) -> int:
         short = min(image.size)
         if short < self.min_image_side:
@@ -130,7 +157,11 @@ class SampleDecoder:
 
 
 def sample_decoder(
-    recipe: DataRecipe, side: int, micro_conditioning: Mapping[str, float], num_frames: int = 1
+    recipe: DataRecipe,
+    side: int,
+    micro_conditioning: Mapping[str, float],
+    num_frames: int = 1,
+    buckets: Sequence[Size] = (),
 ) -> SampleDecoder:
     """Return the decoder that a recipe describes, for training.
 
@@ -154,6 +185,7 @@ def sample_decoder(
         dict(recipe.micro_conditioning_offsets),
         frames,
         CaptionChoice(dict(recipe.other_caption_columns)),
+        tuple(buckets),
     )
 
 

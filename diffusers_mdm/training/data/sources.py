@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data sources by kind of data, and opening the data of a recipe."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ...pyramid import Size
 from ..recipe.clip_stages import sources
 from ..recipe.data import DataRecipe, ShardData, TableData
 from ..recipe.recipe import Recipe
@@ -45,6 +46,7 @@ def open_training_images(
     micro_conditioning: Mapping[str, float] | None = None,
     embeddings: TextEmbeddings | None = None,
     num_frames: int = 1,
+    buckets: Sequence[Size] = (),
 ) -> TrainingImages:
     """Open the images or clips that a stage trains on.
 
@@ -56,11 +58,12 @@ def open_training_images(
         embeddings: precomputed features of the captions; None opens the recipe's `embeddings_dir`, if it has one.
         num_frames: F, for clips (`recipe.video_column`): pixels are then `(3, F, S, S)`. With 1, one frame of each
             clip is used as an image.
+        buckets: sizes (height, width) to which images are cropped instead of squares.
 
     Raises:
         ValueError: if the recipe does not match the data; the message says what there is.
     """
-    decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames)
+    decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames, buckets)
     return open_source(recipe).training_images(decoder, _features(recipe, embeddings))
 
 
@@ -70,15 +73,17 @@ def open_validation_images(
     micro_conditioning: Mapping[str, float] | None = None,
     embeddings: TextEmbeddings | None = None,
     num_frames: int = 1,
+    buckets: Sequence[Size] = (),
 ) -> CaptionedImages | None:
     """Open the held-out images or clips, cropped in the centre; None if the recipe has none.
 
-    Nothing is random: of clips the middle frames are taken, of several captions the first of the main column.
+    Nothing is random, and all have one size, with buckets the one that is closest to a square: of clips the middle
+    frames are taken, of several captions the first of the main column.
     Arguments and errors are those of `open_training_images`.
     """
     if not recipe.has_validation:
         return None
-    decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames).centered()
+    decoder = sample_decoder(recipe, side, micro_conditioning or {}, num_frames, buckets).centered()
     return open_source(recipe.with_main_captions()).held_out_images(decoder, _features(recipe, embeddings))
 
 

@@ -23,9 +23,9 @@ from ..recipe.data import DataRecipe
 from ..recipe.recipe import PriorRecipe, Recipe
 from ..seeds import derive_seed
 from .batch import Batch
-from .numbered import CaptionedImages, NumberedSource, ShuffledImages
+from .numbered import CaptionedImages, ShuffledImages
 from .order import BatchOrder, ShuffledNumbers
-from .reading import Request, closed_at_exit, read_batches
+from .reading import NumberedSource, Request, closed_at_exit, read_batches
 from .samples import Sample
 from .sources import open_training_images
 from .text.features import TextEmbeddings

@@ -28,6 +28,7 @@ from ..loss.held_out import HeldOutSamples
 from ..modules.classes import check_class_labels
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
+from ..recipe.buckets import level_buckets
 from ..recipe.clip_stages import data_of, joint_stage, sources, stage_frames, stage_level_configs
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
@@ -152,7 +153,8 @@ def open_stage_images(recipe: Recipe, stage: StageRecipe, embeddings: Embeddings
     side, micro, features = stage_side(recipe, stage, factor), _micro(recipe, stage), _features(data, embeddings)
     if recipe.prior_preservation is not None:
         return open_subject_images(recipe, side, micro, features)
-    return open_training_images(data, side, micro, features, stage_frames(recipe, stage))
+    buckets = level_buckets(recipe, stage.levels, factor)
+    return open_training_images(data, side, micro, features, stage_frames(recipe, stage), buckets)
 
 
 def open_joint_images(
@@ -171,7 +173,8 @@ def open_held_out_images(
     """Open the held-out data of a stage; None if there is none."""
     data = data_of(recipe, stage)
     side, micro, features = stage_side(recipe, stage, factor), _micro(recipe, stage), _features(data, embeddings)
-    return open_validation_images(data, side, micro, features, stage_frames(recipe, stage))
+    buckets = level_buckets(recipe, stage.levels, factor)
+    return open_validation_images(data, side, micro, features, stage_frames(recipe, stage), buckets)
 
 
 def stage_side(recipe: Recipe, stage: StageRecipe, factor: int = 1) -> int:

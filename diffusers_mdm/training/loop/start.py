@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...models.level import Level
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
+from ...pipelines.drawing.request import BUCKETS
 from ...processes import join_processes, wait_for_everyone
 from ...schedulers.predictions import level_predictions
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
@@ -161,7 +162,9 @@ def start_from_pipeline(recipe: Recipe, options: RunOptions, accelerator: Accele
     scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, **recipe.scheduler)
     renew_outputs(recipe, unet, pipeline.scheduler.config, scheduler.config)
     run = Run(recipe, options, accelerator, unet, text_encoder, tokenizer, scheduler)
-    run.drawing_defaults = pipeline.config.get("drawing_defaults")
+    run.drawing_defaults = dict(pipeline.config.get("drawing_defaults") or {}) or None
+    if run.drawing_defaults is not None and recipe.stages[-1].levels != pipeline.unet.num_levels:
+        run.drawing_defaults.pop(BUCKETS, None)  # sizes of another level
     if num_class_embeds(recipe) is not None:
         run.id2label = keep_class_names(pipeline.id2label, find_class_names(recipe))
     return run

@@ -126,20 +126,22 @@ def clean_pyramid(
     Args:
         run: the run, with the model's sizes and the autoencoder.
         stage: the stage, with the number of levels.
-        pixels: uint8 `(B, 3, S, S)`, or clips `(B, 3, F, S, S)`; S is the side of the outermost level in pixels.
+        pixels: uint8 `(B, 3, H, W)`, or clips `(B, 3, F, S, S)`, of the size of the outermost level in pixels.
         generators: one per sample, with which its latents are sampled (from the autoencoder's posterior, as in
             diffusers' scripts); each is used for one number per latent, and not for pixels. Without them the mode is
             taken, for measurements that must be the same each time.
 
     Returns:
-        Levels (B, C, side, side), in [-1, 1] or of about unit variance, innermost first; for clips with frames.
+        Levels (B, C, height, width) of one aspect ratio, in [-1, 1] or of about unit variance, innermost first; for
+        clips with frames.
     """
     levels = to_unit_range(pixels)
     if run.vae is not None:
         given = None if generators is None else list(generators)
         levels = encode_images(run.vae, levels, sample_posterior=given is not None, generator=given)
     frames = run.unet.level_frames[: stage.levels] if pixels.ndim == 5 else None
-    return build_pyramid(levels, run.unet.sample_sizes[: stage.levels], frames)
+    sides = run.unet.sample_sizes[: stage.levels]
+    return build_pyramid(levels, [side * levels.shape[-2] // sides[-1] for side in sides], frames)
 
 
 def predict(

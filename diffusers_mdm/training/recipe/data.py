@@ -60,6 +60,10 @@ class DataRecipe:
     center_crop: bool = True  # crop squares from the centre instead of at random
     image_interpolation_mode: Literal["area", "lanczos", "bicubic", "bilinear", "nearest"] = "area"
     micro_conditioning_offsets: dict[str, float] = dataclasses.field(default_factory=dict)
+    # Crop images to the size (height, width) with the most similar aspect ratio instead of squares, in pixels of the
+    # outermost trained level. None: sizes with about the area of the square, if `use_aspect_ratio_buckets` is set.
+    aspect_ratio_buckets: tuple[tuple[int, ...], ...] | None = None
+    use_aspect_ratio_buckets: bool | None = None  # None: only if there are `aspect_ratio_buckets`
     min_image_side: int = 0  # smaller images are skipped
     max_skipped_images: int = 100  # number of damaged or too small images after which the run ends
     embeddings_dir: str | None = None  # folder written by `diffusers-mdm precompute`
@@ -80,8 +84,26 @@ class DataRecipe:
             raise ValueError(
                 f"`frame_stride` is {self.frame_stride}, which applies to clips: set `video_column` to their column."
             )
-
         self._check_caption_columns()
+        self._check_buckets()
+
+    def _check_buckets(self) -> None:
+        sizes = self.aspect_ratio_buckets
+        if sizes is None:
+            return
+        if self.use_aspect_ratio_buckets is False:
+            raise ValueError("`aspect_ratio_buckets` has no effect with `use_aspect_ratio_buckets: false`: omit one.")
+        wrong = [size for size in sizes if len(size) != 2 or min(size) < 1]
+        if wrong or not sizes or len(set(sizes)) < len(sizes):
+            raise ValueError(
+                f"`aspect_ratio_buckets` is {describe(sizes)}; expected different sizes, height and width in pixels, "
+                "such as [[48, 80], [64, 64], [80, 48]]."
+            )
+
+    @property
+    def has_buckets(self) -> bool:
+        """Whether images are cropped to buckets of different aspect ratios instead of squares."""
+        return bool(self.use_aspect_ratio_buckets or self.aspect_ratio_buckets)
 
     def _check_caption_columns(self) -> None:
         shares = self.other_caption_columns

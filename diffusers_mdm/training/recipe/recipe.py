@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from ...models.level_config import LevelConfig
 from ...models.level_geometry import level_sides
 from ...schedulers.scheduler_config import check_predictions
+from .buckets import check_buckets
 from .clip_checks import check_clips
 from .clip_stages import data_of
 from .data import DataRecipe
@@ -124,6 +125,7 @@ class Recipe:
         self._check_lora()
         self._check_optimizer()
         check_clips(self)
+        check_buckets(self, is_of_pixels=self.vae is None)
         self._check_extra_losses()
 
     def _check_predictions(self) -> None:

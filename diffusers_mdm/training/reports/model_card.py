@@ -282,7 +282,13 @@ def data_text(data: DataRecipe) -> str:
     crop = "centre" if data.center_crop else "random"
     flipped = ", half of them mirrored" if data.random_flip else ""
     what = "Images" if data.video_column is None else "Clips"
-    return f"Data: {source}, {used}. {what} are cropped to squares ({crop} crop){flipped}."
+    shape = "squares"
+    if data.has_buckets:
+        shape = "the size with the nearest aspect ratio"
+        if data.aspect_ratio_buckets:
+            listed = join_words([f"{height} x {width}" for height, width in data.aspect_ratio_buckets])
+            shape += f" of {listed} pixels (height x width)"
+    return f"Data: {source}, {used}. {what} are cropped to {shape} ({crop} crop){flipped}."
 
 
 def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) -> str:

@@ -18,8 +18,10 @@ from ...pipelines.image_grid import make_grid
 from ...pipelines.pipeline_class_base import ClassPipelineBase
 from ...pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from ...pipelines.pipeline_mdm_video import MDMVideoPipeline
+from ...pyramid import Size
 from ..data.text.features import TextEmbeddings
 from ..modules.classes import TrainedPipeline, class_number, draws_classes_alone, is_unconditional
+from ..recipe.buckets import most_square
 from ..recipe.recipe import Recipe, ValidationRecipe
 from ..state.averages import averaged_weights
 from ..state.run import Run
@@ -69,7 +71,9 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
     with validation_pipeline(run) as pipeline:
         if pipeline is None:
             return None
-        pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features)
+        sizes = pipeline.aspect_ratio_buckets if run.recipe.data.has_buckets else ()
+        size = most_square(sizes) if sizes else None
+        pyramid = draw_prompts(pipeline, settings, run.recipe.max_sequence_length, features, size)
     labels: Sequence[str] = settings.drawn_prompts
     if is_unconditional(run.recipe):
         labels = [f"seed {number}" for number in range(len(labels))]
@@ -175,6 +179,7 @@ def draw_prompts(
     settings: ValidationRecipe,
     max_sequence_length: int = 128,
     features: PromptFeatures | None = None,
+    size: Size | None = None,
 ) -> list[list[Any]]:
     """Generate `num_validation_images` images or clips per prompt; number i starts from noise with seed i.
 
@@ -184,22 +189,24 @@ def draw_prompts(
         settings: prompts, steps and guidance.
         max_sequence_length: prompts are truncated after this many tokens; 0 for a model without text.
         features: features of the prompts and, for guidance, of the empty text, used instead of the text encoder.
+        size: height and width in pixels; None for the pipeline's own.
 
     Returns:
         For each level, innermost first, all images (for clips, lists of frames), those of one prompt together.
     """
     texts = list(settings.drawn_prompts)
     unet = cast(Any, pipeline.unet)
-    size = pipeline.image_sides[-1] ** 2 * unet.level_frames[-1]
+    num_pixels = pipeline.image_sides[-1] ** 2 * unet.level_frames[-1]
     pipeline.set_progress_bar_config(disable=True)
     pyramid: list[list[Any]] = []
     # Padding in given features would be attended to as text, so different texts do not share a call then.
-    for start, part in _batches(texts, size, mixed=features is None):
+    for start, part in _batches(texts, num_pixels, mixed=features is None):
         drawn = cast(Any, pipeline)(
             **_inputs(pipeline, part, features, settings.guidance_scale),
             num_inference_steps=settings.num_inference_steps,
             generator=[torch.Generator().manual_seed(start + index) for index in range(len(part))],
             output_pyramid=True,
+            **({} if size is None else {"height": size[0], "width": size[1]}),
             **({"max_sequence_length": max_sequence_length} if max_sequence_length else {}),  # 0: a model without text
         )
         levels = drawn.pyramid

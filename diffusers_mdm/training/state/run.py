@@ -13,12 +13,15 @@ from diffusers import AutoencoderKL
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.nested_unet import NestedUNetModel
+from ...pipelines.drawing.latent_space import scale_factor
+from ...pipelines.drawing.request import BUCKETS
 from ...pipelines.pipeline_mdm_unconditional import MDMUnconditionalPipeline
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.classes import TrainedPipeline, pipeline_class
 from ..modules.conditioned_unet import CaptionTokens
 from ..optimizers.registry import family_of
 from ..precision import frozen_dtype
+from ..recipe.buckets import level_buckets
 from ..recipe.recipe import Precision, Recipe
 from .history import History
 from .moving_average import Average
@@ -158,8 +161,17 @@ class Run:
         if self.recipe.super_resolution is not None:
             more |= asdict(self.recipe.super_resolution)
         return cast(Any, cls)(
-            unet=self.unet, scheduler=self.scheduler, vae=self.vae, drawing_defaults=self.drawing_defaults, **more
+            unet=self.unet, scheduler=self.scheduler, vae=self.vae, drawing_defaults=self._defaults(), **more
         )
+
+    def _defaults(self) -> dict[str, Any] | None:
+        """Return the default settings of the pipeline, with the sizes of its outermost level besides squares."""
+        defaults = dict(self.drawing_defaults or {})
+        if self.recipe.vae is None or self.vae is not None:
+            sizes = level_buckets(self.recipe, self.unet.num_levels, scale_factor(self.vae))
+            # Without buckets, those of the pipeline that the run starts from are kept.
+            defaults |= {BUCKETS: [list(size) for size in sizes]} if sizes else {}
+        return defaults or None
 
 
 def memory_format_on(device_type: str, channels_last: bool | None) -> torch.memory_format:

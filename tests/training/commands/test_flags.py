@@ -123,6 +123,7 @@ def words_for(name: str) -> list[str]:
     special["validation_metrics"] = "clip, retrieval"
     special["gradient_checkpointing_levels"] = "0"
     special["other_caption_columns"] = "label=0.15"
+    special["aspect_ratio_buckets"] = "16,12;12,16"
     lists = ("level_weights", "batch_fractions", "level_learning_rate_scales")
     by_type = dict.fromkeys(("natural", "count", "seed"), "7") | {"number": "0.25"}
     return [f"--{name}", special.get(name, "1,0.5" if name in lists else by_type.get(flag.convert.__name__, "one"))]
