@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..recipe.optimizer import OptimizerRecipe, Precision
-from ..recipe.stage import StageRecipe
+from ..recipe.stage import PlateauRecipe, StageRecipe
 from .data_flags import DATA, SUBJECT
 from .flag_values import (
     Flag,
@@ -149,6 +149,18 @@ LOSS = (
     Flag("snr_gamma", "stages.snr_gamma", "min-SNR weighting; the paper recommends 5", per_level),
     Flag("p2_gamma", "stages.p2_gamma", "P2 weighting; the paper recommends 1", per_level),
     Flag("p2_k", "stages.p2_k", "constant of the P2 weighting (default 1)", number),
+    Flag(
+        "alignment_encoder",
+        "alignment.encoder",
+        "align features of level 0 with those of a frozen image encoder (REPA): folder or Hub id, or inception",
+    ),
+    Flag("alignment_weight", "alignment.weight", "weight of this loss (default 0.5)", number),
+    Flag(
+        "perceptual_network",
+        "perceptual.network",
+        "add a perceptual loss on features of a frozen network: folder or Hub id, or inception",
+    ),
+    Flag("perceptual_weight", "perceptual.weight", "weight of this loss (default 0.1)", number),
     Flag("noise_offset", "stages.noise_offset", "scale of a random offset added to the noise", number),
     Flag(
         "proportion_empty_prompts",
@@ -233,6 +245,15 @@ VALIDATION = (
         "metrics of images generated for held-out captions, such as fid,clip (also kid, retrieval)",
         lambda text: tuple(name.strip() for name in text.split(",")),
     ),
+    Flag(
+        "early_stopping_metric",
+        None,
+        "end a stage when this no longer improves, measured at validation steps: loss (held-out), or a metric",
+        choices=choices_of(PlateauRecipe, "metric"),
+    ),
+    Flag("early_stopping_patience", None, "end it after N measurements without a gain (default 5)", count),
+    Flag("early_stopping_threshold", None, "a gain is at least this fraction of the best value (default 0)", number),
+    switch("skip_final_inference", "options.skip_final_inference", "generate no further samples when training ends"),
     Flag("num_metric_images", "validation.num_metric_images", "held-out captions to generate for them", count),
     Flag("clip_model", "validation.clip_model", "folder or Hub id of the CLIP model of the metric clip"),
     Flag("validation_epochs", None, "the same as --validation_steps, in passes over the data", count),
@@ -279,6 +300,11 @@ SPEED = (
         "options.gradient_checkpointing_levels",
         "do so in these levels only, e.g. 1,2 (--dry_run lists what it saves)",
         naturals,
+    ),
+    switch(
+        "offload",
+        "options.offload",
+        "keep the frozen text encoder and autoencoder in CPU memory while they are not used",
     ),
     switch("allow_tf32", "options.allow_tf32", "faster matrix products in fp32 on NVIDIA GPUs"),
     switch("torch_compile", "options.torch_compile", "compile the U-Net, for captions of any length"),

@@ -9,10 +9,11 @@ from typing import Any
 from ...processes import num_launched
 from ..recipe.clip_stages import trains_on_images
 from ..recipe.data import DataRecipe
+from ..recipe.extra_losses import AlignmentRecipe, PerceptualRecipe
 from ..recipe.loading import load_recipe, without_unseen_captions
 from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
 from ..recipe.shipped import find_recipe
-from ..recipe.stage import StageRecipe
+from ..recipe.stage import PlateauRecipe, StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
 from ..recipe.vae import VaeRecipe
 from ..state.run import RunOptions
@@ -107,6 +108,9 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         fields = fields_of(part, given)
         if fields:
             changes[part] = dataclasses.replace(getattr(recipe, part), **fields)
+    metric, validation = given.get("early_stopping_metric", "loss"), changes.get("validation", recipe.validation)
+    if metric != "loss" and metric not in validation.metrics:
+        changes["validation"] = dataclasses.replace(validation, metrics=(*validation.metrics, metric))
     if kinds := given.get("prediction_type"):
         changes["scheduler"] = {**recipe.scheduler, "prediction_type": kinds[0] if len(kinds) == 1 else list(kinds)}
     changes["data"] = override_data(recipe.data, given)
@@ -118,6 +122,8 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     )
     if fields := fields_of("vae", given):
         changes["vae"] = VaeRecipe(**fields)
+    for part, cls, key in (("alignment", AlignmentRecipe, "encoder"), ("perceptual", PerceptualRecipe, "network")):
+        changes[part] = _optional(getattr(recipe, part), cls, key, fields_of(part, given), f"--{part}_{key}")
     changes["lora"] = _optional(recipe.lora, LoraRecipe, "rank", fields_of("lora", given), "--rank")
     changes["prior_preservation"] = override_prior(recipe.prior_preservation, given)
     # Together with the stages, whose learning rates have to fit it.
@@ -142,6 +148,8 @@ def _flag_of(cls: type, field: str) -> str:
         LoraRecipe: "lora",
         PriorRecipe: "prior_preservation",
         TextEncoderRecipe: "text_encoder",
+        AlignmentRecipe: "alignment",
+        PerceptualRecipe: "perceptual",
     }
     return next(name for name, flag in FLAGS.items() if flag.field == f"{parts[cls]}.{field}")
 
@@ -208,6 +216,7 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
             stage,
             **_cut(fields, stage.levels, outermost),
             **({} if trains_on_images(recipe, stage) else joint),
+            **early_stopping(stage, given),
         )
         for stage in stages
     )
@@ -217,6 +226,21 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
         dataclasses.replace(stage, learning_rate=stage.learning_rate * stage.images_per_step * num_launched())
         for stage in changed
     )
+
+
+def early_stopping(stage: StageRecipe, given: Mapping[str, Any]) -> dict[str, PlateauRecipe]:
+    """Return the `until_plateau` of a stage that the flags for early stopping change; empty without such flags.
+
+    If the stage has none, a value is measured at every validation step, and is not smoothed.
+    """
+    names = {"metric": "metric", "patience": "patience", "threshold": "min_gain"}
+    flags = {field: f"early_stopping_{name}" for name, field in names.items()}
+    fields = {field: given[flag] for field, flag in flags.items() if flag in given}
+    if not fields:
+        return {}
+    every = given.get("validation_steps") or given.get("checkpointing_steps") or RunOptions.checkpointing_steps
+    new = PlateauRecipe(every_steps=every, min_gain=0.0, smoothing=0.0)
+    return {"until_plateau": dataclasses.replace(stage.until_plateau or new, **fields)}
 
 
 def _cut(fields: Mapping[str, Any], levels: int, outermost: int) -> dict[str, Any]:

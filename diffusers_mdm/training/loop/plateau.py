@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deciding when a stage has reached a plateau: its smoothed validation loss no longer falls."""
+"""Deciding when a stage has reached a plateau: its smoothed validation loss, or another metric, no longer improves."""
 
 import math
 from dataclasses import dataclass
 
 from ..recipe.stage import PlateauRecipe
 from ..state.progress import PlateauState
+
+RISING = ("clip", "retrieval")  # metrics of which more is better
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Plateau:
     With smoothing s, the loss is averaged as m_n = s m_{n-1} + (1 - s) loss_n from m_0 = 0, and the average corrected
     to m_n / (1 - s^n), so that early ones are not biased towards 0 (the bias correction of Adam, Kingma & Ba 2015,
     section 3). It is a gain if it is below (1 - min_gain) times the best one, which it then replaces: small gains add
-    up over the measurements that `patience` allows.
+    up over the measurements that `patience` allows. A metric of which more is better has to be above (1 + min_gain)
+    times the best one.
 
     Args:
         recipe: the stage's `until_plateau`.
@@ -42,9 +45,9 @@ class Plateau:
         return self.state.without_gain >= self.recipe.patience and step >= self.recipe.min_steps
 
     def update(self, step: int, loss: float) -> Verdict:
-        """Record the validation loss after `step` optimizer steps of the stage.
+        """Record the validation loss, or the value of the recipe's metric, after `step` optimizer steps of the stage.
 
-        A loss that is not finite is not a gain, and is not included in the average.
+        A value that is not finite is not a gain, and is not included in the average.
 
         Raises:
             ValueError: if `step` is not after the last one, since a measurement must not count twice.
@@ -57,7 +60,7 @@ class Plateau:
             )
         state.last_step = step
         smoothed = self._smooth(loss) if math.isfinite(loss) else None
-        if smoothed is not None and (state.best is None or smoothed < state.best * (1 - recipe.min_gain)):
+        if smoothed is not None and self._is_gain(smoothed):
             reason = self._gain(smoothed)
             state.best, state.best_step, state.without_gain = smoothed, step, 0
             return Verdict(ended=False, reason=reason)
@@ -68,6 +71,19 @@ class Plateau:
             reason += f"; the stage continues to step {recipe.min_steps} at least"
         return Verdict(ended=self.is_over(step), reason=reason)
 
+    @property
+    def _rises(self) -> bool:
+        return self.recipe.metric in RISING
+
+    def _is_gain(self, smoothed: float) -> bool:
+        best, least = self.state.best, self.recipe.min_gain
+        if best is None:
+            return True
+        # The unbiased kernel distance (kid) can be negative.
+        if self._rises:
+            return smoothed > best * (1 + (least if best >= 0 else -least))
+        return smoothed < best * (1 - (least if best >= 0 else -least))
+
     def _smooth(self, loss: float) -> float:
         state, past = self.state, self.recipe.smoothing
         state.measurements += 1
@@ -76,14 +92,15 @@ class Plateau:
 
     @property
     def _name(self) -> str:
-        return f"{'smoothed ' if self.recipe.smoothing else ''}validation loss of level {self.level}"
+        return f"{'smoothed ' if self.recipe.smoothing else ''}validation {self.recipe.metric} of level {self.level}"
 
     def _gain(self, smoothed: float) -> str:
         best = self.state.best
         if best is None:
             return f"{self._name} began at {smoothed:.5g}"
-        share = f"{100 * (1 - smoothed / best):.3g} %"
-        return f"{self._name} {smoothed:.5g} fell by {share} below its best {best:.5g} (step {self.state.best_step})"
+        share = f"{100 * abs(1 - smoothed / best):.3g} %" if best else f"{abs(smoothed):.3g}"
+        way = f"rose by {share} above" if self._rises else f"fell by {share} below"
+        return f"{self._name} {smoothed:.5g} {way} its best {best:.5g} (step {self.state.best_step})"
 
     def _no_gain(self, smoothed: float | None, loss: float) -> str:
         state, recipe = self.state, self.recipe
@@ -94,6 +111,7 @@ class Plateau:
             count = "1 measurement" if state.without_gain == 1 else f"{state.without_gain} measurements"
         if state.best is None:
             return f"{self._name} {number} was never a finite number in {count}"
-        gain = f"fall by {100 * recipe.min_gain:.3g} %" if recipe.min_gain else "fall"
+        verb, place = ("rise", "above") if self._rises else ("fall", "below")
+        gain = f"{verb} by {100 * recipe.min_gain:.3g} %" if recipe.min_gain else verb
         best = f"{state.best:.5g} (step {state.best_step})"
-        return f"{self._name} {number} did not {gain} below its best {best} in {count}"
+        return f"{self._name} {number} did not {gain} {place} its best {best} in {count}"

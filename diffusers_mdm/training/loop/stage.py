@@ -14,7 +14,6 @@ from ..data.batch import Batch
 from ..data.order import BatchOrder
 from ..data.skip_budget import SkipBudget
 from ..data.sources import TrainingImages
-from ..loss.held_out import HeldOutSamples
 from ..recipe.stage import StageRecipe
 from ..reports.meter import Meter
 from ..reports.stage_results import stretch_settings
@@ -31,7 +30,7 @@ from .residuals import fix_sigma_data
 from .stage_data import StageData
 from .stage_setup import begin_stage, end_stage
 from .step import StepPlan, optimizer_step, plan_steps
-from .validation_metrics import ValidationMetrics, measure_validation_metrics
+from .validation_metrics import ValidationMetrics, measure_validation_metrics, outermost_value
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
                 skipped_images=functools.partial(SkipBudget.count_everywhere, budgets),
             )
             with meter.paused():
-                progress.stage_ended = why_ended(run, stage, last_step, data.held_out, meter)
+                progress.stage_ended = why_ended(run, stage, last_step, data, meter)
                 keep_what_is_due(run, interruption, meter, data.metrics)
     logger.info("Stage %s ended after %d steps: %s.", stage.name, progress.stage_step, progress.stage_ended)
     end_stage(run, stage)
@@ -101,7 +100,7 @@ def why_over(stage: StageRecipe, progress: Progress, last_step: int | None) -> s
 
 def draw_what_was_lost(run: Run) -> None:
     """Generate the validation samples of the step from which the run resumes, if it was stopped before that."""
-    is_due = is_validation_step(run) or run.progress.stage_ended is not None
+    is_due = samples_are_due(run)
     process = run.accelerator
     is_missing = torch.tensor(float(process.is_main_process and not grid_path(run).exists()), device=process.device)
     # Either all processes generate or none, and the main one may have finished before another one checks.
@@ -168,11 +167,11 @@ def learning_rate_of(run: Run, stage: StageRecipe) -> float:
     return stage.learning_rate * factor
 
 
-def why_ended(
-    run: Run, stage: StageRecipe, last_step: int | None, held_out: HeldOutSamples[Batch] | None, meter: Meter
-) -> str | None:
-    """Return why the stage ends after this step, None if it continues. Measures the validation loss if it is due."""
-    progress = run.progress
+def why_ended(run: Run, stage: StageRecipe, last_step: int | None, data: StageData, meter: Meter) -> str | None:
+    """Return why the stage ends after this step, None if it continues. Measures the validation loss if it is due, and
+    the metric of `until_plateau`.
+    """
+    progress, held_out = run.progress, data.held_out
     plateau = None
     if stage.until_plateau is not None:
         plateau = Plateau(stage.until_plateau, progress.plateau, stage.levels - 1)
@@ -184,7 +183,11 @@ def why_ended(
         if run.accelerator.is_main_process:
             meter.write(values)
         if plateau is not None:
-            decision = plateau.update(progress.stage_step, losses[-1])
+            value = losses[-1]
+            if plateau.recipe.metric != "loss":
+                values = report_metrics(run, meter, data.metrics)
+                value = outermost_value(run, plateau.recipe.metric, values)
+            decision = plateau.update(progress.stage_step, value)
             logger.info("Step %d: %s.", progress.stage_step, decision.reason)
             if decision.ended:
                 return decision.reason
@@ -215,12 +218,34 @@ def keep_what_is_due(
             f"Stopped by {interruption.received or 'a signal to another process'} after step "
             f"{run.progress.total_steps}; resume with {run.options.resume_command}"
         )
-    if is_validation_step(run) or is_last:
+    if samples_are_due(run):
         draw_validation(run)
-        values = measure_validation_metrics(run, metrics)
-        if values:
-            meter.report()  # before the metrics' own line, which belongs to the same step
-            meter.write(values)
+        if not plateau_has_measured(run):
+            report_metrics(run, meter, metrics)
+
+
+def samples_are_due(run: Run) -> bool:
+    """Return whether samples are to be generated after this step: at every validation step, and when a stage ends."""
+    ended = run.progress.stage_ended is not None and not run.options.skip_final_inference
+    return ended or is_validation_step(run)
+
+
+def plateau_has_measured(run: Run) -> bool:
+    """Return whether `until_plateau` has measured the validation metrics after this step."""
+    plateau = run.recipe.stages[run.progress.stage_index].until_plateau
+    is_measured = run.progress.plateau.last_step == run.progress.stage_step
+    return plateau is not None and plateau.metric != "loss" and is_measured
+
+
+def report_metrics(run: Run, meter: Meter, metrics: ValidationMetrics | None) -> dict[str, float]:
+    """Measure the validation metrics, and write them to the trackers and the history; see
+    `measure_validation_metrics`.
+    """
+    values = measure_validation_metrics(run, metrics)
+    if values:
+        meter.report()  # before the metrics' own line, which belongs to the same step
+        meter.write(values)
+    return values
 
 
 def keep_checkpoint(run: Run, needed: bool) -> None:

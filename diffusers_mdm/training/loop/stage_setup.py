@@ -100,6 +100,9 @@ def place_modules(run: Run) -> None:
         dtype = vae_dtype(run.weight_dtype, run.vae.config)
         # diffusers' own `to` would warn about dtypes that it keeps.
         torch.nn.Module.to(run.vae, device=device, dtype=dtype).to(memory_format=run.memory_format)
+    if options.offload:
+        for module in run.frozen_modules:
+            torch.nn.Module.to(module, device="cpu")
     run.unet.train()
 
 

@@ -138,7 +138,8 @@ def clean_pyramid(
     levels = to_unit_range(pixels)
     if run.vae is not None:
         given = None if generators is None else list(generators)
-        levels = encode_images(run.vae, levels, sample_posterior=given is not None, generator=given)
+        with run.at_hand(run.vae):
+            levels = encode_images(run.vae, levels, sample_posterior=given is not None, generator=given)
     frames = run.unet.level_frames[: stage.levels] if pixels.ndim == 5 else None
     sides = run.unet.sample_sizes[: stage.levels]
     return build_pyramid(levels, [side * levels.shape[-2] // sides[-1] for side in sides], frames)
@@ -188,7 +189,7 @@ def encode_captions(run: Run, captions: list[str]) -> tuple[torch.Tensor, torch.
     L)`.
     """
     tokens, mask = run.caption_tokens.of(captions)
-    with run.accelerator.autocast():
+    with run.at_hand(run.text_encoder), run.accelerator.autocast():
         return encode_tokens(tokens, mask, cast(PreTrainedModel, run.text_encoder), run.accelerator.device)
 
 

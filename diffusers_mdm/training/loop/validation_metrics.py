@@ -11,11 +11,12 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 
 from ...processes import wait_for_everyone
 from ..data.sources import open_validation_images, validation_captions
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # What the recipe calls a metric, and its name in the evaluation package.
 MEASURES = {"fid": "fid", "kid": "kid", "clip": "clip_score", "retrieval": "retrieval"}
+# The value that counts for a metric which has several.
+_COUNTS = {**MEASURES, "retrieval": "retrieval_own_image"}
 BATCH_SIZE = 16
 
 
@@ -147,6 +150,22 @@ def _drawn_and_measured(run: Run, metrics: ValidationMetrics | None) -> dict[str
         return metrics.measure(pyramid)
 
 
+def outermost_value(run: Run, metric: str, values: Mapping[str, float]) -> float:
+    """Return the value of a metric at the outermost level, on all processes; NaN if it was not a finite number.
+
+    Args:
+        run: the run; every process must call this.
+        metric: what the recipe calls it.
+        values: what `measure_validation_metrics` returned; empty on all processes but the main one.
+    """
+    name = f"validation_{_COUNTS[metric]}"
+    sides = {int(key.rpartition("/")[2].removesuffix("px")): value for key, value in values.items() if name in key}
+    value = [sides[max(sides)] if sides else math.nan]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(value)
+    return value[0]
+
+
 def check_validation_metrics(run: Run) -> None:
     """Check, before training, that the model and the data of a run are suitable for its validation metrics.
 
@@ -175,6 +194,12 @@ def check_validation_metrics(run: Run) -> None:
             "`validation.metrics` compare generated images with held-out ones, and there are none: add a validation "
             "split to the data."
         )
+    if any(stage.until_plateau is not None and stage.until_plateau.metric != "loss" for stage in recipe.stages):
+        captions = tuple(itertools.islice(validation_captions(recipe.data), recipe.validation.num_metric_images))
+        settings = dataclasses.replace(recipe.validation, prompts=captions)
+        reason = why_not_drawn(run, prompt_features(run), settings)
+        if reason is not None:
+            raise ValueError(f"A metric of `until_plateau` cannot be measured: {reason}")
 
 
 def _pixels(images: Sequence[Any]) -> torch.Tensor:

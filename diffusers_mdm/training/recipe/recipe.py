@@ -183,6 +183,12 @@ class Recipe:
                     f"stages[{position}].until_plateau",
                     "needs held-out data: set `validation_split` for the data that the stage trains on.",
                 )
+            metric = "loss" if stage.until_plateau is None else stage.until_plateau.metric
+            if metric != "loss" and metric not in self.validation.metrics:
+                raise FieldError(
+                    f"stages[{position}].until_plateau.metric",
+                    f"is {metric!r}, which is not measured: add it to `validation.metrics` (--validation_metrics).",
+                )
 
     def _check_conditions(self) -> None:
         sees_text = self.model.get("cross_attention_dim") is not None

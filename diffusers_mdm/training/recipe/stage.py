@@ -15,9 +15,9 @@ BATCH = Range(1, 2**20)
 
 @dataclass(frozen=True)
 class PlateauRecipe:
-    """End a stage when the smoothed validation loss of its outermost level stops falling.
+    """End a stage when the smoothed validation loss of its outermost level, or another metric, stops improving.
 
-    The loss is measured every `every_steps` steps. A measurement counts as a gain if it is below the best one by the
+    It is measured every `every_steps` steps. A measurement counts as a gain if it is better than the best one by the
     fraction `min_gain`; after `patience` measurements in a row without a gain, but not before `min_steps`, the stage
     ends.
     """
@@ -27,6 +27,7 @@ class PlateauRecipe:
     min_gain: float = 0.01
     smoothing: float = 0.5  # weight of earlier values in the running mean
     min_steps: int = 0
+    metric: Literal["loss", "fid", "kid", "clip", "retrieval"] = "loss"  # others than "loss": of `validation.metrics`
 
     def __post_init__(self) -> None:
         check_ranges(

@@ -53,6 +53,15 @@ def frames_of(clips: Clips) -> int:
     return len(clips[-1][0])
 
 
+def film_strip(clip: Clip) -> Image.Image:
+    """Return the frames of a clip side by side."""
+    width, height = clip[0].size
+    strip = Image.new("RGB", (width * len(clip), height))
+    for number, frame in enumerate(clip):
+        strip.paste(frame, (number * width, 0))
+    return strip
+
+
 def frame_at(clip: Clip, time: int, num_frames: int) -> Image.Image:
     """Return the frame of a level's clip at frame `time` of the `num_frames` of the outermost level."""
     return clip[time * len(clip) // num_frames]

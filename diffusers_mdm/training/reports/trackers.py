@@ -2,7 +2,7 @@
 """Experiment trackers: choosing them by `--report_to`, and sending them the run's settings and samples."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ ALL = "all"
 # Names of the packages to install, for trackers whose package has another name.
 _PACKAGES = {"comet_ml": "comet-ml"}
 MAX_IMAGE_SIDE = 2048  # pixels; trackers keep every image that they are sent
+MAX_IMAGES = 16  # under one name
 
 
 def tracker_names(report_to: str | None) -> list[str] | None:
@@ -79,14 +80,22 @@ def start_trackers(accelerator: Accelerator, project_name: str, settings: Any, s
     accelerator.init_trackers(project_name, config=flatten_settings(settings), init_kwargs=options)
 
 
+def send_images(accelerator: Accelerator, name: str, images: Sequence[Image.Image], step: int) -> None:
+    """Send several images of one size, such as those of a level, to every tracker that accepts images; at most
+    `MAX_IMAGES`, each scaled as by `send_image`.
+    """
+    kept = [image.convert("RGB") for image in images[:MAX_IMAGES]]
+    for image in kept:
+        image.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: np.stack([np.asarray(image) for image in kept])}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({name: kept}, step=step)
+
+
 def send_image(accelerator: Accelerator, name: str, image: Image.Image, step: int) -> None:
     """Send an image, scaled to at most `MAX_IMAGE_SIDE` pixels wide and high, to every tracker that accepts
     images.
     """
-    image = image.convert("RGB")
-    image.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
-        elif hasattr(tracker, "log_images"):
-            tracker.log_images({name: [image]}, step=step)
+    send_images(accelerator, name, [image], step)

@@ -26,8 +26,8 @@ from ..recipe.recipe import Recipe, ValidationRecipe
 from ..state.averages import averaged_weights
 from ..state.run import Run
 from ..state.sharding import plain_copy
-from .moving_grids import ANIMATION_SUFFIX, clip_animation, clip_grid, frames_of, save_animation
-from .trackers import send_image
+from .moving_grids import ANIMATION_SUFFIX, clip_animation, clip_grid, film_strip, frames_of, save_animation
+from .trackers import send_image, send_images
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +78,10 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
     if is_unconditional(run.recipe):
         labels = [f"seed {number}" for number in range(len(labels))]
     if not isinstance(pipeline, MDMVideoPipeline):
-        return _keep(run, make_grid(pyramid, labels))
+        return _keep(run, make_grid(pyramid, labels), pyramid)
     moving = clip_animation(pyramid, labels) if frames_of(pyramid) > 1 else []
-    return _keep(run, clip_grid(pyramid, labels), moving)
+    strips = [[film_strip(clip) for clip in level] for level in pyramid]
+    return _keep(run, clip_grid(pyramid, labels), strips, moving)
 
 
 def validation_settings(recipe: Recipe) -> ValidationRecipe:
@@ -109,7 +110,7 @@ def validation_pipeline(run: Run) -> Iterator[TrainedPipeline | None]:
         if not run.accelerator.is_main_process:
             yield None
             return
-        with run.accelerator.autocast():
+        with run.at_hand(*run.frozen_modules), run.accelerator.autocast():
             yield pipeline
 
 
@@ -118,8 +119,15 @@ def grid_path(run: Run) -> Path:
     return run.options.output_dir / SAMPLES_FOLDER / f"step-{run.progress.total_steps:07d}.png"
 
 
-def _keep(run: Run, grid: Image.Image, moving: Sequence[Image.Image] = ()) -> Path | None:
-    """Save a grid and its animation, and send it to the trackers; if the disk is full, log that and continue."""
+def _keep(
+    run: Run,
+    grid: Image.Image,
+    pyramid: Sequence[Sequence[Image.Image]],
+    moving: Sequence[Image.Image] = (),
+) -> Path | None:
+    """Save a grid and its animation, and send it and the images of every level, at their own size, to the trackers; if
+    the disk is full, log that and continue.
+    """
     path = grid_path(run)
     beside = path.with_name(f".unfinished-{path.name}")
     try:
@@ -130,6 +138,9 @@ def _keep(run: Run, grid: Image.Image, moving: Sequence[Image.Image] = ()) -> Pa
         grid.save(beside)
         os.replace(beside, path)
         send_image(run.accelerator, TRACKER_NAME, grid, run.progress.total_steps)
+        for level, images in enumerate(pyramid):
+            name = f"{TRACKER_NAME}/level_{level}_{images[0].height}px"
+            send_images(run.accelerator, name, images, run.progress.total_steps)
     except OSError as error:
         logger.warning("The validation samples could not be written (%s); training continues.", error)
         return None

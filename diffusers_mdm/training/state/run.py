@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a training run: options, modules, averages, optimizer and progress."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +57,8 @@ class RunOptions:
     torch_compile: bool = False
     attention_backend: str | None = None  # one of diffusers' attention backends; None: its default
     allow_tf32: bool = False
+    offload: bool = False  # keep the frozen text encoder and autoencoder in CPU memory while they are not used
+    skip_final_inference: bool = False  # generate no samples at the end of a stage that is no validation step
     offload_ema: bool = False  # keep the averages in CPU memory
     foreach_ema: bool = True
     save_dtype: str = "fp32"
@@ -127,6 +131,26 @@ class Run:
     def extra_modules(self) -> dict[str, torch.nn.Module]:
         """The layers that extra losses train, by the names of the losses; they are no part of the result."""
         return {name: loss.trained for name, loss in self.extra_losses.items() if loss.trained is not None}
+
+    @contextlib.contextmanager
+    def at_hand(self, *modules: torch.nn.Module | None) -> Iterator[None]:
+        """Keep frozen modules on the run's device inside the block; with the option `offload` they are in CPU memory
+        otherwise.
+        """
+        moved = [module for module in modules if module is not None] if self.options.offload else []
+        for module in moved:
+            torch.nn.Module.to(module, device=self.accelerator.device)
+        try:
+            yield
+        finally:
+            for module in moved:
+                torch.nn.Module.to(module, device="cpu")
+
+    @property
+    def frozen_modules(self) -> list[torch.nn.Module]:
+        """The text encoder, unless it is trained, and the autoencoder; those that there are."""
+        encoder = None if "text_encoder" in self.trained_modules else self.text_encoder
+        return [module for module in (encoder, self.vae) if module is not None]
 
     @property
     def is_sharded(self) -> bool:

@@ -10,6 +10,7 @@ from diffusers_mdm.training.commands.flags import override, override_prior, read
 from diffusers_mdm.training.commands.inapplicable_flags import ALWAYS_SO, REASONS
 from diffusers_mdm.training.commands.parser import build_parser, given_flags
 from diffusers_mdm.training.recipe.data import DATA_KINDS, DataRecipe, ShardData, TableData
+from diffusers_mdm.training.recipe.extra_losses import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import (
     LoraRecipe,
@@ -19,13 +20,15 @@ from diffusers_mdm.training.recipe.recipe import (
     Recipe,
     ValidationRecipe,
 )
-from diffusers_mdm.training.recipe.stage import StageRecipe
+from diffusers_mdm.training.recipe.stage import PlateauRecipe, StageRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.recipe.vae import VaeRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import RECIPES
 
 PARTS = {
+    "alignment": AlignmentRecipe,
+    "perceptual": PerceptualRecipe,
     "options": RunOptions,
     "recipe": Recipe,
     "data": DataRecipe,
@@ -39,10 +42,12 @@ PARTS = {
     "prior_preservation": PriorRecipe,
 }
 WITH_FIELD = [name for name, flag in FLAGS.items() if flag.field is not None]
-# The flags of diffusers' train_text_to_image{,_lora,_sdxl,_lora_sdxl}, train_dreambooth{,_lora,_lora_flux} and
-# train_unconditional.
+# The flags of diffusers' train_text_to_image{,_lora,_sdxl,_lora_sdxl}, train_dreambooth{,_lora,_lora_flux,_lora_flux2}
+# and train_unconditional.
 DIFFUSERS_FLAGS = """
-adam_beta1 adam_beta2 adam_epsilon adam_weight_decay adam_weight_decay_text_encoder allow_tf32 cache_dir cache_latents
+adam_beta1 adam_beta2 adam_epsilon adam_weight_decay adam_weight_decay_text_encoder allow_tf32
+bnb_quantization_config_path cache_dir cache_latents do_fp8_training fsdp_text_encoder offload remote_text_encoder
+skip_final_inference
 caption_column center_crop checkpointing_steps checkpoints_total_limit class_data_dir class_labels_conditioning
 class_prompt dataloader_num_workers dataset_config_name dataset_name ddpm_beta_schedule ddpm_num_inference_steps
 ddpm_num_steps debug_loss dream_detail_preservation dream_training ema_inv_gamma ema_max_decay ema_power
@@ -96,6 +101,13 @@ def recipe_for(name: str) -> Recipe:
     if name == "joint_images":
         clips = load_recipe(RECIPES / "tiny_video.yaml")
         return dataclasses.replace(clips, stages=clips.stages[1:])
+    if name == "sigmoid_bias":
+        stages = tuple(dataclasses.replace(stage, loss_weighting="sigmoid") for stage in recipe.stages)
+        return dataclasses.replace(recipe, stages=stages)
+    if field.startswith("alignment."):
+        return dataclasses.replace(recipe, alignment=AlignmentRecipe("inception"))
+    if field.startswith("perceptual."):
+        return dataclasses.replace(recipe, perceptual=PerceptualRecipe())
     if field.startswith("lora."):
         return dataclasses.replace(recipe, lora=LoraRecipe())
     for optimizer in ("muon", "prodigy"):
@@ -125,7 +137,7 @@ def words_for(name: str) -> list[str]:
     special["other_caption_columns"] = "label=0.15"
     special["aspect_ratio_buckets"] = "16,12;12,16"
     lists = ("level_weights", "batch_fractions", "level_learning_rate_scales")
-    by_type = dict.fromkeys(("natural", "count", "seed"), "7") | {"number": "0.25"}
+    by_type = dict.fromkeys(("natural", "count", "seed"), "7") | dict.fromkeys(("number", "per_level"), "0.25")
     return [f"--{name}", special.get(name, "1,0.5" if name in lists else by_type.get(flag.convert.__name__, "one"))]
 
 
@@ -187,6 +199,28 @@ def test_levels_predict_one_thing_or_one_each(words, expected):
     recipe = load_recipe(RECIPES / "tiny.yaml")
     given = parse("--recipe", str(RECIPES / "tiny.yaml"), "--prediction_type", words)
     assert override(recipe, given).scheduler == {**recipe.scheduler, "prediction_type": expected}
+
+
+@pytest.mark.parametrize(("words", "gamma"), [("5", 5.0), ("5,2", (5.0, 2.0))])
+def test_a_weighting_is_one_number_or_one_for_each_level(words, gamma):
+    given = parse("--recipe", str(RECIPES / "tiny.yaml"), "--snr_gamma", words)
+    inner, outer = override(load_recipe(RECIPES / "tiny.yaml"), given).stages
+    assert outer.snr_gamma == gamma
+    assert inner.snr_gamma == (gamma if isinstance(gamma, float) else gamma[:1])
+
+
+def test_flags_for_early_stopping_add_a_plateau_and_its_metric():
+    tiny = load_recipe(RECIPES / "tiny.yaml")
+    recipe = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, validation_split="validation"))
+    words = ("--early_stopping_metric", "retrieval", "--early_stopping_patience", "3", "--validation_steps", "7")
+    changed = override(recipe, parse("--recipe", "tiny.yaml", *words))
+    expected = PlateauRecipe(every_steps=7, patience=3, min_gain=0.0, smoothing=0.0, metric="retrieval")
+    assert {stage.until_plateau for stage in changed.stages} == {expected}
+    assert changed.validation.metrics == ("retrieval",)
+    further = override(changed, parse("--recipe", "tiny.yaml", "--early_stopping_threshold", "0.05"))
+    assert further.stages[0].until_plateau == dataclasses.replace(expected, min_gain=0.05)
+    with pytest.raises(ValueError, match="validation_split"):
+        override(tiny, parse("--recipe", "tiny.yaml", "--early_stopping_patience", "3"))
 
 
 def test_every_flag_of_diffusers_scripts_is_known_or_refused_with_a_reason():

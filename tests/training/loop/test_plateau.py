@@ -138,3 +138,17 @@ def test_a_measurement_does_not_count_twice():
     plateau.update(10, 1.0)
     with pytest.raises(ValueError, match="Step 10 was measured already"):
         plateau.update(10, 1.0)
+
+
+def test_more_may_be_better():
+    recipe = dataclasses.replace(RECIPE, metric="retrieval")
+    found = verdicts([0.5, 0.6, 0.603, 0.7, 0.7, 0.6, 0.5], recipe)
+    assert [verdict.ended for verdict in found] == [False] * 6 + [True]
+    assert "validation retrieval of level 0 0.7 rose by 16.7 % above its best 0.6" in found[3].reason
+    assert "did not rise by 1 % above its best 0.6" in found[2].reason
+
+
+def test_a_kernel_distance_may_fall_below_zero():
+    recipe = dataclasses.replace(RECIPE, metric="kid")
+    assert ends([0.1, -0.1, -0.2, -0.201, -0.2, -0.2], recipe) == [False] * 5 + [True]
+    assert not any(ends([0.0, -0.1, -0.2, -0.3], recipe))

@@ -12,6 +12,7 @@ from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.loop.validation_metrics import ValidationMetrics
 from diffusers_mdm.training.recipe.fields import FieldError
 from diffusers_mdm.training.recipe.recipe import ValidationRecipe
+from diffusers_mdm.training.recipe.stage import PlateauRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.evaluation.tiny_images import MeanColours, random_images
 from tests.training.tiny_run import tiny_recipe
@@ -36,6 +37,30 @@ def test_a_run_logs_metrics_for_every_level_that_it_trains(images_dir, tmp_path)
     assert "validation_retrieval_own_image/8px" in found[2]
     assert not any("16px" in name for name in found[2])
     assert {f"validation_retrieval_distance/{side}px" for side in (8, 16)} <= found[4].keys()
+
+
+def test_a_stage_ends_when_a_metric_no_longer_improves(images_dir, tmp_path):
+    """After two measurements, each written once, and without samples at the end."""
+    recipe = metrics_recipe(images_dir, prompts=("a red apple",))
+    plateau = PlateauRecipe(every_steps=1, patience=1, min_gain=0.99, metric="retrieval")
+    stage = dataclasses.replace(recipe.stages[0], steps=4, until_plateau=plateau)
+    recipe = dataclasses.replace(recipe, stages=(stage,), levels=recipe.levels[:1])
+    folder = tmp_path / "run"
+    run_recipe(recipe, RunOptions(output_dir=folder, report_to=None, validation_steps=4, skip_final_inference=True))
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    measured = [line["step"] for line in lines if "validation_retrieval_own_image/8px" in line]
+    assert measured == [1, 2]
+    progress = json.loads((folder / "checkpoint-2" / "progress.json").read_text())["progress"]
+    assert "validation retrieval of level 0" in progress["stage_ended"]
+    assert progress["plateau"]["last_step"] == 2
+    assert not list(folder.glob("samples/*"))
+
+
+def test_a_metric_of_a_plateau_has_to_be_measured(images_dir):
+    recipe = metrics_recipe(images_dir)
+    stage = dataclasses.replace(recipe.stages[0], until_plateau=PlateauRecipe(every_steps=1, metric="fid"))
+    with pytest.raises(FieldError, match=r"stages\[0\]\.until_plateau\.metric.*--validation_metrics"):
+        dataclasses.replace(recipe, stages=(stage, recipe.stages[1]))
 
 
 def test_held_out_images_compared_with_themselves_have_no_distance():

@@ -10,7 +10,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_mdm.training.reports import trackers
-from diffusers_mdm.training.reports.trackers import flatten_settings, send_image, start_trackers, tracker_names
+from diffusers_mdm.training.reports.trackers import (
+    flatten_settings,
+    send_image,
+    send_images,
+    start_trackers,
+    tracker_names,
+)
 from tests.training.tiny_run import tiny_recipe
 
 
@@ -132,3 +138,19 @@ def test_trackers_that_take_images_get_them_small_enough():
     ((name, step, image),) = gallery.images
     assert (name, step, image.mode, image.size) == ("validation", 3, "RGB", (2048, 512))
     assert grid.size == (4096, 1024)
+
+
+def test_images_of_a_level_are_sent_under_one_name(tmp_path):
+    gallery = Gallery()
+    accelerator = Accelerator(cpu=True, log_with=[gallery, "tensorboard"], project_dir=tmp_path)
+    start_trackers(accelerator, "project", {})
+    send_images(
+        accelerator, "validation/level_0_8px", [Image.new("RGB", (8, 8), color) for color in ("red", "blue")], 3
+    )
+    accelerator.end_training()
+    assert [(name, step, image.getpixel((0, 0))) for name, step, image in gallery.images] == [
+        ("validation/level_0_8px", 3, (255, 0, 0)),
+        ("validation/level_0_8px", 3, (0, 0, 255)),
+    ]
+    events = EventAccumulator(str(tmp_path / "project")).Reload()
+    assert events.Tags()["images"] == ["validation/level_0_8px"]

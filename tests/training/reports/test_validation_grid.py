@@ -155,16 +155,20 @@ def test_nothing_is_drawn_without_prompts_or_on_other_processes(tmp_path):
     assert not (tmp_path / "samples").exists()
 
 
-def test_tensorboard_gets_the_grid(tmp_path):
+def test_tensorboard_gets_the_grid_and_every_level(tmp_path):
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
     start_trackers(accelerator, "test", {"seed": 0})
     path = draw_validation_grid(new_run(tmp_path, accelerator=accelerator))
     accelerator.end_training()
     events = EventAccumulator(str(tmp_path / "test")).Reload()
-    (tag,) = events.Tags()["images"]
-    (event,) = events.Images(tag)
+    grid_tag, *levels = sorted(events.Tags()["images"])
+    (event,) = events.Images(grid_tag)
     with Image.open(path) as grid:
         assert (event.step, event.width, event.height) == (7, *grid.size)
+    for level, tag in enumerate(levels):  # the images of each level at their own size
+        assert tag.startswith(f"validation/level_{level}_")
+        assert events.Images(tag)[0].height >= int(tag.rpartition("_")[2].removesuffix("px"))
+    assert len(levels) == 2
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_training(tmp_path, caplog):
