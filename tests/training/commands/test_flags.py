@@ -325,7 +325,7 @@ def test_another_source_of_images_takes_the_place_of_the_recipes():
     streamed = override(recipe, parse("--shards", "a-{0..3}.tar"))
     assert isinstance(streamed.data, ShardData)
     assert streamed.data.shards == ("a-{0..3}.tar",)
-    back = override(streamed, parse("--train_data_dir", "pictures"))
+    back = override(streamed, parse("--train_data_dir", "images"))
     assert isinstance(back.data, TableData)
     assert back.data.path == "images"
     subject = override(recipe, parse("--instance_data_dir", "me", "--instance_prompt", "a sks dog"))

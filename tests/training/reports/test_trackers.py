@@ -94,7 +94,7 @@ def test_settings_are_flattened_to_plain_values():
         path: Path
         limit: int | None = None
 
-    nested = {"inner": Inner(0.1, Path("pictures")), "sizes": (8, 16), "words": [], "flag": True}
+    nested = {"inner": Inner(0.1, Path("images")), "sizes": (8, 16), "words": [], "flag": True}
     assert flatten_settings(nested) == {
         "inner.rate": 0.1,
         "inner.path": "images",
