@@ -33,7 +33,7 @@ PROMPTS = (
 )
 CELL = 160  # pixels
 GAP = 10  # pixels
-MARGIN = 80  # pixels, for the names of the rows
+MARGIN = 108  # pixels, for the names of the rows
 INK = (60, 60, 60)
 
 
@@ -63,7 +63,7 @@ def draw_levels(pipeline: MDMPipeline) -> None:
 
 
 def draw_steps(pipeline: MDMPipeline, steps: tuple[int, ...] = (0, 3, 5, 7, 9, 11)) -> None:
-    """The samples of all levels as the noise goes, and the finished image that is predicted from them."""
+    """The samples of all levels as the noise goes, and below them a preview: the finished image that is predicted."""
     seen: dict[int, tuple[list[Any], list[Any]]] = {}
 
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def draw_steps(pipeline: MDMPipeline, steps: tuple[int, ...] = (0, 3, 5, 7, 9, 1
     rows.append([shown(seen[step][1][-1]) for step in steps])
     names = [f"{side} px" for side in pipeline.unet.sample_sizes]
     columns = [f"step {step + 1}" for step in steps]
-    grid(rows, [*names, "forecast"], columns).save(IMAGES / "steps.webp", quality=80, method=6)
+    grid(rows, [*names, "preview"], columns).save(IMAGES / "steps.webp", quality=80, method=6)
 
 
 def draw_schedule(pipeline: MDMPipeline) -> None:
@@ -117,9 +117,8 @@ def draw_network(pipeline: MDMPipeline) -> None:
     for level in reversed(range(count)):
         inset = 1.4 * (count - 1 - level)
         low, high = inset * 0.55, 6 - inset * 0.55
-        box = FancyBboxPatch(
-            (inset, low), 12 - 2 * inset, high - low, boxstyle="round,pad=0.1", fc=colours[level], alpha=0.28, ec="black"
-        )
+        style = {"boxstyle": "round,pad=0.1", "fc": colours[level], "alpha": 0.28, "ec": "black"}
+        box = FancyBboxPatch((inset, low), 12 - 2 * inset, high - low, **style)
         axes.add_patch(box)
         parameters = sum(parameter.numel() for parameter in unet.levels[level].parameters())
         text = f"level {level}: {unet.sample_sizes[level]} px, {parameters / 1e6:.1f} M parameters"

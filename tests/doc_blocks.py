@@ -11,9 +11,10 @@ MARKS = {
     "long": "runs for minutes or hours; tests run commands with --dry_run, and Python among the slow tests",
     "network": "fetches or sends something; tests check its programs, scripts, flags and files",
     "accelerator": "needs a GPU; tests check what is named in it",
+    "optional": "needs a package that nothing else here needs; tests run it where that is installed",
     "part": "a part of a recipe; tests check its fields",
 }
-PROGRAMS = ("python", "accelerate", "make", "pip", "git", "hf", "tensorboard", "pre-commit")
+PROGRAMS = ("diffusers-mdm", "python", "accelerate", "make", "pip", "git", "hf", "tensorboard", "pre-commit")
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ A mark after the language of a block ("bash long") says that it is treated in an
 import argparse
 import ast
 import dataclasses
+import importlib.util
 import os
 import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from accelerate.commands.launch import launch_command_parser
 from peft import LoraConfig
 
 from diffusers_mdm import MDMPipeline, MDMUnconditionalPipeline
+from diffusers_mdm.cli.main import main as diffusers_mdm
 from diffusers_mdm.models.level_config import LevelConfig
 from diffusers_mdm.training.commands.dry_run import describe_run
 from diffusers_mdm.training.commands.flags import read_command
@@ -200,6 +203,8 @@ def test_python_of_a_page_runs_in_order(page, clone, tmp_path, monkeypatch):
     namespace: dict = {"__name__": "example"}
     for block in found:
         code = compile(with_fewer_steps("\n" * block.line + block.text), page_name(page), "exec")
+        if "network" in block.marks or ("optional" in block.marks and not has_all_packages(block.text)):
+            continue
         if "accelerator" not in block.marks:
             exec(code, namespace)  # noqa: S102  the page's own code
             continue
@@ -210,6 +215,12 @@ def test_python_of_a_page_runs_in_order(page, clone, tmp_path, monkeypatch):
             assert callable(value)
 
 
+def has_all_packages(code: str) -> bool:
+    """Whether everything that a block imports is installed."""
+    imported = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+    return all(importlib.util.find_spec(name) is not None for name in imported)
+
+
 # --- commands ---
 
 
@@ -217,26 +228,36 @@ class Parsed(Exception):  # noqa: N818  ends a script once its command line has 
     pass
 
 
-def parse_flags(script: Path, words: list[str], monkeypatch) -> dict:
-    """Let a script read its command line, and nothing more; gives what it has read."""
+def arguments_read(run: Callable[[], object], name: str, monkeypatch) -> dict:
+    """Let a program read its command line, and nothing more; gives what it has read.
 
+    Args:
+        run: runs the program.
+        name: of the program.
+    """
     parse = argparse.ArgumentParser.parse_known_args
 
     def parse_and_stop(self, args=None, namespace=None):
         read, left = parse(self, args, namespace)
-        assert not left, f"{script.name} has no {left}"
+        assert not left, f"{name} has no {left}"
         raise Parsed(vars(read))
 
     with monkeypatch.context() as patch:
         # What every other way of reading a command line ends in.
         patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
-        patch.setattr(sys, "argv", [str(script), *words])
-        patch.syspath_prepend(str(script.parent))
         try:
-            runpy.run_path(str(script), run_name="__main__")
+            run()
         except Parsed as parsed:
             return parsed.args[0]
-    raise AssertionError(f"{script.name} reads no command line")
+    raise AssertionError(f"{name} reads no command line")
+
+
+def parse_flags(script: Path, words: list[str], monkeypatch) -> dict:
+    """What a script reads from its command line."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), *words])
+        patch.syspath_prepend(str(script.parent))
+        return arguments_read(lambda: runpy.run_path(str(script), run_name="__main__"), script.name, monkeypatch)
 
 
 def check_command(words: list[str], monkeypatch, made: set[str]) -> None:
@@ -254,6 +275,8 @@ def check_command(words: list[str], monkeypatch, made: set[str]) -> None:
         launch = launch_command_parser().parse_args(words[2:])
         assert launch.config_file is None or Path(launch.config_file).is_file()
         words = ["python", launch.training_script, *launch.training_script_args]
+    if program == "diffusers-mdm" and "--help" not in words:
+        check_files(arguments_read(lambda: diffusers_mdm(words[1:]), " ".join(words[:2]), monkeypatch), made)
     if words[0] == "python" and words[1].endswith(".py"):
         read = parse_flags(Path(words[1]).resolve(), words[2:], monkeypatch)
         if Path(words[1]).name in KINDS:
@@ -290,6 +313,7 @@ def test_a_walk_through_the_page_by_copy_and_paste(page, clone, tmp_path):
     """Everything but what needs a network or a GPU, in a shell, in the order of the page."""
     walk = [block for block in blocks_of(page) if block.language in ("bash", "python")]
     walk = [block for block in walk if not block.marks & {"network", "accelerator"}]
+    walk = [block for block in walk if "optional" not in block.marks or has_all_packages(block.text)]
     if not walk:
         pytest.skip("nothing to run on this page")
     code = ""
@@ -302,7 +326,7 @@ def test_a_walk_through_the_page_by_copy_and_paste(page, clone, tmp_path):
             continue
         for line in block.text.replace("\\\n", " ").splitlines():
             words = commands_in(line)
-            if not words or ("long" in block.marks and "train_" not in line):
+            if not words or ("long" in block.marks and not re.search(r"train_|diffusers-mdm train", line)):
                 continue  # a comment, or a long command that cannot be tried out
             line = line.split("  #")[0] + (" --dry_run" if "long" in block.marks else "")
             run_in(workplace(page, block.language, clone), ["bash", "-ec", line], block)
