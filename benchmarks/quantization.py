@@ -25,11 +25,6 @@ import torch
 import transformers
 from diffusers import PipelineQuantizationConfig
 from measuring import ROOT, describe_machine
-from torchao.quantization import (
-    Float8WeightOnlyConfig,
-    Int8DynamicActivationInt8WeightConfig,
-    Int8WeightOnlyConfig,
-)
 
 from diffusers_mdm import MDMPipeline
 
@@ -65,20 +60,27 @@ def with_float8_storage(folder: Path) -> MDMPipeline:
     return pipeline
 
 
-def quantized(config: Any) -> Callable[[Path], MDMPipeline]:
-    """Return what loads a pipeline with linear layers quantised by torchao's `config`."""
-    mapping = {"unet": diffusers.TorchAoConfig(config), "text_encoder": transformers.TorchAoConfig(config)}
-    quantization = PipelineQuantizationConfig(quant_mapping=mapping)
-    return lambda folder: MDMPipeline.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization)
+def quantized(name: str) -> Callable[[Path], MDMPipeline]:
+    """Return what loads a pipeline with linear layers quantised by torchao's config of this name."""
+
+    def load(folder: Path) -> MDMPipeline:
+        import torchao.quantization
+
+        config = getattr(torchao.quantization, name)()
+        mapping = {"unet": diffusers.TorchAoConfig(config), "text_encoder": transformers.TorchAoConfig(config)}
+        quantization = PipelineQuantizationConfig(quant_mapping=mapping)
+        return MDMPipeline.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization)
+
+    return load
 
 
 FORMS: dict[str, Callable[[Path], MDMPipeline]] = {
     "float32": in_dtype(torch.float32),
     "bfloat16": in_dtype(torch.bfloat16),
     "float8 storage (layerwise casting)": with_float8_storage,
-    "int8 weights (torchao)": quantized(Int8WeightOnlyConfig()),
-    "int8 weights and activations (torchao)": quantized(Int8DynamicActivationInt8WeightConfig()),
-    "float8 weights (torchao)": quantized(Float8WeightOnlyConfig()),
+    "int8 weights (torchao)": quantized("Int8WeightOnlyConfig"),
+    "int8 weights and activations (torchao)": quantized("Int8DynamicActivationInt8WeightConfig"),
+    "float8 weights (torchao)": quantized("Float8WeightOnlyConfig"),
 }
 
 

@@ -5,6 +5,7 @@
 - Pages elsewhere in the repository that these pages refer to (`REPOSITORY_PAGES`) become pages of the site, with their
   images, under their path in the repository.
 - Links to other files of the repository, which a site cannot follow, keep only their text.
+- The marks of code blocks (`bash long`), which are for the tests, are removed.
 """
 
 import posixpath
@@ -73,7 +74,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Rewrite links to what is outside the folder of the pages."""
+    """Rewrite links to what is outside the folder of the pages, and remove the marks of code blocks."""
     path = page.file.src_uri
     if path.startswith("repository/"):
         source = path.removeprefix("repository/").replace("page.md", "README.md")
@@ -82,7 +83,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         source = f"docs/{path}"
     parts, last = [], 0
     for fence in FENCE.finditer(markdown):
-        parts += [rewrite_links(markdown[last : fence.start()], path, source), fence.group()]
+        # The marks of a block are for the tests; Markdown knows only the language.
+        block = re.sub(r"^```(\w+)[^\n]*", r"```\1", fence.group())
+        parts += [rewrite_links(markdown[last : fence.start()], path, source), block]
         last = fence.end()
     return "".join([*parts, rewrite_links(markdown[last:], path, source)])
 
