@@ -81,9 +81,9 @@ def sha256_of(path: Path) -> str:
 def build_twice(workplace: Path) -> list[Path]:
     """Build from two copies of the files, and compare."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct", cwd=ROOT).strip()
-    built = [
-        build(copy_tracked(workplace / name / "source"), workplace / name / "dist", epoch) for name in ("one", "two")
-    ]
+    # Both copies first: the files may be edited while the first is built.
+    sources = [copy_tracked(workplace / name / "source") for name in ("one", "two")]
+    built = [build(source, source.with_name("dist"), epoch) for source in sources]
     for first, second in zip(*built, strict=True):
         expect(first.name == second.name, f"{first.name} and {second.name} are names of the same file.")
         expect(sha256_of(first) == sha256_of(second), f"{first.name} differs from one build to the next.")

@@ -19,13 +19,17 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def launch(*arguments: object) -> subprocess.Popen:
+SCRIPT = (ROOT / "training" / "train_text_to_image_mdm.py",)
+MODULE = ("-m", "diffusers_mdm", "train", "text-to-image")
+
+
+def launch(*arguments: object, program: tuple[object, ...] = SCRIPT) -> subprocess.Popen:
     """Start the documented command. Nothing in the environment tells accelerate to use the CPU."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     command += ["--config_file", ROOT / "training" / "accelerate" / "ddp_cpu.yaml"]
-    command += [ROOT / "training" / "train_text_to_image_mdm.py", *arguments]
+    command += [*program, *arguments]
     return subprocess.Popen(
         list(map(str, command)),
         env=environment,
@@ -41,8 +45,9 @@ def tiny_run(output_dir: Path, *flags: object) -> tuple[object, ...]:
     return (*recipe, "--report_to", "none", "--max_train_samples", 64, "--logging_steps", 1, *flags)
 
 
-def test_two_processes_are_one_run(tmp_path):
-    process = launch(*tiny_run(tmp_path, "--max_train_steps", 2))
+@pytest.mark.parametrize("program", [SCRIPT, MODULE], ids=["script", "module"])
+def test_two_processes_are_one_run(program, tmp_path):
+    process = launch(*tiny_run(tmp_path, "--max_train_steps", 2), program=program)
     said, _ = process.communicate(timeout=500)
     assert process.returncode == 0, said
     rows = [row for row in History(tmp_path / FILE_NAME).read() if "loss/level_0" in row]
