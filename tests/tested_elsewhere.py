@@ -44,6 +44,10 @@ TESTED_ELSEWHERE = {
         "it runs on what the other verbs have written",
     ),
     "training/commands/evaluation/verbs.py": ("training/commands/evaluation/test_measure.py", _STRUCTURES),
+    "training/commands/average_reconstruction.py": (
+        "training/state/post_hoc/test_reconstruction.py",
+        "it parses arguments for what is tested there",
+    ),
     "training/commands/data_flags.py": ("training/commands/test_flags.py", _STRUCTURES),
     "training/commands/flag_table.py": ("training/commands/test_flags.py", _STRUCTURES),
     "training/commands/inapplicable_flags.py": ("training/commands/test_parser.py", _STRUCTURES),
@@ -63,6 +67,7 @@ TESTED_ELSEWHERE = {
     "training/reports/card_example.py": ("training/reports/test_model_card.py", "it is a part of the card"),
     "training/reports/moving_grids.py": ("training/loop/test_video_runs.py", _RUNS),
     "training/state/checkpoints.py": ("training/loop/test_resuming.py", _RUNS),
+    "training/state/post_hoc/run_averages.py": ("training/state/post_hoc/test_reconstruction.py", _RUNS),
     "training/state/resuming.py": ("training/loop/test_resuming.py", _RUNS),
     "training/state/run.py": (
         "training/loop/test_step.py",

@@ -22,6 +22,11 @@ Matryoshka Diffusion Models: generate images, classes and clips, train and evalu
         Command("demo", "open a web page on which all levels can be watched", "demo"),
         Command("train", "train or fine-tune a model", "train:TRAIN"),
         Command("precompute", "encode all captions of a data set once, before training", "precompute"),
+        Command(
+            "reconstruct-ema",
+            "save a finished run with averaged weights of another width",
+            ".training.commands.average_reconstruction",
+        ),
         Command("evaluate", "measure how good a model's images are", "evaluate"),
         Command("convert", "convert checkpoints of other implementations, and back", "convert:CONVERT"),
         Command("completion", "print code for the completion of commands and flags in the shell", "completion"),

@@ -211,6 +211,24 @@ OPTIMIZER = (
     Flag("max_grad_norm", "optimizer.max_grad_norm", "maximum norm of the gradient (default 2)", number),
     switch("use_ema", "recipe.use_ema", "average the weights (EMA); samples and the saved pipeline use the averages"),
     Flag("ema_max_decay", "stages.ema_decay", "upper limit of the averages' decay (default 0.9999)", number),
+    switch(
+        "post_hoc_ema",
+        None,
+        "also keep averages of which training/reconstruct_ema.py makes one of any width after training",
+    ),
+    Flag("post_hoc_ema_sigma_rels", "post_hoc_ema.sigma_rels", "their widths (default 0.05,0.1)", numbers),
+    Flag(
+        "post_hoc_ema_snapshot_steps",
+        "post_hoc_ema.snapshot_steps",
+        "write a snapshot of them every N steps (default 500)",
+        count,
+    ),
+    Flag(
+        "post_hoc_ema_snapshots_total_limit",
+        "post_hoc_ema.snapshots_total_limit",
+        "snapshots to keep, evenly over training (default 16)",
+        count,
+    ),
     switch("offload_ema", "options.offload_ema", "keep the averages in the CPU's memory"),
     switch("foreach_ema", "options.foreach_ema", "update the averages in one call (default)"),
 )

@@ -11,6 +11,7 @@ from ..recipe.clip_stages import trains_on_images
 from ..recipe.data import DataRecipe
 from ..recipe.extra_losses import AlignmentRecipe, PerceptualRecipe
 from ..recipe.loading import load_recipe, without_unseen_captions
+from ..recipe.post_hoc_ema import PostHocEmaRecipe
 from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
 from ..recipe.shipped import find_recipe
 from ..recipe.stage import PlateauRecipe, StageRecipe
@@ -125,6 +126,7 @@ def override(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     for part, cls, key in (("alignment", AlignmentRecipe, "encoder"), ("perceptual", PerceptualRecipe, "network")):
         changes[part] = _optional(getattr(recipe, part), cls, key, fields_of(part, given), f"--{part}_{key}")
     changes["lora"] = _optional(recipe.lora, LoraRecipe, "rank", fields_of("lora", given), "--rank")
+    changes["post_hoc_ema"] = override_post_hoc_ema(recipe.post_hoc_ema, given)
     changes["prior_preservation"] = override_prior(recipe.prior_preservation, given)
     # Together with the stages, whose learning rates have to fit it.
     optimizer = changes.pop("optimizer", recipe.optimizer)
@@ -169,6 +171,16 @@ def override_data(data: DataRecipe, given: Mapping[str, Any]) -> DataRecipe:
             )
         fields["embeddings_dir"] = str(given["output_dir"] / EMBEDDINGS_FOLDER)
     return data.with_fields(**fields)
+
+
+def override_post_hoc_ema(current: PostHocEmaRecipe | None, given: Mapping[str, Any]) -> PostHocEmaRecipe | None:
+    """Turn averages whose width is chosen later on or off, or change their settings."""
+    fields = fields_of("post_hoc_ema", given)
+    if given.get("post_hoc_ema", current is not None):
+        return dataclasses.replace(current or PostHocEmaRecipe(), **fields)
+    if fields:
+        raise ValueError(f"--post_hoc_ema_{next(iter(fields))} needs --post_hoc_ema.")
+    return None
 
 
 def override_prior(current: PriorRecipe | None, given: Mapping[str, Any]) -> PriorRecipe | None:

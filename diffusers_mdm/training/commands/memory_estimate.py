@@ -148,12 +148,12 @@ def estimate_stage(
     family = family_of(recipe.optimizer)
     frozen_bytes = HALF_BYTES if recipe.lora is not None and _is_half(recipe, options) else FP32_BYTES
     averaged = trained if recipe.lora is not None else count(unet)
-    has_averages = recipe.use_ema and not options.offload_ema
+    copies = 0 if options.offload_ema else num_averages(recipe)
     return StageMemory(
         weights=trained * FP32_BYTES + (count(unet) - trained) * frozen_bytes,
         gradients=trained * FP32_BYTES,
         moments=sum(family.state_bytes(value.shape) for value in unet.parameters() if value.requires_grad),
-        averages=averaged * FP32_BYTES if has_averages else 0,
+        averages=averaged * FP32_BYTES * copies,
         activations=peak_activations(passes, options.checkpointed_levels(stage.levels)),
         text_encoder=text_encoder_bytes(recipe, options, num_text_parameters),
         autoencoder=autoencoder_bytes(recipe, options, num_vae_parameters),
@@ -185,13 +185,19 @@ def count(module: torch.nn.Module, trained_only: bool = False) -> int:
     return sum(value.numel() for value in parameters)
 
 
+def num_averages(recipe: Recipe) -> int:
+    """Return how many averages of each weight a run keeps."""
+    post_hoc = 0 if recipe.post_hoc_ema is None else len(recipe.post_hoc_ema.sigma_rels)
+    return int(recipe.use_ema) + post_hoc
+
+
 def text_encoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int | None) -> int | None:
     """Estimate the memory of the text encoder: its weights, and if it is trained everything except activations."""
     if num_parameters is None:
         return None
     if not recipe.trains_text_encoder:
         return num_parameters * (HALF_BYTES if _is_half(recipe, options) else FP32_BYTES)
-    averages = FP32_BYTES if recipe.use_ema and not options.offload_ema else 0
+    averages = 0 if options.offload_ema else FP32_BYTES * num_averages(recipe)
     moments = family_of(recipe.optimizer).state_bytes((num_parameters,))  # for Muon an upper limit
     return num_parameters * (2 * FP32_BYTES + averages) + moments
 

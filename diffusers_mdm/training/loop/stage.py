@@ -21,6 +21,7 @@ from ..reports.validation_grid import draw_validation_grid, grid_path
 from ..seeds import derive_seed
 from ..state.checkpoints import WRITE_ERRORS, save_checkpoint
 from ..state.optimizer import learning_rate_factor
+from ..state.post_hoc.snapshots import save_snapshot
 from ..state.progress import ALL_STEPS, Progress
 from ..state.run import Run
 from .held_out import measure_validation_loss
@@ -210,6 +211,10 @@ def keep_what_is_due(
     """
     is_last = run.progress.stage_ended is not None
     interrupted = interruption.is_wanted(run.accelerator)
+    if run.recipe.post_hoc_ema is not None and (
+        is_last or run.progress.total_steps % run.recipe.post_hoc_ema.snapshot_steps == 0
+    ):
+        keep_snapshot(run)  # first, so that a run that resumes from the checkpoint has it
     if run.progress.total_steps % run.options.checkpointing_steps == 0 or is_last or interrupted:
         meter.report()
         keep_checkpoint(run, needed=interrupted)
@@ -260,6 +265,17 @@ def keep_checkpoint(run: Run, needed: bool) -> None:
         if needed:
             raise
         logger.error("No checkpoint at step %d, training continues: %s", run.progress.total_steps, error)
+    wait_for_everyone(run.accelerator)
+
+
+def keep_snapshot(run: Run) -> None:
+    """Save a snapshot of the power-function averages; if it cannot be written, that is reported and training
+    continues.
+    """
+    try:
+        save_snapshot(run)
+    except WRITE_ERRORS as error:
+        logger.error("No snapshot of the averages at step %d, training continues: %s", run.progress.total_steps, error)
     wait_for_everyone(run.accelerator)
 
 

@@ -20,6 +20,7 @@ from ..recipe.stage import StageRecipe
 from ..seeds import derive_seed
 from ..state.averages import grow_averages, lay_out_averages, whole_averages
 from ..state.optimizer import optimizer_state_of, parameter_groups, take_optimizer_state, trained_parameters
+from ..state.post_hoc.run_averages import whole_power_averages
 from ..state.run import Run
 from ..state.sharding import plain_copy
 
@@ -150,11 +151,13 @@ def attach_extra_losses(run: Run, stage: StageRecipe) -> dict[str, torch.nn.Modu
 def end_stage(run: Run, stage: StageRecipe) -> None:
     """Save the optimizer state for the next stage, undo accelerate's preparation, and advance the counters."""
     run.optimizer_state = optimizer_state_of(run)
-    averages = whole_averages(run)
+    averages, power_averages = whole_averages(run), whole_power_averages(run)
     if run.is_sharded:
         unshard(run)
     for name, shadows in averages.items():
         run.ema[name].shadows, run.ema[name].followed = shadows, {}
+    for module, by_width in power_averages.items():
+        run.power_averages[module].shadows, run.power_averages[module].followed = by_width, {}
     for loss in run.stage_losses.values():
         loss.detach()
     run.stage_losses = {}

@@ -37,6 +37,7 @@ from ..state.checkpoints import load_checkpoint
 from ..state.complete_folders import finish_interrupted
 from ..state.finished_files import finish_moving
 from ..state.history import FILE_NAME, History
+from ..state.post_hoc.snapshots import FOLDER, set_aside_newer_snapshots
 from ..state.resuming import Start, find_start
 from ..state.run import Run, RunOptions
 from ..state.sharding import check_supported
@@ -119,6 +120,7 @@ def open_output(recipe: Recipe, options: RunOptions, accelerator: Accelerator) -
     """
     if accelerator.is_main_process:
         finish_interrupted(options.output_dir)
+        finish_interrupted(options.output_dir / FOLDER)
         finish_moving(options.output_dir)
     wait_for_everyone(accelerator)
     return find_start(recipe, options.output_dir, options.resume_from_checkpoint, options.seed)
@@ -300,6 +302,7 @@ def resume_run(run: Run) -> None:
     if run.accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         set_aside_newer(output_dir, run.progress.total_steps, None if start is None else start.checkpoint)
+        set_aside_newer_snapshots(output_dir, run.progress.total_steps)
         write_recipe(run.recipe, output_dir)
     if run.history is not None and start is None:
         run.history.cut_after(0)

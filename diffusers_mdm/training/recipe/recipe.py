@@ -18,6 +18,7 @@ from .extra_losses import AlignmentRecipe, ExtraLossRecipe, PerceptualRecipe
 from .fields import COUNT, NOT_NEGATIVE, FieldError, check_ranges, read_fields
 from .model_checks import check_levels, read_model_arguments, read_scheduler_arguments
 from .optimizer import OptimizerRecipe, Precision
+from .post_hoc_ema import PostHocEmaRecipe
 from .pretrained import LoraRecipe, PretrainedRecipe, PriorRecipe
 from .stage import StageRecipe
 from .super_resolution import SuperResolutionRecipe, check_channels, check_levels_fit
@@ -100,6 +101,7 @@ class Recipe:
     validation: ValidationRecipe = dataclasses.field(default_factory=ValidationRecipe)
     mixed_precision: Precision = "no"
     use_ema: bool = True
+    post_hoc_ema: PostHocEmaRecipe | None = None  # averages whose width is chosen after training
     channels_last: bool | None = None  # memory format of images and convolutions; None: channels_last on CPUs only
     zero_init: bool = (
         True  # initialise the end of residual branches and the output with zeros, as the published models do

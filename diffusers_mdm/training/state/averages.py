@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from .moving_average import Average
+from .post_hoc.run_averages import grow_power_averages, lay_out_power_averages, update_power_averages
 from .run import Run
 from .sharding import gathered_like, laid_out_like, part_here, reshard
 
@@ -20,6 +21,7 @@ def grow_averages(run: Run) -> None:
             name: average.shadows[name] if name in average.shadows else value.detach().clone()
             for name, value in run.averaged_parameters(module).items()
         }
+    grow_power_averages(run)
 
 
 def lay_out_averages(run: Run, decay: float) -> None:
@@ -28,6 +30,7 @@ def lay_out_averages(run: Run, decay: float) -> None:
     For a sharded module, each process averages its own shards, as plain tensors: the average is computed element by
     element, partly with functions that torch does not define for sharded tensors.
     """
+    lay_out_power_averages(run)
     if not run.recipe.use_ema:
         return
     for module in run.trained_modules:
@@ -56,6 +59,8 @@ def update_averages(run: Run) -> None:
         average.update(parameters)
         if run.options.offload_ema:
             average.to(torch.device("cpu"))
+    if run.power_averages:
+        update_power_averages(run)
 
 
 def whole_averages(run: Run) -> dict[str, dict[str, torch.Tensor]]:

@@ -7,6 +7,7 @@ A folder `checkpoint-<total steps>` has
 - `optimizer.safetensors`: whole tensors, "<parameter>//<entry>",
 - `extra_losses.safetensors`: the layers that extra losses train, if there are any,
 - `unet_ema/`, `text_encoder_ema/`: the averaged weights, see `average_files`,
+- `power_averages.safetensors`, `power_averages.json`: see `post_hoc/run_averages`, if the recipe has `post_hoc_ema`,
 - `progress.json`: counters, plateau, counters of the averages, fp16 scaler, the recipe,
 - `history.jsonl`: the history of the run up to here,
 - `manifest.json`: sizes and checksums of all of these.
@@ -36,6 +37,7 @@ from .checkpoint_report import CheckpointReport
 from .complete_folders import complete_folder
 from .history import FILE_NAME as HISTORY_FILE
 from .optimizer import optimizer_state_of
+from .post_hoc.run_averages import load_power_averages, save_power_averages, whole_power_averages
 from .run import Run
 from .sharding import plain_copy
 
@@ -58,7 +60,7 @@ def save_checkpoint(run: Run) -> Path:
     optimizer = run.optimizer_state
     if run.optimizer is not None:
         optimizer = optimizer_state_of(run)
-    averages = whole_averages(run)
+    averages, power_averages = whole_averages(run), whole_power_averages(run)
     modules = {name: plain_copy(module) if run.is_sharded else module for name, module in run.trained_modules.items()}
     if not run.accelerator.is_main_process:
         return final
@@ -66,6 +68,7 @@ def save_checkpoint(run: Run) -> Path:
         save_modules(run, modules, folder)
         save_file(optimizer or {}, folder / OPTIMIZER_FILE)
         save_averages(run, modules, averages, folder)
+        save_power_averages(run, power_averages, folder)
         if run.extra_modules:
             save_file(torch.nn.ModuleDict(run.extra_modules).state_dict(), folder / EXTRA_LOSSES_FILE)
         (folder / PROGRESS_FILE).write_text(json.dumps(progress_report(run), indent=2), encoding="utf-8")
@@ -125,6 +128,7 @@ def load_checkpoint(run: Run, checkpoint: Path, report: CheckpointReport) -> Non
         run.text_encoder = type(run.trained_modules["text_encoder"]).from_pretrained(checkpoint / "text_encoder")  # type: ignore[attr-defined]
         run.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
     load_averages(run, checkpoint, report)
+    load_power_averages(run, checkpoint)
     load_extra_losses(run, checkpoint)
     run.optimizer_state = load_file(checkpoint / OPTIMIZER_FILE)
     check_optimizer_state(run, checkpoint)

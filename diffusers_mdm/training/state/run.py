@@ -27,6 +27,7 @@ from ..recipe.buckets import level_buckets
 from ..recipe.recipe import Precision, Recipe
 from .history import History
 from .moving_average import Average
+from .post_hoc.power_averages import PowerAverages
 from .progress import Progress
 from .resuming import Start
 
@@ -107,6 +108,7 @@ class Run:
     start: Start | None = None  # the checkpoint from which the run resumes
     history: History | None = None
     ema: dict[str, Average] = field(default_factory=dict)  # of each trained module
+    power_averages: dict[str, PowerAverages] = field(default_factory=dict)  # of each trained module, if asked for
     model: torch.nn.Module | None = None  # prepared `ConditionedUNet`
     optimizer: Any = None  # accelerate's wrapper of the torch optimizer
     optimizer_state: dict[str, torch.Tensor] | None = None  # whole tensors by name, between stages and after loading

@@ -12,6 +12,7 @@ from diffusers_mdm.training.commands.parser import build_parser, given_flags
 from diffusers_mdm.training.recipe.data import DATA_KINDS, DataRecipe, ShardData, TableData
 from diffusers_mdm.training.recipe.extra_losses import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import (
     LoraRecipe,
     OptimizerRecipe,
@@ -40,6 +41,7 @@ PARTS = {
     "vae": VaeRecipe,
     "lora": LoraRecipe,
     "prior_preservation": PriorRecipe,
+    "post_hoc_ema": PostHocEmaRecipe,
 }
 WITH_FIELD = [name for name, flag in FLAGS.items() if flag.field is not None]
 # The flags of diffusers' train_text_to_image{,_lora,_sdxl,_lora_sdxl}, train_dreambooth{,_lora,_lora_flux,_lora_flux2}
@@ -108,6 +110,8 @@ def recipe_for(name: str) -> Recipe:
         return dataclasses.replace(recipe, alignment=AlignmentRecipe("inception"))
     if field.startswith("perceptual."):
         return dataclasses.replace(recipe, perceptual=PerceptualRecipe())
+    if field.startswith("post_hoc_ema."):
+        return dataclasses.replace(recipe, post_hoc_ema=PostHocEmaRecipe())
     if field.startswith("lora."):
         return dataclasses.replace(recipe, lora=LoraRecipe())
     for optimizer in ("muon", "prodigy"):

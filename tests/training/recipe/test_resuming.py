@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 
 from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import OptimizerRecipe, PretrainedRecipe, Recipe
 from diffusers_mdm.training.recipe.resuming import (
     EFFECTS,
@@ -48,11 +49,8 @@ def test_every_field_of_a_recipe_is_in_the_table():
             paths |= {f"{field.name}.{entry.name}" for entry in dataclasses.fields(inner)}
         elif f"{field.name}.*" not in EFFECTS:
             paths.add(field.name)
-    assert {
-        path
-        for path in EFFECTS
-        if "*" not in path and path.split(".")[0] not in ("lora", "vae", "super_resolution", "pretrained", "alignment")
-    } <= paths
+    absent = {field.name for field in dataclasses.fields(Recipe) if getattr(TINY, field.name) is None}
+    assert {path for path in EFFECTS if "*" not in path and path.split(".")[0] not in absent} <= paths
     assert all(isinstance(effect_of(path), Effect) for path in paths)
 
 
@@ -72,6 +70,14 @@ WRONG = {
     "stage of another seed": (with_outer(seed=3), r"`stages\[1\]\.seed` 0 -> 3"),
     "frozen levels": (with_outer(frozen_levels=1), r"`stages\[1\]\.frozen_levels` 0 -> 1"),
     "scheduler": (dataclasses.replace(TINY, scheduler={"shift_power": 2.0}), r"`scheduler\.shift_power` 1.0 -> 2.0"),
+    "other averages": (
+        dataclasses.replace(TINY, post_hoc_ema=PostHocEmaRecipe()),
+        "`post_hoc_ema` None -> PostHocEmaRecipe",
+    ),
+    "optimizer": (
+        dataclasses.replace(TINY, optimizer=OptimizerRecipe(name="muon")),
+        "`optimizer.name` 'adamw' -> 'muon'",
+    ),
     "averages": (dataclasses.replace(TINY, use_ema=False), "`use_ema` True -> False"),
     "pretrained": (dataclasses.replace(TINY, pretrained=PretrainedRecipe("a/b")), "`pretrained` None -> "),
     "level": (
