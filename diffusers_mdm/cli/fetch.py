@@ -113,7 +113,10 @@ def fetch(checkpoint: PublishedCheckpoint, args: argparse.Namespace) -> None:
     folder = args.download_dir or args.output_dir.with_name(f".{args.output_dir.name}.download")
     path = folder / f"{checkpoint.name}.pth"
     checksum = download(url, path, expected, Limits(args.timeout, args.attempts))
-    convert(checkpoint, path, url, checksum, args)
+    try:
+        convert(checkpoint, path, url, checksum, args)
+    except ValueError as error:
+        raise ValueError(f"{error} The downloaded file is {path}; remove it to download it again.") from error
     if args.download_dir is None:
         shutil.rmtree(folder)
 

@@ -31,6 +31,8 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from .. import __version__
 
 CHUNK = 2**20
+# Of files whose size neither the server nor the caller knows; the largest published checkpoint is far smaller.
+MAX_UNKNOWN_SIZE = 32 * 2**30
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -306,7 +308,7 @@ def _append(answer: Any, part: Path, start: int, size: int | None) -> None:
         _Unfinished: it ended earlier.
         ValueError: it is longer than expected.
     """
-    place = start
+    place, limit = start, MAX_UNKNOWN_SIZE if size is None else size
     with (
         part.open("r+b") as file,
         tqdm(
@@ -322,8 +324,8 @@ def _append(answer: Any, part: Path, start: int, size: int | None) -> None:
         file.seek(start)
         while chunk := answer.read1(CHUNK):
             place += len(chunk)
-            if size is not None and place > size:
-                raise ValueError(f"{answer.url} sends more than the {size:,} bytes that it should have.")
+            if place > limit:
+                raise ValueError(f"{answer.url} sends more than the {limit:,} bytes that it may have.")
             file.write(chunk)
             bar.update(len(chunk))
     if size is not None and place < size:

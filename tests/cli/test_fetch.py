@@ -69,7 +69,7 @@ def test_what_is_no_checkpoint_is_refused_and_a_kept_download_used_again(tmp_pat
     does = Behaviour(b"x" * 1000)
     with serving(does) as address:
         for _ in range(2):
-            with pytest.raises(ValueError, match="checkpoint"):
+            with pytest.raises(ValueError, match=r"checkpoint.*tiny\.pth; remove it to download it again"):
                 fetch(tmp_path, "--mirror", address, "--without_text_encoder", "--download_dir", tmp_path / "kept")
     assert does.requests == [None]
     assert (tmp_path / "kept" / "tiny.pth").read_bytes() == does.content

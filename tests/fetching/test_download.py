@@ -98,7 +98,11 @@ REFUSED = {
     "web page": (Behaviour(b"<p>", headers={"Content-Type": "text/html; charset=utf-8"}), None, "is a web page"),
     "compressed": (Behaviour(CONTENT, headers={"Content-Encoding": "gzip"}), None, "is sent compressed"),
     "other size": (Behaviour(CONTENT), Expected(size=5), "has 300,000 bytes; expected 5"),
-    "longer than it should be": (Behaviour(CONTENT, has_length=False), Expected(size=5), "more than the 5 bytes"),
+    "longer than it should be": (
+        Behaviour(CONTENT, has_length=False),
+        Expected(size=5),
+        "more than the 5 bytes that it may have",
+    ),
     "other checksum": (Behaviour(CONTENT), Expected(sha256="0" * 64), f"checksum {SHA256}; expected 000"),
     "other part": (Behaviour(CONTENT, cut_after=[1000], shift=7), None, "another part of the file"),
     "local file": (Behaviour(CONTENT, statuses=[302], headers={"Location": "file:///x"}), None, "is not allowed"),
@@ -112,6 +116,12 @@ def test_wrong_files_are_refused(case, tmp_path):
     with pytest.raises(ValueError, match=message):
         fetch(does, tmp_path / "a.pth", expected)
     assert not (tmp_path / "a.pth").exists()
+
+
+def test_a_file_of_unknown_size_may_not_fill_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_UNKNOWN_SIZE", 100_000)
+    with pytest.raises(ValueError, match="more than the 100,000 bytes"):
+        fetch(Behaviour(CONTENT, has_length=False), tmp_path / "a.pth")
 
 
 def test_a_wrong_checksum_leaves_nothing_to_continue(tmp_path):
