@@ -26,22 +26,6 @@ def batch_at(places: list[int], side: int = 8) -> Batch:
     return Batch(torch.stack(pixels), [f"red line {place % 3}" for place in places], torch.tensor(places))
 
 
-@pytest.mark.parametrize("offload", [False, pytest.param(True, marks=pytest.mark.gpu)])
-def test_frozen_modules_are_on_the_device_while_they_are_used(images_dir, tmp_path, offload):
-    encoder = dataclasses.replace(tiny_recipe(images_dir).text_encoder, train_text_encoder=False)
-    run = new_run(images_dir, tmp_path, recipe_fields={"text_encoder": encoder}, offload=offload)
-    stage = run.recipe.stages[0]
-    begin_stage(run, stage)
-    weight, device = next(run.text_encoder.parameters()), run.accelerator.device.type
-    at_rest = "cpu" if offload else device
-    assert run.frozen_modules == [run.text_encoder]
-    assert weight.device.type == at_rest
-    with run.at_hand(*run.frozen_modules):
-        assert next(run.text_encoder.parameters()).device.type == device
-    compute_loss(run, plan_steps(run, stage), batch_at([0, 1, 2, 3]))
-    assert next(run.text_encoder.parameters()).device.type == at_rest
-
-
 def fill_gradients(run: Run, value: float) -> None:
     for parameter in run.unet.parameters():
         parameter.grad = torch.full_like(parameter, value)

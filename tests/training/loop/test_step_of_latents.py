@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from diffusers_mdm import build_pyramid
 from diffusers_mdm.training.data.batch import Batch
-from diffusers_mdm.training.loop.stage_setup import begin_stage
+from diffusers_mdm.training.loop.stage_setup import begin_stage, place_modules
 from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.loop.step import (
     clean_pyramid,
@@ -48,6 +48,20 @@ def batch_at(places: list[int], side: int = 32) -> Batch:
         for place in places
     ]
     return Batch(torch.stack(pixels), ["red line"] * len(places), torch.tensor(places))
+
+
+@pytest.mark.parametrize("offload", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_frozen_modules_are_on_the_device_while_they_are_used(run, offload):
+    stage, device = run.recipe.stages[1], run.accelerator.device.type
+    run.options = dataclasses.replace(run.options, offload=offload)
+    place_modules(run)
+    at_rest = "cpu" if offload else device
+    assert run.frozen_modules == [run.vae]
+    assert run.vae.device.type == at_rest
+    with run.at_hand(run.vae, None):
+        assert run.vae.device.type == device
+    compute_loss(run, plan_steps(run, stage), batch_at([0, 1, 2, 3]))
+    assert run.vae.device.type == at_rest
 
 
 def encoded(run: Run, pixels: torch.Tensor):
