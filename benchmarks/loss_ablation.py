@@ -39,9 +39,9 @@ from diffusers_mdm.training.data.order import BatchOrder
 from diffusers_mdm.training.data.sources import open_training_images, open_validation_images
 from diffusers_mdm.training.extra_losses.frozen_networks import NETWORKS, FrozenNetwork, open_network, resized
 from diffusers_mdm.training.loop.engine import run_recipe
-from diffusers_mdm.training.recipe.extra_losses import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import Recipe
+from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.state.run import RunOptions
 
 CLASS_RECIPE = ROOT / "training" / "recipes" / "emoji_subgroups_class.yaml"

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...models.level import Level
 from ...models.nested_unet import NestedUNetModel
-from ..recipe.extra_losses import AlignmentRecipe
+from ..recipe.stage import AlignmentRecipe
 from .extra_loss import LossInputs
 from .frozen_networks import FrozenNetwork, resized
 

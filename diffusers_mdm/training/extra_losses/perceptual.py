@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ...models.nested_unet import NestedUNetModel
-from ..recipe.extra_losses import PerceptualRecipe
+from ..recipe.stage import PerceptualRecipe
 from .extra_loss import LossInputs
 from .frozen_networks import FrozenNetwork, resized
 

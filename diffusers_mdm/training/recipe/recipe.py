@@ -14,13 +14,12 @@ from .buckets import check_buckets
 from .clip_checks import check_clips
 from .clip_stages import data_of
 from .data import DataRecipe
-from .extra_losses import AlignmentRecipe, ExtraLossRecipe, PerceptualRecipe
 from .fields import COUNT, NOT_NEGATIVE, FieldError, check_ranges, read_fields
 from .model_checks import check_levels, read_model_arguments, read_scheduler_arguments
 from .optimizer import OptimizerRecipe, Precision
 from .post_hoc_ema import PostHocEmaRecipe
 from .pretrained import LoraRecipe, PretrainedRecipe, PriorRecipe
-from .stage import StageRecipe
+from .stage import AlignmentRecipe, ExtraLossRecipe, PerceptualRecipe, StageRecipe
 from .super_resolution import SuperResolutionRecipe, check_channels, check_levels_fit
 from .text_encoder import TextEncoderRecipe
 from .vae import VaeRecipe

@@ -10,7 +10,6 @@ from diffusers_mdm.training.commands.flags import override, override_prior, read
 from diffusers_mdm.training.commands.inapplicable_flags import ALWAYS_SO, REASONS
 from diffusers_mdm.training.commands.parser import build_parser, given_flags
 from diffusers_mdm.training.recipe.data import DATA_KINDS, DataRecipe, ShardData, TableData
-from diffusers_mdm.training.recipe.extra_losses import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import (
@@ -21,7 +20,7 @@ from diffusers_mdm.training.recipe.recipe import (
     Recipe,
     ValidationRecipe,
 )
-from diffusers_mdm.training.recipe.stage import PlateauRecipe, StageRecipe
+from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PerceptualRecipe, PlateauRecipe, StageRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.recipe.vae import VaeRecipe
 from diffusers_mdm.training.state.run import RunOptions

@@ -7,7 +7,7 @@ import torch
 from diffusers_mdm import NestedUNetModel
 from diffusers_mdm.training.extra_losses.alignment import AlignmentLoss
 from diffusers_mdm.training.extra_losses.extra_loss import LossInputs
-from diffusers_mdm.training.recipe.extra_losses import AlignmentRecipe
+from diffusers_mdm.training.recipe.stage import AlignmentRecipe
 from tests.training.extra_losses.tiny_networks import TinyMaps
 
 SIZES = {

@@ -7,7 +7,7 @@ import torch
 from diffusers_mdm import MatryoshkaScheduler, build_pyramid, pyramid_noise
 from diffusers_mdm.training.extra_losses.extra_loss import LossInputs
 from diffusers_mdm.training.extra_losses.perceptual import PerceptualLoss
-from diffusers_mdm.training.recipe.extra_losses import PerceptualRecipe
+from diffusers_mdm.training.recipe.stage import PerceptualRecipe
 from tests.training.extra_losses.tiny_networks import TinyMaps
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from diffusers_mdm.training.extra_losses.registry import open_extra_losses
 from diffusers_mdm.training.loop.engine import run_recipe
-from diffusers_mdm.training.recipe.extra_losses import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.recipe.recipe import ValidationRecipe
+from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.state.history import FILE_NAME, History
 from tests.training.extra_losses.tiny_networks import register
 from tests.training.loop.run_folders import assert_equal, everything, options, weights

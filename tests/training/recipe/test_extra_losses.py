@@ -5,8 +5,8 @@ import dataclasses
 
 import pytest
 
-from diffusers_mdm.training.recipe.extra_losses import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PerceptualRecipe
 from tests.training.tiny_run import RECIPES
 
 
