@@ -17,7 +17,7 @@ from diffusers_mdm.pyramid import as_pyramid
 
 from .served_model import ServedModel
 from .settings import ANCESTRAL, AS_SAVED, Settings
-from .tasks import CLIPS, EDIT, UPSCALE
+from .tasks import CLIPS, EDIT, PLAIN, UPSCALE
 
 # The frames of one image (a single one) or clip.
 Frames = list[Image.Image]
@@ -127,7 +127,6 @@ def _arguments(model: ServedModel, settings: Settings, given: GivenImage | None)
     task, count = settings.task, settings.images
     call: dict[str, Any] = {
         "num_inference_steps": settings.steps,
-        "guidance_scale": list(settings.guidance),
         # One generator per image, so that an image does not depend on the others.
         "generator": [torch.Generator("cpu").manual_seed(settings.seed + index) for index in range(count)],
         "output_pyramid": True,
@@ -135,15 +134,20 @@ def _arguments(model: ServedModel, settings: Settings, given: GivenImage | None)
     }
     if settings.solver != AS_SAVED:
         call["eta"] = 1.0 if settings.solver == ANCESTRAL else 0.0
-    elif task == UPSCALE.name:
-        call["eta"] = None
+    elif task == UPSCALE.name and not model.sees_image:
+        call["eta"] = None  # the default of the model's folder
+    if model.is_guided:
+        call["guidance_scale"] = list(settings.guidance)
+    else:
+        copies = {PLAIN.name: "batch_size", CLIPS.name: "num_videos_per_prompt"}
+        call[copies.get(task, "num_images_per_prompt")] = count
     if model.reads_text:
         call |= {"prompt": [settings.prompt] * count, "negative_prompt": [settings.negative_prompt] * count}
     if model.has_classes:
         call["class_labels"] = [model.class_number(settings.label)] * count
     if given is not None:
         call |= _image_arguments(model, settings, given)
-    if task != EDIT.name:
+    if task != EDIT.name and not model.sees_image:
         call["height"] = model.sides[settings.level]
     if task == CLIPS.name:
         call["num_frames"] = model.frames[settings.level]

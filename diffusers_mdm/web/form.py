@@ -134,7 +134,9 @@ class Form:
             names = {index: f"Guidance, level {index}" for index, side in enumerate(model.sides)}
         for index, slider in enumerate(self.guidance):
             changes = {} if scales is None else {"value": scales[index]}
-            sliders[slider] = gr.update(visible=index <= level, label=names.get(index, ""), **changes)
+            sliders[slider] = gr.update(
+                visible=model.is_guided and index <= level, label=names.get(index, ""), **changes
+            )
         return sliders
 
     def open_to(self, model: ServedModel, level: int) -> Updates:

@@ -11,21 +11,24 @@ from diffusers_mdm.pipelines import (
     MDMImg2ImgPipeline,
     MDMInpaintPipeline,
     MDMPipeline,
+    MDMSuperResolutionPipeline,
+    MDMUnconditionalPipeline,
     MDMUpscalePipeline,
     MDMVideoPipeline,
 )
-from diffusers_mdm.pipelines.drawing.request import PUBLISHED_DEFAULTS, UPSCALE_PREFIX
+from diffusers_mdm.pipelines.drawing.request import PUBLISHED_DEFAULTS
 from diffusers_mdm.pipelines.pipeline_base import MDMPipelineBase
 from diffusers_mdm.schedulers import MatryoshkaScheduler
 from diffusers_mdm.schedulers.reverse_steps import ALGORITHMS
 
 from .limits import Limits
 from .settings import ANCESTRAL, AS_SAVED, SOLVERS
-from .tasks import CLASSES, CLIPS, EDIT, TEXT, UPSCALE, tasks_of
+from .tasks import CLASSES, CLIPS, EDIT, PLAIN, TEXT, UPSCALE, tasks_of
 
 PIPELINES: dict[str, type[MDMPipelineBase]] = {
     TEXT.name: MDMPipeline,
     CLASSES.name: MDMClassConditionalPipeline,
+    PLAIN.name: MDMUnconditionalPipeline,
     UPSCALE.name: MDMUpscalePipeline,
     EDIT.name: MDMImg2ImgPipeline,
     CLIPS.name: MDMVideoPipeline,
@@ -59,6 +62,9 @@ class ServedModel:
         config = pipeline.unet.config
         self.reads_text = config.cross_attention_dim is not None
         self.has_classes = config.num_class_embeds is not None
+        self.is_guided = self.reads_text or self.has_classes
+        # A model of one level that enlarges what it sees, or one that draws around an inner level.
+        self.sees_image = isinstance(pipeline, MDMSuperResolutionPipeline)
         tasks = tasks_of(pipeline.unet)
         self.tasks = tuple(task for task in tasks if self.levels(task.name))
         self.labels = self._labels()
@@ -103,9 +109,9 @@ class ServedModel:
         """Return the levels that a task can stop at, with their names, innermost first.
 
         Args:
-            task: name of the task; upscaling starts from the innermost level, so it cannot stop there.
+            task: name of the task; upscaling from the innermost level cannot stop there.
         """
-        first = 1 if task == UPSCALE.name else 0
+        first = 1 if task == UPSCALE.name and not self.sees_image else 0
         return {index: name for index, name in self.level_names.items() if index >= first}
 
     def default(self, task: str, name: str) -> Any:
@@ -115,10 +121,15 @@ class ServedModel:
             task: name of the task.
             name: a key of `drawing_defaults`, such as "num_inference_steps".
         """
-        own = self.pipeline.config.get("drawing_defaults") or {}
-        prefixed = UPSCALE_PREFIX + name if task == UPSCALE.name else name
-        fallback = PIPELINES[task]._published_defaults.get(name, PUBLISHED_DEFAULTS[name])
-        return own.get(prefixed, own.get(name, fallback))
+        own, made = self.pipeline.config.get("drawing_defaults") or {}, self.pipeline_class(task)
+        fallback = made._published_defaults.get(name, PUBLISHED_DEFAULTS[name])
+        return own.get(made._defaults_prefix + name, own.get(name, fallback))
+
+    def pipeline_class(self, task: str, masked: bool = False) -> type[MDMPipelineBase]:
+        """Return the class of the pipeline of a task; arguments as in `pipeline_for`."""
+        if task == UPSCALE.name and self.sees_image:
+            return MDMSuperResolutionPipeline
+        return MDMInpaintPipeline if masked and task == EDIT.name else PIPELINES[task]
 
     def pipeline_for(self, task: str, solver: str = AS_SAVED, masked: bool = False) -> Any:
         """Return the pipeline of a task, which shares the weights of all others.
@@ -128,7 +139,7 @@ class ServedModel:
             solver: one of `solvers`.
             masked: for edits, whether only a part of the image is repainted.
         """
-        made = MDMInpaintPipeline if masked and task == EDIT.name else PIPELINES[task]
+        made = self.pipeline_class(task, masked)
         scheduler_name = {ANCESTRAL: "ddim"}.get(solver, solver)
         key = (made, scheduler_name)
         if key not in self._made:

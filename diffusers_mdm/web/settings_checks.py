@@ -56,7 +56,8 @@ def _level(settings: Settings, model: ServedModel) -> int:
     offered = model.levels(settings.task)
     if not is_whole_number(settings.level) or int(settings.level) not in offered:
         names = ", ".join(offered.values())
-        first = " (the level inside it is your image)" if settings.task == UPSCALE.name else ""
+        is_inside = settings.task == UPSCALE.name and not model.sees_image
+        first = " (the level inside it is your image)" if is_inside else ""
         raise ValueError(f"There is no level {describe(settings.level)} to stop at; choose one of {names}{first}.")
     return int(settings.level)
 

@@ -28,6 +28,7 @@ class Task:
 
 TEXT = Task("text", "Text to image", "Draws a prompt at every resolution of the model at once.")
 CLASSES = Task("classes", "Classes", "Draws a class of images that the model was trained on.")
+PLAIN = Task("plain", "Images", "Draws images like those that the model was trained on.")
 UPSCALE = Task(
     "upscale", "Upscale", "Draws larger levels around your image, which is first reduced to the size of a level.", True
 )
@@ -39,19 +40,25 @@ EDIT = Task(
     True,
 )
 CLIPS = Task("clips", "Clips", "Draws a short clip, whose levels differ in size and in the number of frames.")
-TASKS = {task.name: task for task in (TEXT, CLASSES, UPSCALE, EDIT, CLIPS)}
+TASKS = {task.name: task for task in (TEXT, CLASSES, PLAIN, UPSCALE, EDIT, CLIPS)}
 
 
 def tasks_of(unet: NestedUNetModel) -> tuple[Task, ...]:
     """Return what a model can do, in the order of the tabs.
 
     Args:
-        unet: the model, conditioned on texts, classes or both.
+        unet: the model. One with more input than output channels sees a small image, which it enlarges.
     """
     config = unet.config
     if config.num_frames is not None:
         return (CLIPS,)
-    able = [CLASSES] if config.num_class_embeds is not None else [TEXT]
+    if config.in_channels != config.out_channels:
+        return (UPSCALE,)
+    able = [PLAIN]
+    if config.num_class_embeds is not None:
+        able = [CLASSES]
+    elif config.cross_attention_dim is not None:
+        able = [TEXT]
     if len(unet.sample_sizes) > 1:
         able.append(UPSCALE)
     return (*able, EDIT)

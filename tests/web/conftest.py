@@ -6,12 +6,12 @@ import pytest
 from diffusers_mdm.web.served_model import ServedModel
 from tests.pipelines.tiny_tasks import task
 
-MODELS = {"tiny": "text", "kinds": "class", "moving": "video"}
+MODELS = {"tiny": "text", "kinds": "class", "moving": "video", "free": "unconditional", "cascade": "super-resolution"}
 
 
 @pytest.fixture(scope="session")
 def models() -> dict[str, ServedModel]:
-    """A model of texts, one of classes and one of clips."""
+    """A model of texts, one of classes, one of clips, one of neither, and one that enlarges."""
     return {name: ServedModel(name, task(kind).make()) for name, kind in MODELS.items()}
 
 

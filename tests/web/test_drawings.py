@@ -55,6 +55,8 @@ def test_an_image_does_not_depend_on_the_others(models):
         (dataclasses.replace(TEXT, level=0, guidance=(2.0,)), [8]),
         (CLASS, [8, 16]),
         (dataclasses.replace(CLASS, label="2"), [8, 16]),
+        (dataclasses.replace(TEXT, task="plain", model="free"), [8, 16]),
+        (dataclasses.replace(TEXT, task="plain", model="free", level=0, images=2), [8]),
     ],
 )
 def test_levels_up_to_the_chosen_one(models, settings, sizes):
@@ -80,6 +82,16 @@ def test_upscaled_images_are_drawn_around_the_given_one(models):
     assert [level[0][0].size for level in levels] == [(8, 8), (16, 16)]
     small = GRADIENT.resize((8, 8), Image.Resampling.BOX)
     assert abs(as_array(levels[0][0][0]) - as_array(small)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "sizes"), [("cascade", "upscale", [16]), ("free", "upscale", [8, 16]), ("free", "edit", [8, 16])]
+)
+def test_models_of_every_kind_take_images(models, model, task, sizes):
+    level = max(models[model].levels(task))
+    settings = dataclasses.replace(TEXT, task=task, model=model, level=level, guidance=(2.0,) * (level + 1), images=2)
+    levels = run(models, settings, GivenImage(GRADIENT))[-1].levels
+    assert [[image[0].width for image in level] for level in levels] == [[size] * 2 for size in sizes]
 
 
 def test_edits_keep_what_is_not_painted(models):
@@ -141,7 +153,7 @@ def test_drawings_of_one_model_wait_for_each_other(models):
     results = {}
 
     def one(name, prompt):
-        results[name] = run(models, dataclasses.replace(TEXT, prompt=prompt, steps=20))[-1]
+        results[name] = run(models, dataclasses.replace(TEXT, prompt=prompt, steps=6))[-1]
 
     threads = [threading.Thread(target=one, args=(name, f"a {name}")) for name in ("cat", "dog")]
     for thread in threads:
@@ -149,7 +161,7 @@ def test_drawings_of_one_model_wait_for_each_other(models):
     for thread in threads:
         thread.join()
     for name, result in results.items():
-        alone = run(models, dataclasses.replace(TEXT, prompt=f"a {name}", steps=20))[-1]
+        alone = run(models, dataclasses.replace(TEXT, prompt=f"a {name}", steps=6))[-1]
         assert abs(as_array(result.levels[1][0][0]) - as_array(alone.levels[1][0][0])).max() <= 1
 
 

@@ -181,6 +181,15 @@ def test_tabs_select_a_model_that_can_do_the_task(handlers, values):
     assert fields["label"]["value"] == "cat"
 
 
+def test_models_without_conditions_have_no_fields_for_them(handlers, values):
+    updates = handlers.select_task("plain", values)
+    fields = by_name(handlers.form, updates)
+    assert fields["model"]["value"] == "free"
+    assert not fields["prompt"]["visible"]
+    assert not fields["label"]["visible"]
+    assert not any(updates[field]["visible"] for field in handlers.form.guidance)
+
+
 def test_selecting_the_shown_tab_again_changes_nothing(handlers, values):
     assert handlers.select_task("text", values) == {handlers.form.task: "text"}
 
@@ -192,7 +201,7 @@ def test_another_model_brings_its_own_choices(handlers, values):
     assert fields["label"]["visible"]
     assert not fields["prompt"]["visible"]
     assert fields["level"]["choices"] == [("16 px", 1)]
-    assert fields["model"]["choices"] == ["tiny", "kinds"]
+    assert fields["model"]["choices"] == ["tiny", "kinds", "free", "cascade"]
 
 
 def test_guidance_fields_follow_the_level(handlers, values):
