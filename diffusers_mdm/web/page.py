@@ -46,7 +46,7 @@ def build_page(models: Mapping[str, ServedModel], limits: Limits) -> tuple[gr.Bl
     # Files of the galleries and uploads are deleted an hour after they were written.
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\nOne network draws the image at every resolution at once. Watch all of them grow.")
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_id="halves"):
             with gr.Column(scale=2, min_width=340):
                 form, buttons = _build_form(models, limits)
             with gr.Column(scale=3, min_width=340):
@@ -78,7 +78,7 @@ def _build_form(models: Mapping[str, ServedModel], limits: Limits) -> tuple[Form
     with gr.Row():
         buttons["draw"] = gr.Button("Draw", variant="primary", elem_id="draw")
         buttons["stop"] = gr.Button("Stop", elem_id="stop")
-    with gr.Accordion("Settings", open=True):
+    with gr.Accordion("Settings", open=True, elem_id="settings"):
         fields |= _setting_fields(models, limits)
     return Form(**fields), buttons
 
