@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PATIENCE = 20_000  # milliseconds; busy machines are slow
+PATIENCE = 60_000  # milliseconds; busy machines are slow
 # Notes every preview that the page shows.
 _NOTE_PREVIEWS = """() => {
     window.previews = [];

@@ -12,7 +12,7 @@ from diffusers_mdm.web.limits import Limits
 from diffusers_mdm.web.serving import serve
 from tests.web.browser import Visitor, chromium
 
-MANY = 1000  # steps, all that there are: seconds, in which a test can stop the drawing
+MANY = 1000  # steps: all that there are; they take so long that a test can stop the drawing
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def drawing_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "drawing"]
 
 
-def wait_until_nothing_draws(seconds: float = 10.0) -> bool:
+def wait_until_nothing_draws(seconds: float = 30.0) -> bool:
     end = time.monotonic() + seconds
     while drawing_threads() and time.monotonic() < end:
         time.sleep(0.05)
