@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
+from tests.training.image_files import png
 from tests.training.loop.run_folders import averages
 
 HERE = Path(__file__).parents[1]
@@ -177,6 +178,23 @@ def test_two_processes_resume_where_they_stopped(images_dir, tmp_path):
     shutil.copytree(first / "checkpoint-2", tmp_path / "second" / "checkpoint-2")
     train(images_dir, tmp_path / "second", HALF, "ddp_cpu.yaml")
     assert_close(first / "checkpoint-8", tmp_path / "second" / "checkpoint-8", 1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_have_batches_of_the_same_bucket(tmp_path):
+    """Otherwise a step of two processes would not be that of one, whose batch has one size."""
+    data = tmp_path / "mixed"
+    data.mkdir()
+    for number, size in enumerate([(40, 24), (20, 12), (80, 50), (24, 40), (12, 20), (16, 16), (32, 32)]):
+        (data / f"{number}.png").write_bytes(png((number * 35, 90, 200 - number * 25), size))
+        (data / f"{number}.txt").write_text(f"image {number}")
+    buckets = {"data": {"use_aspect_ratio_buckets": True}}
+    train(data, tmp_path / "one", LAYOUTS, recipe=buckets)
+    train(data, tmp_path / "two", HALF, "ddp_cpu.yaml", recipe=buckets)
+    assert_close(tmp_path / "one" / "checkpoint-8", tmp_path / "two" / "checkpoint-8", 1e-4)
+    shutil.copytree(tmp_path / "two" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    train(data, tmp_path / "again", HALF, "ddp_cpu.yaml", recipe=buckets)
+    assert_close(tmp_path / "two" / "checkpoint-8", tmp_path / "again" / "checkpoint-8", 1e-4)
 
 
 @pytest.mark.slow
