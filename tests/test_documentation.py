@@ -186,7 +186,7 @@ def names_defined_in(path: Path) -> set[str]:
 
 def with_fewer_steps(code: str) -> str:
     """The same code with one step in place of many."""
-    return re.sub(r"(num_inference_steps\W{1,4})\d+", r"\g<1>1", code)
+    return re.sub(r"(num_(?:inference|inner)_steps\W{1,4})\d+", r"\g<1>1", code)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

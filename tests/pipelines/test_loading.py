@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoModel, AutoPipelineForText2Image, DiffusionPipeline
+from PIL import Image
 
 import diffusers_mdm
 from diffusers_mdm import MatryoshkaScheduler, MDMPipeline, NestedUNetModel
@@ -33,10 +34,21 @@ FILES = {
 }
 WITHOUT_IMPORTING = """
 import sys
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
 from safetensors.torch import save_file
 
 folder, out = sys.argv[1:]
+# diffusers does not import what a folder names.
+for load, error in (
+    (lambda: DiffusionPipeline.from_pretrained(folder), AttributeError),
+    (lambda: DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), AttributeError),
+    (lambda: AutoModel.from_pretrained(folder, subfolder="unet"), (AttributeError, ValueError)),
+):
+    try:
+        load()
+    except error:
+        continue
+    raise AssertionError("loaded without the package")
 assert "diffusers_mdm" not in sys.modules
 images = {}
 for name, where in (("folder", folder), ("file", folder + "/pipeline.py")):
@@ -144,6 +156,32 @@ def test_without_importing_the_package_first(folder, images, tmp_path):
     assert torch.equal(drawn["folder"], drawn["file"])
     assert (tmp_path / "again" / "pipeline.py").read_text() == (folder / "pipeline.py").read_text()
     assert index_of(tmp_path / "again") == index_of(folder)
+
+
+def test_diffusers_own_commands(folder, tmp_path, monkeypatch, capsys):
+    """In a process that has imported the package, as docs/loading.md says."""
+    from diffusers.commands.diffusers_cli import main
+
+    monkeypatch.setattr(sys, "argv", ["diffusers-cli", "schema", "--model", str(folder)])
+    main()
+    assert "num_inner_steps" in capsys.readouterr().out
+    call = json.dumps({"prompt": "a red apple", "num_inference_steps": 1})
+    asked = [
+        "--model",
+        str(folder),
+        "--dtype",
+        "fp32",
+        "--device-map",
+        "cpu",
+        "--seed",
+        "0",
+        "--pipeline-kwargs",
+        call,
+    ]
+    monkeypatch.setattr(sys, "argv", ["diffusers-cli", "run", *asked, "--output", str(tmp_path / "apple.png")])
+    main()
+    with Image.open(tmp_path / "apple.png") as image:
+        assert image.size == (16, 16)
 
 
 def test_single_components(folder):
