@@ -178,15 +178,16 @@ for number, color in enumerate(("red", "lime", "blue", "yellow") * 4):
 
 
 def use_with_training(here: Environment) -> None:
-    """Train ten steps on sixteen images with a recipe of the wheel, and generate with the result."""
+    """Train both stages of a recipe of the wheel for a step each, fine-tune for ten steps, and generate."""
     here.python(PICTURES)
-    # Five steps for each of the recipe's two stages.
-    flags = ["--recipe", "tiny", "--train_data_dir", "pictures", "--max_train_steps", NUM_STEPS // 2]
-    flags += ["--learning_rate", "1e-3", "--report_to", "none", "--output_dir", "trained"]
-    here.mdm("train", "text-to-image", *flags)
-    report = json.loads((here.home / "trained" / "recipe.json").read_text(encoding="utf-8"))
-    expect(len(report["stages"]) == 2, "the recipe of the run has lost a stage.")
-    here.mdm("generate", "trained", "--prompts", "a red square", "--num_inference_steps", 2, "--output_dir", "own")
+    data = ["--train_data_dir", "pictures", "--report_to", "none"]
+    here.mdm("train", "text-to-image", "--recipe", "tiny", "--max_train_steps", 1, *data, "--output_dir", "trained")
+    stages = json.loads((here.home / "trained" / "recipe.json").read_text(encoding="utf-8"))["stages"]
+    expect(len(stages) == 2, "the recipe of the run has lost a stage.")
+    start = ["--pretrained_model_name_or_path", "trained", "--max_train_steps", NUM_STEPS, "--train_batch_size", 4]
+    here.mdm("train", "text-to-image", *start, *data, "--output_dir", "tuned")
+    expect((here.home / "tuned" / f"checkpoint-{NUM_STEPS}").is_dir(), f"training did not last {NUM_STEPS} steps.")
+    here.mdm("generate", "tuned", "--prompts", "a red square", "--num_inference_steps", 2, "--output_dir", "own")
     expect((here.home / "own" / "000-a_red_square.png").is_file(), "the trained model generated nothing.")
 
 
