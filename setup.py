@@ -16,7 +16,7 @@ RECIPES = Path("training/recipes")
 
 
 class BuildWithRecipes(build_py):
-    """Copies the recipes into the package, where `diffusers_mdm/training/recipe/shipped.py` looks for them."""
+    """Copies the recipes into the package, where `diffusers_mdm/training/recipe/loading.py` looks for them."""
 
     def run(self) -> None:
         """Build, and copy; an editable installation finds them in the clone."""

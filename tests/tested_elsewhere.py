@@ -11,11 +11,11 @@ _DOORS = "it adds flags to what other tests run"
 
 TESTED_ELSEWHERE = {
     "__main__.py": ("cli/test_main.py", "it calls the entry point, in a process"),
-    "cli/drawing.py": ("cli/test_generate.py", "it is the work of the command that is tested there"),
+    "cli/generating/drawing.py": ("cli/test_generate.py", "it is the work of the command that is tested there"),
     "cli/convert.py": ("commands/test_convert.py", "the scripts are the same commands"),
     "cli/evaluate.py": ("training/commands/evaluation/test_measure.py", _DOORS),
     "fetching/card.py": ("cli/test_fetch.py", "it is written into the folder that is tested there"),
-    "cli/generate_flags.py": ("cli/test_generate.py", _STRUCTURES),
+    "cli/generating/generate_flags.py": ("cli/test_generate.py", _STRUCTURES),
     "cli/info.py": ("cli/test_model_facts.py", _DOORS),
     "cli/precompute.py": ("commands/test_precompute_text_embeddings.py", "the script is the same command"),
     "cli/registry.py": ("commands/test_help.py", _STRUCTURES),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..command_parsing import OneLineParser
-from . import generate_flags as flags
+from .generating import generate_flags as flags
 
 DESCRIPTION = """\
 Generate images or clips with a saved model: one file each.
@@ -49,7 +49,7 @@ def run(program: str, arguments: Sequence[str]) -> int:
         parser.error("--prompts and --prompts_file are both prompts; pass one of them.")
     if args.lora_scale is not None and args.lora is None:
         parser.error("--lora_scale needs --lora.")
-    from .drawing import draw_all, open_drawing
+    from .generating.drawing import draw_all, open_drawing
 
     start = time.perf_counter()
     drawing = open_drawing(args)

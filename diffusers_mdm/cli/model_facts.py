@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from safetensors import SafetensorError, safe_open
 
 from ..public_names import MatryoshkaScheduler, NestedUNetModel
-from .drawing_memory import step_bytes
+from .generating.drawing_memory import step_bytes
 from .saved_pipelines import class_name, read_index
 
 GIB = 2**30

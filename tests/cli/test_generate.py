@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusers_mdm.cli.generate import build_parser, run
-from diffusers_mdm.cli.generate_flags import CALL_FLAGS
+from diffusers_mdm.cli.generating.generate_flags import CALL_FLAGS
 from diffusers_mdm.cli.main import main
 from diffusers_mdm.pipelines import MDMPipeline
 from tests.pipelines.tiny_tasks import task as tiny_task

@@ -5,8 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from diffusers_mdm.training.recipe.pretrained import VaeRecipe
 from diffusers_mdm.training.recipe.recipe import Recipe
-from diffusers_mdm.training.recipe.vae import VaeRecipe
 from tests.pipelines.tiny_tasks import make_vae, task
 from tests.training.tiny_run import tiny_recipe
 

@@ -18,10 +18,10 @@ from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..data.sources import open_source
 from ..modules.autoencoder import has_vae, scale_factor_of, vae_config
 from ..recipe.data import DataRecipe
+from ..recipe.pretrained import VaeRecipe
 from ..recipe.recipe import PretrainedRecipe, Recipe
 from ..recipe.stage import StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
-from ..recipe.vae import VaeRecipe
 
 # Small steps at a constant rate, so that the model learns what is new without forgetting what it knows.
 LEARNING_RATE = 1e-5

@@ -9,13 +9,12 @@ from typing import Any
 from ...processes import num_launched
 from ..recipe.clip_stages import trains_on_images
 from ..recipe.data import DataRecipe
-from ..recipe.loading import load_recipe, without_unseen_captions
-from ..recipe.post_hoc_ema import PostHocEmaRecipe
+from ..recipe.loading import find_recipe, load_recipe, without_unseen_captions
+from ..recipe.optimizer import PostHocEmaRecipe
+from ..recipe.pretrained import VaeRecipe
 from ..recipe.recipe import LoraRecipe, PretrainedRecipe, PriorRecipe, Recipe
-from ..recipe.shipped import find_recipe
 from ..recipe.stage import AlignmentRecipe, PerceptualRecipe, PlateauRecipe, StageRecipe
 from ..recipe.text_encoder import TextEncoderRecipe
-from ..recipe.vae import VaeRecipe
 from ..state.run import RunOptions
 from .fine_tuning import (
     BATCH_SIZE,

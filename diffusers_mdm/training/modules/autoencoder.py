@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 from ...pipelines.drawing.latent_space import clips_to_images, config_scale_factor
 from ...pipelines.pipeline_mdm import MDMPipeline
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
+from ..recipe.pretrained import VaeRecipe
 from ..recipe.recipe import PretrainedRecipe, Recipe
-from ..recipe.vae import VaeRecipe
 
 PIPELINE_FOLDER = "vae"  # the subfolder of a pipeline
 IMAGE_CHANNELS = 3

@@ -16,13 +16,11 @@ from .clip_stages import data_of
 from .data import DataRecipe
 from .fields import COUNT, NOT_NEGATIVE, FieldError, check_ranges, read_fields
 from .model_checks import check_levels, read_model_arguments, read_scheduler_arguments
-from .optimizer import OptimizerRecipe, Precision
-from .post_hoc_ema import PostHocEmaRecipe
-from .pretrained import LoraRecipe, PretrainedRecipe, PriorRecipe
+from .optimizer import OptimizerRecipe, PostHocEmaRecipe, Precision
+from .pretrained import LoraRecipe, PretrainedRecipe, PriorRecipe, VaeRecipe
 from .stage import AlignmentRecipe, ExtraLossRecipe, PerceptualRecipe, StageRecipe
 from .super_resolution import SuperResolutionRecipe, check_channels, check_levels_fit
 from .text_encoder import TextEncoderRecipe
-from .vae import VaeRecipe
 
 # Metrics of images generated for held-out captions, with the number of images below which each says nothing.
 VALIDATION_METRICS = {"fid": 50, "kid": 50, "clip": 1, "retrieval": 2}

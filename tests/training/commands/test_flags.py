@@ -11,7 +11,8 @@ from diffusers_mdm.training.commands.inapplicable_flags import ALWAYS_SO, REASON
 from diffusers_mdm.training.commands.parser import build_parser, given_flags
 from diffusers_mdm.training.recipe.data import DATA_KINDS, DataRecipe, ShardData, TableData
 from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
+from diffusers_mdm.training.recipe.optimizer import PostHocEmaRecipe
+from diffusers_mdm.training.recipe.pretrained import VaeRecipe
 from diffusers_mdm.training.recipe.recipe import (
     LoraRecipe,
     OptimizerRecipe,
@@ -22,7 +23,6 @@ from diffusers_mdm.training.recipe.recipe import (
 )
 from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PerceptualRecipe, PlateauRecipe, StageRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
-from diffusers_mdm.training.recipe.vae import VaeRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import RECIPES
 
@@ -330,7 +330,7 @@ def test_another_source_of_images_takes_the_place_of_the_recipes():
     assert streamed.data.shards == ("a-{0..3}.tar",)
     back = override(streamed, parse("--train_data_dir", "images"))
     assert isinstance(back.data, TableData)
-    assert back.data.path == "images"
+    assert back.data.path == "pictures"
     subject = override(recipe, parse("--instance_data_dir", "me", "--instance_prompt", "a sks dog"))
     assert (subject.data.path, subject.data.caption) == ("me", "a sks dog")
 

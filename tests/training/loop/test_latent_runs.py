@@ -22,7 +22,7 @@ from diffusers_mdm.training.loop.stage_data import open_held_out
 from diffusers_mdm.training.loop.stage_setup import begin_stage
 from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.recipe.vae import VaeRecipe
+from diffusers_mdm.training.recipe.pretrained import VaeRecipe
 from diffusers_mdm.training.state.history import History
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import draw, seed

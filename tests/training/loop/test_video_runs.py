@@ -112,7 +112,7 @@ def test_single_frames_of_clips_stand_in_for_images_and_clips_are_held_out(clips
     )
     run_recipe(recipe, options(tmp_path, checkpointing_steps=100))
     measured = [row for row in History(tmp_path / "history.jsonl").read() if "validation_loss/level_0" in row]
-    assert [row["stage"] for row in measured] == ["images", "clips", "large-clips"]
+    assert [row["stage"] for row in measured] == ["pictures", "clips", "large-clips"]
     assert "validation_loss/level_1" in measured[2]
 
 

@@ -13,9 +13,9 @@ from diffusers_mdm.training.commands.memory_estimate import estimate_stage
 from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.modules.autoencoder import count_vae_parameters, open_vae, scale_factor_of, vae_dtype
 from diffusers_mdm.training.recipe.fields import FieldError, read_fields
+from diffusers_mdm.training.recipe.pretrained import VaeRecipe
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe, Recipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
-from diffusers_mdm.training.recipe.vae import VaeRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_tasks import make_vae
 from tests.training.tiny_latents import latent_recipe, of_latents, save_latent_pipeline, save_vae

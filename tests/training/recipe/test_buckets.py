@@ -8,8 +8,7 @@ import pytest
 from diffusers_mdm.training.recipe.buckets import automatic_buckets, level_buckets, most_square
 from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.recipe.pretrained import PriorRecipe
-from diffusers_mdm.training.recipe.vae import VaeRecipe
+from diffusers_mdm.training.recipe.pretrained import PriorRecipe, VaeRecipe
 from tests.training.tiny_run import RECIPES
 
 # Levels of 8 and 16 pixels, whose sizes are multiples of 2 and 4.

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusers_mdm.training.recipe.loading import load_recipe, without_unseen_captions
+from diffusers_mdm.training.recipe import loading
+from diffusers_mdm.training.recipe.loading import find_recipe, load_recipe, shipped_recipes, without_unseen_captions
 from tests.training.tiny_run import RECIPES
 
+ROOT = Path(__file__).parents[3]
 TINY = yaml.safe_load((RECIPES / "tiny.yaml").read_text(encoding="utf-8"))
 
 
@@ -22,7 +24,7 @@ def written(folder: Path, **changes: object) -> Path:
 def test_paths_that_are_beside_the_file_are_looked_up_there(tmp_path, monkeypatch):
     (tmp_path / "here" / "pictures").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    file = written(tmp_path / "here", data={"path": "images"}, vae={"pretrained": "vae"})
+    file = written(tmp_path / "here", data={"path": "pictures"}, vae={"pretrained": "vae"})
     monkeypatch.chdir(tmp_path / "elsewhere")
     recipe = load_recipe(file)
     assert recipe.data.path == str((tmp_path / "here" / "pictures").resolve())
@@ -65,3 +67,29 @@ def test_captions_that_no_model_sees_are_empty():
     seen = load_recipe(RECIPES / "tiny.yaml")
     assert without_unseen_captions(seen) is seen
     assert load_recipe(RECIPES / "imagenet_64.yaml").data.caption == ""
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny.yaml"])
+def test_a_name_is_enough(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(name) == ROOT / "training" / "recipes" / "tiny.yaml"
+    assert load_recipe(find_recipe(name)).name == "tiny"
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    assert find_recipe(name) == Path(name)
+
+
+def test_all_recipes_have_names():
+    files = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
+    assert list(shipped_recipes().values()) == files
+
+
+@pytest.mark.parametrize("name", ["tine", "elsewhere/tiny.yaml", "tiny.json"])
+def test_a_wrong_path_is_no_name(name):
+    with pytest.raises(FileNotFoundError, match="one of the recipes of the package: cc12m_1024, "):
+        find_recipe(name)
+
+
+def test_a_package_without_recipes_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "PLACES", (tmp_path / "nowhere",))
+    with pytest.raises(FileNotFoundError, match="expected a YAML file"):
+        find_recipe("tiny")

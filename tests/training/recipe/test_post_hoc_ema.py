@@ -3,7 +3,7 @@
 
 import pytest
 
-from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
+from diffusers_mdm.training.recipe.optimizer import PostHocEmaRecipe
 
 
 def test_the_defaults_are_those_of_the_paper():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be learnt in place of a whole model: adapters of a sensible size, or one subject beside its class."""
+"""Recipes of LoRA, prior preservation and autoencoders: values of the wrong size or in conflict are refused."""
 
 import pytest
 
-from diffusers_mdm.training.recipe.pretrained import LoraRecipe, PriorRecipe
+from diffusers_mdm.training.recipe.pretrained import LoraRecipe, PriorRecipe, VaeRecipe
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,20 @@ def test_what_cannot_be_learnt_is_refused_by_name(cls, fields, name):
 def test_a_weight_of_nothing_and_single_layers_are_allowed():
     assert PriorRecipe("class", "a dog", weight=0.0).weight == 0
     assert LoraRecipe(target_modules=("to_q",)).target_modules == ("to_q",)
+
+
+def test_an_autoencoder_is_saved_somewhere_or_that_of_the_pipeline():
+    assert VaeRecipe("somebody/vae", subfolder="vae", variant="fp16").pretrained == "somebody/vae"
+    assert VaeRecipe(from_pipeline=True).pretrained is None
+
+
+@pytest.mark.parametrize("fields", [{}, {"pretrained": "somebody/vae", "from_pipeline": True}])
+def test_an_autoencoder_from_nowhere_or_from_two_places_is_refused(fields):
+    with pytest.raises(ValueError, match=r"`pretrained`, .* `from_pipeline: true`"):
+        VaeRecipe(**fields)
+
+
+@pytest.mark.parametrize("field", ["subfolder", "revision", "variant"])
+def test_where_a_pipeline_has_it_is_not_asked(field):
+    with pytest.raises(ValueError, match=rf"`{field}`.*`from_pipeline`"):
+        VaeRecipe(from_pipeline=True, **{field: "x"})

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
+from diffusers_mdm.training.recipe.optimizer import PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import OptimizerRecipe, PretrainedRecipe, Recipe
 from diffusers_mdm.training.recipe.resuming import (
     EFFECTS,

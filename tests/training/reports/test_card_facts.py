@@ -27,7 +27,7 @@ def test_folders_are_shown_by_their_name_alone(name, is_id, shown):
 def test_a_folder_that_is_there_is_none_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "somebody" / "pictures").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert public_name("somebody/pictures") == "images"
+    assert public_name("somebody/pictures") == "pictures"
     assert public_name(str(tmp_path / "somebody")) == "somebody"
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.commands import average_reconstruction
 from diffusers_mdm.training.loop.engine import run_recipe
-from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
+from diffusers_mdm.training.recipe.optimizer import PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, ValidationRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.complete_folders import write_manifest

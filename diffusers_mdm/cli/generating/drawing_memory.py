@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..library_internals import FAKE_TENSORS, storage_address
+from ...library_internals import FAKE_TENSORS, storage_address
 
 # Tokens of a prompt: the default maximum of the pipelines.
 NUM_TOKENS = 128

@@ -3,7 +3,7 @@
 
 import torch
 
-from diffusers_mdm.cli.drawing_memory import LiveMemory, step_bytes
+from diffusers_mdm.cli.generating.drawing_memory import LiveMemory, step_bytes
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_unet
 
 MIB = 2**20

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusers_mdm.cli.drawn_files import FileNames, slug, write_clip, write_image
+from diffusers_mdm.cli.generating.drawn_files import FileNames, slug, write_clip, write_image
 
 
 @pytest.mark.parametrize(

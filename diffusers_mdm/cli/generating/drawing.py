@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..pipelines.image_grid import make_grid
-from ..public_names import MatryoshkaScheduler
+from ...pipelines.image_grid import make_grid
+from ...public_names import MatryoshkaScheduler
+from ..saved_pipelines import default_device, open_pipeline
 from .drawn_files import FileNames, write_clip, write_image
 from .generate_flags import CALL_FLAGS, SCHEDULER_FLAGS
-from .saved_pipelines import default_device, open_pipeline
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..training.commands.flag_values import count, number, seed
+from ...training.commands.flag_values import count, number, seed
 
 # Flags that are arguments of the pipeline's call, under the same names.
 CALL_FLAGS = (
