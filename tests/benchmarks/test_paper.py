@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison of methods is fair, its measures measure, and what cannot be decided is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.paper import report, run
+from benchmarks.paper.measures import measure, sliced_wasserstein
+from benchmarks.paper.methods import PARTS, Changes, changed, num_parameters, recipes_of, shifted_betas
+from benchmarks.paper.rows import EMOJI, METHODS, ROWS, Row
+from diffusers_mdm import MatryoshkaScheduler
+from diffusers_mdm.training.recipe.loading import load_recipe
+
+DATA = load_recipe(run.RECIPES / "mdm.yaml").data
+
+
+def test_methods_have_equally_many_parameters():
+    counts = {method: num_parameters(method) for method in PARTS}
+    assert max(abs(count / counts["mdm"] - 1) for count in counts.values()) < 0.1, counts
+
+
+def test_the_schedule_is_that_of_the_outer_level():
+    shifted = MatryoshkaScheduler(trained_betas=shifted_betas(2.0)).alphas_cumprod
+    levels = [torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 32, 32)]
+    times = torch.tensor([0, 300, 700])
+    expected = [MatryoshkaScheduler().level_alphas_cumprod(levels, time[None])[1] for time in times]
+    torch.testing.assert_close(shifted[times], torch.cat(expected).flatten(), rtol=1e-3, atol=1e-5)
+
+
+def test_training_from_the_inside_out_costs_the_same():
+    recipe = recipes_of("mdm", DATA, 4, None)[0]
+    whole, grown = changed(recipe, Changes(), 100), changed(recipe, Changes(inner_share=0.5), 100)
+    assert [stage.levels for stage in grown.stages] == [1, 2]
+    assert run.flops_of(grown) == pytest.approx(run.flops_of(whole), rel=0.02)
+
+
+def test_points_are_where_images_and_operations_are_equal():
+    recipes = recipes_of("plain", DATA, 4, None)
+    settings = run.Settings(Path(), images=3200)
+    assert run.points_of(recipes, per_image=2.0, budget=8000.0, settings=settings) == [50, 100, 125]
+
+
+def test_the_distance_grows_with_what_is_wrong():
+    draw = torch.Generator().manual_seed(0)
+    sets = torch.nn.functional.interpolate(torch.rand(2, 48, 3, 8, 8, generator=draw).flatten(0, 1), (32, 32))
+    real, other = sets[:48], sets[48:]
+    same, near, far = (sum(sliced_wasserstein(each, real)) for each in (real, other, torch.rand(48, 3, 32, 32, generator=draw)))
+    # Patches of equal sets are at other places, so that their distance is small, and not 0.
+    assert 0 < same < near < 0.2 * far
+    assert measure(real, other, real)["copying"] > 0.1 > abs(measure(other.flip(-1), other, real)["copying"])
+    with pytest.raises(ValueError, match="equal"):
+        sliced_wasserstein(real[:2], real)
+
+
+def result(row: Row, seed: int, distance: float, images: int = 64, flops: float = 1e9) -> dict:
+    keys = {"distance": distance, "distance_16": distance, "distance_32": distance, "copying": 0.0}
+    where = {"row": row.name, "data": row.data, "seed": seed, "images": images, "flops": flops}
+    return {**where, **keys, "held_out_loss": [0.5, 0.6]}
+
+
+MDM, PLAIN = (row for row in ROWS[:2])
+
+
+@pytest.mark.parametrize(
+    ("distances", "seeds", "said"),
+    [
+        ((100.0, 200.0), 3, "Matryoshka diffusion is nearer"),
+        ((100.0, 100.5), 3, "no difference"),
+        ((100.0, 200.0), 2, "not decided"),
+    ],
+)
+def test_claims_need_seeds_and_a_difference(distances, seeds, said):
+    results = [result(row, s, d + s) for row, d in zip((MDM, PLAIN), distances, strict=True) for s in range(seeds)]
+    assert said in next(report.claims(results))
+    assert "not decided: 0 and" in list(report.claims(results))[-1]
+
+
+def test_rows_are_run_seed_by_seed_and_question_by_question():
+    order = list(run.in_order(ROWS, 2))
+    assert [(row.method, seed) for row, seed in order[:5]] == [*((method, 0) for method in PARTS), ("mdm", 1)]
+    assert len(order) == len({(row.folder, seed) for row, seed in order}) == 2 * len(ROWS)
+    assert len({row.folder for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.slow
+def test_a_tiny_point_of_every_method_makes_a_report(tmp_path):
+    names = [row.name for row in ROWS if (row.group, row.data) == (METHODS, EMOJI)]
+    out = tmp_path / "runs"
+    words = ["--output_dir", str(out), "--images", "64", "--num_drawn", "8", "--seeds", "1", "--rows", *names]
+    run.main(words)
+    first = (out / run.RESULTS).read_text()
+    run.main(words)
+    assert (out / run.RESULTS).read_text() == first
+    assert {json.loads(line)["row"] for line in first.splitlines()} == set(names)
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write_report(out, page)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "not decided: 1 and 1 seeds of three" in text
+    assert (tmp_path / "results" / "emoji.png").exists()
