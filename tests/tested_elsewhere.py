@@ -26,7 +26,6 @@ TESTED_ELSEWHERE = {
     "modular/denoise.py": ("modular/test_pipeline.py", _BLOCKS),
     "modular/state.py": ("modular/test_pipeline.py", _BLOCKS),
     "cli/autoencoder.py": ("training/loop/test_autoencoder.py", "it passes flags on to what is tested there"),
-    "cli/estimate.py": ("training/commands/test_compute_estimate.py", "it prints what is computed there"),
     "models/temporal.py": ("models/test_frames.py", "its layers run on the layouts that are tested there"),
     "pipelines/drawing/guidance/diffusers_guiders.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
     "pipelines/drawing/guidance/interval.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),

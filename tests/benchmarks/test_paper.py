@@ -47,7 +47,9 @@ def test_the_distance_grows_with_what_is_wrong():
     draw = torch.Generator().manual_seed(0)
     sets = torch.nn.functional.interpolate(torch.rand(2, 48, 3, 8, 8, generator=draw).flatten(0, 1), (32, 32))
     real, other = sets[:48], sets[48:]
-    same, near, far = (sum(sliced_wasserstein(each, real)) for each in (real, other, torch.rand(48, 3, 32, 32, generator=draw)))
+    same, near, far = (
+        sum(sliced_wasserstein(each, real)) for each in (real, other, torch.rand(48, 3, 32, 32, generator=draw))
+    )
     # Patches of equal sets are at other places, so that their distance is small, and not 0.
     assert 0 < same < near < 0.2 * far
     assert measure(real, other, real)["copying"] > 0.1 > abs(measure(other.flip(-1), other, real)["copying"])
