@@ -158,8 +158,8 @@ def held_out_error(pipeline: MDMClassConditionalPipeline, truth: Batch) -> float
 
     They are those at evenly spaced t; the noise is the same for all models.
     """
-    published = torch.logit(MatryoshkaScheduler().alphas_cumprod.double())
-    own = torch.logit(pipeline.scheduler.alphas_cumprod.double())
+    published = torch.logit(MatryoshkaScheduler().alphas_cumprod.cpu().double())
+    own = torch.logit(pipeline.scheduler.alphas_cumprod.cpu().double())
     places = (torch.arange(NUM_NOISE_LEVELS) * 2 + 1) * len(published) // (2 * NUM_NOISE_LEVELS)
     clean = to_unit_range(truth.pixels)
     generator, errors = torch.Generator().manual_seed(0), []

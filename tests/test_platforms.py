@@ -131,7 +131,7 @@ def mode_of(node: ast.Call) -> str | None:
     position = positions[name]
     if name == "open" and isinstance(node.func, ast.Attribute):
         owner = ast.unparse(node.func.value)
-        if owner in ("Image", "os", "tarfile", "zipfile", "fsspec", "archive", "self.archive", "av"):
+        if owner in ("Image", "os", "tarfile", "zipfile", "fsspec", "archive", "self.archive", "av", "opener"):
             return None  # these open no text
         position = 1 if owner in ("io", "gzip", "bz2", "lzma") else 0
     default = "w+b" if "Temporary" in name else "rb" if "gzip" in ast.unparse(node.func) else "r"

@@ -115,7 +115,7 @@ def _levels(unet: Any, scheduler: Any) -> list[dict[str, Any]]:
 def _log_snr_range(scheduler: Any, ratio: float) -> list[float]:
     """Return the log SNR of a level at the first and the last timestep (least and most noise)."""
     ends = torch.tensor([0, scheduler.config["num_train_timesteps"] - 1])
-    powers = scheduler.alpha_cumprod(ends, ratio).double().clamp(1e-12, 1 - 1e-12)
+    powers = scheduler.alpha_cumprod(ends, ratio).cpu().double().clamp(1e-12, 1 - 1e-12)
     return [round(math.log(power / (1 - power)), 2) for power in powers.tolist()]
 
 

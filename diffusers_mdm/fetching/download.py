@@ -224,8 +224,9 @@ def _attempt(url: str, part: Path, expected: Expected, timeout: float) -> None:
     elif start and start == known.size:
         return
     request = urllib.request.Request(url, headers=_headers(known, start))
+    opener = urllib.request.build_opener(_NoDowngrade())
     try:
-        answer = urllib.request.build_opener(_NoDowngrade()).open(request, timeout=timeout)
+        answer = opener.open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise

@@ -126,5 +126,5 @@ def test_contact_sheets_show_several_models_above_each_other():
         top = 2 + 34 * place
         assert np.array_equal(sheet[top : top + 32, 36:68], pixels[1].permute(1, 2, 0).numpy())
     others = random_images(3, captions=["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"different captions; run `evaluate\.py generate` with the same data"):
+    with pytest.raises(ValueError, match="different captions; run `diffusers-mdm evaluate generate`"):
         contact_sheet([small, others], None)

@@ -191,7 +191,7 @@ def sigmoid_factors(
         powers: signal power of every sample, element i (B_i,).
         bias: b, one for all levels or one for each.
     """
-    log_snr = torch.logit(alphas_cumprod.double().cpu())
+    log_snr = torch.logit(alphas_cumprod.cpu().double())
     finite = log_snr.isfinite()
     slopes = torch.zeros_like(log_snr)
     if finite.sum() > 1:

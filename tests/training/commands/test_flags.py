@@ -138,6 +138,7 @@ def words_for(name: str) -> list[str]:
     special["validation_metrics"] = "clip, retrieval"
     special["gradient_checkpointing_levels"] = "0"
     special["other_caption_columns"] = "label=0.15"
+    special["post_hoc_ema_sigma_rels"] = "0.02,0.2"
     special["aspect_ratio_buckets"] = "16,12;12,16"
     lists = ("level_weights", "batch_fractions", "level_learning_rate_scales")
     by_type = dict.fromkeys(("natural", "count", "seed"), "7") | dict.fromkeys(("number", "per_level"), "0.25")
@@ -330,7 +331,7 @@ def test_another_source_of_images_takes_the_place_of_the_recipes():
     assert streamed.data.shards == ("a-{0..3}.tar",)
     back = override(streamed, parse("--train_data_dir", "images"))
     assert isinstance(back.data, TableData)
-    assert back.data.path == "pictures"
+    assert back.data.path == "images"
     subject = override(recipe, parse("--instance_data_dir", "me", "--instance_prompt", "a sks dog"))
     assert (subject.data.path, subject.data.caption) == ("me", "a sks dog")
 

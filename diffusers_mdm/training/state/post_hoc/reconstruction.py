@@ -82,7 +82,7 @@ def reconstruct(snapshots: Sequence[Snapshot], sigma_rel: float, step: int | Non
                 parts, combination = combinations[since]
                 # Weights of the sum can be negative and larger than 1, so it is computed in double precision.
                 total = sum(
-                    float(weight) * part.get_tensor(name).double()
+                    float(weight) * part.get_tensor(name).cpu().double()
                     for weight, part in zip(combination.weights, parts, strict=True)
                 )
                 weights[module][name] = torch.as_tensor(total).float()
