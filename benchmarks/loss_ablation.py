@@ -206,6 +206,20 @@ def held_out(recipe: Recipe, number: int) -> Batch:
     return images.load([index * len(images) // number for index in range(number)])
 
 
+def table(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a Markdown table of means and standard errors."""
+
+    def spelled(found: Mapping[str, Any], key: str) -> str:
+        mean, error = found[key]
+        return f"{mean:.4f}" if error is None else f"{mean:.4f} ± {error:.4f}"
+
+    lines = ["| loss | steps | held-out error of v | kernel distance |", "|---|--:|--:|--:|"]
+    for name, found in variants.items():
+        values = [spelled(found, key) for key in ("held_out_v", "kernel_distance")]
+        lines.append(f"| {name} | {found['steps']} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -256,6 +270,7 @@ def main(argv: list[str] | None = None) -> None:
                 found[name][key] = [statistics.fmean(values), standard_error(values) if len(values) > 1 else None]
             file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             print(name, seed, runs[-1], f"{found[name]['steps']} steps", flush=True)
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import loss_ablation
 import pytest
 import torch
-from loss_ablation import VARIANTS, Classifier, small_recipe, variant_recipe
+from loss_ablation import VARIANTS, Classifier, small_recipe, table, variant_recipe
 
 from diffusers_mdm.training.recipe.loading import load_recipe
 
@@ -27,6 +27,11 @@ def test_variants_share_everything_but_the_loss(name):
 def test_the_classifier_has_a_map_for_each_layer():
     maps = Classifier(5)(torch.zeros(2, 3, 16, 16))
     assert [tuple(one.shape) for one in maps] == [(2, 48, 16, 16), (2, 96, 8, 8), (2, 192, 4, 4)]
+
+
+def test_the_table_has_errors_where_there_are_several_seeds():
+    one = {"steps": 7, "held_out_v": [0.5, None], "kernel_distance": [0.25, 0.125]}
+    assert table({"v": one}).splitlines()[-1] == "| v | 7 | 0.5000 | 0.2500 ± 0.1250 |"
 
 
 @pytest.mark.slow

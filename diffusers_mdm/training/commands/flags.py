@@ -238,7 +238,7 @@ def override_stages(recipe: Recipe, given: Mapping[str, Any]) -> tuple[StageReci
     )
 
 
-def early_stopping(stage: StageRecipe, given: Mapping[str, Any]) -> dict[str, PlateauRecipe]:
+def early_stopping(stage: StageRecipe, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `until_plateau` of a stage that the flags for early stopping change; empty without such flags.
 
     If the stage has none, a value is measured at every validation step, and is not smoothed.

@@ -41,7 +41,7 @@ class ExtraLoss(Protocol):
     """
 
     weight: float
-    stages: Sequence[str] | None
+    stages: tuple[str, ...] | None
     trained: torch.nn.Module | None
 
     def attach(self, unet: NestedUNetModel) -> None:
