@@ -88,6 +88,7 @@ def test_a_prompt_is_drawn_and_every_level_changes_on_the_way(visit, served):
         assert image.size == (16, 16)
         assert f"seed={seed}" in image.text["diffusers_mdm settings"]
 
+    visitor.page.wait_for_url(f"**seed={seed}**")
     link = visitor.read("link")
     assert link == visitor.page.url
     again = visit("?" + link.partition("?")[2])
@@ -175,7 +176,8 @@ def test_two_visitors_at_once_get_their_own_images(visit):
     assert not two.page.locator(".mdm-levels img").count()
     one.press("stop")
     assert two.wait_for("result") == ["house, 8 px", "house, 16 px"]
-    assert "Stopped" in one.status()
+    one.wait_for_status("Stopped")
+    two.page.locator("#history img").wait_for()
     assert not one.page.locator("#history img").count()
     assert two.page.locator("#history img").count() == 1
 
