@@ -17,9 +17,9 @@ from diffusers_mdm.training.loop.autoencoder import AutoencoderRecipe, build_aut
 from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.pretrained import VaeRecipe
 from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.recipe.stage import StageRecipe
-from diffusers_mdm.training.recipe.vae import VaeRecipe
 
 RECIPES = Path(__file__).parent / "recipes"
 SIDE, BASE = 32, 16  # pixels of the images, and of the smallest level

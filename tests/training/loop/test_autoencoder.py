@@ -18,7 +18,7 @@ from diffusers_mdm.training.loop.autoencoder import (
 )
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.data import DataRecipe
-from diffusers_mdm.training.recipe.vae import VaeRecipe
+from diffusers_mdm.training.recipe.pretrained import VaeRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.tiny_run import tiny_recipe
 
