@@ -56,7 +56,7 @@ def shifted_betas(ratio: float, shift_power: float = 1.0) -> list[float]:
     This is how the schedule of an image of `ratio` times the side is shifted (Hoogeboom et al. 2023, section 3.1;
     their shift of the log SNR by 2 log(ratio) is `shift_power` 2).
     """
-    powers = shift_signal_power(MatryoshkaScheduler().alphas_cumprod.double(), ratio, shift_power)
+    powers = shift_signal_power(MatryoshkaScheduler().alphas_cumprod.cpu().double(), ratio, shift_power)
     before = torch.cat([powers.new_ones(1), powers[:-1]])
     return [float(beta) for beta in (1 - powers / before).clamp(1e-8, 0.9999)]
 

@@ -109,6 +109,7 @@ def test_stop_ends_the_drawing_and_another_can_begin(visit):
     visitor = visit()
     visitor.write("prompt", "the cat")
     visitor.write("steps", str(MANY))
+    visitor.write("images", "4")  # so that it lasts until the page has shown a preview, also where pages are slow
     visitor.draw()
     visitor.wait_for("preview")
     assert drawing_threads()
@@ -116,6 +117,7 @@ def test_stop_ends_the_drawing_and_another_can_begin(visit):
     visitor.wait_for_status("Stopped")
     assert wait_until_nothing_draws()
     visitor.write("steps", "3")
+    visitor.write("images", "1")
     visitor.draw()
     assert visitor.wait_for("result")[0] == "the cat, 8 px"
 

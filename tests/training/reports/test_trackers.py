@@ -97,7 +97,7 @@ def test_settings_are_flattened_to_plain_values():
     nested = {"inner": Inner(0.1, Path("images")), "sizes": (8, 16), "words": [], "flag": True}
     assert flatten_settings(nested) == {
         "inner.rate": 0.1,
-        "inner.path": "pictures",
+        "inner.path": "images",
         "inner.limit": "none",
         "sizes.0": 8,
         "sizes.1": 16,
