@@ -105,11 +105,11 @@ def test_a_prompt_is_drawn_and_every_level_changes_on_the_way(visit, served):
     assert not foreign
 
 
+@pytest.mark.slow  # the drawing has to last until the browser reacts, which a busy machine delays
 def test_stop_ends_the_drawing_and_another_can_begin(visit):
     visitor = visit()
     visitor.write("prompt", "the cat")
     visitor.write("steps", str(MANY))
-    visitor.write("images", "4")  # so that it lasts until the page has shown a preview, also where pages are slow
     visitor.draw()
     visitor.wait_for("preview")
     assert drawing_threads()
@@ -117,11 +117,11 @@ def test_stop_ends_the_drawing_and_another_can_begin(visit):
     visitor.wait_for_status("Stopped")
     assert wait_until_nothing_draws()
     visitor.write("steps", "3")
-    visitor.write("images", "1")
     visitor.draw()
     assert visitor.wait_for("result")[0] == "the cat, 8 px"
 
 
+@pytest.mark.slow  # the drawing has to last until the browser reacts, which a busy machine delays
 def test_a_closed_page_ends_its_drawing(visit):
     visitor = visit()
     visitor.write("steps", str(MANY))
@@ -165,6 +165,7 @@ def test_mistakes_are_sentences_and_do_no_harm(visit, tmp_path):
     assert visitor.sides() == [8, 16]
 
 
+@pytest.mark.slow  # the drawing has to last until the browser reacts, which a busy machine delays
 def test_two_visitors_at_once_get_their_own_images(visit):
     one, two = visit(), visit("?task=classes&label=house&steps=3")
     one.write("prompt", "a sad cat")
