@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from diffusers_mdm.training.loop import stage as stage_module
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.loop.interruption import RunInterrupted
+from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, OptimizerRecipe, PretrainedRecipe, Recipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import Run, RunOptions
@@ -29,6 +30,7 @@ from tests.training.tiny_run import tiny_recipe
 
 # Sections that the tiny recipe lacks, or that are given whole.
 SECTIONS = {"lora": LoraRecipe, "pretrained": PretrainedRecipe, "text_encoder": TextEncoderRecipe}
+SECTIONS |= {"post_hoc_ema": PostHocEmaRecipe}
 
 
 def smooth_recipe(images_dir: Path, **stage_fields: object) -> Recipe:

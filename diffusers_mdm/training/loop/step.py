@@ -315,6 +315,9 @@ def update_weights(run: Run, stage: StageRecipe) -> None:
     """
     progress, optimizer, process = run.progress, run.optimizer, run.accelerator
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if run.is_sharded and run.model is not None:
+        # accelerate compares them with those of its models, which fails for the same number in another order.
+        parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     norm = process.clip_grad_norm_(parameters, run.recipe.optimizer.max_grad_norm)
     last_step = progress.last_step(stage, process.num_processes)
     factor = learning_rate_factor(stage, progress.stage_step, last_step)

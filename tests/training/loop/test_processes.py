@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
+from diffusers_mdm.training.state.post_hoc.snapshots import read_snapshots
 from tests.training.image_files import png
 from tests.training.loop.run_folders import averages
 
@@ -326,3 +327,21 @@ def test_other_optimizers_learn_on_two_processes_as_on_one(name, config, images_
         assert_was_sharded(two)
     # Muon makes small singular values, of which rounding is a larger part, as large as the others.
     assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-2 if name == "muon" else 1e-3)
+
+
+@pytest.mark.slow
+def test_power_averages_are_the_same_on_sharded_processes(images_dir, tmp_path):
+    """Whole in checkpoints and snapshots, through growth."""
+    fields = {"recipe": {**HELD_OUT, "post_hoc_ema": {"snapshot_steps": 2}}}
+    one = train(images_dir, tmp_path / "one", LAYOUTS, **fields)
+    two = train(images_dir, tmp_path / "two", HALF, "fsdp.yaml", **fields)
+    assert_was_sharded(two)
+    for step in (2, 8):
+        files = [folder / f"checkpoint-{step}" / "power_averages.safetensors" for folder in (one, two)]
+        first, second = (load_file(file) for file in files)
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-6)
+    snapshots = [read_snapshots(folder) for folder in (one, two)]
+    assert [[snapshot.step for snapshot in found] for found in snapshots] == [[2, 4, 6, 8]] * 2
+    assert [snapshot.counts for snapshot in snapshots[0]] == [snapshot.counts for snapshot in snapshots[1]]
