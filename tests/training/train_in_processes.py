@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from diffusers_mdm.training.loop import stage as stage_module
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.loop.interruption import RunInterrupted
-from diffusers_mdm.training.recipe.post_hoc_ema import PostHocEmaRecipe
+from diffusers_mdm.training.recipe.optimizer import PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, OptimizerRecipe, PretrainedRecipe, Recipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import Run, RunOptions
