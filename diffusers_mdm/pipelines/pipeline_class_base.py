@@ -105,8 +105,7 @@ class ClassPipelineBase(MDMPipelineBase):
     @property
     def has_conditions(self) -> bool:
         """Whether the model is conditioned on text or classes."""
-        config = self.unet.config
-        return config.cross_attention_dim is not None or config.num_class_embeds is not None
+        return checks.has_conditions(self.unet.config)
 
     def check_inputs(self, request: Request) -> None:
         """Check the arguments of a call; see `MDMPipelineBase.check_inputs`.

@@ -10,6 +10,7 @@ import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.pipelines.drawing import input_checks as checks
 from diffusers_mdm.pipelines.drawing.conditioning import Conditioning
 from diffusers_mdm.pipelines.drawing.inner_first import denoise_inner_first
 from diffusers_mdm.pipelines.drawing.latent_space import Autoencoder
@@ -57,7 +58,7 @@ class MDMUnconditionalPipeline(MDMPipelineBase):
     def count_conditions(self, request: Request) -> dict[str, int]:
         """Check that the model has no conditions; there are none to count."""
         config = self.unet.config
-        if config.cross_attention_dim is not None or config.num_class_embeds is not None:
+        if checks.has_conditions(config):
             what, other = (
                 ("classes", "MDMClassConditionalPipeline")
                 if config.num_class_embeds is not None

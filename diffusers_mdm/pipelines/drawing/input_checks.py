@@ -111,6 +111,11 @@ def check_texts(request: Request, text_width: int | None) -> None:
     check_text_width("negative_prompt_embeds", negative_embeds, text_width)
 
 
+def has_conditions(config: Any) -> bool:
+    """Return whether the model with this config is conditioned on text or classes."""
+    return config.cross_attention_dim is not None or config.num_class_embeds is not None
+
+
 def check_reads_text(config: Any) -> None:
     """Check that a model is conditioned on text only.
 
