@@ -96,14 +96,14 @@ def count_parameters(module: torch.nn.Module, prefix: str = "") -> int:
 def _levels(unet: Any, scheduler: Any) -> list[dict[str, Any]]:
     levels = []
     for position, (side, frames) in enumerate(zip(unet.sample_sizes, unet.level_frames, strict=True)):
-        row = unet.level_configs[position]
+        level_config = unet.level_configs[position]
         level: dict[str, Any] = {
             "level": position,
             "side": side,
             "frames": frames,
-            "channels": list(row.block_out_channels),
-            "attention_layers": list(row.attention_layers_per_block),
-            "patch_size": row.patch_size,
+            "channels": list(level_config.block_out_channels),
+            "attention_layers": list(level_config.attention_layers_per_block),
+            "patch_size": level_config.patch_size,
             "parameters": count_parameters(unet, f"levels.{position}."),
         }
         if scheduler is not None:

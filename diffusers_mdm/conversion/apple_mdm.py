@@ -210,7 +210,7 @@ def rotary_frequencies() -> torch.Tensor:
 
 def rotary_tables(unet: NestedUNetModel) -> StateDict:
     """Return the frequency tensors that the published code would store with this model, by foreign name."""
-    if not any(row.temporal_rotary for row in unet.level_configs):
+    if not any(level.temporal_rotary for level in unet.level_configs):
         return {}
     outermost, last = len(unet.level_configs) - 1, ".down_conv.bias"
     return {

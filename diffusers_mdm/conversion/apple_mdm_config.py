@@ -96,12 +96,12 @@ def map_apple_config(
         )
     # Ignored on purpose, because the published code ignores them too: `mixed_ratio` and `multi_res_weights` at the top
     # level, `initialize_inner_with_pretrained`, `masked_cross_attention` and `num_lm_head_layers` of outer levels.
-    rows: tuple[LevelConfig, ...] = ()
+    level_configs: tuple[LevelConfig, ...] = ()
     for node in reversed(nodes):
-        rows += (_level_row(node, rows),)
+        level_configs += (_level_config(node, level_configs),)
     innermost = nodes[-1]
-    side = _base_side(top, rows)
-    unet: dict[str, Any] = {"sample_size": side, **LevelConfig.columns_from(rows)}
+    side = _base_side(top, level_configs)
+    unet: dict[str, Any] = {"sample_size": side, **LevelConfig.columns_from(level_configs)}
     unet["time_embed_dim"] = _time_embed_dim(nodes)
     unet["num_text_layers"] = innermost.get("num_lm_head_layers", count, default=0)
     unet["use_cross_attention_mask"] = innermost.get("masked_cross_attention", flag)
@@ -112,8 +112,8 @@ def map_apple_config(
     return unet, _scheduler_config(top.child("diffusion_config").child("sampler_config"), side, len(nodes))
 
 
-def _level_row(node: Facts, rows_inside: tuple[LevelConfig, ...]) -> LevelConfig:
-    is_inner = not rows_inside
+def _level_config(node: Facts, configs_inside: tuple[LevelConfig, ...]) -> LevelConfig:
+    is_inner = not configs_inside
     _refuse_unsupported(node, is_inner)
     channels = node.get("resolution_channels", counts)
     resnet = node.child("resnet_config")
@@ -132,13 +132,13 @@ def _level_row(node: Facts, rows_inside: tuple[LevelConfig, ...]) -> LevelConfig
         dropout=resnet.get("dropout", optional_number, default=0.0, compare=False),
         micro_conditioning_keys=tuple(key for key, _ in micros),
         micro_conditioning_defaults=tuple(default for _, default in micros),
-        **_frame_fields(node, rows_inside, len(channels)),
+        **_frame_fields(node, configs_inside, len(channels)),
     )
 
 
-def _frame_fields(node: Facts, rows_inside: tuple[LevelConfig, ...], num_resolutions: int) -> dict[str, Any]:
+def _frame_fields(node: Facts, configs_inside: tuple[LevelConfig, ...], num_resolutions: int) -> dict[str, Any]:
     """Return the fields of `LevelConfig` about frames."""
-    frames_inside = rows_inside[-1].num_frames if rows_inside else 1
+    frames_inside = configs_inside[-1].num_frames if configs_inside else 1
     if not node.get("temporal_mode", flag, default=False):
         if frames_inside > 1:
             raise ValueError(
@@ -148,8 +148,8 @@ def _frame_fields(node: Facts, rows_inside: tuple[LevelConfig, ...], num_resolut
             )
         return {}
     # The published code takes the whole size ratio of the levels inside as the side of a square of frames.
-    tiles = math.prod(_grid_ratio(row) for row in rows_inside[1:]) ** 2
-    if not rows_inside or tiles != frames_inside:
+    tiles = math.prod(_grid_ratio(level) for level in configs_inside[1:]) ** 2
+    if not configs_inside or tiles != frames_inside:
         raise ValueError(
             f"`{node.path}.temporal_mode` is true, but the levels inside do not match: every nested level inside a "
             f"temporal level must be temporal too, without temporal_spatial_ds, and the innermost level must be an "
@@ -178,30 +178,34 @@ def _frame_fields(node: Facts, rows_inside: tuple[LevelConfig, ...], num_resolut
     }
 
 
-def _grid_ratio(row: LevelConfig) -> int:
+def _grid_ratio(level_config: LevelConfig) -> int:
     """Return the ratio of a level's side to that of the level inside, with frames tiled into a square."""
-    return math.isqrt(row.frame_ratio) if row.temporal_downsample else row.ratio
+    return math.isqrt(level_config.frame_ratio) if level_config.temporal_downsample else level_config.ratio
 
 
-def check_published_frames(rows: Sequence[LevelConfig]) -> None:
+def check_published_frames(level_configs: Sequence[LevelConfig]) -> None:
     """Raise a ValueError if a model has levels that a config of the published code cannot describe."""
-    for index, row in enumerate(rows):
-        if row.patch_size > 1:
+    for index, level_config in enumerate(level_configs):
+        if level_config.patch_size > 1:
             raise ValueError(
-                f"The published code has no patches: level {index} has patch_size {row.patch_size}, and only models "
-                "with 1 at every level can be converted."
+                f"The published code has no patches: level {index} has patch_size {level_config.patch_size}, and only "
+                "models with 1 at every level can be converted."
             )
-        frames_inside = rows[index - 1].num_frames if index else 1
-        tiles = math.prod(_grid_ratio(inner) for inner in rows[1:index]) ** 2
-        if index == 0 and row.num_frames > 1:
+        frames_inside = level_configs[index - 1].num_frames if index else 1
+        tiles = math.prod(_grid_ratio(inner) for inner in level_configs[1:index]) ** 2
+        if index == 0 and level_config.num_frames > 1:
             problem = "is the innermost and has several frames"
-        elif row.temporal_layers_per_block is not None and not row.temporal_downsample:
+        elif level_config.temporal_layers_per_block is not None and not level_config.temporal_downsample:
             problem = "has temporal attention without temporal_downsample"
-        elif row.temporal_downsample and math.isqrt(row.frame_ratio) ** 2 != row.frame_ratio:
-            problem = f"has {row.frame_ratio} times the frames of the level inside, which is not a square number"
-        elif row.temporal_downsample and frames_inside != tiles:
+        elif (
+            level_config.temporal_downsample and math.isqrt(level_config.frame_ratio) ** 2 != level_config.frame_ratio
+        ):
+            problem = (
+                f"has {level_config.frame_ratio} times the frames of the level inside, which is not a square number"
+            )
+        elif level_config.temporal_downsample and frames_inside != tiles:
             problem = "resamples frames around a level that adds pixels"
-        elif frames_inside > 1 and not row.tiled_adapters:
+        elif frames_inside > 1 and not level_config.tiled_adapters:
             problem = "has adapters that process each frame separately"
         else:
             continue
@@ -228,7 +232,7 @@ def _refuse_unsupported(node: Facts, is_inner: bool) -> None:
         raise ValueError(f"`{node.path}.skip_inner_unet_input` is true, which the published code cannot run either.")
 
 
-def _base_side(top: Facts, rows: tuple[LevelConfig, ...]) -> int:
+def _base_side(top: Facts, level_configs: tuple[LevelConfig, ...]) -> int:
     """Return the side of level 0: the side of the image (or of the square of frames) divided by the ratios of all
     outer levels.
     """
@@ -236,7 +240,7 @@ def _base_side(top: Facts, rows: tuple[LevelConfig, ...]) -> int:
     side = side or top.child("reader_config").get("image_size", optional_positive, default=None, compare=False)
     if side is None:
         raise ValueError("Neither `sample_image_size` nor `reader_config.image_size` gives the size of the images.")
-    ratio = math.prod(_grid_ratio(row) for row in rows[1:])
+    ratio = math.prod(_grid_ratio(level) for level in level_configs[1:])
     if side % ratio:
         raise ValueError(f"`sample_image_size` is {side}, which is not a multiple of the ratio {ratio} of its levels.")
     return side // ratio

@@ -196,8 +196,9 @@ def map_community_config(config: Mapping[str, Any], foreign: Mapping[str, torch.
         nodes.append(inner)
         if len(nodes) > MAX_LEVELS:
             raise ValueError(f"The config nests more than {MAX_LEVELS} levels.")
-    rows = tuple(
-        _level_row(node, foreign, INNER * depth, is_inner=depth == len(nodes) - 1) for depth, node in enumerate(nodes)
+    level_configs = tuple(
+        _level_config(node, foreign, INNER * depth, is_inner=depth == len(nodes) - 1)
+        for depth, node in enumerate(nodes)
     )[::-1]
     innermost, prefix = nodes[-1], INNER * (len(nodes) - 1)
     projection = foreign.get(f"{prefix}encoder_hid_proj.weight")
@@ -208,7 +209,7 @@ def map_community_config(config: Mapping[str, Any], foreign: Mapping[str, torch.
         )
     return {
         "sample_size": innermost.get("sample_size", positive, default=64),
-        **LevelConfig.columns_from(rows),
+        **LevelConfig.columns_from(level_configs),
         "time_embed_dim": pooled.shape[0],
         "encoder_hid_dim": None if projection is None else projection.shape[1],
         "cross_attention_dim": pooled.shape[1],
@@ -219,7 +220,7 @@ def map_community_config(config: Mapping[str, Any], foreign: Mapping[str, torch.
     }
 
 
-def _level_row(node: Facts, foreign: Mapping[str, torch.Tensor], prefix: str, is_inner: bool) -> LevelConfig:
+def _level_config(node: Facts, foreign: Mapping[str, torch.Tensor], prefix: str, is_inner: bool) -> LevelConfig:
     if node.get("temporal_mode", flag, default=False):
         raise ValueError("`temporal_mode` is true: this is a video model, which this converter does not support.")
     missing = [key for key in ("block_out_channels", "layers_per_block", "down_block_types") if key not in node.yaml]

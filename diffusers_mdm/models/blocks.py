@@ -51,7 +51,7 @@ class BlockSettings:
     @classmethod
     def of_level(
         cls,
-        row: LevelConfig,
+        config: LevelConfig,
         *,
         time_embed_dim: int,
         norm_eps: float,
@@ -62,15 +62,15 @@ class BlockSettings:
         """Combine the settings of a level with those of the whole model."""
         return cls(
             time_embed_dim=time_embed_dim,
-            norm_num_groups=row.norm_num_groups,
+            norm_num_groups=config.norm_num_groups,
             norm_eps=norm_eps,
-            dropout=row.dropout,
+            dropout=config.dropout,
             num_attention_heads=num_attention_heads,
             attention_norm_num_groups=attention_norm_num_groups,
-            has_attention_ffn=row.has_attention_ffn,
+            has_attention_ffn=config.has_attention_ffn,
             text_dim=text_dim,
-            has_temporal_rotary=row.temporal_rotary,
-            temporal_downsample=row.temporal_downsample,
+            has_temporal_rotary=config.temporal_rotary,
+            temporal_downsample=config.temporal_downsample,
         )
 
     def resnet(self, in_channels: int, out_channels: int) -> ResidualLayer:
@@ -119,10 +119,10 @@ class BlockAttentions:
     temporal: int = 0
 
     @classmethod
-    def at_resolution(cls, row: LevelConfig, index: int) -> BlockAttentions:
+    def at_resolution(cls, config: LevelConfig, index: int) -> BlockAttentions:
         """Return the numbers for one of a level's resolutions."""
-        temporal = row.temporal_layers_per_block
-        return cls(row.attention_layers_per_block[index], temporal[index] if temporal else 0)
+        temporal = config.temporal_layers_per_block
+        return cls(config.attention_layers_per_block[index], temporal[index] if temporal else 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,12 +24,12 @@ _WHOLE_SETTINGS = {
 }
 
 
-def resolve_time_embed_dim(config: Mapping[str, Any], rows: Sequence[LevelConfig]) -> int:
+def resolve_time_embed_dim(config: Mapping[str, Any], level_configs: Sequence[LevelConfig]) -> int:
     """Return the width of the time embedding: as configured, or 4 times the first channels of level 0."""
-    return config["time_embed_dim"] or 4 * rows[0].block_out_channels[0]
+    return config["time_embed_dim"] or 4 * level_configs[0].block_out_channels[0]
 
 
-def check_model_config(config: Mapping[str, Any], rows: Sequence[LevelConfig]) -> None:
+def check_model_config(config: Mapping[str, Any], level_configs: Sequence[LevelConfig]) -> None:
     """Check that settings are in a sensible range and do not contradict each other."""
     for name, (low, high, may_be_none) in _WHOLE_SETTINGS.items():
         if config[name] is not None or not may_be_none:
@@ -38,7 +38,7 @@ def check_model_config(config: Mapping[str, Any], rows: Sequence[LevelConfig]) -
     check_flag(config["use_cross_attention_mask"], "`use_cross_attention_mask`")
     if config["output_bound"] is not None:
         check_number(config["output_bound"], "`output_bound`", 0.0, above=True, advice="None means no bound.")
-    width = resolve_time_embed_dim(config, rows)
+    width = resolve_time_embed_dim(config, level_configs)
     if width % 8:
         raise ValueError(f"`time_embed_dim` = {width} must be a multiple of 8: a quarter of it is sines and cosines.")
     text_dim = config["cross_attention_dim"]
@@ -48,5 +48,5 @@ def check_model_config(config: Mapping[str, Any], rows: Sequence[LevelConfig]) -
             f"are for text, but `cross_attention_dim` is None; set it to the width of the text features inside the "
             f"model."
         )
-    if config["output_bound"] is not None and len(rows) > 1:
+    if config["output_bound"] is not None and len(level_configs) > 1:
         raise ValueError("`output_bound` is defined for models of one level only; set it to None.")

@@ -29,7 +29,7 @@ class GrowthMixin:
     levels: nn.ModuleList
     from_config: Callable[..., Any]
 
-    def add_level(self: T, row: LevelConfig) -> T:
+    def add_level(self: T, level_config: LevelConfig) -> T:
         """Return a new model with one more level around this one; predictions of the inner levels remain exactly the
         same.
 
@@ -37,13 +37,13 @@ class GrowthMixin:
         branches of the new level are initialised with zeros.
 
         Args:
-            row: config of the new level. With `temporal_downsample` it has more frames than this model's outermost
-                level, so an image model becomes the inner part of a video model.
+            level_config: config of the new level. With `temporal_downsample` it has more frames than this model's
+                outermost level, so an image model becomes the inner part of a video model.
         """
         num_levels = len(self.levels)
-        rows = (*LevelConfig.rows_from(self.config), row)
+        level_configs = (*LevelConfig.levels_from(self.config), level_config)
         state = gathered_state_dict(cast(nn.Module, self))
-        grown = self._filled(rows, state, lambda name: name.startswith(f"levels.{num_levels}."))
+        grown = self._filled(level_configs, state, lambda name: name.startswith(f"levels.{num_levels}."))
         cast(Level, grown.levels[-1]).zero_init_()
         return grown
 
@@ -72,8 +72,8 @@ class GrowthMixin:
         Raises:
             ValueError: this model already has frames, or the layers do not fit its levels.
         """
-        old_rows = LevelConfig.rows_from(self.config)
-        frames = tuple(row.num_frames for row in old_rows)
+        old_configs = LevelConfig.levels_from(self.config)
+        frames = tuple(level.num_frames for level in old_configs)
         if num_frames < 2 or set(frames) != {1}:
             raise ValueError(
                 f"`to_video` turns an image model into a video model with 2 frames or more; got num_frames = "
@@ -82,29 +82,29 @@ class GrowthMixin:
             )
         layers = temporal_layers_per_block
         if layers is None:
-            layers = _everywhere(old_rows, self.config["sample_size"])
-        if len(layers) != len(old_rows):
+            layers = _everywhere(old_configs, self.config["sample_size"])
+        if len(layers) != len(old_configs):
             raise ValueError(
                 f"`temporal_layers_per_block` has {len(layers)} entries; expected one for each of the "
-                f"{len(old_rows)} levels, innermost first."
+                f"{len(old_configs)} levels, innermost first."
             )
-        rows = tuple(
+        level_configs = tuple(
             dataclasses.replace(
-                row,
+                level,
                 num_frames=num_frames,
                 temporal_layers_per_block=tuple(counts) if counts and any(counts) else None,
                 temporal_rotary=temporal_rotary and any(counts or ()),
             )
-            for row, counts in zip(old_rows, layers, strict=True)
+            for level, counts in zip(old_configs, layers, strict=True)
         )
-        if not any(row.temporal_layers_per_block for row in rows):
+        if not any(level.temporal_layers_per_block for level in level_configs):
             raise ValueError(
                 "No level would have temporal attention, so frames could not exchange information; it needs "
                 f"channels that are a multiple of {TEMPORAL_HEAD_DIM} and even sides. Pass "
                 f"`temporal_layers_per_block`."
             )
         state = gathered_state_dict(cast(nn.Module, self))
-        video = self._filled(rows, state, lambda name: ".temporal_attentions." in name)
+        video = self._filled(level_configs, state, lambda name: ".temporal_attentions." in name)
         with torch.no_grad():
             for module in cast(nn.Module, video).modules():
                 if isinstance(module, TemporalAttention):
@@ -122,10 +122,12 @@ class GrowthMixin:
                 f"Requested the inner {num_levels} levels of a model with {len(self.levels)}; request 1 to "
                 f"{len(self.levels)}."
             )
-        rows = LevelConfig.rows_from(self.config)[:num_levels]
+        level_configs = LevelConfig.levels_from(self.config)[:num_levels]
         outside = tuple(f"levels.{index}." for index in range(num_levels, len(self.levels)))
         state = gathered_state_dict(cast(nn.Module, self))
-        return self._filled(rows, {name: value for name, value in state.items() if not name.startswith(outside)})
+        return self._filled(
+            level_configs, {name: value for name, value in state.items() if not name.startswith(outside)}
+        )
 
     def without_sharing(self: T) -> T:
         """Return a new model whose levels have copies of the layers they shared: the same function, but trained
@@ -133,12 +135,12 @@ class GrowthMixin:
 
         The parameters of a level come before those of the next one, so not all of them keep their positions.
         """
-        rows = tuple(
-            dataclasses.replace(row, share_time_embedding=False, share_blocks=False)
-            for row in LevelConfig.rows_from(self.config)
+        level_configs = tuple(
+            dataclasses.replace(level, share_time_embedding=False, share_blocks=False)
+            for level in LevelConfig.levels_from(self.config)
         )
         this = cast(nn.Module, self)
-        return self._filled(rows, unshared_state_dict(this, gathered_state_dict(this)))
+        return self._filled(level_configs, unshared_state_dict(this, gathered_state_dict(this)))
 
     def zero_init_(self) -> None:
         """Zero every level's output, adapters and residual branches, as the published models do before training."""
@@ -147,7 +149,7 @@ class GrowthMixin:
 
     def _filled(
         self: T,
-        rows: tuple[LevelConfig, ...],
+        level_configs: tuple[LevelConfig, ...],
         state: StateDict,
         is_new: Callable[[str], bool] = lambda name: False,
     ) -> T:
@@ -163,7 +165,7 @@ class GrowthMixin:
         device = common_device(state)
         # A model on the meta device must not be mixed with one that has memory.
         with device if device.type == "meta" else contextlib.nullcontext():
-            model: Any = self._of_rows(rows)
+            model: Any = self._of_levels(level_configs)
         missing, unexpected = model.load_state_dict(state, strict=False)
         if unexpected or not all(is_new(name) for name in missing):
             raise ValueError(
@@ -175,22 +177,22 @@ class GrowthMixin:
             model = model.to(dtype=this.dtype)
         return model.to(device=device).train(this.training)
 
-    def _of_rows(self: T, rows: tuple[LevelConfig, ...]) -> T:
+    def _of_levels(self: T, level_configs: tuple[LevelConfig, ...]) -> T:
         """Return a new model with these levels and this model's other settings."""
         # This key lists the settings that were not passed; diffusers would omit them again.
         settings = {name: value for name, value in self.config.items() if name != DEFAULTED_KEYS}
-        return self.from_config({**settings, **LevelConfig.columns_from(rows)})
+        return self.from_config({**settings, **LevelConfig.columns_from(level_configs)})
 
 
-def _everywhere(rows: Sequence[LevelConfig], sample_size: int) -> list[tuple[int, ...]]:
+def _everywhere(level_configs: Sequence[LevelConfig], sample_size: int) -> list[tuple[int, ...]]:
     """Return one temporal layer for every resolution that can have one."""
     layers = []
-    for row, pixels in zip(rows, level_sides(sample_size, rows), strict=True):
-        side = pixels // row.patch_size
+    for level_config, pixels in zip(level_configs, level_sides(sample_size, level_configs), strict=True):
+        side = pixels // level_config.patch_size
         layers.append(
             tuple(
                 int(channels % TEMPORAL_HEAD_DIM == 0 and (side >> step) % 2 == 0)
-                for step, channels in enumerate(row.block_out_channels)
+                for step, channels in enumerate(level_config.block_out_channels)
             )
         )
     return layers

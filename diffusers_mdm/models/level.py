@@ -33,17 +33,17 @@ class LevelEmbedding(LayerBorrower):
     """Embedding of a level's timestep and micro-conditioning, each with its own weights unless they are shared.
 
     Args:
-        row: config of the level.
+        config: config of the level.
         time_embed_dim: width D of the result; the sinusoids have D / 4.
     """
 
-    def __init__(self, row: LevelConfig, time_embed_dim: int) -> None:
+    def __init__(self, config: LevelConfig, time_embed_dim: int) -> None:
         super().__init__()
         self.sinusoid_dim = time_embed_dim // 4
-        self.defaults = dict(zip(row.micro_conditioning_keys, row.micro_conditioning_defaults, strict=True))
+        self.defaults = dict(zip(config.micro_conditioning_keys, config.micro_conditioning_defaults, strict=True))
         self.time_embedding = TimestepEmbedding(self.sinusoid_dim, time_embed_dim)
         self.micro_embeddings = nn.ModuleDict(
-            {key: TimestepEmbedding(self.sinusoid_dim, time_embed_dim) for key in row.micro_conditioning_keys}
+            {key: TimestepEmbedding(self.sinusoid_dim, time_embed_dim) for key in config.micro_conditioning_keys}
         )
 
     def forward(
@@ -90,22 +90,22 @@ class LevelEncoder(nn.Module):
     samples times their frames. Embedding and text have one entry per sample.
 
     Args:
-        row: config of the level.
+        config: config of the level.
         settings: settings of its blocks.
         in_channels: channels of the noisy image.
         inner_channels: channels of the level inside at its finest resolution, None for level 0.
     """
 
     def __init__(
-        self, row: LevelConfig, settings: BlockSettings, in_channels: int, inner_channels: int | None
+        self, config: LevelConfig, settings: BlockSettings, in_channels: int, inner_channels: int | None
     ) -> None:
         super().__init__()
-        channels = row.block_out_channels
-        self.normalize_input = row.normalize_input
-        self.patch_size = row.patch_size
-        self.tiled_adapters = row.tiled_adapters
-        self.frame_ratio = row.frame_ratio
-        self.conv_in = nn.Conv2d(in_channels * row.patch_size**2, channels[0], 3, padding=1)
+        channels = config.block_out_channels
+        self.normalize_input = config.normalize_input
+        self.patch_size = config.patch_size
+        self.tiled_adapters = config.tiled_adapters
+        self.frame_ratio = config.frame_ratio
+        self.conv_in = nn.Conv2d(in_channels * config.patch_size**2, channels[0], 3, padding=1)
         last = len(channels) - 1
         self.down_blocks = nn.ModuleList(
             [
@@ -113,8 +113,8 @@ class LevelEncoder(nn.Module):
                     settings,
                     channels[max(index - 1, 0)],
                     channels[index],
-                    row.layers_per_block[index],
-                    BlockAttentions.at_resolution(row, index),
+                    config.layers_per_block[index],
+                    BlockAttentions.at_resolution(config, index),
                     downsample=index < last,
                 )
                 for index in range(len(channels))
@@ -173,39 +173,39 @@ class LevelDecoder(nn.Module):
     """Decoder of a level: from its coarsest features and the level inside to its prediction.
 
     Args:
-        row: config of the level.
+        config: config of the level.
         settings: settings of its blocks.
         out_channels: channels of the prediction.
         inner_channels: channels of the level inside at its finest resolution, None for level 0.
     """
 
     def __init__(
-        self, row: LevelConfig, settings: BlockSettings, out_channels: int, inner_channels: int | None
+        self, config: LevelConfig, settings: BlockSettings, out_channels: int, inner_channels: int | None
     ) -> None:
         super().__init__()
-        channels = row.block_out_channels
-        self.tiled_adapters = row.tiled_adapters
-        self.frame_ratio = row.frame_ratio
+        channels = config.block_out_channels
+        self.tiled_adapters = config.tiled_adapters
+        self.frame_ratio = config.frame_ratio
         self.out_adapter = nn.Conv2d(inner_channels, channels[-1], 3, padding=1) if inner_channels else None
-        self.mid_block = MidBlock(settings, channels[-1]) if row.has_mid_block else None
+        self.mid_block = MidBlock(settings, channels[-1]) if config.has_mid_block else None
         self.up_blocks = nn.ModuleList()
         for index in reversed(range(len(channels))):
             before = channels[min(index + 1, len(channels) - 1)]
             # The last skip connection of a resolution is the input to it: the resampled features, or conv_in's output.
-            skip_channels = [channels[index]] * row.layers_per_block[index] + [channels[max(index - 1, 0)]]
+            skip_channels = [channels[index]] * config.layers_per_block[index] + [channels[max(index - 1, 0)]]
             self.up_blocks.append(
                 UpBlock(
                     settings,
                     before,
                     skip_channels,
                     channels[index],
-                    BlockAttentions.at_resolution(row, index),
+                    BlockAttentions.at_resolution(config, index),
                     upsample=index > 0,
                 )
             )
         self.norm_out = nn.GroupNorm(settings.norm_num_groups, channels[0], eps=settings.norm_eps)
-        self.patch_size = row.patch_size
-        self.conv_out = nn.Conv2d(channels[0], out_channels * row.patch_size**2, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.conv_out = nn.Conv2d(channels[0], out_channels * config.patch_size**2, 3, padding=1)
 
     def forward(
         self,
@@ -256,7 +256,7 @@ class Level(nn.Module):
     that.
 
     Args:
-        row: config of the level.
+        config: config of the level.
         settings: settings of its blocks.
         in_channels: channels of the noisy image.
         out_channels: channels of the prediction.
@@ -265,7 +265,7 @@ class Level(nn.Module):
 
     def __init__(
         self,
-        row: LevelConfig,
+        config: LevelConfig,
         settings: BlockSettings,
         in_channels: int,
         out_channels: int,
@@ -273,9 +273,9 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.is_sliced = False
-        self.embedding = LevelEmbedding(row, settings.time_embed_dim)
-        self.encoder = LevelEncoder(row, settings, in_channels, inner_channels)
-        self.decoder = LevelDecoder(row, settings, out_channels, inner_channels)
+        self.embedding = LevelEmbedding(config, settings.time_embed_dim)
+        self.encoder = LevelEncoder(config, settings, in_channels, inner_channels)
+        self.decoder = LevelDecoder(config, settings, out_channels, inner_channels)
         # After adding a level, the model must compute the same as before: the adapters add nothing until they are
         # trained.
         for adapter in (self.encoder.in_adapter, self.decoder.out_adapter):

@@ -122,7 +122,7 @@ class LevelConfig:
         return 2 ** (len(self.block_out_channels) - 1) if self.temporal_downsample else 1
 
     @classmethod
-    def rows_from(cls, config: Mapping[str, Any]) -> tuple[LevelConfig, ...]:
+    def levels_from(cls, config: Mapping[str, Any]) -> tuple[LevelConfig, ...]:
         """Convert a model's config to one `LevelConfig` per level, innermost first.
 
         Args:
@@ -135,24 +135,24 @@ class LevelConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         num_levels = _number_of_levels(config)
         columns = {name: _column(config, name, num_levels) for name in names}
-        rows = tuple(
+        levels = tuple(
             cls(**{name: _frozen(columns[name][index], f"{name}[{index}]") for name in names})
             for index in range(num_levels)
         )
-        for index, row in enumerate(rows):
-            row.check(index)
-            _check_sharing(row, rows[index - 1] if index else None, index)
+        for index, level in enumerate(levels):
+            level.check(index)
+            _check_sharing(level, levels[index - 1] if index else None, index)
             if index > 0:
-                _check_sides(row, rows[index - 1], index)
-                _check_frames(row, rows[index - 1], index)
-        return rows
+                _check_sides(level, levels[index - 1], index)
+                _check_frames(level, levels[index - 1], index)
+        return levels
 
     @classmethod
-    def columns_from(cls, rows: tuple[LevelConfig, ...]) -> dict[str, Any]:
-        """Return one tuple per field, innermost level first: the inverse of `rows_from`."""
+    def columns_from(cls, levels: tuple[LevelConfig, ...]) -> dict[str, Any]:
+        """Return one tuple per field, innermost level first: the inverse of `levels_from`."""
         columns: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            column = tuple(getattr(row, field.name) for row in rows)
+            column = tuple(getattr(level, field.name) for level in levels)
             is_unused = all(entry == _OPTIONAL_COLUMNS.get(field.name, ...) for entry in column)
             columns[field.name] = None if is_unused else column
         return columns
@@ -214,9 +214,9 @@ def _frozen(entry: Any, name: str) -> Any:
     return entry
 
 
-def _check_shapes(row: LevelConfig, index: int) -> None:
+def _check_shapes(config: LevelConfig, index: int) -> None:
     """Check that lists are lists, with the right lengths."""
-    channels = row.block_out_channels
+    channels = config.block_out_channels
     num_resolutions = len(channels) if isinstance(channels, tuple) else 0
     if not 1 <= num_resolutions <= MAX_RESOLUTIONS:
         raise ValueError(
@@ -224,7 +224,7 @@ def _check_shapes(row: LevelConfig, index: int) -> None:
             f"them; got {describe(channels)}."
         )
     for name in ("layers_per_block", "attention_layers_per_block", "temporal_layers_per_block"):
-        entry = getattr(row, name)
+        entry = getattr(config, name)
         if entry is None and name == "temporal_layers_per_block":
             continue
         if not isinstance(entry, tuple) or len(entry) != num_resolutions:
@@ -232,7 +232,7 @@ def _check_shapes(row: LevelConfig, index: int) -> None:
                 f"{name}[{index}] must have one entry for each of the {num_resolutions} resolutions of level {index}, "
                 f"got {describe(entry)}."
             )
-    keys, defaults = row.micro_conditioning_keys, row.micro_conditioning_defaults
+    keys, defaults = config.micro_conditioning_keys, config.micro_conditioning_defaults
     if not isinstance(keys, tuple) or not isinstance(defaults, tuple) or len(keys) != len(defaults):
         raise ValueError(
             f"micro_conditioning_keys[{index}] = {describe(keys)} and micro_conditioning_defaults[{index}] = "
@@ -240,24 +240,24 @@ def _check_shapes(row: LevelConfig, index: int) -> None:
         )
 
 
-def _check_values(row: LevelConfig, index: int) -> None:
+def _check_values(config: LevelConfig, index: int) -> None:
     """Check that entries are numbers, flags or names, and in a sensible range."""
-    for channels in row.block_out_channels:
+    for channels in config.block_out_channels:
         check_whole_number(channels, f"block_out_channels[{index}]", 1, MAX_CHANNELS)
-    for layers in row.layers_per_block:
+    for layers in config.layers_per_block:
         check_whole_number(layers, f"layers_per_block[{index}]", 1, MAX_LAYERS)
-    for layers in row.attention_layers_per_block:
+    for layers in config.attention_layers_per_block:
         check_whole_number(layers, f"attention_layers_per_block[{index}]", 0, MAX_LAYERS, "Use 0 for none.")
-    for layers in row.temporal_layers_per_block or ():
+    for layers in config.temporal_layers_per_block or ():
         check_whole_number(layers, f"temporal_layers_per_block[{index}]", 0, MAX_LAYERS, "Use 0 for none.")
-    check_whole_number(row.patch_size, f"patch_size[{index}]", 1, MAX_PATCH)
-    check_whole_number(row.num_frames, f"num_frames[{index}]", 1, MAX_FRAMES, "An image model has 1.")
-    check_whole_number(row.norm_num_groups, f"norm_num_groups[{index}]", 1, MAX_CHANNELS)
+    check_whole_number(config.patch_size, f"patch_size[{index}]", 1, MAX_PATCH)
+    check_whole_number(config.num_frames, f"num_frames[{index}]", 1, MAX_FRAMES, "An image model has 1.")
+    check_whole_number(config.norm_num_groups, f"norm_num_groups[{index}]", 1, MAX_CHANNELS)
     for name in _FLAGS:
-        check_flag(getattr(row, name), f"{name}[{index}]")
-    check_number(row.dropout, f"dropout[{index}]", 0.0, 1.0)
-    for key, default in zip(row.micro_conditioning_keys, row.micro_conditioning_defaults, strict=True):
-        if not isinstance(key, str) or not key.isidentifier() or row.micro_conditioning_keys.count(key) > 1:
+        check_flag(getattr(config, name), f"{name}[{index}]")
+    check_number(config.dropout, f"dropout[{index}]", 0.0, 1.0)
+    for key, default in zip(config.micro_conditioning_keys, config.micro_conditioning_defaults, strict=True):
+        if not isinstance(key, str) or not key.isidentifier() or config.micro_conditioning_keys.count(key) > 1:
             raise ValueError(
                 f"micro_conditioning_keys[{index}] has {describe(key)}; expected names such as 'scale', without "
                 f"duplicates."
@@ -267,28 +267,28 @@ def _check_values(row: LevelConfig, index: int) -> None:
         check_number(default, f"micro_conditioning_defaults[{index}]", 0.0 if is_scale else -math.inf, above=is_scale)
 
 
-def _check_divisibility(row: LevelConfig, index: int) -> None:
-    bad = [channels for channels in row.block_out_channels if channels % row.norm_num_groups]
+def _check_divisibility(config: LevelConfig, index: int) -> None:
+    bad = [channels for channels in config.block_out_channels if channels % config.norm_num_groups]
     if bad:
         raise ValueError(
             f"block_out_channels[{index}] has {bad}, not divisible by norm_num_groups[{index}] = "
-            f"{row.norm_num_groups}; change one of them."
+            f"{config.norm_num_groups}; change one of them."
         )
-    if row.dropout >= 1.0:
-        raise ValueError(f"dropout[{index}] = {row.dropout}; expected a probability in [0, 1).")
+    if config.dropout >= 1.0:
+        raise ValueError(f"dropout[{index}] = {config.dropout}; expected a probability in [0, 1).")
 
 
-def _check_temporal(row: LevelConfig, index: int) -> None:
+def _check_temporal(config: LevelConfig, index: int) -> None:
     """Check that the temporal settings of level `index` are consistent with each other and its other settings."""
-    layers = row.temporal_layers_per_block or ()
-    if any(layers) and row.num_frames == 1:
+    layers = config.temporal_layers_per_block or ()
+    if any(layers) and config.num_frames == 1:
         raise ValueError(
             f"temporal_layers_per_block[{index}] = {layers}, but num_frames[{index}] is 1: temporal attention "
             f"needs several frames. Set num_frames, or omit the temporal layers."
         )
     narrow = [
         channels
-        for channels, count in zip(row.block_out_channels, layers, strict=False)
+        for channels, count in zip(config.block_out_channels, layers, strict=False)
         if count and channels % TEMPORAL_HEAD_DIM
     ]
     if narrow:
@@ -297,53 +297,53 @@ def _check_temporal(row: LevelConfig, index: int) -> None:
             f"have {TEMPORAL_HEAD_DIM} each, so block_out_channels[{index}] must be multiples of that there. Use 0 "
             "layers elsewhere."
         )
-    if row.temporal_rotary and not any(layers):
+    if config.temporal_rotary and not any(layers):
         raise ValueError(
             f"temporal_rotary[{index}] is True, but temporal_layers_per_block[{index}] = "
-            f"{row.temporal_layers_per_block} has no temporal attention that would use the positions."
+            f"{config.temporal_layers_per_block} has no temporal attention that would use the positions."
         )
-    if index == 0 and (row.temporal_downsample or row.tiled_adapters):
+    if index == 0 and (config.temporal_downsample or config.tiled_adapters):
         raise ValueError(
             "temporal_downsample[0] and tiled_adapters[0] must be False: they are about the level inside, and level 0 "
             "has none."
         )
 
 
-def _check_sides(row: LevelConfig, inner: LevelConfig, index: int) -> None:
+def _check_sides(config: LevelConfig, inner: LevelConfig, index: int) -> None:
     """Check that a level is a whole number of times larger than the level inside it."""
-    patches = f"patch_size[{index}] = {row.patch_size} and patch_size[{index - 1}] = {inner.patch_size}"
-    if row.temporal_downsample and row.patch_size != inner.patch_size:
+    patches = f"patch_size[{index}] = {config.patch_size} and patch_size[{index - 1}] = {inner.patch_size}"
+    if config.temporal_downsample and config.patch_size != inner.patch_size:
         raise ValueError(
             f"temporal_downsample[{index}] is True, so level {index} has the side of the level inside it, but "
             f"{patches}; make them equal."
         )
-    if row.ratio * row.patch_size % inner.patch_size:
+    if config.ratio * config.patch_size % inner.patch_size:
         raise ValueError(
-            f"{patches}, with {len(row.block_out_channels)} resolutions in block_out_channels[{index}], do not make "
-            f"level {index} a whole number of times larger than the level inside it."
+            f"{patches}, with {len(config.block_out_channels)} resolutions in block_out_channels[{index}], do not "
+            f"make level {index} a whole number of times larger than the level inside it."
         )
-    if row.frame_ratio == 1 and row.ratio * row.patch_size == inner.patch_size:
+    if config.frame_ratio == 1 and config.ratio * config.patch_size == inner.patch_size:
         raise ValueError(
-            f"block_out_channels[{index}] = {row.block_out_channels} has too few resolutions: with {patches}, level "
-            f"{index} would be no larger than the level inside it; give one more, or a larger patch_size."
+            f"block_out_channels[{index}] = {config.block_out_channels} has too few resolutions: with {patches}, "
+            f"level {index} would be no larger than the level inside it; give one more, or a larger patch_size."
         )
 
 
-def _check_frames(row: LevelConfig, inner: LevelConfig, index: int) -> None:
+def _check_frames(config: LevelConfig, inner: LevelConfig, index: int) -> None:
     """Check that the number of frames of level `index` agrees with the level inside it."""
-    expected = inner.num_frames * row.frame_ratio
-    if row.num_frames != expected:
+    expected = inner.num_frames * config.frame_ratio
+    if config.num_frames != expected:
         how = (
-            f"temporal_downsample[{index}] with {len(row.block_out_channels)} resolutions makes {row.frame_ratio} "
-            "times as many"
-            if row.temporal_downsample
+            f"temporal_downsample[{index}] with {len(config.block_out_channels)} resolutions makes "
+            f"{config.frame_ratio} times as many"
+            if config.temporal_downsample
             else f"without temporal_downsample[{index}] it has as many"
         )
         raise ValueError(
-            f"num_frames[{index}] = {row.num_frames}, but level {index - 1} has {inner.num_frames} and {how}: "
+            f"num_frames[{index}] = {config.num_frames}, but level {index - 1} has {inner.num_frames} and {how}: "
             f"expected {expected}."
         )
-    if row.tiled_adapters:
+    if config.tiled_adapters:
         try:
             frame_grid_side(inner.num_frames)
         except ValueError as error:
@@ -353,19 +353,19 @@ def _check_frames(row: LevelConfig, inner: LevelConfig, index: int) -> None:
             ) from error
 
 
-def _check_sharing(row: LevelConfig, inner: LevelConfig | None, index: int) -> None:
+def _check_sharing(config: LevelConfig, inner: LevelConfig | None, index: int) -> None:
     """Check that level `index` can share layers with the level inside it."""
     if inner is None:
-        if row.share_time_embedding or row.share_blocks:
+        if config.share_time_embedding or config.share_blocks:
             raise ValueError(
                 "share_time_embedding[0] and share_blocks[0] must be False: they are about the level inside, and "
                 "level 0 has none."
             )
         return
-    if not row.share_blocks:
+    if not config.share_blocks:
         return
     for name in _SETTINGS_OF_SHARED_LAYERS:
-        ours, theirs = getattr(row, name), getattr(inner, name)
+        ours, theirs = getattr(config, name), getattr(inner, name)
         if ours != theirs:
             raise ValueError(
                 f"share_blocks[{index}] is True, but {name}[{index}] = {ours} and {name}[{index - 1}] = {theirs}; "

@@ -29,36 +29,36 @@ class LevelGeometry:
     has_temporal_attention: tuple[bool, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[LevelConfig]) -> LevelGeometry:
+    def of(cls, level_configs: Sequence[LevelConfig]) -> LevelGeometry:
         """Compute the geometry of a model from its level configs."""
         return cls(
-            ratios=side_ratios(rows),
-            frames=tuple(row.num_frames for row in rows),
-            multiples=tuple(_size_multiple(rows[: index + 1]) for index in range(len(rows))),
-            has_temporal_attention=tuple(any(row.temporal_layers_per_block or ()) for row in rows),
+            ratios=side_ratios(level_configs),
+            frames=tuple(level.num_frames for level in level_configs),
+            multiples=tuple(_size_multiple(level_configs[: index + 1]) for index in range(len(level_configs))),
+            has_temporal_attention=tuple(any(level.temporal_layers_per_block or ()) for level in level_configs),
         )
 
 
-def side_ratios(rows: Sequence[LevelConfig]) -> tuple[int, ...]:
+def side_ratios(level_configs: Sequence[LevelConfig]) -> tuple[int, ...]:
     """Return the side of every level relative to level 0, e.g. (1, 4, 16)."""
     ratios = [1]
-    for inner, row in itertools.pairwise(rows):
-        ratios.append(ratios[-1] * row.ratio * row.patch_size // inner.patch_size)
+    for inner, level_config in itertools.pairwise(level_configs):
+        ratios.append(ratios[-1] * level_config.ratio * level_config.patch_size // inner.patch_size)
     return tuple(ratios)
 
 
-def level_sides(sample_size: int, rows: Sequence[LevelConfig]) -> tuple[int, ...]:
+def level_sides(sample_size: int, level_configs: Sequence[LevelConfig]) -> tuple[int, ...]:
     """Return the side of every level, innermost first, in the unit of `sample_size` (pixels or latents), that of level
     0.
     """
-    return tuple(sample_size * ratio for ratio in side_ratios(rows))
+    return tuple(sample_size * ratio for ratio in side_ratios(level_configs))
 
 
-def _size_multiple(rows: Sequence[LevelConfig]) -> int:
-    multiple = rows[0].patch_size * 2 ** (len(rows[0].block_out_channels) - 1)
-    for row, ratio in zip(rows, side_ratios(rows), strict=True):
-        for step, layers in enumerate(row.temporal_layers_per_block or ()):
+def _size_multiple(level_configs: Sequence[LevelConfig]) -> int:
+    multiple = level_configs[0].patch_size * 2 ** (len(level_configs[0].block_out_channels) - 1)
+    for level_config, ratio in zip(level_configs, side_ratios(level_configs), strict=True):
+        for step, layers in enumerate(level_config.temporal_layers_per_block or ()):
             if layers:
-                needed = row.patch_size * (2 if row.temporal_downsample else 2 ** (step + 1))
+                needed = level_config.patch_size * (2 if level_config.temporal_downsample else 2 ** (step + 1))
                 multiple = math.lcm(multiple, needed // math.gcd(needed, ratio))
     return multiple

@@ -138,19 +138,21 @@ class NestedUNetModel(
         output_bound: float | None = None,
     ) -> None:
         super().__init__()
-        rows = LevelConfig.rows_from(self.config)
-        check_model_config(self.config, rows)
-        time_embed_dim = resolve_time_embed_dim(self.config, rows)
-        self.level_configs = rows
-        self.geometry = LevelGeometry.of(rows)
-        self.micro_conditioning_names = sorted({key for row in rows for key in row.micro_conditioning_keys})
+        level_configs = LevelConfig.levels_from(self.config)
+        check_model_config(self.config, level_configs)
+        time_embed_dim = resolve_time_embed_dim(self.config, level_configs)
+        self.level_configs = level_configs
+        self.geometry = LevelGeometry.of(level_configs)
+        self.micro_conditioning_names = sorted(
+            {key for level in level_configs for key in level.micro_conditioning_keys}
+        )
 
         # What belongs to no level comes first, so that a new level only appends parameters (EMA, optimizer state).
         self._add_conditions(time_embed_dim)
-        self.levels = nn.ModuleList(build_levels(self.config, rows, time_embed_dim))
+        self.levels = nn.ModuleList(build_levels(self.config, level_configs, time_embed_dim))
         for slot, attention in enumerate(self._text_attentions()):
             attention.text_slot = slot
-        if any(row.share_time_embedding or row.share_blocks for row in rows):
+        if any(level.share_time_embedding or level.share_blocks for level in level_configs):
             self._keep_levels_together()
 
     def _keep_levels_together(self) -> None:
@@ -370,24 +372,24 @@ class NestedUNetModel(
         return labels if pooled is None else pooled + labels
 
 
-def build_levels(config: Mapping[str, Any], rows: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
+def build_levels(config: Mapping[str, Any], level_configs: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
     """Build the levels of a model, innermost first, and let them share layers as configured.
 
     Raises:
         ValueError: a level is configured to share blocks, but none of its layers can be shared.
     """
     levels: list[Level] = []
-    for index, row in enumerate(rows):
+    for index, level_config in enumerate(level_configs):
         settings = BlockSettings.of_level(
-            row,
+            level_config,
             time_embed_dim=time_embed_dim,
             norm_eps=config["norm_eps"],
             num_attention_heads=config["num_attention_heads"],
             attention_norm_num_groups=config["attention_norm_num_groups"],
             text_dim=config["cross_attention_dim"],
         )
-        inner_channels = rows[index - 1].block_out_channels[0] if index else None
-        levels.append(Level(row, settings, config["in_channels"], config["out_channels"], inner_channels))
+        inner_channels = level_configs[index - 1].block_out_channels[0] if index else None
+        levels.append(Level(level_config, settings, config["in_channels"], config["out_channels"], inner_channels))
         if index > 0:
-            share_layers(levels[index], levels[index - 1], row, index)
+            share_layers(levels[index], levels[index - 1], level_config, index)
     return levels

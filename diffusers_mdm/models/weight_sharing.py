@@ -18,7 +18,7 @@ from .level import Level
 from .level_config import LevelConfig
 
 
-def share_layers(outer: Level, inner: Level, row: LevelConfig, index: int) -> None:
+def share_layers(outer: Level, inner: Level, config: LevelConfig, index: int) -> None:
     """Replace layers of level `index` by those of the level inside it, as its config says.
 
     Time embedding: the layers for the timestep and for each micro-condition that both levels have; the outer level
@@ -29,9 +29,9 @@ def share_layers(outer: Level, inner: Level, row: LevelConfig, index: int) -> No
     Raises:
         ValueError: no layer of the blocks has such a counterpart.
     """
-    if row.share_time_embedding:
+    if config.share_time_embedding:
         outer.embedding.share_with(inner.embedding)
-    if row.share_blocks:
+    if config.share_blocks:
         pairs = list(_counterparts(outer, inner))
         for block, kind, position, layer in pairs:
             block.borrow(layer, kind, position)

@@ -33,7 +33,7 @@ def test_old_parameters_are_a_prefix_in_name_and_order(model):
 
 
 def test_growing_twice_equals_building_at_once(config):
-    rows = LevelConfig.rows_from({**NestedUNetModel(**config).config})
+    rows = LevelConfig.levels_from({**NestedUNetModel(**config).config})
     inner_columns = LevelConfig.columns_from(rows[:1])
     grown = NestedUNetModel(**{**config, **inner_columns}).add_level(rows[1]).add_level(OUTER_ROW)
     at_once = NestedUNetModel(**{**config, **LevelConfig.columns_from((*rows, OUTER_ROW))})

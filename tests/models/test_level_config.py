@@ -7,9 +7,9 @@ from diffusers_mdm import LevelConfig, NestedUNetModel
 
 
 def test_columns_and_rows_are_inverse(model):
-    rows = LevelConfig.rows_from(model.config)
+    rows = LevelConfig.levels_from(model.config)
     columns = LevelConfig.columns_from(rows)
-    assert LevelConfig.rows_from({**model.config, **columns}) == rows
+    assert LevelConfig.levels_from({**model.config, **columns}) == rows
     assert columns["block_out_channels"] == model.config.block_out_channels
     assert columns["num_frames"] is None
 
@@ -17,10 +17,10 @@ def test_columns_and_rows_are_inverse(model):
 def test_lists_from_json_become_tuples(model):
     as_lists = {
         name: [list(entry) if isinstance(entry, tuple) else entry for entry in column]
-        for name, column in LevelConfig.columns_from(LevelConfig.rows_from(model.config)).items()
+        for name, column in LevelConfig.columns_from(LevelConfig.levels_from(model.config)).items()
         if column is not None
     }
-    assert LevelConfig.rows_from({**model.config, **as_lists}) == LevelConfig.rows_from(model.config)
+    assert LevelConfig.levels_from({**model.config, **as_lists}) == LevelConfig.levels_from(model.config)
 
 
 def test_ratio_is_a_power_of_the_resolutions():

@@ -42,6 +42,6 @@ def test_temporal_attention_halves_the_sides_once_more(layers, multiple):
 
 @pytest.mark.parametrize("make_config", [two_level_config, video_config])
 def test_there_is_one_entry_for_each_level(make_config):
-    rows = LevelConfig.rows_from(make_config())
+    rows = LevelConfig.levels_from(make_config())
     geometry = LevelGeometry.of(rows)
     assert len(geometry.ratios) == len(geometry.frames) == len(geometry.multiples) == len(rows)

@@ -31,13 +31,13 @@ def older(fixtures_dir: Path) -> dict[str, Any]:
 
 
 def test_the_older_config_lacks_columns_of_today(older):
-    today = set(LevelConfig.columns_from(LevelConfig.rows_from(NestedUNetModel(**two_level_config()).config)))
+    today = set(LevelConfig.columns_from(LevelConfig.levels_from(NestedUNetModel(**two_level_config()).config)))
     assert today - set(older) == {"patch_size", "tiled_adapters", "share_time_embedding", "share_blocks"}
 
 
 def test_an_older_config_gives_the_rows_of_its_model(older):
-    expected = LevelConfig.rows_from(NestedUNetModel(**two_level_config()).config)
-    assert LevelConfig.rows_from(older) == expected
+    expected = LevelConfig.levels_from(NestedUNetModel(**two_level_config()).config)
+    assert LevelConfig.levels_from(older) == expected
     assert NestedUNetModel.from_config(older).level_configs == expected
 
 
@@ -45,7 +45,7 @@ def test_an_older_config_gives_the_rows_of_its_model(older):
 def test_any_optional_column_may_be_missing(config, missing):
     full = dict(NestedUNetModel(**config).config)
     del full[missing]
-    assert LevelConfig.rows_from(full) == LevelConfig.rows_from(NestedUNetModel(**config).config)
+    assert LevelConfig.levels_from(full) == LevelConfig.levels_from(NestedUNetModel(**config).config)
 
 
 def test_an_older_model_loads_grows_opens_and_converts(older, tmp_path):
@@ -66,19 +66,19 @@ def test_an_older_model_loads_grows_opens_and_converts(older, tmp_path):
 def test_a_missing_column_that_every_version_had_is_named(older, missing):
     del older[missing]
     with pytest.raises(ValueError, match=missing):
-        LevelConfig.rows_from(older)
+        LevelConfig.levels_from(older)
 
 
 @pytest.mark.parametrize("channels", [None, 64, [], "64", {}])
 def test_channels_that_are_no_list_are_refused(older, channels):
     with pytest.raises(ValueError, match="block_out_channels"):
-        LevelConfig.rows_from({**older, "block_out_channels": channels})
+        LevelConfig.levels_from({**older, "block_out_channels": channels})
 
 
 def test_the_shipped_models_have_rows():
     cards = Path(__file__).parents[2] / "model_cards"
     for path in sorted(cards.glob("*/unet/config.json")):
         with torch.device("meta"):
-            assert NestedUNetModel.from_config(json.loads(path.read_text())).level_configs == LevelConfig.rows_from(
+            assert NestedUNetModel.from_config(json.loads(path.read_text())).level_configs == LevelConfig.levels_from(
                 json.loads(path.read_text())
             )

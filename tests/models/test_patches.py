@@ -105,7 +105,7 @@ def test_clips_have_patches_in_every_frame():
 
 
 def test_the_multiple_counts_patches_of_temporal_levels():
-    rows = LevelConfig.rows_from(NestedUNetModel(**video_config()).config)
+    rows = LevelConfig.levels_from(NestedUNetModel(**video_config()).config)
     larger = tuple(dataclasses.replace(row, patch_size=4) for row in rows)
     assert LevelGeometry.of(larger).multiples[-1] == 4 * LevelGeometry.of(rows).multiples[-1]
 

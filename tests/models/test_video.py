@@ -203,7 +203,7 @@ def test_contradictions_are_refused(change, message):
 
 
 def test_tiles_need_a_square_of_frames():
-    rows = list(LevelConfig.rows_from(NestedUNetModel(**video_config()).config))
+    rows = list(LevelConfig.levels_from(NestedUNetModel(**video_config()).config))
     rows[1:] = [
         LevelConfig((32, 32), (1, 1), (0, 0), norm_num_groups=8, num_frames=2, temporal_downsample=True),
         LevelConfig((16, 32), (1, 1), (0, 0), norm_num_groups=8, num_frames=2, tiled_adapters=True),

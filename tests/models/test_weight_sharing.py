@@ -196,7 +196,7 @@ def test_levels_stay_together_on_one_device(shared, inputs, tmp_path):
 
 @torch.no_grad()
 def test_video_levels_share_temporal_layers(video_inputs):
-    rows = list(LevelConfig.rows_from(NestedUNetModel(**video_config()).config))
+    rows = list(LevelConfig.levels_from(NestedUNetModel(**video_config()).config))
     more = dataclasses.replace(rows[1], num_frames=16, share_blocks=True, share_time_embedding=True)
     frames = NestedUNetModel(**{**video_config(), **LevelConfig.columns_from((rows[0], rows[1], more))}).eval()
     randomize(frames)

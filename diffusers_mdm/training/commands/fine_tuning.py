@@ -57,13 +57,13 @@ def recipe_for_pipeline(
             have that many levels, or only one of model and data has classes or frames.
     """
     unet, scheduler = read_configs(pretrained, cache_dir)
-    rows = rows_with_frames(unet, num_frames, pretrained.path)
-    check_has_clips(rows, data, pretrained.path)
+    level_configs = configs_with_frames(unet, num_frames, pretrained.path)
+    check_has_clips(level_configs, data, pretrained.path)
     vae = VaeRecipe(from_pipeline=True) if has_vae(pretrained, cache_dir) else None
     factor = 1 if vae is None else config_scale_factor(vae_config(vae, pretrained, cache_dir))
-    sides = tuple(side * factor for side in level_sides(unet["sample_size"], rows))
+    sides = tuple(side * factor for side in level_sides(unet["sample_size"], level_configs))
     num_levels = inner_levels(sides, train_levels, resolution)
-    columns = set(LevelConfig.columns_from(rows))
+    columns = set(LevelConfig.columns_from(level_configs))
     sees_text, has_classes = unet.get("cross_attention_dim") is not None, unet.get("num_class_embeds") is not None
     if has_classes and data.label_column is None:
         raise ValueError(
@@ -87,7 +87,7 @@ def recipe_for_pipeline(
     return Recipe(
         name=f"{Path(pretrained.path).name}-finetuned",
         model={key: value for key, value in unet.items() if key not in columns},
-        levels=tuple(_as_mapping(row) for row in rows[:num_levels]),
+        levels=tuple(_as_mapping(level) for level in level_configs[:num_levels]),
         text_encoder=TextEncoderRecipe(from_pipeline=True) if sees_text else None,
         data=data,
         stages=(stage,),
@@ -111,7 +111,7 @@ def scheduler_of_levels(scheduler: dict[str, Any], num_levels: int) -> dict[str,
     return kept
 
 
-def rows_with_frames(config: dict[str, Any], num_frames: int | None, name: str) -> tuple[LevelConfig, ...]:
+def configs_with_frames(config: dict[str, Any], num_frames: int | None, name: str) -> tuple[LevelConfig, ...]:
     """Return the level configs of a saved model, with frames and temporal layers added if it is to generate clips.
 
     Args:
@@ -122,25 +122,25 @@ def rows_with_frames(config: dict[str, Any], num_frames: int | None, name: str) 
     Raises:
         ValueError: the model already generates clips, of another length.
     """
-    rows = LevelConfig.rows_from(config)
-    if num_frames is None or num_frames == rows[-1].num_frames:
-        return rows
-    if any(row.num_frames != 1 for row in rows):
+    level_configs = LevelConfig.levels_from(config)
+    if num_frames is None or num_frames == level_configs[-1].num_frames:
+        return level_configs
+    if any(level.num_frames != 1 for level in level_configs):
         raise ValueError(
-            f"--num_frames is {num_frames}, but {name} generates clips of {rows[-1].num_frames} frames; omit it, "
-            f"or start from an image pipeline."
+            f"--num_frames is {num_frames}, but {name} generates clips of {level_configs[-1].num_frames} frames; omit "
+            f"it, or start from an image pipeline."
         )
     with torch.device("meta"):
         return NestedUNetModel(**config).to_video(num_frames).level_configs
 
 
-def check_has_clips(rows: tuple[LevelConfig, ...], data: DataRecipe, name: str) -> None:
+def check_has_clips(level_configs: tuple[LevelConfig, ...], data: DataRecipe, name: str) -> None:
     """Refuse data without clips for a video model; image models can be trained on frames of clips.
 
     Raises:
         ValueError: says how to give the column with the clips.
     """
-    if any(row.num_frames != 1 for row in rows) and data.video_column is None:
+    if any(level.num_frames != 1 for level in level_configs) and data.video_column is None:
         raise ValueError(
             f"{name} is to generate clips: train it with training/train_text_to_video_mdm.py, and name the column "
             f"with the clips with --video_column."
@@ -237,8 +237,10 @@ def steps_for_passes(passes: int, num_images: int, images_per_step: int) -> int:
     return math.ceil(passes * num_images / images_per_step)
 
 
-def _as_mapping(row: LevelConfig) -> dict[str, Any]:
+def _as_mapping(level_config: LevelConfig) -> dict[str, Any]:
     """Return a level's config as in a recipe, without fields that are common to all levels."""
-    plain = LevelConfig(row.block_out_channels, row.layers_per_block, row.attention_layers_per_block)
+    plain = LevelConfig(
+        level_config.block_out_channels, level_config.layers_per_block, level_config.attention_layers_per_block
+    )
     needed = ("block_out_channels", "layers_per_block", "attention_layers_per_block")
-    return {key: value for key, value in vars(row).items() if key in needed or value != getattr(plain, key)}
+    return {key: value for key, value in vars(level_config).items() if key in needed or value != getattr(plain, key)}

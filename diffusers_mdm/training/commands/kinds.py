@@ -91,7 +91,7 @@ def check_has_no_conditions(recipe: Recipe) -> None:
 
 
 def _has_clips(recipe: Recipe) -> bool:
-    return any(row.num_frames != 1 for row in recipe.level_configs)
+    return any(level.num_frames != 1 for level in recipe.level_configs)
 
 
 TEXT_TO_IMAGE = CommandKind(

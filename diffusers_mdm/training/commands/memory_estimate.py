@@ -165,9 +165,9 @@ def fake_unet(recipe: Recipe, num_levels: int, as_images: bool = False) -> Neste
 
     `as_images` builds the levels as they are before they have frames.
     """
-    rows = inner_level_configs(recipe, num_levels, as_images)
+    level_configs = inner_level_configs(recipe, num_levels, as_images)
     with torch.device("meta"):
-        unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
+        unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(level_configs))
         if recipe.lora is not None:
             add_lora(unet, recipe.lora)
     return unet.train()
@@ -282,7 +282,7 @@ def fake_inputs(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> di
     channels = unet.config["in_channels"]
     rows = stage.rows_per_level
     is_clip = not trains_on_images(recipe, stage)
-    frames = [(row.num_frames,) if is_clip else () for row in stage_level_configs(recipe, stage)]
+    frames = [(level.num_frames,) if is_clip else () for level in stage_level_configs(recipe, stage)]
     inputs: dict[str, Any] = {
         "sample": [
             torch.empty(rows[level], channels, *frames[level], *(part * sides[level] // scale for part in shape))

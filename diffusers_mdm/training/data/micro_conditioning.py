@@ -27,14 +27,16 @@ SCALE = "scale"
 MAX_VALUE = 1e9  # limit of a value; a larger one, or NaN, would spoil a whole batch
 
 
-def micro_conditioning_defaults(rows: Sequence[LevelConfig]) -> dict[str, float]:
+def micro_conditioning_defaults(level_configs: Sequence[LevelConfig]) -> dict[str, float]:
     """Return the names that a model with these levels is conditioned on, with their defaults.
 
     If levels have different defaults, the one of the innermost level is used for images without a value.
     """
     defaults: dict[str, float] = {}
-    for row in rows:
-        for key, value in zip(row.micro_conditioning_keys, row.micro_conditioning_defaults, strict=True):
+    for level_config in level_configs:
+        for key, value in zip(
+            level_config.micro_conditioning_keys, level_config.micro_conditioning_defaults, strict=True
+        ):
             defaults.setdefault(key, float(value))
     return defaults
 

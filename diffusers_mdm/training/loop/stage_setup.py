@@ -13,7 +13,7 @@ from ...models.nested_unet import NestedUNetModel
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.autoencoder import vae_dtype
 from ..modules.conditioned_unet import ConditionedUNet
-from ..modules.growth import grow_to_rows
+from ..modules.growth import grow_to
 from ..optimizers.registry import new_optimizer
 from ..recipe.clip_stages import stage_level_configs
 from ..recipe.stage import StageRecipe
@@ -30,7 +30,7 @@ def begin_stage(run: Run, stage: StageRecipe) -> None:
     # The weights of a new level depend only on the seed, not on earlier random numbers, so that a resumed run has the
     # same.
     torch.manual_seed(derive_seed(run.options.seed, stage.seed, run.progress.stage_index))
-    run.unet = grow_to_rows(run.unet, stage_level_configs(run.recipe, stage))
+    run.unet = grow_to(run.unet, stage_level_configs(run.recipe, stage))
     grow_averages(run)
     choose_trained(run, stage)
     place_modules(run)

@@ -215,8 +215,8 @@ def build_unet(recipe: Recipe, num_levels: int, as_images: bool = False) -> Nest
         num_levels: number of levels.
         as_images: build the levels as they are before frames are added.
     """
-    rows = inner_level_configs(recipe, num_levels, as_images)
-    unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(rows))
+    level_configs = inner_level_configs(recipe, num_levels, as_images)
+    unet = NestedUNetModel(**recipe.model, **LevelConfig.columns_from(level_configs))
     if recipe.zero_init:
         unet.zero_init_()
     return unet
@@ -263,10 +263,10 @@ def check_growth(recipe: Recipe, unet: NestedUNetModel) -> None:
         ValueError: says how the two differ.
     """
     for stage in recipe.stages:
-        rows = stage_level_configs(recipe, stage)[: unet.num_levels]
-        if unet.level_frames[: len(rows)] == tuple(row.num_frames for row in rows):
+        level_configs = stage_level_configs(recipe, stage)[: unet.num_levels]
+        if unet.level_frames[: len(level_configs)] == tuple(level.num_frames for level in level_configs):
             continue
-        check_frames_can_become(unet, rows)
+        check_frames_can_become(unet, level_configs)
         if recipe.lora is not None:
             raise ValueError(
                 "LoRA adapts a trained video model, but this is an image pipeline: turn it into a video pipeline "

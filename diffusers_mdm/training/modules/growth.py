@@ -14,13 +14,13 @@ from ..recipe.clip_checks import check_becomes_clips
 from ..recipe.clip_stages import without_frames
 
 
-def grow_model(unet: NestedUNetModel, row: LevelConfig) -> NestedUNetModel:
+def grow_model(unet: NestedUNetModel, level_config: LevelConfig) -> NestedUNetModel:
     """Add a level around `unet`; the predictions of the inner levels remain exactly the same.
 
     Raises:
         RuntimeError: if the old parameters are not a prefix of the new ones.
     """
-    grown = unet.add_level(row)
+    grown = unet.add_level(level_config)
     old = [(name, tuple(value.shape)) for name, value in unet.named_parameters()]
     new = [(name, tuple(value.shape)) for name, value in grown.named_parameters()]
     if new[: len(old)] != old:
@@ -30,7 +30,7 @@ def grow_model(unet: NestedUNetModel, row: LevelConfig) -> NestedUNetModel:
     return grown
 
 
-def grow_to_rows(unet: NestedUNetModel, rows: Sequence[LevelConfig]) -> NestedUNetModel:
+def grow_to(unet: NestedUNetModel, level_configs: Sequence[LevelConfig]) -> NestedUNetModel:
     """Add the frames and levels that a model lacks; returns `unet` itself if it lacks none.
 
     An image model to which frames are added at first predicts each frame like a separate image, and single frames
@@ -38,29 +38,29 @@ def grow_to_rows(unet: NestedUNetModel, rows: Sequence[LevelConfig]) -> NestedUN
 
     Args:
         unet: a model with the inner ones of these levels, with these frames or as an image model.
-        rows: level configs of the result, innermost first.
+        level_configs: level configs of the result, innermost first.
 
     Raises:
         ValueError: the model has other frames, and these cannot be added.
     """
-    inner = tuple(rows[: unet.num_levels])
-    wanted = tuple(row.num_frames for row in inner)
-    if unet.level_frames[: len(rows)] != wanted:
+    inner = tuple(level_configs[: unet.num_levels])
+    wanted = tuple(level.num_frames for level in inner)
+    if unet.level_frames[: len(level_configs)] != wanted:
         check_frames_can_become(unet, inner)
-        rotary = any(row.temporal_rotary for row in inner)
-        unet = unet.to_video(wanted[0], [row.temporal_layers_per_block for row in inner], rotary)
-    for row in rows[unet.num_levels :]:
-        unet = grow_model(unet, row)
+        rotary = any(level.temporal_rotary for level in inner)
+        unet = unet.to_video(wanted[0], [level.temporal_layers_per_block for level in inner], rotary)
+    for level_config in level_configs[unet.num_levels :]:
+        unet = grow_model(unet, level_config)
     return unet
 
 
-def check_frames_can_become(unet: NestedUNetModel, rows: tuple[LevelConfig, ...]) -> None:
+def check_frames_can_become(unet: NestedUNetModel, level_configs: tuple[LevelConfig, ...]) -> None:
     """Check that a model is the image model to which the frames of `rows` can be added.
 
     Raises:
         ValueError: says what the model is, and what was expected.
     """
-    wanted = tuple(row.num_frames for row in rows)
+    wanted = tuple(level.num_frames for level in level_configs)
     if set(unet.level_frames) != {1} or len(set(wanted)) != 1:
         raise ValueError(
             f"The levels of the model have {spell_frames(unet.level_frames)} frames, but those of the recipe (or of "
@@ -68,12 +68,12 @@ def check_frames_can_become(unet: NestedUNetModel, rows: tuple[LevelConfig, ...]
             f"all of its levels; levels that resample frames are added around it. Use the model's numbers of "
             f"frames in `levels`, or start from an image model."
         )
-    check_becomes_clips(rows)
-    shapes = [row.block_out_channels for row in map(without_frames, rows)]
-    if [row.block_out_channels for row in unet.level_configs] != shapes:
+    check_becomes_clips(level_configs)
+    shapes = [level.block_out_channels for level in map(without_frames, level_configs)]
+    if [level.block_out_channels for level in unet.level_configs] != shapes:
         raise ValueError(
             f"The model to which frames are to be added has the channels "
-            f"{[row.block_out_channels for row in unet.level_configs]}, innermost level first, but the recipe's "
+            f"{[level.block_out_channels for level in unet.level_configs]}, innermost level first, but the recipe's "
             f"levels have {shapes}. Use the model's own levels in `levels`, and add frames and temporal layers to "
             f"them."
         )

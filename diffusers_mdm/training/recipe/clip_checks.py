@@ -75,10 +75,10 @@ def _check_image_data(recipe: ClipRecipe) -> None:
 
 
 def _check_order(recipe: ClipRecipe) -> None:
-    clips_since, rows = None, recipe.level_configs
+    clips_since, level_configs = None, recipe.level_configs
     for position, stage in enumerate(recipe.stages):
         where = f"stages[{position}]"
-        reach = num_image_levels(rows)
+        reach = num_image_levels(level_configs)
         if stage.as_images and stage.levels > reach:
             raise FieldError(
                 f"{where}.levels",
@@ -92,7 +92,7 @@ def _check_order(recipe: ClipRecipe) -> None:
                 f"come first.",
             )
         if not trains_on_images(recipe, stage):
-            if clips_since is None and position and stage.frozen_levels and rows[0].num_frames > 1:
+            if clips_since is None and position and stage.frozen_levels and level_configs[0].num_frames > 1:
                 raise FieldError(
                     f"{where}.frozen_levels",
                     "would also freeze the new temporal layers: omit it in the stage that goes from images to clips.",
@@ -108,7 +108,7 @@ def _check_order(recipe: ClipRecipe) -> None:
                 "is followed by stages on clips, but frames cannot be added to a model with adapters (`lora`).",
             )
         if stage.as_images:
-            check_becomes_clips(rows[: stage.levels])
+            check_becomes_clips(level_configs[: stage.levels])
         _check_joint(recipe, stage, where)
 
 
@@ -122,18 +122,18 @@ def _check_joint(recipe: ClipRecipe, stage: StageRecipe, where: str) -> None:
         ) from error
 
 
-def check_becomes_clips(rows: tuple[LevelConfig, ...]) -> None:
+def check_becomes_clips(level_configs: tuple[LevelConfig, ...]) -> None:
     """Check that an image model can become these video levels by adding frames.
 
     Args:
-        rows: configs of the video model's levels that the image model has too, innermost first.
+        level_configs: configs of the video model's levels that the image model has too, innermost first.
 
     Raises:
         FieldError: names the field of the level.
     """
-    if all(row.num_frames == 1 for row in rows):
+    if all(level.num_frames == 1 for level in level_configs):
         return
-    rotary = {row.temporal_rotary for row in rows if any(row.temporal_layers_per_block or ())}
+    rotary = {level.temporal_rotary for level in level_configs if any(level.temporal_layers_per_block or ())}
     if not rotary:
         raise FieldError(
             "levels[0].temporal_layers_per_block",
@@ -145,8 +145,8 @@ def check_becomes_clips(rows: tuple[LevelConfig, ...]) -> None:
             "levels[0].temporal_rotary",
             "must be the same on all levels with temporal layers that start with images.",
         )
-    for index, row in enumerate(rows):
-        if row.tiled_adapters:
+    for index, level_config in enumerate(level_configs):
+        if level_config.tiled_adapters:
             raise FieldError(
                 f"levels[{index}].tiled_adapters",
                 "is for models that are trained on clips from the start: images are not tiled.",

@@ -37,7 +37,7 @@ class LevelsAndData(Protocol):
 
 def has_clips(recipe: LevelsAndData) -> bool:
     """Return whether the recipe's model is a video model."""
-    return any(row.num_frames != 1 for row in recipe.level_configs)
+    return any(level.num_frames != 1 for level in recipe.level_configs)
 
 
 def without_frames(level_config: LevelConfig) -> LevelConfig:

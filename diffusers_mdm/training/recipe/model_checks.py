@@ -89,33 +89,35 @@ def read_scheduler_arguments(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def check_levels(rows: Sequence[LevelConfig], sample_size: int) -> None:
+def check_levels(level_configs: Sequence[LevelConfig], sample_size: int) -> None:
     """Check that levels are not too large and do not contradict themselves or each other.
 
     Raises:
         ValueError: names the field.
     """
-    if len(rows) > MAX_LEVELS:
-        raise FieldError("levels", f"has {len(rows)} entries; at most {MAX_LEVELS} are allowed.")
-    for position, row in enumerate(rows):
-        if len(row.block_out_channels) > MAX_RESOLUTIONS:
+    if len(level_configs) > MAX_LEVELS:
+        raise FieldError("levels", f"has {len(level_configs)} entries; at most {MAX_LEVELS} are allowed.")
+    for position, level_config in enumerate(level_configs):
+        if len(level_config.block_out_channels) > MAX_RESOLUTIONS:
             raise FieldError(f"levels[{position}].block_out_channels", f"must have at most {MAX_RESOLUTIONS} entries.")
-        _check(f"levels[{position}]", vars(row), LEVEL_RANGES)
+        _check(f"levels[{position}]", vars(level_config), LEVEL_RANGES)
     try:
-        LevelConfig.rows_from(LevelConfig.columns_from(tuple(rows)))
+        LevelConfig.levels_from(LevelConfig.columns_from(tuple(level_configs)))
     except ValueError as error:
         raise ValueError(spell_level_fields(str(error))) from error
-    side = level_sides(sample_size, rows)[-1]
+    side = level_sides(sample_size, level_configs)[-1]
     if side > MAX_SIDE:
         raise FieldError("levels", f"has a side of {side:,} pixels or latents; at most {MAX_SIDE:,} are allowed.")
 
 
-def check_can_be_made(model: Mapping[str, Any], rows: Sequence[LevelConfig], scheduler: Mapping[str, Any]) -> None:
+def check_can_be_made(
+    model: Mapping[str, Any], level_configs: Sequence[LevelConfig], scheduler: Mapping[str, Any]
+) -> None:
     """Check that the model of a recipe (without memory for weights) and its scheduler can be built.
 
     Args:
         model: model arguments that do not belong to a level.
-        rows: configs of the levels, innermost first.
+        level_configs: configs of the levels, innermost first.
         scheduler: scheduler arguments.
 
     Raises:
@@ -123,7 +125,7 @@ def check_can_be_made(model: Mapping[str, Any], rows: Sequence[LevelConfig], sch
     """
     try:
         with torch.device("meta"):
-            unet = NestedUNetModel(**model, **LevelConfig.columns_from(tuple(rows)))
+            unet = NestedUNetModel(**model, **LevelConfig.columns_from(tuple(level_configs)))
     except ValueError as error:
         raise ValueError(f"`model` and `levels`: {spell_level_fields(str(error))}") from error
     side = unet.sample_sizes[0]

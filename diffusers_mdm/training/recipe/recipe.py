@@ -304,7 +304,7 @@ class Recipe:
             for stage in part.stages or ():
                 if stage not in names:
                     raise FieldError(f"{name}.stages", f"has {stage!r}; the stages are {', '.join(names)}.")
-            if any(row.num_frames > 1 for row in self.level_configs):
+            if any(level.num_frames > 1 for level in self.level_configs):
                 raise FieldError(name, "compares images, and this is a video model; omit it.")
         if self.alignment is not None:
             self._check_alignment(self.alignment)
@@ -354,4 +354,6 @@ class Recipe:
     @functools.cached_property
     def level_configs(self) -> tuple[LevelConfig, ...]:
         """The `LevelConfig` of every level, innermost first."""
-        return tuple(read_fields(LevelConfig, row, f"levels[{position}]") for position, row in enumerate(self.levels))
+        return tuple(
+            read_fields(LevelConfig, level, f"levels[{position}]") for position, level in enumerate(self.levels)
+        )

@@ -48,20 +48,20 @@ def check_channels(model: Mapping[str, Any], settings: SuperResolutionRecipe | N
         )
 
 
-def check_levels_fit(settings: SuperResolutionRecipe, rows: Sequence[LevelConfig], side: int) -> None:
+def check_levels_fit(settings: SuperResolutionRecipe, level_configs: Sequence[LevelConfig], side: int) -> None:
     """Check that the levels of a model fit super-resolution.
 
     Args:
         settings: the low resolution.
-        rows: config of every level.
+        level_configs: config of every level.
         side: side of the outermost level in pixels.
 
     Raises:
         FieldError: names the field.
     """
-    if len(rows) != 1:
-        raise FieldError("super_resolution", f"needs a model with one level; this one has {len(rows)}.")
-    if NOISE_LEVEL not in rows[0].micro_conditioning_keys:
+    if len(level_configs) != 1:
+        raise FieldError("super_resolution", f"needs a model with one level; this one has {len(level_configs)}.")
+    if NOISE_LEVEL not in level_configs[0].micro_conditioning_keys:
         raise FieldError(
             "levels[0].micro_conditioning_keys",
             f"must contain {NOISE_LEVEL!r} (with 0.0 in `micro_conditioning_defaults`), by which the model knows how "

@@ -78,12 +78,12 @@ def whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: whole(value) for name, value in module.state_dict().items()}
 
 
-def check_supported(accelerator: Accelerator, rows: Sequence[LevelConfig] = ()) -> None:
+def check_supported(accelerator: Accelerator, level_configs: Sequence[LevelConfig] = ()) -> None:
     """Check that the way of sharding is supported.
 
     Args:
         accelerator: the accelerator, which determines the sharding.
-        rows: level configs of the model to train.
+        level_configs: level configs of the model to train.
 
     Raises:
         ValueError: for FSDP 1, for FSDP on CPU cores, which accelerate silently ignores, for FSDP with levels that
@@ -101,7 +101,7 @@ def check_supported(accelerator: Accelerator, rows: Sequence[LevelConfig] = ()) 
             "FSDP 1 flattens parameters, so averages and added levels cannot find them; set `fsdp_version: 2` in the "
             "accelerate config (see training/accelerate/fsdp.yaml)."
         )
-    if fsdp is not None and any(row.share_time_embedding or row.share_blocks for row in rows):
+    if fsdp is not None and any(level.share_time_embedding or level.share_blocks for level in level_configs):
         raise ValueError(
             "Levels of this model share layers (`share_time_embedding`, `share_blocks`). FSDP gathers a layer only "
             "while the level that it belongs to runs, not when another level uses it; train without FSDP, with the "

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_mdm import MDMVideoPipeline
-from diffusers_mdm.training.modules.growth import grow_to_rows
+from diffusers_mdm.training.modules.growth import grow_to
 from tests.pipelines.tiny_pipeline import make_pipeline, make_unet, seed
 from tests.training.loop.run_folders import averages
 from tests.training.tiny_clips import NUM_FRAMES
@@ -128,8 +128,8 @@ def test_other_frames_than_the_pipelines_are_refused(train, video_dir, clips_dir
 def test_models_that_cannot_become_the_rows_are_refused():
     images = make_unet(**WIDE)
     rows = images.to_video(NUM_FRAMES).level_configs
-    assert grow_to_rows(images, rows).level_frames == (NUM_FRAMES, NUM_FRAMES)
+    assert grow_to(images, rows).level_frames == (NUM_FRAMES, NUM_FRAMES)
     with pytest.raises(ValueError, match=r"have 8, 8 frames, but those of the recipe .* 1, 1"):
-        grow_to_rows(images.to_video(NUM_FRAMES), images.level_configs)
+        grow_to(images.to_video(NUM_FRAMES), images.level_configs)
     with pytest.raises(ValueError, match="has the channels"):
-        grow_to_rows(make_unet(block_out_channels=((8, 64), (8, 32))), rows)
+        grow_to(make_unet(block_out_channels=((8, 64), (8, 32))), rows)

@@ -8,7 +8,7 @@ import torch
 
 from diffusers_mdm.training.loop.stage_setup import begin_stage
 from diffusers_mdm.training.loop.start import start_run
-from diffusers_mdm.training.modules.growth import grow_to_rows
+from diffusers_mdm.training.modules.growth import grow_to
 from diffusers_mdm.training.state.averages import (
     averaged_weights,
     grow_averages,
@@ -77,7 +77,7 @@ def test_a_module_that_is_frozen_as_a_whole_keeps_its_average(run):
 
 def test_new_levels_join_as_they_are_and_old_ones_keep_their_averages(run):
     old = {name: shadow.fill_(0.5) for name, shadow in run.ema["unet"].shadows.items()}
-    run.unet = grow_to_rows(run.unet, run.recipe.level_configs)
+    run.unet = grow_to(run.unet, run.recipe.level_configs)
     grow_averages(run)
     shadows, weights = run.ema["unet"].shadows, run.averaged_parameters("unet")
     assert list(shadows) == list(weights)
