@@ -49,13 +49,13 @@ def text_width(model: NestedUNetModel) -> int:
     return model.config.encoder_hid_dim or model.config.cross_attention_dim
 
 
-def inputs_of(model: NestedUNetModel, rows: int, device: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Random arguments for a model: `rows` samples of every level, timesteps and text features."""
+def inputs_of(model: NestedUNetModel, batch: int, device: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Random arguments for a model: `batch` samples of every level, timesteps and text features."""
     place = {"device": device, "dtype": dtype}
     return {
-        "sample": [torch.randn(rows, 3, side, side, **place) for side in model.sample_sizes],
-        "timestep": torch.randint(0, 1000, (rows,), device=device),
-        "encoder_hidden_states": torch.randn(rows, TEXT_LENGTH, text_width(model), **place),
+        "sample": [torch.randn(batch, 3, side, side, **place) for side in model.sample_sizes],
+        "timestep": torch.randint(0, 1000, (batch,), device=device),
+        "encoder_hidden_states": torch.randn(batch, TEXT_LENGTH, text_width(model), **place),
     }
 
 

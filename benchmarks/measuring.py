@@ -78,12 +78,12 @@ def build_model(name: str) -> NestedUNetModel:
     if name == "emoji":
         recipe = load_recipe(EMOJI_RECIPE)
         return NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.level_configs))
-    rows = (
+    level_configs = (
         LevelConfig((96, 192, 288), (2, 2, 2), (0, 1, 3), has_mid_block=True, micro_conditioning_defaults=(32.0,)),
         LevelConfig((32, 64, 96), (2, 2, 1), (0, 0, 0), norm_num_groups=8, micro_conditioning_defaults=(128.0,)),
     )
     return NestedUNetModel(
-        sample_size=32, encoder_hid_dim=512, cross_attention_dim=512, **LevelConfig.columns_from(rows)
+        sample_size=32, encoder_hid_dim=512, cross_attention_dim=512, **LevelConfig.columns_from(level_configs)
     )
 
 
@@ -98,19 +98,19 @@ def memory_format_on(device: str, channels_last: bool = False) -> torch.memory_f
 
 
 def random_inputs(
-    model: NestedUNetModel, rows_per_level: Sequence[int], device: str = "cpu", seed: int = 0
+    model: NestedUNetModel, samples_per_level: Sequence[int], device: str = "cpu", seed: int = 0
 ) -> dict[str, Any]:
-    """Make arguments for `model`: noise with a batch of `rows_per_level[i]` at level i, and text features of 16
+    """Make arguments for `model`: noise with a batch of `samples_per_level[i]` at level i, and text features of 16
     tokens.
     """
     draw = torch.Generator().manual_seed(seed)
-    sides = model.sample_sizes[: len(rows_per_level)]
+    sides = model.sample_sizes[: len(samples_per_level)]
     width = model.config.encoder_hid_dim or model.config.cross_attention_dim
-    num_rows, layout = rows_per_level[0], memory_format_on(device)
+    num_rows, layout = samples_per_level[0], memory_format_on(device)
     return {
         "sample": [
-            torch.randn(rows, model.config.in_channels, side, side, generator=draw).to(device, memory_format=layout)
-            for rows, side in zip(rows_per_level, sides, strict=True)
+            torch.randn(batch, model.config.in_channels, side, side, generator=draw).to(device, memory_format=layout)
+            for batch, side in zip(samples_per_level, sides, strict=True)
         ],
         "timestep": torch.randint(0, 1000, (num_rows,), generator=draw).to(device),
         "encoder_hidden_states": torch.randn(num_rows, TEXT_LENGTH, width, generator=draw).to(device),

@@ -31,7 +31,7 @@ BATCH_SIZES = {"emoji": 32, "middle": 4}
 class MixedBatchCost:
     """Cost of a mixed batch relative to a full one: measured time, and counted operations."""
 
-    rows_per_level: list[int]
+    samples_per_level: list[int]
     measured: float
     counted: float
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         batch_size = args.batch_size or BATCH_SIZES[name]
         cost = measure_cost(model, batch_size, args.fractions, args.rounds, args.device)
         print(
-            f"{name}, {model.sample_sizes} pixels, {batch_size} rows: rows per level {cost.rows_per_level} take "
+            f"{name}, {model.sample_sizes} pixels, {batch_size} rows: rows per level {cost.samples_per_level} take "
             f"{cost.measured:.3f} of the full batch's time (medians of {args.rounds}) and {cost.counted:.3f} of its "
             f"operations; time / operations = {cost.measured / cost.counted:.2f}"
         )

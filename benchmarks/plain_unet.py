@@ -30,7 +30,7 @@ class PlainUNet(nn.Module):
     def __init__(self, model: NestedUNetModel) -> None:
         super().__init__()
         self.config = dict(model.config)
-        self.rows: Sequence[LevelConfig] = model.level_configs
+        self.level_configs: Sequence[LevelConfig] = model.level_configs
         # Names of parameters have no dots.
         self.weights = nn.ParameterDict(
             {
@@ -153,11 +153,11 @@ class PlainUNet(nn.Module):
         self, index: int, timestep: torch.Tensor, conditions: Mapping[str, torch.Tensor], pooled: torch.Tensor | None
     ) -> torch.Tensor:
         """Embedding of time, text and micro-conditions of a level."""
-        row, name = self.rows[index], f"levels.{index}.embedding"
+        config, name = self.level_configs[index], f"levels.{index}.embedding"
         embedding = self.embed(f"{name}.time_embedding", timestep)
         if pooled is not None:
             embedding = embedding + pooled
-        for key, default in zip(row.micro_conditioning_keys, row.micro_conditioning_defaults, strict=True):
+        for key, default in zip(config.micro_conditioning_keys, config.micro_conditioning_defaults, strict=True):
             value = conditions.get(key, torch.full(timestep.shape, default, device=timestep.device)).float()
             value = (value / default).clamp(max=1) * default if key == "scale" else 1000 * value
             embedding = embedding + self.embed(f"{name}.micro_embeddings.{key}", value)
@@ -169,7 +169,9 @@ class PlainUNet(nn.Module):
         self, name: str, number: int, states: torch.Tensor, embedding: torch.Tensor, text: Text | None, index: int
     ) -> torch.Tensor:
         """Residual layer `number` of a block and the attention layers that follow it."""
-        states = self.residual(f"{name}.resnets.{number}", states, embedding, self.rows[index].norm_num_groups)
+        states = self.residual(
+            f"{name}.resnets.{number}", states, embedding, self.level_configs[index].norm_num_groups
+        )
         each = self.numbers.get(f"{name}.attentions", 0) // self.numbers[f"{name}.resnets"]
         for position in range(each * number, each * (number + 1)):
             states = self.attention(f"{name}.attentions.{position}", states, text)
@@ -184,19 +186,19 @@ class PlainUNet(nn.Module):
         text: Text | None,
     ) -> list[torch.Tensor]:
         """Way down of a level: all of its skips, the coarsest features last."""
-        row, name = self.rows[index], f"levels.{index}.encoder"
-        if row.normalize_input:
+        config, name = self.level_configs[index], f"levels.{index}.encoder"
+        if config.normalize_input:
             sample = sample / sample.std(dim=(1, 2, 3), keepdim=True)
-        states = self.conv(f"{name}.conv_in", F.pixel_unshuffle(sample, row.patch_size))
+        states = self.conv(f"{name}.conv_in", F.pixel_unshuffle(sample, config.patch_size))
         if features is not None:
             missing = states.shape[0] - features.shape[0]
             states = states + torch.cat([features, features.new_zeros(missing, *features.shape[1:])])
         skips = [states]
-        for step in range(len(row.block_out_channels)):
-            for number in range(row.layers_per_block[step]):
+        for step in range(len(config.block_out_channels)):
+            for number in range(config.layers_per_block[step]):
                 states = self.layers(f"{name}.down_blocks.{step}", number, states, embedding, text, index)
                 skips.append(states)
-            if step < len(row.block_out_channels) - 1:
+            if step < len(config.block_out_channels) - 1:
                 states = self.conv(f"{name}.down_blocks.{step}.downsamplers.0.conv", states, stride=2)
                 skips.append(states)
         return skips
@@ -210,25 +212,25 @@ class PlainUNet(nn.Module):
         text: Text | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Way up of a level: its prediction and the features that it was made of."""
-        row, name, states = self.rows[index], f"levels.{index}.decoder", skips[-1]
+        config, name, states = self.level_configs[index], f"levels.{index}.decoder", skips[-1]
         if features is not None:
             states = states + self.conv(f"{name}.out_adapter", features[: states.shape[0]])
-        if row.has_mid_block:
-            groups = row.norm_num_groups
+        if config.has_mid_block:
+            groups = config.norm_num_groups
             states = self.residual(f"{name}.mid_block.resnets.0", states, embedding, groups)
             states = self.attention(f"{name}.mid_block.attentions.0", states, text)
             states = self.residual(f"{name}.mid_block.resnets.1", states, embedding, groups)
-        remaining, last = list(skips), len(row.block_out_channels) - 1
+        remaining, last = list(skips), len(config.block_out_channels) - 1
         for step in range(last + 1):
             block = f"{name}.up_blocks.{step}"
-            for number in range(row.layers_per_block[last - step] + 1):
+            for number in range(config.layers_per_block[last - step] + 1):
                 joined = torch.cat([states, remaining.pop()], dim=1)
                 states = self.layers(block, number, joined, embedding, text, index)
             if step < last:
                 states = F.interpolate(states, scale_factor=2.0, mode="nearest")
                 states = self.conv(f"{block}.upsamplers.0.conv", states)
-        last_states = F.silu(self.norm(f"{name}.norm_out", states, row.norm_num_groups))
-        return F.pixel_shuffle(self.conv(f"{name}.conv_out", last_states), row.patch_size), states
+        last_states = F.silu(self.norm(f"{name}.norm_out", states, config.norm_num_groups))
+        return F.pixel_shuffle(self.conv(f"{name}.conv_out", last_states), config.patch_size), states
 
     def forward(
         self,

@@ -46,7 +46,7 @@ class Measurement:
 def flops_per_step(recipe: Recipe, stage: StageRecipe) -> float:
     """Count the operations of one optimizer step on one process."""
     unet = build_unet(recipe, stage.levels).train()
-    inputs = random_inputs(unet, stage.rows_per_level)
+    inputs = random_inputs(unet, stage.samples_per_level)
     return float(stage.gradient_accumulation_steps * count_flops(lambda: forward_and_backward(unet, inputs)))
 
 

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     results = Results(f"Memory of training, {args.dtype}", machine, args.output)
     for stage in recipe.stages:
         chosen = stage if args.batch_size is None else dataclasses.replace(stage, batch_size=args.batch_size)
-        labels = {"stage": stage.name, "rows of each level": str(list(chosen.rows_per_level))}
+        labels = {"stage": stage.name, "samples of each level": str(list(chosen.samples_per_level))}
         results.add(labels, partial(measure, recipe, chosen, args))
     results.finish()
 

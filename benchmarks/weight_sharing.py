@@ -101,7 +101,7 @@ def training_step(recipe: Recipe, precision: str | None, backend: str | None) ->
     unet = build_unet(recipe, 2).train()
     if backend is not None:
         unet.set_attention_backend(backend)
-    inputs = random_inputs(unet, recipe.stages[0].rows_per_level)
+    inputs = random_inputs(unet, recipe.stages[0].samples_per_level)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision or "no")
 

@@ -111,7 +111,7 @@ def flops_per_image(recipe: Recipe, stage: StageRecipe) -> float:
 
     Optimizer and averages are left out: their cost does not depend on the images.
     """
-    unet, rows = build_unet(recipe, stage.levels).train(), stage.rows_per_level
+    unet, rows = build_unet(recipe, stage.levels).train(), stage.samples_per_level
     inputs: dict[str, Any] = {"timestep": torch.zeros(rows[0], dtype=torch.int64)}
     inputs["sample"] = [
         torch.zeros(number, unet.config.in_channels, side, side)

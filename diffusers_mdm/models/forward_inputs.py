@@ -51,13 +51,13 @@ class TextConditioning:
             [None if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors()]
         )
 
-    def first_rows(self, num_rows: int) -> TextConditioning:
-        """Return the texts of the first `num_rows` samples, for outer levels with a smaller batch."""
-        if num_rows == self.hidden_states.shape[0]:
+    def first_samples(self, num_samples: int) -> TextConditioning:
+        """Return the texts of the first `num_samples` samples, for outer levels with a smaller batch."""
+        if num_samples == self.hidden_states.shape[0]:
             return self
-        return self.with_tensors([None if tensor is None else tensor[:num_rows] for tensor in self.tensors()])
+        return self.with_tensors([None if tensor is None else tensor[:num_samples] for tensor in self.tensors()])
 
-    def row(self, index: int) -> TextConditioning:
+    def only(self, index: int) -> TextConditioning:
         """Return the text of one sample, as a batch of one."""
         return self.with_tensors([None if tensor is None else tensor[index : index + 1] for tensor in self.tensors()])
 
@@ -215,10 +215,10 @@ def micro_conditions(
             f"Unknown keys {sorted(set(given) - set(known))} in `added_cond_kwargs`; this model is conditioned on "
             f"{sorted(known) or 'nothing'}."
         )
-    return {key: as_row_values(value, key, batch, device) for key, value in given.items()}
+    return {key: values_per_sample(value, key, batch, device) for key, value in given.items()}
 
 
-def as_row_values(values: Any, name: str, batch: int, device: torch.device) -> torch.Tensor:
+def values_per_sample(values: Any, name: str, batch: int, device: torch.device) -> torch.Tensor:
     """Convert a number, a tensor or a list of numbers to a tensor `(batch,)` on a device.
 
     Raises:

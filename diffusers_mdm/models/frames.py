@@ -18,9 +18,9 @@ def fold_frames(level: torch.Tensor) -> tuple[torch.Tensor, int]:
     return level.transpose(1, 2).flatten(0, 1), level.shape[2]
 
 
-def unfold_frames(rows: torch.Tensor, num_frames: int) -> torch.Tensor:
+def unfold_frames(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Convert `(B F, C, H, W)` to `(B, C, F, H, W)`: the inverse of `fold_frames`."""
-    return rows.unflatten(0, (-1, num_frames)).transpose(1, 2)
+    return frames.unflatten(0, (-1, num_frames)).transpose(1, 2)
 
 
 def tile_frames(clip: torch.Tensor) -> torch.Tensor:
@@ -63,8 +63,8 @@ def frame_grid_side(num_frames: int) -> int:
 
 
 def on_tiled_frames(
-    layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, num_frames: int
+    layer: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor, num_frames: int
 ) -> torch.Tensor:
     """Apply a layer that keeps height and width to tiled frames: `(B F, C, H, W)` → `(B F, C', H, W)`."""
-    image = layer(tile_frames(unfold_frames(rows, num_frames)))
+    image = layer(tile_frames(unfold_frames(frames, num_frames)))
     return fold_frames(untile_frames(image, num_frames))[0]

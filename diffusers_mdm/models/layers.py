@@ -102,9 +102,9 @@ def _per_channel(norm: nn.GroupNorm, hidden_states: torch.Tensor) -> tuple[torch
     channels, height, width = hidden_states.shape[1:]
     pixels = hidden_states.permute(0, 2, 3, 1)
     squares = []
-    rows = max(1, _NUMBERS_AT_A_TIME // (width * channels))
-    for sample in pixels.split(max(1, rows // height)):
-        parts = [part.square().sum(dim=(1, 2)) for part in sample.split(min(rows, height), dim=1)]
+    lines = max(1, _NUMBERS_AT_A_TIME // (width * channels))
+    for sample in pixels.split(max(1, lines // height)):
+        parts = [part.square().sum(dim=(1, 2)) for part in sample.split(min(lines, height), dim=1)]
         squares.append(torch.stack(parts).sum(dim=0))
     count = height * width * (channels // norm.num_groups)
     mean = pixels.sum(dim=(1, 2)).unflatten(1, (norm.num_groups, -1)).sum(dim=2, keepdim=True) / count

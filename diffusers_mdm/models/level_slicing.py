@@ -61,7 +61,7 @@ def encode_sliced(
         one, frames = slice(index, index + 1), slice(index * num_frames, (index + 1) * num_frames)
         given = None if features is None or features.shape[0] <= frames.start else features[frames]
         micro = {key: value[one] for key, value in micro_conditioning.items()}
-        own_text = None if text is None else text.row(index)
+        own_text = None if text is None else text.only(index)
         own_pooled = None if pooled is None else pooled[one]
         made.append(encode(sample[frames], given, timestep[one], micro, own_pooled, own_text, num_frames))
     hidden_states, skips, inner, embedding = map(list, zip(*made, strict=True))
@@ -94,7 +94,7 @@ def decode_sliced(
     made: list[tuple[torch.Tensor, torch.Tensor]] = []
     inner = inner_features.split(hidden_states[0].shape[0])
     while hidden_states:
-        own_text = None if text is None else text.row(len(made))
+        own_text = None if text is None else text.only(len(made))
         own = (hidden_states.pop(0), skips.pop(0), inner[len(made)], embedding.pop(0))
         made.append(decode(*own, own_text, num_frames))
     predictions, features = zip(*made, strict=True)

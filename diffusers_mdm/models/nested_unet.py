@@ -23,7 +23,6 @@ from .compilation import CompilationMixin
 from .config_checks import check_model_config, resolve_time_embed_dim
 from .forward_inputs import (
     TextConditioning,
-    as_row_values,
     check_classes,
     check_sample,
     check_text,
@@ -31,6 +30,7 @@ from .forward_inputs import (
     expand_to_batch,
     masked_mean,
     micro_conditions,
+    values_per_sample,
 )
 from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
@@ -138,10 +138,9 @@ class NestedUNetModel(
         output_bound: float | None = None,
     ) -> None:
         super().__init__()
-        level_configs = LevelConfig.levels_from(self.config)
+        self.level_configs = level_configs = LevelConfig.levels_from(self.config)
         check_model_config(self.config, level_configs)
         time_embed_dim = resolve_time_embed_dim(self.config, level_configs)
-        self.level_configs = level_configs
         self.geometry = LevelGeometry.of(level_configs)
         self.micro_conditioning_names = sorted(
             {key for level in level_configs for key in level.micro_conditioning_keys}
@@ -292,26 +291,26 @@ class NestedUNetModel(
         check_sample(pyramid, self.geometry, self.config["in_channels"])
         is_clip = pyramid[0].ndim == 5
         batch, dtype = pyramid[0].shape[0], pyramid[0].dtype
-        timesteps = as_row_values(timestep, "timestep", batch, pyramid[0].device)
+        timesteps = values_per_sample(timestep, "timestep", batch, pyramid[0].device)
         micro = micro_conditions(added_cond_kwargs, self.micro_conditioning_names, batch, timesteps.device)
         text = self._text(encoder_hidden_states, encoder_attention_mask, batch, dtype)
         pooled = self._pooled(text, class_labels, batch, dtype)
-        texts = [None if text is None else text.first_rows(level.shape[0]) for level in pyramid]
+        texts = [None if text is None else text.first_samples(level.shape[0]) for level in pyramid]
 
         predictions, features = self._reused(pyramid, timesteps)
         # In: from the outermost level to the innermost one that runs.
         inward = None
         encoded: list[Any] = []
         for index in reversed(range(len(predictions), len(pyramid))):
-            rows = pyramid[index].shape[0]
+            batch = pyramid[index].shape[0]
             level, num_frames = fold_frames(pyramid[index]) if is_clip else (pyramid[index], 1)
             hidden_states, skips, inward, embedding = self.levels[index](
                 "encode",
                 level,
                 inward,
-                timesteps[:rows],
-                {key: value[:rows] for key, value in micro.items()},
-                None if pooled is None else pooled[:rows],
+                timesteps[:batch],
+                {key: value[:batch] for key, value in micro.items()},
+                None if pooled is None else pooled[:batch],
                 texts[index],
                 num_frames,
             )

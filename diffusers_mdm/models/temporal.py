@@ -15,7 +15,7 @@ from .frames import unfold_frames
 from .layers import FeedForward, MatryoshkaAttention, zero_
 from .level_config import TEMPORAL_HEAD_DIM
 
-# Attention kernels put batch rows in a dimension of their launch grid, whose size is at most 65535.
+# Attention kernels put the batch in a dimension of their launch grid, whose size is at most 65535.
 MAX_ATTENTION_ROWS = 32768
 
 
@@ -53,7 +53,7 @@ class TemporalAttention(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)
             rotary = get_1d_rotary_pos_embed(TEMPORAL_HEAD_DIM, positions, use_real=True)
         normed = self.norm(tokens).split(MAX_ATTENTION_ROWS)
-        tokens = tokens + torch.cat([self.attn(rows, rotary=rotary) for rows in normed])
+        tokens = tokens + torch.cat([self.attn(part, rotary=rotary) for part in normed])
         return tokens + self.ff(self.ff.norm(tokens))
 
     def zero_init_(self) -> None:
@@ -87,10 +87,10 @@ class FrameUpsample(nn.Module):
         return _over_frames(self.conv, hidden_states, num_frames, 2)
 
 
-def _over_frames(conv: nn.Module, rows: torch.Tensor, num_frames: int, repeats: int) -> torch.Tensor:
+def _over_frames(conv: nn.Module, frames: torch.Tensor, num_frames: int, repeats: int) -> torch.Tensor:
     """Convolve over frames at every position, with each frame repeated `repeats` times."""
-    batch, (height, width) = rows.shape[0] // num_frames, rows.shape[2:]
-    lines = unfold_frames(rows, num_frames).permute(0, 3, 4, 1, 2).flatten(0, 2)
+    batch, (height, width) = frames.shape[0] // num_frames, frames.shape[2:]
+    lines = unfold_frames(frames, num_frames).permute(0, 3, 4, 1, 2).flatten(0, 2)
     if repeats > 1:
         lines = lines.repeat_interleave(repeats, dim=-1)
     convolved = conv(lines).unflatten(0, (batch, height, width))

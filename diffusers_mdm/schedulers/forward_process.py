@@ -17,8 +17,8 @@ from .predictions import (
     LevelPrediction,
     PyramidPredictions,
     Sample,
+    amplitudes_per_sample,
     error_factor,
-    row_amplitudes,
     shift_signal_power,
 )
 
@@ -79,13 +79,13 @@ class PyramidForwardProcess(PyramidPredictions):
         """
         levels, ratios, _ = self._levels(pyramid, "pyramid")
         timesteps = as_timesteps(timesteps)
-        rows = timesteps if timesteps.numel() != 1 else timesteps.reshape(1).expand(len(levels[0]))
-        if rows.shape != levels[0].shape[:1]:
+        each = timesteps if timesteps.numel() != 1 else timesteps.reshape(1).expand(len(levels[0]))
+        if each.shape != levels[0].shape[:1]:
             raise ValueError(
                 f"`timesteps` has shape {tuple(timesteps.shape)}; expected one timestep, or one for each sample of "
                 f"level 0: ({len(levels[0])},)."
             )
-        return [self.alpha_cumprod(rows[: len(level)], ratio) for level, ratio in zip(levels, ratios, strict=True)]
+        return [self.alpha_cumprod(each[: len(level)], ratio) for level, ratio in zip(levels, ratios, strict=True)]
 
     def add_noise(self, original_samples: Sample, noise: Sample, timesteps: torch.Tensor) -> torch.Tensor | Pyramid:
         """Compute z_t^i = alpha_t^i x^i + sigma_t^i eps^i for every level.
@@ -139,7 +139,7 @@ class PyramidForwardProcess(PyramidPredictions):
         powers = self.level_alphas_cumprod(sample, as_timesteps(timesteps).to(levels[0].device))
         velocities = []
         for index, (output, level, power) in enumerate(zip(outputs, levels, powers, strict=True)):
-            alpha, sigma = row_amplitudes(power, level)
+            alpha, sigma = amplitudes_per_sample(power, level)
             base = self._base(kinds[index], images[:index], level, ratios[index])
             meaning = LevelPrediction(kinds[index], alpha, sigma, sigmas[index], base)
             noisy = in_full_precision(level)
@@ -163,7 +163,7 @@ class PyramidForwardProcess(PyramidPredictions):
         powers = self.level_alphas_cumprod(sample, as_timesteps(timesteps).to(levels[0].device))
         images = []
         for v, level, power, ratio in zip(found, levels, powers, ratios, strict=True):
-            alpha, sigma = row_amplitudes(power, level)
+            alpha, sigma = amplitudes_per_sample(power, level)
             clean = LevelPrediction("v_prediction", alpha, sigma).clean(in_full_precision(v), in_full_precision(level))
             images.append(clean * self._image_scale(ratio))
         return images
@@ -203,7 +203,7 @@ class PyramidForwardProcess(PyramidPredictions):
         images: Pyramid = []
         for index, (output, level, power) in enumerate(zip(outputs, levels, powers, strict=True)):
             base = self._base(kinds[index], images, level, ratios[index])
-            meaning = LevelPrediction(kinds[index], *row_amplitudes(power, level), sigmas[index], base)
+            meaning = LevelPrediction(kinds[index], *amplitudes_per_sample(power, level), sigmas[index], base)
             noisy, scale = in_full_precision(level), self._image_scale(ratios[index])
             found = meaning.clean(in_full_precision(output), noisy) * scale
             wanted = change(found)
@@ -236,7 +236,7 @@ def noisy_sample(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, 
         power: g, signal power of each sample, `(B,)`.
         scale: the number by which clean images are divided before noise is added.
     """
-    signal, spread = row_amplitudes(power, clean)
+    signal, spread = amplitudes_per_sample(power, clean)
     mixed = signal * (in_full_precision(clean) / scale) + spread * in_full_precision(noise)
     return mixed.to(clean.dtype)
 
@@ -245,6 +245,6 @@ def velocity(clean: torch.Tensor, noise: torch.Tensor, power: torch.Tensor, scal
     """Compute v_t = sqrt(g) eps - sqrt(1 - g) x / scale (ml-mdm, Schedule / diffusion); arguments as in
     `noisy_sample`.
     """
-    signal, spread = row_amplitudes(power, clean)
+    signal, spread = amplitudes_per_sample(power, clean)
     mixed = signal * in_full_precision(noise) - spread * (in_full_precision(clean) / scale)
     return mixed.to(clean.dtype)

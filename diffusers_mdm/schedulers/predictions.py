@@ -230,8 +230,8 @@ class PyramidPredictions:
         """Return the base of a residual, in the units of the process: the enlarged image of the level inside."""
         if kind != "residual":
             return None
-        rows = in_full_precision(inner[-1][: len(like)])
-        return enlarge(rows, like) / self._image_scale(ratio)
+        image = in_full_precision(inner[-1][: len(like)])
+        return enlarge(image, like) / self._image_scale(ratio)
 
     @property
     def _bound(self) -> float | None:
@@ -258,7 +258,7 @@ def dynamic_threshold(clean: torch.Tensor, ratio: float, max_value: float) -> to
     """
     # One sample at a time: torch.quantile refuses very large inputs, and results must not depend on the rest of the
     # batch.
-    quantiles = torch.stack([torch.quantile(row.abs().flatten(), ratio) for row in clean])
+    quantiles = torch.stack([torch.quantile(sample.abs().flatten(), ratio) for sample in clean])
     bound = quantiles.clamp(min=1, max=max_value).reshape(-1, *[1] * (clean.ndim - 1))
     return clean.clamp(-bound, bound) / bound
 
@@ -298,6 +298,6 @@ def amplitudes(power: Power) -> tuple[Power, Power]:
     return power**0.5, (1 - power) ** 0.5
 
 
-def row_amplitudes(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def amplitudes_per_sample(power: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return alpha and sigma of each sample, in shapes that broadcast against `like`."""
     return amplitudes(power.reshape(-1, *[1] * (like.ndim - 1)))

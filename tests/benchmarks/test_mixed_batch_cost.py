@@ -5,7 +5,7 @@ import pytest
 
 def test_half_a_batch_costs_less_and_says_so(tiny_model):
     cost = mixed_batch_cost.measure_cost(tiny_model, 8, [1.0, 0.5], rounds=1)
-    assert cost.rows_per_level == [8, 4]
+    assert cost.samples_per_level == [8, 4]
     assert 0.5 < cost.counted < 1
     assert cost.measured > 0
     same = mixed_batch_cost.measure_cost(tiny_model, 2, [1.0, 1.0], rounds=1)

@@ -26,7 +26,7 @@ def test_ways_differ_in_nothing_but_the_layers_they_share(tiny_recipe_file):
 def test_recipe_trains_both_levels_for_the_steps_asked_for(tiny_recipe_file):
     recipe = weight_sharing.sharing_recipe(load_recipe(tiny_recipe_file), {"share_blocks": True}, 7)
     (stage,) = recipe.stages
-    assert (stage.steps, stage.levels, stage.rows_per_level) == (7, 2, (4, 2))
+    assert (stage.steps, stage.levels, stage.samples_per_level) == (7, 2, (4, 2))
     assert recipe.levels[1]["block_out_channels"] == recipe.levels[0]["block_out_channels"]
 
 

@@ -44,10 +44,10 @@ def test_hooks_of_accelerate_move_it(text):
 
 
 def test_first_rows_are_those_of_every_part(text):
-    fewer = text.first_rows(2)
+    fewer = text.first_samples(2)
     for value, whole in zip(tensors_of(fewer), tensors_of(text), strict=True):
         assert torch.equal(value, whole[:2])
-    assert text.first_rows(3) is text
+    assert text.first_samples(3) is text
     assert {field.name for field in dataclasses.fields(text)} == {
         "hidden_states",
         "pooled",

@@ -220,9 +220,9 @@ def draw_all(drawing: Drawing, args: argparse.Namespace) -> list[Path]:
         batch = drawing.subjects[start : start + args.batch_size]
         drawing.pipeline.set_progress_bar_config(desc=f"batch {number + 1} of {total}", leave=number + 1 == total)
         levels = draw_batch(drawing, batch)
-        for row, subject in enumerate(batch):
-            images = [level[row] for level in levels]
-            written += write_subject(drawing, args, start + row, subject, images)
+        for index, subject in enumerate(batch):
+            images = [level[index] for level in levels]
+            written += write_subject(drawing, args, start + index, subject, images)
             columns.append(images)
     if args.grid is not None:
         pyramid = [list(level) for level in zip(*columns, strict=True)]

@@ -65,7 +65,7 @@ def step_bytes(unet: Any, num_levels: int, batch_size: int, dtype: torch.dtype) 
         batch_size: images or clips that are generated together.
         dtype: of the model and its inputs.
     """
-    rows = batch_size * GUIDED
+    batch = batch_size * GUIDED
     config = unet.config
     with torch.device("meta"):
         model = type(unet).from_config(config).inner_model(num_levels).eval()
@@ -76,15 +76,15 @@ def step_bytes(unet: Any, num_levels: int, batch_size: int, dtype: torch.dtype) 
             sizes = zip(unet.level_frames[:num_levels], unet.sample_sizes[:num_levels], strict=True)
             is_clip = max(unet.level_frames) > 1
             sample = [
-                torch.empty(rows, config["in_channels"], *((frames,) if is_clip else ()), side, side, dtype=dtype)
+                torch.empty(batch, config["in_channels"], *((frames,) if is_clip else ()), side, side, dtype=dtype)
                 for frames, side in sizes
             ]
-            inputs: dict[str, Any] = {"timestep": torch.zeros(rows, dtype=torch.int64)}
+            inputs: dict[str, Any] = {"timestep": torch.zeros(batch, dtype=torch.int64)}
             width = config["encoder_hid_dim"] or config["cross_attention_dim"]
             if width is not None:
-                inputs["encoder_hidden_states"] = torch.empty(rows, NUM_TOKENS, width, dtype=dtype)
-                inputs["encoder_attention_mask"] = torch.ones(rows, NUM_TOKENS, dtype=torch.bool)
+                inputs["encoder_hidden_states"] = torch.empty(batch, NUM_TOKENS, width, dtype=dtype)
+                inputs["encoder_attention_mask"] = torch.ones(batch, NUM_TOKENS, dtype=torch.bool)
             if config["num_class_embeds"] is not None:
-                inputs["class_labels"] = torch.zeros(rows, dtype=torch.int64)
+                inputs["class_labels"] = torch.zeros(batch, dtype=torch.int64)
             model(sample, **inputs)
         return memory.peak

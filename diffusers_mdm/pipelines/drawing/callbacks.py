@@ -70,10 +70,10 @@ def call_back(drawing: Drawing, step: int, timestep: torch.Tensor, latents: Samp
 
 
 def _is_cutoff(returned: Any, given: Any) -> bool:
-    """Return whether a callback returned the last rows of the tensor that it received, unchanged.
+    """Return whether a callback returned the last entries of the tensor that it received, unchanged.
 
-    diffusers' callbacks that turn guidance off select the conditional rows in this way, because other pipelines keep
-    the unconditional rows before them in the same tensor. Here the two are separate, so nothing needs to be selected.
+    diffusers' callbacks that turn guidance off select the conditional half in this way, because other pipelines keep
+    the unconditional half before it in the same tensor. Here the two are separate, so nothing needs to be selected.
     """
     if not isinstance(returned, torch.Tensor) or not isinstance(given, torch.Tensor) or returned.ndim != given.ndim:
         return False

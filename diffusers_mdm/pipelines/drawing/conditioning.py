@@ -180,16 +180,16 @@ def take_features(embeds: torch.Tensor, mask: torch.Tensor | None, device: torch
     return embeds * mask.to(embeds.dtype)[..., None], mask
 
 
-class RowGroup(NamedTuple):
+class SampleGroup(NamedTuple):
     """Samples of a batch that go through the model together.
 
     Attributes:
-        rows: indices of the samples in the batch, None for all.
+        samples: indices of the samples in the batch, None for all.
         columns: indices of the text tokens that are used, None for all.
         has_pads: whether any of these tokens is padding in one of these samples.
     """
 
-    rows: torch.Tensor | None
+    samples: torch.Tensor | None
     columns: torch.Tensor | None
     has_pads: bool
 
@@ -214,11 +214,11 @@ class Conditioning(NamedTuple):
     class_labels: torch.Tensor | None = None
     negative_class_labels: torch.Tensor | None = None
 
-    def select(self, group: RowGroup) -> Conditioning:
+    def select(self, group: SampleGroup) -> Conditioning:
         """Return the samples and tokens of a group."""
-        rows = slice(None) if group.rows is None else group.rows
+        samples = slice(None) if group.samples is None else group.samples
         columns = slice(None) if group.columns is None else group.columns
-        kept = {name: entry[rows] for name, entry in self._asdict().items() if entry is not None}
+        kept = {name: entry[samples] for name, entry in self._asdict().items() if entry is not None}
         return self._replace(**{name: entry[:, columns] if entry.ndim > 1 else entry for name, entry in kept.items()})
 
     def model_inputs(self, *, guided: bool, has_pads: bool, dtype: torch.dtype) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class Conditioning(NamedTuple):
         return torch.cat([entries[f"negative_{name}"], entries[name]])
 
 
-def group_rows_by_text(conditioning: Conditioning, *, own_columns: bool) -> list[RowGroup]:
+def group_samples_by_text(conditioning: Conditioning, *, own_columns: bool) -> list[SampleGroup]:
     """Divide a batch into groups of samples that can go through the model in one call.
 
     The published models do not mask padding in cross-attention: a short prompt would attend to padding that a longer
@@ -264,16 +264,16 @@ def group_rows_by_text(conditioning: Conditioning, *, own_columns: bool) -> list
     both = (conditioning.prompt_attention_mask, conditioning.negative_prompt_attention_mask)
     masks = [mask for mask in both if mask is not None]
     if not masks:
-        return [RowGroup(rows=None, columns=None, has_pads=False)]
+        return [SampleGroup(samples=None, columns=None, has_pads=False)]
     taken = torch.stack(masks).any(dim=0)
     if not own_columns or bool(taken.all()):
-        return [RowGroup(rows=None, columns=None, has_pads=not all(bool(mask.all()) for mask in masks))]
-    patterns, pattern_of_row = torch.unique(taken, dim=0, return_inverse=True)
+        return [SampleGroup(samples=None, columns=None, has_pads=not all(bool(mask.all()) for mask in masks))]
+    patterns, pattern_of_sample = torch.unique(taken, dim=0, return_inverse=True)
     groups = []
     for index, pattern in enumerate(patterns):
-        rows, columns = (pattern_of_row == index).nonzero()[:, 0], pattern.nonzero()[:, 0]
-        has_pads = not all(bool(mask[rows][:, columns].all()) for mask in masks)
-        groups.append(RowGroup(rows, columns, has_pads))
+        samples, columns = (pattern_of_sample == index).nonzero()[:, 0], pattern.nonzero()[:, 0]
+        has_pads = not all(bool(mask[samples][:, columns].all()) for mask in masks)
+        groups.append(SampleGroup(samples, columns, has_pads))
     return groups
 
 

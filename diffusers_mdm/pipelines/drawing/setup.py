@@ -27,8 +27,8 @@ from diffusers_mdm.library_internals import is_hooked
 from diffusers_mdm.pipelines.drawing.conditioning import (
     Conditioning,
     MicroConditioning,
-    RowGroup,
-    group_rows_by_text,
+    SampleGroup,
+    group_samples_by_text,
     spread_micro_conditioning,
 )
 from diffusers_mdm.pipelines.drawing.known_pixels import KnownPixels
@@ -190,7 +190,7 @@ class Drawing:
         dtype: dtype of the samples between steps.
         conditioning: conditions of the B images; a callback can change them.
         groups: groups of images that can go through the model together.
-        own_columns: see `group_rows_by_text`.
+        own_columns: see `group_samples_by_text`.
         micro_conditioning: see `MicroConditioning`.
         timesteps: timesteps of the drawing, in decreasing order.
         positions: index of the timestep of each model call; consecutive, except where steps are repeated.
@@ -209,7 +209,7 @@ class Drawing:
     device: torch.device
     dtype: torch.dtype
     conditioning: Conditioning = field(default_factory=Conditioning)
-    groups: list[RowGroup] = field(default_factory=list)
+    groups: list[SampleGroup] = field(default_factory=list)
     own_columns: bool = False
     micro_conditioning: MicroConditioning = field(default_factory=dict)
     timesteps: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -224,7 +224,7 @@ class Drawing:
     def condition_on(self, conditioning: Conditioning) -> None:
         """Use these conditions from now on."""
         self.conditioning = conditioning
-        self.groups = group_rows_by_text(conditioning, own_columns=self.own_columns)
+        self.groups = group_samples_by_text(conditioning, own_columns=self.own_columns)
         self.model_inputs.clear()
         if getattr(self.pipeline.unet, "inner_cache", None) is not None:
             self.pipeline.unet.inner_cache.forget()

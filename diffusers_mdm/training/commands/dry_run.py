@@ -130,7 +130,7 @@ def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, fact
     yield (
         f"  stage {stage.name}: levels 0-{stage.levels - 1}, {side}{_describe_kind(recipe, stage)}, "
         f"{_describe_end(stage, num_processes)}, "
-        f"batch per level {list(stage.rows_per_level)}, weights {list(stage.weights)}, "
+        f"batch per level {list(stage.samples_per_level)}, weights {list(stage.weights)}, "
         f"{stage.loss_weighting} loss, "
         f"lr {stage.learning_rate:g} {stage.lr_scheduler}, {count(unet, trained_only=True):,} parameters of the "
         f"U-Net trained"

@@ -280,23 +280,23 @@ def fake_inputs(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> di
     scale = sides[stage.levels - 1]
     shape = largest_size(recipe, stage)
     channels = unet.config["in_channels"]
-    rows = stage.rows_per_level
+    batch = stage.samples_per_level
     is_clip = not trains_on_images(recipe, stage)
     frames = [(level.num_frames,) if is_clip else () for level in stage_level_configs(recipe, stage)]
     inputs: dict[str, Any] = {
         "sample": [
-            torch.empty(rows[level], channels, *frames[level], *(part * sides[level] // scale for part in shape))
+            torch.empty(batch[level], channels, *frames[level], *(part * sides[level] // scale for part in shape))
             for level in range(stage.levels)
         ],
-        "timestep": torch.zeros(rows[0], dtype=torch.int64),
+        "timestep": torch.zeros(batch[0], dtype=torch.int64),
     }
     width = unet.config["encoder_hid_dim"] or unet.config["cross_attention_dim"]
     if width is not None:
         length = recipe.max_sequence_length
-        inputs["encoder_hidden_states"] = torch.empty(rows[0], length, width)
-        inputs["encoder_attention_mask"] = torch.ones(rows[0], length, dtype=torch.bool)
+        inputs["encoder_hidden_states"] = torch.empty(batch[0], length, width)
+        inputs["encoder_attention_mask"] = torch.ones(batch[0], length, dtype=torch.bool)
     if unet.config["num_class_embeds"] is not None:
-        inputs["class_labels"] = torch.zeros(rows[0], dtype=torch.int64)
+        inputs["class_labels"] = torch.zeros(batch[0], dtype=torch.int64)
     return inputs
 
 

@@ -20,7 +20,7 @@ class Batch:
         positions: `(B,)` int64, the position of each sample in the stage's endless stream of samples. All random
             numbers of a sample depend only on the seed, the stage and this position.
         micro_conditioning: maps names to `(B,)` float32, for `added_cond_kwargs`.
-        row_weights: `(B,)` float32, weight of each sample in the loss; None for 1.
+        sample_weights: `(B,)` float32, weight of each sample in the loss; None for 1.
         prompt_embeds: `(B, L, D)`, the features of the captions if they were precomputed, zero at padding tokens.
         prompt_attention_mask: `(B, L)` bool, True where `prompt_embeds` has a token.
         empty_prompt_embeds: `(K, D)`, the features of the empty caption, if there are `prompt_embeds`.
@@ -31,7 +31,7 @@ class Batch:
     captions: list[str]
     positions: torch.Tensor
     micro_conditioning: dict[str, torch.Tensor] = field(default_factory=dict)
-    row_weights: torch.Tensor | None = None
+    sample_weights: torch.Tensor | None = None
     prompt_embeds: torch.Tensor | None = None
     prompt_attention_mask: torch.Tensor | None = None
     empty_prompt_embeds: torch.Tensor | None = None
@@ -67,7 +67,7 @@ def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1.0
 
 
-def replace_rows_by_empty(batch: Batch, dropped: torch.Tensor, null_class: int | None = None) -> Batch:
+def replace_by_empty(batch: Batch, dropped: torch.Tensor, null_class: int | None = None) -> Batch:
     """Replace the captions (and features) of some samples by the empty caption, and their classes by the null class.
 
     Features are cut to the longest remaining sample, as if the captions had been encoded after the replacement:

@@ -14,7 +14,7 @@ import torch
 from .batch import Batch
 from .order import BatchOrder, PositionedBatches
 from .reading import BatchReader, NumberedSource, Request, checked, closed_at_exit, read_batches
-from .samples import Row, SampleDecoder
+from .samples import DecodedSample, SampleDecoder
 from .skip_budget import Skip, SkipBudget
 from .text.caption_choice import CaptionChoice, Captions
 from .text.features import TextEmbeddings
@@ -95,7 +95,7 @@ class CaptionedImages:
         for number in numbers:
             if self.kept.captions[number] is None:
                 skips: list[Skip] = []
-                found = reader.read_row(number, number, Request([number], [number]), skips)
+                found = reader.read_sample(number, number, Request([number], [number]), skips)
                 self.skipped.add(skips)
                 if found is None:
                     checked(None, skips)
@@ -118,15 +118,15 @@ class KeptSamples:
         self.labels: torch.Tensor | None = None
         self.micro_conditioning: dict[str, torch.Tensor] = {}
 
-    def put(self, number: int, row: Row, captions: Captions) -> None:
+    def put(self, number: int, decoded: DecodedSample, captions: Captions) -> None:
         """Store a decoded sample."""
-        self.pixels[number] = row.pixels
-        for key, value in row.micro_conditioning.items():
+        self.pixels[number] = decoded.pixels
+        for key, value in decoded.micro_conditioning.items():
             self.micro_conditioning.setdefault(key, torch.zeros(len(self.pixels)))[number] = value
-        if row.label is not None:
+        if decoded.label is not None:
             if self.labels is None:
                 self.labels = torch.zeros(len(self.pixels), dtype=torch.int64)
-            self.labels[number] = row.label
+            self.labels[number] = decoded.label
         self.captions[number] = captions
 
     def move_to(self, device: torch.device) -> None:

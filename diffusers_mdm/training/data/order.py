@@ -33,12 +33,12 @@ class BatchOrder:
 
     def micro_batches(self, start_step: int = 0) -> Iterator[list[int]]:
         """Yield this process's positions of every micro-batch from step `start_step` on, without end."""
-        place = start_step * self.places_per_step
+        start = start_step * self.places_per_step
         while True:
             for micro_batch in range(self.accumulation):
-                rows = (row * self.world + self.rank for row in range(self.batch_size))
-                yield [place + row * self.accumulation + micro_batch for row in rows]
-            place += self.places_per_step
+                places = (number * self.world + self.rank for number in range(self.batch_size))
+                yield [start + place * self.accumulation + micro_batch for place in places]
+            start += self.places_per_step
 
 
 class ShuffledNumbers:

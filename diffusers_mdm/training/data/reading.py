@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...pyramid import Size
 from .batch import Batch
-from .samples import Row, Sample, SampleDecoder
+from .samples import DecodedSample, Sample, SampleDecoder
 from .skip_budget import Skip, SkipBudget, UnusableSampleError
 from .text.features import TextEmbeddings
 
@@ -86,18 +86,18 @@ class BatchReader(Dataset[Reading]):
     def __getitem__(self, request: Request) -> Reading:
         """Read one batch."""
         skips: list[Skip] = []
-        rows, captions = [], []
+        samples, captions = [], []
         for position, reference in zip(request.positions, request.references, strict=True):
-            found = self.read_row(position, reference, request, skips)
+            found = self.read_sample(position, reference, request, skips)
             if found is None:
                 return Reading(None, skips)
-            rows.append(found[0])
+            samples.append(found[0])
             captions.append(self.decoder.captions.choose(found[1].all_captions, self.seed, position))
-        return Reading(stack_rows(rows, captions, request.positions, self.embeddings), skips)
+        return Reading(stack_samples(samples, captions, request.positions, self.embeddings), skips)
 
-    def read_row(
+    def read_sample(
         self, position: int, reference: Any, request: Request, skips: list[Skip]
-    ) -> tuple[Row, Sample, Any] | None:
+    ) -> tuple[DecodedSample, Sample, Any] | None:
         """Read and decode a sample or its first usable substitute; skipped ones are added to `skips`."""
         substitutes = itertools.islice(self.source.substitutes(reference, request), self.max_skips + 1)
         for candidate in itertools.chain([reference], substitutes):
@@ -109,19 +109,21 @@ class BatchReader(Dataset[Reading]):
         return None
 
 
-def stack_rows(
-    rows: Sequence[Row], captions: list[str], positions: Sequence[int], embeddings: TextEmbeddings | None
+def stack_samples(
+    samples: Sequence[DecodedSample], captions: list[str], positions: Sequence[int], embeddings: TextEmbeddings | None
 ) -> Batch:
     """Stack decoded samples and their captions to a batch."""
     batch = Batch(
-        pixels=torch.stack([row.pixels for row in rows]),
+        pixels=torch.stack([sample.pixels for sample in samples]),
         captions=captions,
         positions=torch.tensor(positions, dtype=torch.int64),
         micro_conditioning={
-            key: torch.tensor([row.micro_conditioning[key] for row in rows], dtype=torch.float32)
-            for key in rows[0].micro_conditioning
+            key: torch.tensor([sample.micro_conditioning[key] for sample in samples], dtype=torch.float32)
+            for key in samples[0].micro_conditioning
         },
-        class_labels=None if rows[0].label is None else torch.tensor([row.label for row in rows], dtype=torch.int64),
+        class_labels=None
+        if samples[0].label is None
+        else torch.tensor([sample.label for sample in samples], dtype=torch.int64),
     )
     return batch if embeddings is None else embeddings.add_to(batch)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding one stored sample, an image or a clip, to one row of a batch, for all kinds of data."""
+"""Decoding one stored sample, an image or a clip, to an entry of a batch, for all kinds of data."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ class Sample:
         return Captions(self.captions, self.other_captions)
 
 
-class Row(NamedTuple):
+class DecodedSample(NamedTuple):
     """A decoded sample: uint8 (3, H, W), or (3, F, S, S) for a clip, its micro-conditioning by name, and its class."""
 
     pixels: torch.Tensor
@@ -109,7 +109,7 @@ class SampleDecoder:
         captions = CaptionChoice(random=False)
         return replace(self, random_crop=False, frames=frames, captions=captions, buckets=buckets)
 
-    def decode(self, sample: Sample, position: int, seed: int, size: Size | None = None) -> Row:
+    def decode(self, sample: Sample, position: int, seed: int, size: Size | None = None) -> DecodedSample:
         """Decode, crop and resize an image or frames of a clip; random choices depend only on (seed, position).
 
         Args:
@@ -139,7 +139,7 @@ class SampleDecoder:
             numbers = micro_values(self.micro_conditioning, short, sample.fields, self.micro_conditioning_offsets)
         except ValueError as error:
             raise UnusableSampleError(str(error)) from error
-        return Row(pixels, numbers, sample.label)
+        return DecodedSample(pixels, numbers, sample.label)
 
     def _square_equivalent(self, image: Image.Image, size: Size, short: float) -> float:
         """Return the shorter side of the square image that would be resized by the same factor as this one."""

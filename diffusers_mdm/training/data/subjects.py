@@ -226,9 +226,11 @@ class SubjectImages:
         else:
             read = (self.images.load(request.references, request.positions, order.seed) for request in requests)
         for batch in read:
-            yield dataclasses.replace(batch, row_weights=self.row_weights(batch.positions, order.places_per_step))
+            yield dataclasses.replace(
+                batch, sample_weights=self.sample_weights(batch.positions, order.places_per_step)
+            )
 
-    def row_weights(self, positions: torch.Tensor, places_per_step: int) -> torch.Tensor:
+    def sample_weights(self, positions: torch.Tensor, places_per_step: int) -> torch.Tensor:
         """Return the loss weight of each sample, (B,), such that the mean is mean(subject) + weight * mean(class)."""
         parts = [part_and_number(place, places_per_step)[0] for place in positions.tolist()]
         return torch.tensor([2.0 if part == SUBJECT else 2.0 * self.weight for part in parts])

@@ -40,13 +40,13 @@ class PerceptualLoss:
 
         Samples that a level does not have count zero there, the others B_0 / B_i times, as in the loss of the pyramid.
         """
-        num_rows, outermost = len(inputs.clean[0]), len(inputs.clean) - 1
-        total = inputs.clean[0].new_zeros(num_rows, dtype=torch.float32)
+        num_samples, outermost = len(inputs.clean[0]), len(inputs.clean) - 1
+        total = inputs.clean[0].new_zeros(num_samples, dtype=torch.float32)
         for level in (outermost,) if self.levels is None else self.levels:
             if level > outermost:
                 continue  # a level of a later stage
             errors = inputs.powers[level].float() * self._differences(inputs.predicted[level], inputs.clean[level])
-            total = total + F.pad(errors, (0, num_rows - len(errors))) * (num_rows / len(errors))
+            total = total + F.pad(errors, (0, num_samples - len(errors))) * (num_samples / len(errors))
         return total
 
     def _differences(self, predicted: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ def train_stage(run: Run, stage: StageRecipe, data: StageData, interruption: Int
                 keep_checkpoint(run, needed=True)
                 raise
             meter.record(
-                tables.rows,
+                tables.samples,
                 joint_losses=tables.joint_images,
                 values={f"loss/{name}": error for name, error in (tables.extra or {}).items()},
                 step=progress.total_steps,

@@ -131,8 +131,8 @@ def open_held_out(run: Run, stage: StageRecipe, embeddings: Embeddings) -> HeldO
     if images is None:
         return None
 
-    def load(rows: list[int]) -> Batch:
-        batch = images.load(rows)
+    def load(records: list[int]) -> Batch:
+        batch = images.load(records)
         check_class_labels(batch.class_labels, run.unet.config["num_class_embeds"])
         return batch
 

@@ -18,15 +18,15 @@ from ...models.level_config import NOISE_LEVEL
 from ...pipelines.drawing.conditioning import encode_tokens
 from ...pipelines.drawing.latent_space import encode_images
 from ...pyramid import Pyramid, build_pyramid
-from ..data.batch import Batch, replace_rows_by_empty, to_unit_range
-from ..loss.draws import row_timesteps, sample_draws
+from ..data.batch import Batch, replace_by_empty, to_unit_range
+from ..loss.draws import sample_draws, sample_timesteps
 from ..loss.pyramid_loss import (
     PyramidLoss,
     loss_table,
     pyramid_loss,
     ramped_level_weights,
     sigmoid_factors,
-    thin_rows,
+    thin_batches,
 )
 from ..modules.classes import check_class_labels
 from ..modules.small_images import noisy_small_images, shapes_of_draws
@@ -93,20 +93,20 @@ def noise_batch(run: Run, plan: StepPlan, batch: Batch) -> NoisyBatch:
     place = (run.options.seed, stage.seed, run.progress.stage_index)
     draws = sample_draws(place, batch.positions, device)
     chances = draws.chances()
-    timesteps = row_timesteps(stage, num_train_timesteps, draws.timestep_chances(), device)
+    timesteps = sample_timesteps(stage, num_train_timesteps, draws.timestep_chances(), device)
     classes, null_class = run.unet.config["num_class_embeds"], None
     if classes is not None:
         check_class_labels(batch.class_labels, classes)
         null_class = classes - 1  # as in the pipelines
     dropped = chances[:, 0] < stage.caption_dropout
-    batch = replace_rows_by_empty(batch.to(device, non_blocking=True), dropped, null_class)
+    batch = replace_by_empty(batch.to(device, non_blocking=True), dropped, null_class)
     if plan.random_flip:
         flips = (
             (chances[:, 1] < 0.5).to(device).view(-1, *[1] * (batch.pixels.ndim - 1))
         )  # the same for all frames of a clip
         batch = replace(batch, pixels=torch.where(flips, batch.pixels.flip(-1), batch.pixels))
     generators = None if run.vae is None else draws.latent_generators()
-    clean = thin_rows(clean_pyramid(run, stage, batch.pixels, generators), stage.rows_per_level)
+    clean = thin_batches(clean_pyramid(run, stage, batch.pixels, generators), stage.samples_per_level)
     shapes: list[Sequence[int]] = [level.shape for level in clean]
     if run.recipe.super_resolution is not None:
         more = draws.noise([*shapes, *shapes_of_draws(clean[-1])])
@@ -220,14 +220,14 @@ def compute_loss(run: Run, plan: StepPlan, batch: Batch) -> tuple[PyramidLoss, t
         ramped_level_weights(stage, plan.num_old_levels, run.progress.stage_step),
         stage.loss_weighting,
         stage.snr_gamma,
-        drawn.batch.row_weights,
+        drawn.batch.sample_weights,
         own_factors(run, stage, drawn.timesteps, powers),
         stage.p2_gamma,
         stage.p2_k,
     )
     if run.stage_losses:
         loss = with_extra_losses(run, loss, drawn, noisy, found, powers)
-    return loss, loss_table(loss.row_errors, drawn.timesteps, len(scheduler))
+    return loss, loss_table(loss.sample_errors, drawn.timesteps, len(scheduler))
 
 
 def with_extra_losses(
@@ -252,23 +252,25 @@ def with_extra_losses(
 
     predicted = run.scheduler.clean_of_velocities(velocities, noisy, drawn.timesteps)
     inputs = LossInputs(drawn.batch.pixels, drawn.clean, predicted, powers)
-    per_row, extra, row_weights = loss.per_row, {}, drawn.batch.row_weights
+    per_sample, extra, sample_weights = loss.per_sample, {}, drawn.batch.sample_weights
     for name, part in run.stage_losses.items():
         errors = part.errors(inputs)
-        per_row = per_row + part.weight * (errors if row_weights is None else errors * row_weights.to(errors))
+        per_sample = per_sample + part.weight * (
+            errors if sample_weights is None else errors * sample_weights.to(errors)
+        )
         extra[name] = errors.detach().mean()
-    return replace(loss, total=per_row.mean(), per_row=per_row, extra=extra)
+    return replace(loss, total=per_sample.mean(), per_sample=per_sample, extra=extra)
 
 
 class StepTables(NamedTuple):
     """Losses of an optimizer step on this process, by level and quartile of t; see `loss_table`.
 
-    rows: losses of the stage's images or clips.
+    samples: losses of the stage's images or clips.
     joint_images: losses of its `joint_images`; None without.
     extra: mean errors of extra losses by name.
     """
 
-    rows: torch.Tensor
+    samples: torch.Tensor
     joint_images: torch.Tensor | None = None
     extra: Mapping[str, torch.Tensor] | None = None
 

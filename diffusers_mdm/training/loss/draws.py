@@ -124,7 +124,7 @@ class CountedDraws:
         return normal_numbers(keys, shape[1:])
 
 
-def row_timesteps(
+def sample_timesteps(
     stage: StageRecipe, num_train_timesteps: int, chances: Sequence[float], device: torch.device | str
 ) -> torch.Tensor:
     """Return t of every sample, (B,) int64 in [0, num_train_timesteps): uniform or with the stage's bias if the
@@ -176,9 +176,9 @@ def offset_noise(noise: Pyramid, amount: float, generators: Sequence[torch.Gener
         )
     shifted = []
     for level in noise:
-        rows = None if generators is None else list(generators[: len(level)])
+        own = None if generators is None else list(generators[: len(level)])
         shifted.append(
-            level + amount * randn_tensor(offset_shape(level), generator=rows, device=level.device, dtype=level.dtype)
+            level + amount * randn_tensor(offset_shape(level), generator=own, device=level.device, dtype=level.dtype)
         )
     return shifted
 

@@ -135,7 +135,7 @@ def validation_loss_table(
             predictions = scheduler.velocities_of(predict(noisy, timesteps, batch), clean, noisy, timesteps)
             velocities = cast(Pyramid, scheduler.get_velocity(clean, noise, timesteps))
             alphas = scheduler.level_alphas_cumprod(clean, timesteps)
-            errors = pyramid_loss(predictions, velocities, alphas, [1.0] * num_levels, "v").row_errors
+            errors = pyramid_loss(predictions, velocities, alphas, [1.0] * num_levels, "v").sample_errors
             errors = tuple(level[:counted] for level in errors)
             table += loss_table(errors, timesteps[:counted], num_train_timesteps, leave_out_non_finite=False)
     return table

@@ -38,16 +38,16 @@ class PyramidLoss:
     """The loss of a batch.
 
     total: scalar to minimise. per_level: scalar mean over each level's own samples, innermost first, with the weights
-    that depend on t, but without level weights and sample weights. per_row: (B_0,), with mean `total`; samples that a
-    level does not have count zero there, the others B_0 / B_i times. row_errors: (B_i,) for each level, detached;
-    `per_level` are their means. extra: mean errors of extra losses by name, which `total` and `per_row` contain with
-    their weights.
+    that depend on t, but without level weights and sample weights. per_sample: (B_0,), with mean `total`; samples that
+    a level does not have count zero there, the others B_0 / B_i times. sample_errors: (B_i,) for each level, detached;
+    `per_level` are their means. extra: mean errors of extra losses by name, which `total` and `per_sample` contain
+    with their weights.
     """
 
     total: torch.Tensor
     per_level: tuple[torch.Tensor, ...]
-    per_row: torch.Tensor
-    row_errors: tuple[torch.Tensor, ...]
+    per_sample: torch.Tensor
+    sample_errors: tuple[torch.Tensor, ...]
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -58,7 +58,7 @@ def pyramid_loss(
     level_weights: Sequence[float],
     weighting: str = "epsilon",
     snr_gamma: PerLevel = None,
-    row_weights: torch.Tensor | None = None,
+    sample_weights: torch.Tensor | None = None,
     own_factors: Sequence[torch.Tensor | None] | None = None,
     p2_gamma: PerLevel = None,
     p2_k: float = 1.0,
@@ -74,20 +74,21 @@ def pyramid_loss(
         level_weights: w_i, innermost first.
         weighting: determines u_i, which converts the error of v into another one; see `error_weights`.
         snr_gamma: modify u_i by Min-SNR-gamma, with one gamma for all levels or one for each; see `error_weights`.
-        row_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for samples of its class. They are
-            not normalised by their sum, so a sample's gradient does not depend on the other samples.
+        sample_weights: r_b, (B_0,), e.g. the weight of prior preservation (DreamBooth) for samples of its class. They
+            are not normalised by their sum, so a sample's gradient does not depend on the other samples.
         own_factors: u_i of weightings that depend on more than the signal power, for every level: of "prediction"
             (see `MatryoshkaScheduler.own_error_factors`) and "sigmoid" (see `sigmoid_factors`).
         p2_gamma: modify u_i by P2, with one exponent for all levels or one for each; see `error_weights`.
         p2_k: the constant of P2.
     """
-    num_rows = predictions[0].shape[0]
-    if row_weights is not None and row_weights.shape != (num_rows,):
+    num_samples = predictions[0].shape[0]
+    if sample_weights is not None and sample_weights.shape != (num_samples,):
         raise ValueError(
-            f"`row_weights` has shape {tuple(row_weights.shape)}; expected one for each sample, ({num_rows},)."
+            f"`sample_weights` has shape {tuple(sample_weights.shape)}; expected one for each sample, "
+            f"({num_samples},)."
         )
-    per_row = predictions[0].new_zeros(num_rows, dtype=torch.float32)
-    row_errors = []
+    per_sample = predictions[0].new_zeros(num_samples, dtype=torch.float32)
+    sample_errors = []
     own = own_factors or [None] * len(predictions)
     for level, (prediction, velocity, alpha, weight) in enumerate(
         zip(predictions, velocities, alphas, level_weights, strict=True)
@@ -98,23 +99,23 @@ def pyramid_loss(
         )
         if timestep_weights is not None:
             errors = errors * timestep_weights
-        row_errors.append(errors)
-        rows = errors.shape[0]
-        spread = torch.nn.functional.pad(errors, (0, num_rows - rows)) * (num_rows / rows)
-        per_row = per_row + weight * spread
-    if row_weights is not None:
-        per_row = per_row * row_weights.to(per_row)
+        sample_errors.append(errors)
+        present = errors.shape[0]
+        spread = torch.nn.functional.pad(errors, (0, num_samples - present)) * (num_samples / present)
+        per_sample = per_sample + weight * spread
+    if sample_weights is not None:
+        per_sample = per_sample * sample_weights.to(per_sample)
     return PyramidLoss(
-        total=per_row.mean(),
-        per_level=tuple(errors.mean() for errors in row_errors),
-        per_row=per_row,
-        row_errors=tuple(errors.detach() for errors in row_errors),
+        total=per_sample.mean(),
+        per_level=tuple(errors.mean() for errors in sample_errors),
+        per_sample=per_sample,
+        sample_errors=tuple(errors.detach() for errors in sample_errors),
     )
 
 
-def thin_rows(pyramid: Pyramid, rows_per_level: Sequence[int]) -> Pyramid:
-    """Keep the first `rows_per_level[i]` samples of level i (mixed-resolution batches)."""
-    return [level[:rows] for level, rows in zip(pyramid, rows_per_level, strict=True)]
+def thin_batches(pyramid: Pyramid, samples_per_level: Sequence[int]) -> Pyramid:
+    """Keep the first `samples_per_level[i]` samples of level i (mixed-resolution batches)."""
+    return [level[:number] for level, number in zip(pyramid, samples_per_level, strict=True)]
 
 
 def error_weights(
@@ -225,7 +226,7 @@ def ramped_level_weights(stage: StageRecipe, num_old_levels: int, step: int) -> 
 
 
 def loss_table(
-    row_errors: Sequence[torch.Tensor],
+    sample_errors: Sequence[torch.Tensor],
     timesteps: torch.Tensor,
     num_train_timesteps: int,
     leave_out_non_finite: bool = True,
@@ -236,7 +237,7 @@ def loss_table(
     accelerator.
 
     Args:
-        row_errors: (B_i,) for each level, innermost first, detached (`PyramidLoss.row_errors`).
+        sample_errors: (B_i,) for each level, innermost first, detached (`PyramidLoss.sample_errors`).
         timesteps: (B_0,), in [0, T), of which level i has the first B_i.
         num_train_timesteps: T.
         leave_out_non_finite: do not count errors that are not finite: training skips such steps, and one of them would
@@ -248,7 +249,7 @@ def loss_table(
     quartiles = timesteps.long() * NUM_QUARTILES // num_train_timesteps
     belongs = quartiles[:, None] == torch.arange(NUM_QUARTILES, device=timesteps.device)
     sums, counts = [], []
-    for errors in row_errors:
+    for errors in sample_errors:
         counted = belongs[: len(errors)]
         if leave_out_non_finite:
             counted = counted & errors.isfinite()[:, None]

@@ -114,19 +114,19 @@ class CaptionTokens:
             self._known.clear()
             unknown = different
         self._learn(unknown)
-        rows = [self._known[caption] for caption in captions]
-        lengths = np.array([len(row) for row in rows])
+        known = [self._known[caption] for caption in captions]
+        lengths = np.array([len(ids) for ids in known])
         places = np.arange(lengths.max(initial=0))
         if self.tokenizer.padding_side == "left":
             places = places[::-1]
         mask = places < lengths[:, None]
         tokens = np.full(mask.shape, self.tokenizer.pad_token_id, dtype=np.int64)
-        tokens[mask] = np.concatenate(rows)
+        tokens[mask] = np.concatenate(known)
         return torch.from_numpy(tokens), torch.from_numpy(mask).long()
 
     def _learn(self, captions: list[str]) -> None:
         if not captions:
             return
         tokens, mask = tokenize(captions, self.tokenizer, self.max_sequence_length)
-        for caption, row, kept in zip(captions, tokens.numpy(), mask.bool().numpy(), strict=True):
-            self._known[caption] = row[kept]
+        for caption, ids, kept in zip(captions, tokens.numpy(), mask.bool().numpy(), strict=True):
+            self._known[caption] = ids[kept]

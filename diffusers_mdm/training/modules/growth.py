@@ -55,7 +55,7 @@ def grow_to(unet: NestedUNetModel, level_configs: Sequence[LevelConfig]) -> Nest
 
 
 def check_frames_can_become(unet: NestedUNetModel, level_configs: tuple[LevelConfig, ...]) -> None:
-    """Check that a model is the image model to which the frames of `rows` can be added.
+    """Check that a model is the image model to which the frames of `level_configs` can be added.
 
     Raises:
         ValueError: says what the model is, and what was expected.

@@ -161,7 +161,7 @@ class StageRecipe:
             raise ValueError(
                 f"`batch_fractions` must start with 1.0 and not increase outwards, got {list(fractions)}."
             )
-        if self.rows_per_level[-1] < 1:
+        if self.samples_per_level[-1] < 1:
             raise ValueError(
                 f"`batch_fractions` leave level {self.levels - 1} no sample of a batch of {self.batch_size}."
             )
@@ -177,7 +177,7 @@ class StageRecipe:
         return self.batch_fractions or (1.0,) * self.levels
 
     @property
-    def rows_per_level(self) -> tuple[int, ...]:
+    def samples_per_level(self) -> tuple[int, ...]:
         """Batch size B_i of each level i, innermost first."""
         return tuple(int(fraction * self.batch_size) for fraction in self.fractions)
 

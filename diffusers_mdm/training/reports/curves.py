@@ -56,8 +56,8 @@ def plot_curves(history: History, path: Path, sides: Sequence[int] = ()) -> Path
         raise ValueError("Plotting curves needs matplotlib: pip install matplotlib.")
     from matplotlib.figure import Figure
 
-    rows = history.read()
-    kinds = [kind for kind in (TRAINING, VALIDATION) if level_curves(rows, kind)]
+    entries = history.read()
+    kinds = [kind for kind in (TRAINING, VALIDATION) if level_curves(entries, kind)]
     if not kinds:
         return None
     width, height = _SIZE_INCHES
@@ -65,7 +65,7 @@ def plot_curves(history: History, path: Path, sides: Sequence[int] = ()) -> Path
     figure = Figure(figsize=(width, height * len(kinds)), dpi=_DPI, layout="constrained")
     panels = figure.subplots(len(kinds), sharex=True, squeeze=False)[:, 0].tolist()
     for panel, kind in zip(panels, kinds, strict=True):
-        for level, curve in level_curves(rows, kind).items():
+        for level, curve in level_curves(entries, kind).items():
             label = f"level {level}" + (f" ({sides[level]} px)" if level < len(sides) else "")
             draw = _draw_training if kind == TRAINING else _draw_validation
             draw(panel, curve, f"C{level}", label)
@@ -75,7 +75,7 @@ def plot_curves(history: History, path: Path, sides: Sequence[int] = ()) -> Path
         panel.yaxis.set_minor_formatter(_sparse_labels())
         panel.grid(alpha=0.3)
         panel.legend(loc="upper right")
-    _mark_stages(panels, rows)
+    _mark_stages(panels, entries)
     panels[-1].set_xlim(left=0)
     panels[-1].set_xlabel("images seen")
     panels[-1].xaxis.set_major_formatter(lambda images, _: f"{images:,.0f}")
@@ -95,19 +95,19 @@ def _sparse_labels() -> Formatter:
     return SparseLabels()
 
 
-def level_curves(rows: Sequence[dict[str, Any]], kind: str) -> dict[int, Curve]:
+def level_curves(entries: Sequence[dict[str, Any]], kind: str) -> dict[int, Curve]:
     """Return the curves `<kind>/level_<i>` by level, with only the positive values that a logarithmic axis can
     show.
     """
     curves: dict[int, Curve] = {}
-    for row in rows:
-        for name, value in row.items():
+    for entry in entries:
+        for name, value in entry.items():
             match = re.fullmatch(rf"{kind}/level_(\d+)", name)
             if match and value is not None and value > 0:
                 curve = curves.setdefault(int(match[1]), Curve([], [], []))
-                curve.images.append(row["images"])
+                curve.images.append(entry["images"])
                 curve.values.append(value)
-                curve.stages.append(row["stage"])
+                curve.stages.append(entry["stage"])
     return dict(sorted(curves.items()))
 
 
@@ -142,11 +142,11 @@ def _draw_validation(panel: Axes, curve: Curve, color: str, label: str) -> None:
     panel.plot(curve.images, curve.values, color=color, label=label, marker=dots, markersize=3, linewidth=0.8)
 
 
-def _mark_stages(panels: Sequence[Axes], rows: Sequence[dict[str, Any]]) -> None:
+def _mark_stages(panels: Sequence[Axes], entries: Sequence[dict[str, Any]]) -> None:
     """Draw a line at the end of each stage, and the name of each stage at the top."""
     stages: dict[str, list[int]] = {}
-    for row in rows:
-        stages.setdefault(row["stage"], []).append(row["images"])
+    for entry in entries:
+        stages.setdefault(entry["stage"], []).append(entry["images"])
     begin = 0
     for position, (stage, images) in enumerate(stages.items()):
         if position:

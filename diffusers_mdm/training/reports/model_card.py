@@ -148,8 +148,8 @@ def card_text(run: Run, name: str | None, images: Sequence[str]) -> str:
     """Return the text of the card below its metadata."""
     recipe, factor = run.recipe, scale_factor(run.vae)
     name = name or repository_name(run.options)
-    rows = history_of(run).read()
-    results = stage_results(recipe.stages, rows, run.progress.stage_ends, settings_of(run))
+    entries = history_of(run).read()
+    results = stage_results(recipe.stages, entries, run.progress.stage_ends, settings_of(run))
     parts = [f"# {plain_text(name.rpartition('/')[2])}", summary(recipe, factor)]
     if SAMPLES_FILE in images:
         shown = MOVING_SAMPLES_FILE if MOVING_SAMPLES_FILE in images else SAMPLES_FILE
@@ -164,7 +164,7 @@ def card_text(run: Run, name: str | None, images: Sequence[str]) -> str:
         *map(data_text, sources(recipe)),
     ]
     parts += [stages_table(recipe, results, factor), settings_text(run, results)]
-    parts += losses_text(rows, sides_of(recipe, factor))
+    parts += losses_text(entries, sides_of(recipe, factor))
     if CURVES_FILE in images:
         parts.append(f"![Loss of each level over the images seen]({CURVES_FILE})")
     parts.append(
@@ -210,7 +210,7 @@ def summary(recipe: Recipe, factor: int = 1) -> str:
 
 def kind_of(recipe: Recipe) -> str:
     """Describe what the model generates: images, or clips with the number of frames at each level."""
-    frames = [row.num_frames for row in stage_level_configs(recipe, recipe.stages[-1])]
+    frames = [level.num_frames for level in stage_level_configs(recipe, recipe.stages[-1])]
     if max(frames) == 1:
         return "images"
     told = frames[:1] if len(set(frames)) == 1 else frames
@@ -349,9 +349,9 @@ def settings_text(run: Run, results: Sequence[Stretch]) -> str:
     return "\n".join(lines)
 
 
-def losses_text(rows: Sequence[dict[str, object]], sides: Sequence[int]) -> Iterator[str]:
+def losses_text(entries: Sequence[dict[str, object]], sides: Sequence[int]) -> Iterator[str]:
     """Return the final losses of the levels as a table; empty if nothing was measured."""
-    losses = final_losses(rows, len(sides))
+    losses = final_losses(entries, len(sides))
     if all(loss.training is None for loss in losses):
         return
     yield (

@@ -57,7 +57,7 @@ def stretch_settings(stage: StageRecipe, num_processes: int, mixed_precision: st
 
 def stage_results(
     stages: Sequence[StageRecipe],
-    rows: Sequence[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]],
     stage_ends: Sequence[str],
     default: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Stretch]:
@@ -65,12 +65,12 @@ def stage_results(
 
     Args:
         stages: stages of the recipe, in order.
-        rows: lines of the history, oldest first; `step` and `images` count from the start of the run.
+        entries: lines of the history, oldest first; `step` and `images` count from the start of the run.
         stage_ends: "<name>: <why>" of the finished stages, in order.
         default: settings by stage, used if the history has none.
     """
     names = [stage.name for stage in stages]
-    found, results, is_known = _stretches(rows), list[Stretch](), True
+    found, results, is_known = _stretches(entries), list[Stretch](), True
     for position, stage in enumerate(stages):
         default_settings = (default or {}).get(stage.name, {})
         # Stages with the same name cannot be told apart.
@@ -104,7 +104,7 @@ class _Part(NamedTuple):
     settings: Mapping[str, Any]
 
 
-def _stretches(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
+def _stretches(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
     """Return the stretches of each stage, without those in which nothing was trained."""
     found: dict[str, list[_Part]] = {}
     stage: str | None = None
@@ -116,26 +116,26 @@ def _stretches(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
         if stage is not None and last != before:
             found.setdefault(stage, []).append(_Part(before, last, settings))
 
-    for row in rows:
-        told, here = row.get(SETTINGS), (row["step"], row.get("images", last[1]))
+    for entry in entries:
+        told, here = entry.get(SETTINGS), (entry["step"], entry.get("images", last[1]))
         told = with_new_names(told, StageRecipe.RENAMED) if isinstance(told, Mapping) else None
         if told is not None and stage is not None:
             last = here  # the previous stretch ended here
-        if row["stage"] != stage or (told is not None and told != settings):
+        if entry["stage"] != stage or (told is not None and told != settings):
             close()
             # A file that was lost and started again says where it begins, but not where the stage began.
             before = None if told is not None and stage is None and here != (0, 0) else last
-            stage, settings = row["stage"], told or {}
+            stage, settings = entry["stage"], told or {}
         last = here
     close()
     return found
 
 
-def final_losses(rows: Sequence[Mapping[str, Any]], num_levels: int) -> list[LevelLoss]:
+def final_losses(entries: Sequence[Mapping[str, Any]], num_levels: int) -> list[LevelLoss]:
     """Return the last finite losses of each level, innermost first."""
     newest: dict[str, float] = {}
-    for row in rows:
-        newest.update((name, value) for name, value in row.items() if value is not None)
+    for entry in entries:
+        newest.update((name, value) for name, value in entry.items() if value is not None)
     return [
         LevelLoss(newest.get(f"loss/level_{level}"), newest.get(f"validation_loss/level_{level}"))
         for level in range(num_levels)

@@ -43,8 +43,8 @@ class History:
         """
         self._append({"step": step, "images": images, "stage": stage, "settings": dict(settings)})
 
-    def _append(self, row: dict[str, Any]) -> None:
-        line = json.dumps(row, allow_nan=False) + "\n"
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, allow_nan=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b", buffering=0) as file:
             end = _end_of_whole_lines(file, file.seek(0, os.SEEK_END))
@@ -62,25 +62,25 @@ class History:
         whole, _, torn = text.rpartition("\n")
         if torn:
             logger.warning("%s ends with an incomplete line, which is ignored.", self.path)
-        rows = []
+        entries = []
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                row = json.loads(line)
+                entry = json.loads(line)
             except json.JSONDecodeError:
-                row = None
-            if isinstance(row, dict) and "step" in row:
-                rows.append(row)
+                entry = None
+            if isinstance(entry, dict) and "step" in entry:
+                entries.append(entry)
             else:
                 logger.warning("Line %d of %s is damaged and ignored.", number, self.path)
-        return rows
+        return entries
 
     def cut_after(self, step: int) -> None:
         """Remove lines after `step`: a run that resumes from a checkpoint writes them again."""
-        rows = self.read()
-        kept = [row for row in rows if row["step"] <= step]
-        if len(kept) == len(rows):
+        entries = self.read()
+        kept = [entry for entry in entries if entry["step"] <= step]
+        if len(kept) == len(entries):
             return
-        self._replace("".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._replace("".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
     def restore(self, saved: Path, step: int) -> None:
         """Restore the history of a checkpoint.

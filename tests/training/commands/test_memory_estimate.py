@@ -76,7 +76,7 @@ def saved_bytes(unet: NestedUNetModel, recipe: Recipe, rows: tuple[int, ...], au
 def test_activations_are_those_of_a_real_forward_pass(recipe, number):
     stage = recipe.stages[number]
     estimated = estimate_stage(recipe, stage, OPTIONS, 0).activations
-    real = saved_bytes(real_unet(recipe, stage.levels), recipe, stage.rows_per_level)
+    real = saved_bytes(real_unet(recipe, stage.levels), recipe, stage.samples_per_level)
     assert estimated == pytest.approx(real, rel=0.02)
 
 
@@ -84,9 +84,9 @@ def test_activations_in_half_precision(recipe):
     stage = recipe.stages[1]
     half = dataclasses.replace(OPTIONS, mixed_precision="bf16")
     estimated = estimate_stage(recipe, stage, half, 0).activations
-    real = saved_bytes(real_unet(recipe, 2), recipe, stage.rows_per_level, autocast=True)
+    real = saved_bytes(real_unet(recipe, 2), recipe, stage.samples_per_level, autocast=True)
     assert estimated == pytest.approx(real, rel=0.02)
-    assert estimated < saved_bytes(real_unet(recipe, 2), recipe, stage.rows_per_level)
+    assert estimated < saved_bytes(real_unet(recipe, 2), recipe, stage.samples_per_level)
 
 
 def test_adapters_keep_their_own_activations(recipe):
@@ -94,7 +94,7 @@ def test_adapters_keep_their_own_activations(recipe):
     stage = adapted.stages[0]
     unet = real_unet(adapted, 2)
     add_lora(unet, adapted.lora)
-    real = saved_bytes(unet, adapted, stage.rows_per_level)
+    real = saved_bytes(unet, adapted, stage.samples_per_level)
     assert estimate_stage(adapted, stage, OPTIONS, 0).activations == pytest.approx(real, rel=0.02)
 
 

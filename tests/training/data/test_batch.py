@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 import torch
 
-from diffusers_mdm.training.data.batch import Batch, replace_rows_by_empty
+from diffusers_mdm.training.data.batch import Batch, replace_by_empty
 
 
 def batch_of(lengths: list[int], empty_length: int | None = 1, width: int = 4) -> Batch:
@@ -24,7 +24,7 @@ def batch_of(lengths: list[int], empty_length: int | None = 1, width: int = 4) -
 
 def test_captions_are_dropped_without_features():
     batch = Batch(torch.zeros(3, 3, 2, 2), ["a", "b", "c"], torch.arange(3))
-    dropped = replace_rows_by_empty(batch, torch.tensor([False, True, False]))
+    dropped = replace_by_empty(batch, torch.tensor([False, True, False]))
     assert dropped.captions == ["a", "", "c"]
     assert batch.captions == ["a", "b", "c"]
     assert dropped.pixels is batch.pixels
@@ -33,7 +33,7 @@ def test_captions_are_dropped_without_features():
 def test_dropped_rows_have_the_features_of_the_empty_caption():
     batch = batch_of([3, 2, 1])
     before = batch.prompt_embeds.clone()
-    dropped = replace_rows_by_empty(batch, torch.tensor([False, True, False]))
+    dropped = replace_by_empty(batch, torch.tensor([False, True, False]))
     assert dropped.captions == ["caption 0", "", "caption 2"]
     assert dropped.prompt_attention_mask.sum(1).tolist() == [3, 1, 1]
     assert dropped.prompt_embeds[1].tolist() == [[7.0] * 4, [0.0] * 4, [0.0] * 4]
@@ -42,10 +42,10 @@ def test_dropped_rows_have_the_features_of_the_empty_caption():
 
 
 def test_features_are_as_long_as_the_longest_caption_that_is_left():
-    shorter = replace_rows_by_empty(batch_of([3, 2, 1]), torch.tensor([True, False, False]))
+    shorter = replace_by_empty(batch_of([3, 2, 1]), torch.tensor([True, False, False]))
     assert shorter.prompt_embeds.shape == (3, 2, 4)
     assert shorter.prompt_attention_mask.tolist() == [[True, False], [True, True], [True, False]]
-    longer = replace_rows_by_empty(batch_of([1, 1], empty_length=3), torch.tensor([False, True]))
+    longer = replace_by_empty(batch_of([1, 1], empty_length=3), torch.tensor([False, True]))
     assert longer.prompt_attention_mask.sum(1).tolist() == [1, 3]
     assert (longer.prompt_embeds[0, 1:] == 0).all()
     assert (longer.prompt_embeds[1] == 7).all()
@@ -53,7 +53,7 @@ def test_features_are_as_long_as_the_longest_caption_that_is_left():
 
 def test_features_without_those_of_the_empty_caption_are_refused():
     with pytest.raises(ValueError, match="empty_prompt_embeds"):
-        replace_rows_by_empty(batch_of([2], empty_length=None), torch.tensor([True]))
+        replace_by_empty(batch_of([2], empty_length=None), torch.tensor([True]))
 
 
 def test_every_tensor_moves():

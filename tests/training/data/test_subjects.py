@@ -72,7 +72,7 @@ def test_subject_and_class_take_turns_and_each_goes_through_its_own_stream(place
 def test_the_mean_over_weighted_rows_is_that_of_the_paper(folder):
     images = open_subject_images(subject_recipe(folder), 8)
     errors = torch.rand(8, generator=torch.Generator().manual_seed(0))
-    weights = images.row_weights(torch.arange(8, 16), places_per_step=8)
+    weights = images.sample_weights(torch.arange(8, 16), places_per_step=8)
     is_class = torch.tensor([part_and_number(place, 8)[0] == CLASS for place in range(8, 16)])
     expected = errors[~is_class].mean() + 0.25 * errors[is_class].mean()
     torch.testing.assert_close((weights * errors).mean(), expected)
@@ -86,7 +86,7 @@ def test_batches_hold_both_with_their_own_captions_and_images(folder):
         parts = [part_and_number(place, 4)[0] for place in batch.positions.tolist()]
         assert sorted(parts) == [SUBJECT, SUBJECT, CLASS, CLASS]
         assert batch.captions == ["a square" if part == CLASS else "a sks square" for part in parts]
-        assert batch.row_weights.tolist() == [0.5 if part == CLASS else 2.0 for part in parts]
+        assert batch.sample_weights.tolist() == [0.5 if part == CLASS else 2.0 for part in parts]
         for part, pixels in zip(parts, batch.pixels, strict=True):
             seen[part].add(tuple(pixels[:, 0, 0].tolist()))
     assert seen[SUBJECT] == {(0, 0, 0), (128, 128, 128), (255, 255, 255)}
@@ -117,7 +117,7 @@ def test_workers_read_the_same_where_images_are_not_kept(folder):
     # The images are square and of one colour, so that a random crop is the whole.
     for read, held in zip(itertools.islice(images.batches(order), 2), kept.batches(order), strict=False):
         assert torch.equal(read.pixels, held.pixels)
-        assert torch.equal(read.row_weights, held.row_weights)
+        assert torch.equal(read.sample_weights, held.sample_weights)
 
 
 def test_shards_and_recipes_without_it_are_refused(folder):

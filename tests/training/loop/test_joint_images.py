@@ -63,7 +63,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_rows(clips_dir, images_dir, t
     plan = plan_steps(run, run.recipe.stages[0])
     clips, images = clips_at(0, 1, 2, 3), images_at(0, 1)
     losses = [compute_loss(run, part, batch)[0] for part, batch in ((plan, clips), (plan.joint_images, images))]
-    rows = torch.cat([loss.per_row for loss in losses])
+    rows = torch.cat([loss.per_sample for loss in losses])
     assert len(rows) == 6
     rows.mean().backward()
     expected = gradients(run)
@@ -77,8 +77,8 @@ def test_the_gradient_is_that_of_the_mean_over_all_rows(clips_dir, images_dir, t
     assert seen.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(seen[name], gradient, rtol=1e-4, atol=1e-6)
-    assert (tables.rows[1].sum(), tables.joint_images[1].sum()) == (4, 2)
-    torch.testing.assert_close(tables.joint_images[0].sum(), losses[1].row_errors[0].sum())
+    assert (tables.samples[1].sum(), tables.joint_images[1].sum()) == (4, 2)
+    torch.testing.assert_close(tables.joint_images[0].sum(), losses[1].sample_errors[0].sum())
 
 
 def test_accumulated_steps_equal_whole_ones(clips_dir, images_dir, tmp_path):
@@ -172,7 +172,7 @@ def test_images_go_through_the_levels_before_frames_are_resampled(clips_dir, ima
     recipe = nested_in_time(video_recipe(clips_dir, images_dir))
     stage = recipe.stages[1]
     images = joint_stage(recipe, stage)
-    assert (images.levels, images.level_weights, images.rows_per_level) == (1, (1.0,), (2,))
+    assert (images.levels, images.level_weights, images.samples_per_level) == (1, (1.0,), (2,))
     run = start_run(recipe, RunOptions(output_dir=tmp_path, report_to=None))
     run.progress.stage_index = 1
     begin_stage(run, stage)
@@ -182,7 +182,7 @@ def test_images_go_through_the_levels_before_frames_are_resampled(clips_dir, ima
     assert [tuple(level.shape) for level in drawn.clean] == [(4, 3, 1, 8, 8), (2, 3, 4, 8, 8)]
     assert torch.equal(drawn.clean[0][:2, :, 0], drawn.clean[1][:, :, 0])
     tables = optimizer_step(run, plan, [clips], [images_at(0, 1)])
-    assert tables.rows.shape[1] == 2
+    assert tables.samples.shape[1] == 2
     assert tables.joint_images.shape[1] == 1
 
 

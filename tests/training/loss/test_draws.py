@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusers_mdm import pyramid_noise
-from diffusers_mdm.training.loss.draws import offset_noise, row_timesteps, timestep_at
+from diffusers_mdm.training.loss.draws import offset_noise, sample_timesteps, timestep_at
 from diffusers_mdm.training.recipe.stage import StageRecipe
 
 STAGE = StageRecipe(name="inner", levels=1, batch_size=1, learning_rate=1.0, steps=1)
@@ -57,7 +57,7 @@ def test_a_portion_of_all_is_no_bias():
 
 def test_random_draws_follow_the_bias():
     chances = torch.rand(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
-    timesteps = row_timesteps(biased("later", 0.25, 9.0), 1000, chances, "cpu")
+    timesteps = sample_timesteps(biased("later", 0.25, 9.0), 1000, chances, "cpu")
     assert timesteps.dtype == torch.int64
     # 9/4 of 9/4 + 3/4 lie in the last quarter; the standard error of 4000 draws is 0.7 %.
     assert (timesteps >= 750).float().mean().item() == pytest.approx(0.75, abs=0.03)
@@ -65,7 +65,7 @@ def test_random_draws_follow_the_bias():
 
 def test_a_timestep_depends_on_its_own_chance_alone():
     chances = torch.rand(8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
-    together = row_timesteps(STAGE, 1000, chances, "cpu")
+    together = sample_timesteps(STAGE, 1000, chances, "cpu")
     assert together.tolist() == [int(chance * 1000) for chance in chances]
 
 

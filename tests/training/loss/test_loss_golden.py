@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from diffusers_mdm import MatryoshkaScheduler, build_pyramid
 from diffusers_mdm.conversion.apple_mdm import convert_apple_checkpoint, to_apple_state_dict
-from diffusers_mdm.training.loss.pyramid_loss import PyramidLoss, pyramid_loss, thin_rows
+from diffusers_mdm.training.loss.pyramid_loss import PyramidLoss, pyramid_loss, thin_batches
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
 # Observed in float32 on CPUs with vector instructions: losses 1.9e-6, totals 2.4e-7, gradients 7.4e-7.
@@ -53,8 +53,8 @@ def noisy_case(case: dict) -> tuple[list[torch.Tensor], list[torch.Tensor], list
     noise = inside_out(tensors, "eps")
     rows = case["high_res_rows"][::-1]
     scheduler = MatryoshkaScheduler(base_sample_size=noise[0].shape[-1], shift_power=case["schedule_shifted_power"])
-    clean = thin_rows(build_pyramid(tensors["images"], [level.shape[-1] for level in noise]), rows)
-    noise = thin_rows(noise, rows)
+    clean = thin_batches(build_pyramid(tensors["images"], [level.shape[-1] for level in noise]), rows)
+    noise = thin_batches(noise, rows)
     return (
         scheduler.add_noise(clean, noise, tensors["time"]),
         scheduler.get_velocity(clean, noise, tensors["time"]),
@@ -66,7 +66,7 @@ def noisy_case(case: dict) -> tuple[list[torch.Tensor], list[torch.Tensor], list
 def loss_of(case: dict, predictions: list[torch.Tensor]) -> PyramidLoss:
     _, velocities, alphas, rows = noisy_case(case)
     weights = level_weights(case, len(predictions))
-    return pyramid_loss(thin_rows(predictions, rows), velocities, alphas, weights)
+    return pyramid_loss(thin_batches(predictions, rows), velocities, alphas, weights)
 
 
 def vdm_weights(scheduler: MatryoshkaScheduler, timesteps: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ def total_of(case: dict, loss: PyramidLoss) -> torch.Tensor:
     if not case["use_vdm_loss_weights"]:
         return loss.total
     weights = vdm_weights(MatryoshkaScheduler(), recorded(case["id"])["time"])
-    return (weights * loss.per_row).sum() / weights.sum()
+    return (weights * loss.per_sample).sum() / weights.sum()
 
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, rtol: float = TOLERANCE) -> None:
@@ -92,7 +92,7 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, rtol: float = TOLE
 def test_losses_of_recorded_predictions(case):
     tensors = recorded(case["id"])
     loss = loss_of(case, inside_out(tensors, "pred"))
-    assert_near(loss.per_row, tensors["loss"])
+    assert_near(loss.per_sample, tensors["loss"])
     assert_near(total_of(case, loss), tensors["total"].squeeze())
 
 
@@ -110,7 +110,7 @@ def test_gradients_of_converted_models(case):
         added_cond_kwargs={"scale": tensors["scale"]} if "scale" in tensors else None,
     ).sample
     loss = loss_of(case, predictions)
-    assert_near(loss.per_row, tensors["loss"])
+    assert_near(loss.per_sample, tensors["loss"])
     total = total_of(case, loss)
     assert_near(total, tensors["total"].squeeze())
 

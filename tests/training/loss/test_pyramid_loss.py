@@ -18,7 +18,7 @@ from diffusers_mdm.training.loss.pyramid_loss import (
     ramped_level_weights,
     sigmoid_factors,
     table_values,
-    thin_rows,
+    thin_batches,
 )
 from diffusers_mdm.training.recipe.stage import StageRecipe
 
@@ -59,7 +59,7 @@ def test_epsilon_weighting_is_the_error_of_the_noise(case, scheduler):
 
 def test_min_snr_is_the_error_of_the_image_times_the_clipped_snr(case, scheduler):
     noisy = scheduler.add_noise(case["clean"], case["noise"], case["timesteps"])
-    for level, errors in enumerate(loss_of(case, snr_gamma=5.0).row_errors):
+    for level, errors in enumerate(loss_of(case, snr_gamma=5.0).sample_errors):
         alpha = case["alphas"][level]
         column = alpha[:, None, None, None]
         implied = column.sqrt() * noisy[level] - (1 - column).sqrt() * case["predictions"][level]
@@ -77,24 +77,24 @@ def test_v_weighting_is_the_plain_error(case):
 @pytest.mark.parametrize("weighting", ["epsilon", "v"])
 def test_min_snr_without_limit_changes_nothing(case, weighting):
     unlimited, plain = loss_of(case, weighting=weighting, snr_gamma=math.inf), loss_of(case, weighting=weighting)
-    assert torch.equal(unlimited.per_row, plain.per_row)
+    assert torch.equal(unlimited.per_sample, plain.per_sample)
 
 
 def test_levels_are_averaged_over_their_own_rows(case):
     loss = loss_of(case, weights=(1.0, 4.0, 16.0))
     expected = sum(weight * value for weight, value in zip((1.0, 4.0, 16.0), loss.per_level, strict=True))
     torch.testing.assert_close(loss.total, expected)
-    torch.testing.assert_close(loss.per_row.mean(), loss.total)
+    torch.testing.assert_close(loss.per_sample.mean(), loss.total)
     # The last two rows belong to the innermost level alone.
     inner = pyramid_loss(case["predictions"][:1], case["velocities"][:1], case["alphas"][:1], (1.0,))
-    torch.testing.assert_close(loss.per_row[4:], inner.per_row[4:])
+    torch.testing.assert_close(loss.per_sample[4:], inner.per_sample[4:])
 
 
 def test_row_weights_multiply_the_rows_and_leave_the_means_of_levels_alone(case):
-    row_weights = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0, 3.0])
-    weighted, plain = loss_of(case, row_weights=row_weights), loss_of(case)
-    torch.testing.assert_close(weighted.per_row, plain.per_row * row_weights)
-    torch.testing.assert_close(weighted.total, (plain.per_row * row_weights).mean())
+    sample_weights = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0, 3.0])
+    weighted, plain = loss_of(case, sample_weights=sample_weights), loss_of(case)
+    torch.testing.assert_close(weighted.per_sample, plain.per_sample * sample_weights)
+    torch.testing.assert_close(weighted.total, (plain.per_sample * sample_weights).mean())
     assert weighted.per_level == plain.per_level
 
 
@@ -105,15 +105,15 @@ def test_prior_preservation_is_the_sum_of_two_losses(case):
     def halves(rows):
         return pyramid_loss([predictions[0][rows]], [velocities[0][rows]], [alphas[0][rows]], (1.0,)).total
 
-    row_weights = torch.tensor([1.0, 0.7] * 3) * 2
-    both = pyramid_loss(predictions, velocities, alphas, (1.0,), row_weights=row_weights).total
+    sample_weights = torch.tensor([1.0, 0.7] * 3) * 2
+    both = pyramid_loss(predictions, velocities, alphas, (1.0,), sample_weights=sample_weights).total
     torch.testing.assert_close(both, halves(slice(0, None, 2)) + 0.7 * halves(slice(1, None, 2)))
 
 
 def test_row_weights_scale_gradients(case):
     for prediction in case["predictions"]:
         prediction.requires_grad_()
-    loss_of(case, row_weights=torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 1.0])).total.backward()
+    loss_of(case, sample_weights=torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 1.0])).total.backward()
     for prediction in case["predictions"]:
         assert prediction.grad[0].abs().sum() == 0
         assert prediction.grad[1].abs().sum() > 0
@@ -122,9 +122,9 @@ def test_row_weights_scale_gradients(case):
 def test_errors_of_rows_are_kept_without_their_graph(case):
     case["predictions"][0].requires_grad_()
     loss = loss_of(case, weights=(1.0, 4.0, 16.0), snr_gamma=2.0)
-    assert [len(errors) for errors in loss.row_errors] == [6, 4, 2]
-    assert not any(errors.requires_grad for errors in loss.row_errors)
-    for errors, mean in zip(loss.row_errors, loss.per_level, strict=True):
+    assert [len(errors) for errors in loss.sample_errors] == [6, 4, 2]
+    assert not any(errors.requires_grad for errors in loss.sample_errors)
+    for errors, mean in zip(loss.sample_errors, loss.per_level, strict=True):
         assert torch.equal(errors.mean(), mean.detach())
 
 
@@ -134,7 +134,7 @@ def test_perfect_prediction_costs_nothing(case):
 
 
 def test_thinning_keeps_the_first_rows(case):
-    thinned = thin_rows(case["clean"], (6, 3, 1))
+    thinned = thin_batches(case["clean"], (6, 3, 1))
     assert [len(level) for level in thinned] == [6, 3, 1]
     assert torch.equal(thinned[1], case["clean"][1][:3])
 
@@ -146,7 +146,7 @@ def test_unknown_weighting_is_refused(case):
 
 def test_row_weights_of_another_batch_are_refused(case):
     with pytest.raises(ValueError, match=r"\(4,\); expected one for each sample, \(6,\)"):
-        loss_of(case, row_weights=torch.ones(4))
+        loss_of(case, sample_weights=torch.ones(4))
 
 
 # Weights
@@ -284,9 +284,9 @@ def test_p2_divides_by_a_power_of_the_snr():
 
 @pytest.mark.parametrize("name", ["snr_gamma", "p2_gamma"])
 def test_a_weighting_may_differ_from_level_to_level(case, name):
-    together = loss_of(case, **{name: [1.0, 2.0, 4.0]}).row_errors
+    together = loss_of(case, **{name: [1.0, 2.0, 4.0]}).sample_errors
     for level, gamma in enumerate([1.0, 2.0, 4.0]):
-        assert torch.equal(together[level], loss_of(case, **{name: gamma}).row_errors[level])
+        assert torch.equal(together[level], loss_of(case, **{name: gamma}).sample_errors[level])
 
 
 def test_new_levels_rise_to_their_weights():

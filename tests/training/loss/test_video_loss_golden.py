@@ -60,7 +60,7 @@ def test_noisy_clips_are_what_was_recorded(recorded):
 
 def test_loss_of_recorded_predictions(recorded):
     loss = loss_of(recorded, [recorded["pred.1"].unsqueeze(2), untile_frames(recorded["pred.0"], 4)])
-    torch.testing.assert_close(loss.per_row, recorded["loss"], **TOLERANCE)
+    torch.testing.assert_close(loss.per_sample, recorded["loss"], **TOLERANCE)
     torch.testing.assert_close(loss.total, recorded["total"].squeeze(), **TOLERANCE)
 
 
@@ -76,7 +76,7 @@ def test_loss_and_gradients(recorded, unet):
     for level, name in zip(predictions, ("pred.1", "pred.0"), strict=True):
         torch.testing.assert_close(tile_frames(level), recorded[name], **TOLERANCE)
     loss = loss_of(recorded, predictions)
-    torch.testing.assert_close(loss.per_row, recorded["loss"], **TOLERANCE)
+    torch.testing.assert_close(loss.per_sample, recorded["loss"], **TOLERANCE)
     torch.testing.assert_close(loss.total, recorded["total"].squeeze(), **TOLERANCE)
 
     loss.total.backward()

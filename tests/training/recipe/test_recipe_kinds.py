@@ -8,7 +8,7 @@ import torch
 
 from diffusers_mdm import MDMClassConditionalPipeline
 from diffusers_mdm.models.nested_unet import NestedUNetModel
-from diffusers_mdm.training.data.batch import Batch, replace_rows_by_empty
+from diffusers_mdm.training.data.batch import Batch, replace_by_empty
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
@@ -41,10 +41,10 @@ def test_it_trains_without_text_and_learns_its_classes(labelled_dir, tmp_path):
 
 def test_dropped_rows_are_of_no_class():
     batch = Batch(torch.zeros(3, 3, 2, 2), ["", "", ""], torch.arange(3), class_labels=torch.tensor([0, 1, 2]))
-    dropped = replace_rows_by_empty(batch, torch.tensor([False, True, False]), null_class=3)
+    dropped = replace_by_empty(batch, torch.tensor([False, True, False]), null_class=3)
     assert dropped.class_labels.tolist() == [0, 3, 2]
     assert batch.class_labels.tolist() == [0, 1, 2]
-    assert replace_rows_by_empty(batch, torch.tensor([True] * 3)).class_labels.tolist() == [0, 1, 2]
+    assert replace_by_empty(batch, torch.tensor([True] * 3)).class_labels.tolist() == [0, 1, 2]
 
 
 def test_classes_need_a_column_and_text_an_encoder(labelled_dir):
@@ -128,7 +128,7 @@ def test_the_largest_differs_from_the_middle_one_as_published():
         dataclasses.replace(stage, name="") for stage in middle.stages
     ]
     assert large.stages[2].weights == (1.0, 4.0, 16.0)
-    assert middle.stages[1].rows_per_level == (24, 16)
+    assert middle.stages[1].samples_per_level == (24, 16)
 
 
 def test_shipped_recipes_have_the_published_hyper_parameters():

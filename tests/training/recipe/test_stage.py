@@ -25,8 +25,8 @@ def test_the_first_end_to_come_counts():
 def test_stage_counts_images_and_rows():
     outer = load_recipe(RECIPES / "tiny.yaml").stages[1]
     assert outer.images_per_step == 8
-    assert outer.rows_per_level == (4, 2)
-    assert dataclasses.replace(outer, batch_fractions=None).rows_per_level == (4, 4)
+    assert outer.samples_per_level == (4, 2)
+    assert dataclasses.replace(outer, batch_fractions=None).samples_per_level == (4, 4)
 
 
 WRONG = {

@@ -121,7 +121,7 @@ def _both(drawing: Drawing, latents: Sample, timestep: torch.Tensor, *, guided: 
 def _run(drawing: Drawing, unet: Any, latents: Sample, timestep: torch.Tensor, *, guided: bool) -> Sample:
     """Return predictions of all samples of a batch; if guided, of twice as many, with the unconditional ones first."""
     groups, micro = drawing.groups, drawing.micro_conditioning
-    if groups[0].rows is None:
+    if groups[0].samples is None:
         return _run_group(drawing, unet, latents, timestep, 0, micro, guided)
     halves = 2 if guided else 1
     predictions = each_level(lambda level: level.new_empty((halves * len(level), *level.shape[1:])), latents)
@@ -129,14 +129,14 @@ def _run(drawing: Drawing, unet: Any, latents: Sample, timestep: torch.Tensor, *
         part = _run_group(
             drawing,
             unet,
-            each_level(operator.itemgetter(group.rows), latents),
+            each_level(operator.itemgetter(group.samples), latents),
             timestep,
             index,
-            {key: value[:, group.rows] for key, value in micro.items()},
+            {key: value[:, group.samples] for key, value in micro.items()},
             guided,
         )
-        for whole, rows in zip(as_pyramid(predictions)[0], as_pyramid(part)[0], strict=True):
-            whole.unflatten(0, (halves, -1))[:, group.rows] = rows.unflatten(0, (halves, -1))
+        for whole, own in zip(as_pyramid(predictions)[0], as_pyramid(part)[0], strict=True):
+            whole.unflatten(0, (halves, -1))[:, group.samples] = own.unflatten(0, (halves, -1))
     return predictions
 
 
@@ -153,8 +153,8 @@ def _run_group(
     innermost = as_pyramid(latents)[0][0]
     dtype, sample_dtype = unet.dtype, innermost.dtype
     if drawing.beside is not None:
-        rows = drawing.groups[group].rows
-        beside = drawing.beside if rows is None else drawing.beside[rows]
+        samples = drawing.groups[group].samples
+        beside = drawing.beside if samples is None else drawing.beside[samples]
         latents = each_level(lambda level: torch.cat([level, beside.to(level.dtype)], dim=1), latents)
     with adapters_to_itself(unet), _call_of(unet, drawing.step, group, guided=guided):
         prediction = unet(
@@ -189,9 +189,9 @@ def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dic
         weights_in_place = has_weights_in_place(unet)
         if weights_in_place:
             lay_out_for(unet, drawing.device)
-        rows = drawing.groups[group]
-        conditioning = drawing.conditioning if rows.rows is None else drawing.conditioning.select(rows)
-        inputs = conditioning.model_inputs(guided=guided, has_pads=rows.has_pads, dtype=unet.dtype)
+        alike = drawing.groups[group]
+        conditioning = drawing.conditioning if alike.samples is None else drawing.conditioning.select(alike)
+        inputs = conditioning.model_inputs(guided=guided, has_pads=alike.has_pads, dtype=unet.dtype)
         if "encoder_hidden_states" in inputs and weights_in_place and hasattr(unet, "encode_text"):
             text, mask = inputs["encoder_hidden_states"], inputs.pop("encoder_attention_mask")
             encoded = unet.encode_text(text, mask, with_keys_values=True, cross_attention_kwargs=adapters)

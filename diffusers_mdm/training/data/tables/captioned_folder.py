@@ -194,8 +194,8 @@ def _as_tables(
             features[key], arrays[key] = typed
     tables = {}
     for split in splits:
-        rows = [row for row, (name, _, _) in enumerate(samples) if split_of[name] == split]
-        chosen = {key: [values[row] for row in rows] for key, values in arrays.items()}
+        numbers = [number for number, (name, _, _) in enumerate(samples) if split_of[name] == split]
+        chosen = {key: [values[number] for number in numbers] for key, values in arrays.items()}
         tables[split] = datasets.Dataset.from_dict(chosen, features=datasets.Features(features))
     return tables
 

@@ -195,10 +195,10 @@ class TextEmbeddings:
 
     def _find(self, caption: str) -> torch.Tensor | None:
         key = caption_key(caption)
-        row = int(np.searchsorted(self._keys, key))
-        if row == len(self._keys) or self._keys[row] != key:
+        place = int(np.searchsorted(self._keys, key))
+        if place == len(self._keys) or self._keys[place] != key:
             return None
-        file, start, end = self._places[row].tolist()
+        file, start, end = self._places[place].tolist()
         return self._tokens[file][start:end]
 
     def look_up(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,12 +211,12 @@ class TextEmbeddings:
             ValueError: if a caption is missing.
         """
         found = [self._find(caption) for caption in captions]
-        rows = [row for row in found if row is not None]
-        if len(rows) < len(found):
+        known = [feature for feature in found if feature is not None]
+        if len(known) < len(found):
             self.check_captions(captions)
-        lengths = torch.tensor([len(row) for row in rows])
+        lengths = torch.tensor([len(feature) for feature in known])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        return pad_sequence(rows, batch_first=True), mask
+        return pad_sequence(known, batch_first=True), mask
 
     def add_to(self, batch: Batch) -> Batch:
         """Return the batch with the features of its captions."""

@@ -61,26 +61,26 @@ class CaptionEncoder:
         features: list[torch.Tensor] = [torch.empty(0)] * len(captions)
         for batch in batches_of_equal_length(lengths, self.batch_size):
             embeds, _ = encode_texts(
-                [captions[row] for row in batch],
+                [captions[number] for number in batch],
                 self.tokenizer,
                 self.text_encoder,
                 self.text_encoder.device,
                 self.max_sequence_length,
             )
-            for row, feature in zip(batch, embeds.cpu(), strict=True):
-                features[row] = feature
+            for number, feature in zip(batch, embeds.cpu(), strict=True):
+                features[number] = feature
         return features
 
 
 def batches_of_equal_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Yield the numbers of texts with equal lengths in tokens, up to `batch_size` at a time."""
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    order = sorted(range(len(lengths)), key=lambda number: lengths[number])
     batch: list[int] = []
-    for row in order:
-        if batch and (len(batch) == batch_size or lengths[row] != lengths[batch[0]]):
+    for number in order:
+        if batch and (len(batch) == batch_size or lengths[number] != lengths[batch[0]]):
             yield batch
             batch = []
-        batch.append(row)
+        batch.append(number)
     if batch:
         yield batch
 
