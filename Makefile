@@ -15,6 +15,8 @@ WORKERS ?= 2
 
 # Tests and the demo read local files only.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
+# Compiled modules are kept, since otherwise each of the many processes of the tests would compile them again.
+TESTS := $(OFFLINE) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: demo test test-slow quality style bench docs release-check paper paper-smoke
 
@@ -23,10 +25,10 @@ demo: $(STAMP)
 		$(if $(PROMPTS),--prompts "$(PROMPTS)")
 
 test: $(STAMP)
-	$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(TESTS) -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(STAMP)
-	$(OFFLINE) $(BIN)/python -m pytest -m "slow or gpu"
+	$(TESTS) -m "slow or gpu"
 
 bench: $(STAMP)
 	cd benchmarks && for name in forward drawing training_step memory; do \

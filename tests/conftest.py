@@ -9,8 +9,9 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,21 @@ import torch
 FIXTURES = Path(__file__).parent / "fixtures"
 # Tiny tensors gain nothing from many threads and lose a lot when machines are shared, with other workers for example.
 MAX_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import all tests without garbage collection, and exempt what they and the libraries consist of from it later on.
+
+    Otherwise half a million objects, which remain until the end, would be searched each time that a run frees memory.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def available_devices() -> list:
