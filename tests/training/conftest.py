@@ -25,6 +25,6 @@ def clips_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pipeline_dir(tmp_path_factory):
     """A saved pipeline of 8 and 16 pixels, which says how it is to be drawn from."""
-    folder = tmp_path_factory.mktemp("saved") / "tiny-dolls"
+    folder = tmp_path_factory.mktemp("saved") / "tiny-model"
     MDMPipeline(**make_pipeline().components, drawing_defaults={"guidance_scale": 2.0}).save_pretrained(folder)
     return folder

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny recipe over the latents of a tiny autoencoder: dolls of 16 and 32 pixels."""
+"""The tiny recipe over the latents of a tiny autoencoder: levels of 16 and 32 pixels."""
 
 import dataclasses
 from pathlib import Path

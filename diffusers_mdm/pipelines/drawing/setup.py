@@ -195,6 +195,7 @@ class Drawing:
         timesteps: timesteps of the drawing, in decreasing order.
         positions: index of the timestep of each model call; consecutive, except where steps are repeated.
         model_inputs: the model's arguments for the conditions, computed at the first step that needs them.
+        model_dtypes: see `dtype_of`.
         known: known pixels, None for none.
         average: `(B, C, h, w)` in [-1, 1], required averages of the predicted images, None for no constraint.
         guidance: the guidance of each level, None for plain guidance.
@@ -215,11 +216,18 @@ class Drawing:
     timesteps: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     positions: Sequence[int] = ()
     model_inputs: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    model_dtypes: dict[int, torch.dtype] = field(default_factory=dict)
     known: KnownPixels | None = None
     average: torch.Tensor | None = None
     guidance: Any = None
     beside: torch.Tensor | None = None
     step: int = 0
+
+    def dtype_of(self, model: Any) -> torch.dtype:
+        """Return a model's dtype, which diffusers determines from all of its modules, so it is read only once."""
+        if id(model) not in self.model_dtypes:
+            self.model_dtypes[id(model)] = model.dtype
+        return self.model_dtypes[id(model)]
 
     def condition_on(self, conditioning: Conditioning) -> None:
         """Use these conditions from now on."""

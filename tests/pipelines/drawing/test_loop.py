@@ -40,6 +40,24 @@ def test_every_time_step_is_done_once(drawing):
     assert drawing.scheduler.step_index == 3
 
 
+def test_the_dtype_of_the_model_is_read_at_the_first_step_only(drawing):
+    class Counting(type(drawing.pipeline.unet)):
+        reads = 0
+
+        @property
+        def dtype(self):
+            Counting.reads += 1
+            return super().dtype
+
+    unet = drawing.pipeline.unet
+    unet.__class__ = Counting
+    try:
+        denoise(drawing, starting_noise(drawing))
+    finally:
+        unet.__class__ = Counting.__base__
+    assert Counting.reads == 1
+
+
 def test_an_interrupted_drawing_keeps_its_samples(drawing):
     drawing.controls.interrupt = True
     noise = starting_noise(drawing)

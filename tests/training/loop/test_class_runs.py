@@ -152,7 +152,7 @@ def test_a_recipe_without_classes_is_refused(train, pipeline_dir, images_dir, ca
     assert error.count("\n") == 1
     with pytest.raises(SystemExit):
         train("--pretrained_model_name_or_path", pipeline_dir, "--train_data_dir", images_dir)
-    assert "tiny-dolls has no classes: train it on captions" in capsys.readouterr().err
+    assert "tiny-model has no classes: train it on captions" in capsys.readouterr().err
 
 
 def test_classes_are_asked_for_by_the_other_command(class_pipeline_dir, named_dir, capsys):

@@ -64,7 +64,7 @@ def vae_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latent_pipeline_dir(tmp_path_factory):
-    return save_latent_pipeline(tmp_path_factory.mktemp("saved") / "latent-dolls")
+    return save_latent_pipeline(tmp_path_factory.mktemp("saved") / "latent-model")
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_lora_draws_with_the_autoencoder_it_was_trained_with(latent_pipeline_dir
     words += ["--learning_rate", "1e-1", "--pretrained_vae_model_name_or_path", other]
     train(*words, "--output_dir", tmp_path / "lora")
     assert not (tmp_path / "lora" / "vae").exists()
-    (tmp_path / "latent-dolls").symlink_to(latent_pipeline_dir)
+    (tmp_path / "latent-model").symlink_to(latent_pipeline_dir)
     drawn = run_example((tmp_path / "lora" / "README.md").read_text(), tmp_path, monkeypatch)
     assert drawn["pipe"].vae is drawn["vae"]
     assert drawn["pipe"].get_active_adapters()

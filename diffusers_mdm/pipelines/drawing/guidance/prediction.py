@@ -151,7 +151,7 @@ def _run_group(
 ) -> Sample:
     """Return predictions of the samples of a batch in group number `group`, which go through the model together."""
     innermost = as_pyramid(latents)[0][0]
-    dtype, sample_dtype = unet.dtype, innermost.dtype
+    dtype, sample_dtype = drawing.dtype_of(unet), innermost.dtype
     if drawing.beside is not None:
         samples = drawing.groups[group].samples
         beside = drawing.beside if samples is None else drawing.beside[samples]
@@ -191,7 +191,7 @@ def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dic
             lay_out_for(unet, drawing.device)
         alike = drawing.groups[group]
         conditioning = drawing.conditioning if alike.samples is None else drawing.conditioning.select(alike)
-        inputs = conditioning.model_inputs(guided=guided, has_pads=alike.has_pads, dtype=unet.dtype)
+        inputs = conditioning.model_inputs(guided=guided, has_pads=alike.has_pads, dtype=drawing.dtype_of(unet))
         if "encoder_hidden_states" in inputs and weights_in_place and hasattr(unet, "encode_text"):
             text, mask = inputs["encoder_hidden_states"], inputs.pop("encoder_attention_mask")
             encoded = unet.encode_text(text, mask, with_keys_values=True, cross_attention_kwargs=adapters)
