@@ -8,7 +8,9 @@ from ..training.commands.evaluation import flags
 
 DESCRIPTION = """\
 Evaluate the images that a model generates, at every level: compute features of real images once, generate images for
-captions, and compare the two.
+captions, and compare the two; or all of it in one.
+
+  {0} all --model_dir my-model --data_dir images --num_captions 400 --output_dir scores
 
   {0} reference --data_dir images --sides 16 64 --output_dir real
   {0} generate --model_dir my-model --data_dir images --num_captions 400 --output_dir drawn

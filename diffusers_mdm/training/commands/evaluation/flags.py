@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of `diffusers-mdm evaluate` and its verbs: reference, generate, score, samples and sheet."""
+"""The flags of `diffusers-mdm evaluate` and its verbs: all, reference, generate, score, samples and sheet."""
 
 import argparse
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ def build_parser(description: str, program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_all(verbs.add_parser("all", help="generate images and compare them with real ones: the next three in one"))
     add_reference(verbs.add_parser("reference", help="compute features of real images, once per data set"))
     add_generate(verbs.add_parser("generate", help="generate images for captions into a folder"))
     add_score(verbs.add_parser("score", help="compare generated images with a reference"))
@@ -48,6 +49,22 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -
     return args
 
 
+def add_all(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of "all"."""
+    add_model(parser)
+    add_data(parser, required=True)
+    parser.add_argument("--num_captions", type=int, metavar="N", help="images to generate (default: one per caption)")
+    parser.add_argument(
+        "--num_images", type=int, metavar="N", help="images of an unconditional model, which takes no captions"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the captions and the noise")
+    add_metrics(parser)
+    add_networks(parser)
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, metavar="FOLDER", help="folder for images, reference and scores"
+    )
+
+
 def add_reference(parser: argparse.ArgumentParser) -> None:
     """Add the flags of "reference"."""
     add_data(parser, required=True)
@@ -61,6 +78,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--features", nargs="*", choices=FEATURES, default=["inception"], help="(default: inception)")
     add_networks(parser)
+    add_batch_size(parser)
     parser.add_argument("--num_images", type=int, metavar="N", help="chosen by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of images")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="folder for the reference")
@@ -141,21 +159,27 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, required=True, metavar="FOLDER", help="folder written by `reference`"
     )
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        choices=METRICS,
-        help="what to measure (default: the metrics of Inception-v3 and, for captions, retrieval); noise needs the "
-        "real images of the captions (--data_dir)",
-    )
+    add_metrics(parser)
     add_data(parser, required=False)
     add_networks(parser)
+    add_batch_size(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the scores")
     parser.add_argument(
         "--contact_sheet", type=Path, metavar="FILE", help="PNG with generated images above the real ones"
     )
     parser.add_argument(
         "--card_section", type=Path, metavar="FILE", help="Markdown file with a section for the model card"
+    )
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the metrics."""
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        help="what to measure (default: the metrics of Inception-v3 and, for captions, retrieval); noise needs the "
+        "real images of the captions (--data_dir)",
     )
 
 
@@ -175,4 +199,8 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dinov2", metavar="MODEL", help="folder or Hub id (default: facebook/dinov2-base)")
     parser.add_argument("--clip", metavar="MODEL", help="(default: openai/clip-vit-large-patch14-336)")
     parser.add_argument("--device", metavar="NAME", help="cuda, mps or cpu (default: an accelerator, if there is one)")
+
+
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the number of images per batch of a feature extractor."""
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images per batch (default: 32)")

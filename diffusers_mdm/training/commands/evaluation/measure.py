@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs of `diffusers-mdm evaluate`: computing references, generating images, and scoring."""
+"""Verbs of `diffusers-mdm evaluate`: computing references, generating images, scoring, and all three in one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ....evaluation.features import FeatureExtractor, InceptionFeatures, TransformersFeatures
-from ....evaluation.generate import NUMBER, Generation, generate, open_levels, read_plan, takes_number
+from ....evaluation.generate import NUMBER, generate, open_levels, read_plan, takes_number
 from ....evaluation.images import Images
 from ....evaluation.recall import choose_records
 from ....evaluation.reference import load_reference, make_reference, save_reference
@@ -49,6 +49,36 @@ class ChosenImages:
     def load(self, numbers: Sequence[int]) -> torch.Tensor:
         """Return the images with these numbers, `(B, 3, S, S)`, uint8."""
         return self.images.load([self.numbers[number] for number in numbers]).pixels
+
+
+def evaluate_model(args: argparse.Namespace) -> None:
+    """Generate images, compute the reference at the sides of their levels, and score; all in `--output_dir`."""
+    numbered = args.num_images is not None
+    drawn, real = args.output_dir / "drawn", args.output_dir / "reference"
+    drawing = {
+        **vars(args),
+        "data_dir": None if numbered else args.data_dir,
+        "captions_file": None,
+        "output_dir": drawn,
+    }
+    scoring = {
+        **drawing,
+        "drawings": drawn,
+        "reference": real,
+        "output": args.output_dir / "scores.json",
+        "contact_sheet": None,
+        "card_section": None,
+    }
+    scoring["metrics"] = chosen_metrics(argparse.Namespace(**scoring), numbered)
+    features = list(dict.fromkeys(FEATURES_OF[name] for name in scoring["metrics"] if name in FEATURES_OF))
+    for name in features:
+        open_extractor(name, args)  # what is missing is found before hours of drawing
+    draw_captions(argparse.Namespace(**drawing))
+    if process_state().is_main_process:
+        sides = [level.load([0]).shape[-1] for level in open_levels(drawn)]
+        whole = {"output_dir": real, "sides": sides, "features": features, "num_images": None}
+        write_reference(argparse.Namespace(**{**vars(args), **whole}))
+        score_drawings(argparse.Namespace(**scoring))
 
 
 def write_reference(args: argparse.Namespace) -> None:
@@ -126,7 +156,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 def score_drawings(args: argparse.Namespace) -> None:
     """Compare generated images with a reference, print a table, and write the requested files."""
     plan, levels, reference = read_plan(args.drawings), open_levels(args.drawings), load_reference(args.reference)
-    metrics = chosen_metrics(args, plan)
+    metrics = chosen_metrics(args, plan.argument == NUMBER)
     names = list(dict.fromkeys(FEATURES_OF[metric] for metric in metrics if metric in FEATURES_OF))
     truth = None if args.data_dir is None else true_images(args, levels[-1])
     extractors = [open_extractor(name, args) for name in names]
@@ -147,13 +177,17 @@ def score_drawings(args: argparse.Namespace) -> None:
         args.card_section.write_text(card_section(scores, plan, command), encoding="utf-8")
 
 
-def chosen_metrics(args: argparse.Namespace, plan: Generation) -> list[str]:
+def chosen_metrics(args: argparse.Namespace, numbered: bool) -> list[str]:
     """Return the requested metrics, by default all that suit the images.
+
+    Args:
+        args: the flags of "score".
+        numbered: whether the images were generated without captions.
 
     Raises:
         ValueError: a metric or flag needs captions, and the images were generated without.
     """
-    if plan.argument != NUMBER:
+    if not numbered:
         return list(args.metrics or DEFAULT_METRICS)
     needing = [f"The metric {name!r}" for name in args.metrics or () if name in OF_CAPTIONS]
     needing += [] if args.data_dir is None else ["--data_dir"]

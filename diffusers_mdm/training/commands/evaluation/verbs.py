@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from .measure import draw_captions, score_drawings, write_reference
+from .measure import draw_captions, evaluate_model, score_drawings, write_reference
 from .sheets import write_samples, write_sheet
 
 VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "all": evaluate_model,
     "reference": write_reference,
     "generate": draw_captions,
     "score": score_drawings,

@@ -49,6 +49,25 @@ def test_drawings_are_scored_at_every_level(drawn_dir, reference_dir, images_dir
     assert "## Evaluation" in out["card.md"].read_text(encoding="utf-8")
 
 
+def test_everything_can_be_done_in_one(pipeline_dir, images_dir, tmp_path, capsys):
+    words = ["--model_dir", pipeline_dir, "--data_dir", images_dir, "--num_captions", 4, "--num_inference_steps", 1]
+    run("all", *words, "--metrics", "retrieval", "noise", "--output_dir", tmp_path / "all")
+    assert "| | 8 px | 16 px |" in capsys.readouterr().out
+    report = json.loads((tmp_path / "all" / "scores.json").read_text(encoding="utf-8"))
+    assert report["num_drawn"] == 4
+    assert report["reference"]["sides"] == [8, 16]
+    assert report["levels"]["16"]["distance_to_truth"] > 0
+
+
+def test_what_cannot_be_measured_is_found_before_drawing(pipeline_dir, images_dir, tmp_path):
+    words = ["--model_dir", pipeline_dir, "--data_dir", images_dir, "--output_dir", tmp_path / "all"]
+    with pytest.raises(ValueError, match="nowhere"):
+        run("all", *words, "--metrics", "cmmd", "--clip", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="'noise' needs the captions"):
+        run("all", *words, "--num_images", 4, "--metrics", "noise")
+    assert not (tmp_path / "all").exists()
+
+
 def test_captions_come_from_one_place(pipeline_dir, images_dir, tmp_path):
     words = ["generate", "--model_dir", pipeline_dir, "--output_dir", tmp_path / "drawn"]
     with pytest.raises(ValueError, match="either --data_dir or --captions_file"):
