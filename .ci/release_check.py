@@ -39,7 +39,8 @@ NUM_STEPS = 10
 def run(*words: object, cwd: Path, environment: dict[str, str] | None = None) -> str:
     """Run a command; return what it prints. A failure ends the check with its output."""
     command = [str(word) for word in words]
-    print("$", " ".join(Path(word).name if os.sep in word else word for word in command), flush=True)
+    shown = ("…" if "\n" in word else Path(word).name if os.sep in word else word for word in command)
+    print("$", " ".join(shown), flush=True)
     settings = {**os.environ, **(environment or {})}
     settings.pop("PYTHONPATH", None)  # the clone must not be imported
     done = subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, check=False)

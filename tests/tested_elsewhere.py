@@ -34,7 +34,6 @@ TESTED_ELSEWHERE = {
     "pipelines/drawing/guidance/registry.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
     "pipelines/drawing/guidance/weaker_model.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
     "pipelines/drawing/guidance/zero_star.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
-    "public_names.py": ("test_documentation.py", "it holds nothing but names, which the pages import"),
     "schedulers/block_averages.py": (
         "pipelines/drawing/test_consistency.py",
         "it computes the averages there",
