@@ -8,12 +8,15 @@ patches (Karras et al. 2018, section 5) compares structure at every scale, with 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import eq
+
 import torch
 import torch.nn.functional as F
 
 from diffusers_mdm.evaluation.retrieval import nearest
 
-PATCH, PATCHES_PER_IMAGE, DIRECTIONS, SMALLEST = 7, 128, 256, 16
+PATCH, PATCHES_PER_IMAGE, DIRECTIONS, SMALLEST = 7, 128, 128, 16
 
 
 def laplacian_pyramid(images: torch.Tensor) -> list[torch.Tensor]:
@@ -58,30 +61,37 @@ def sliced_wasserstein(drawn: torch.Tensor, real: torch.Tensor, seed: int = 0) -
         both = [patches(images, generator).unflatten(1, (3, -1)) for images in (one, other)]
         mean, deviation = both[1].mean((0, 2), keepdim=True), both[1].std((0, 2), keepdim=True).clamp(min=1e-6)
         ours, theirs = (((part - mean) / deviation).flatten(1) for part in both)
-        directions = F.normalize(torch.randn(ours.shape[1], DIRECTIONS, generator=generator), dim=0)
-        projected = [(part @ directions).sort(dim=0).values for part in (ours, theirs)]
+        directions = F.normalize(torch.randn(DIRECTIONS, ours.shape[1], generator=generator), dim=1)
+        projected = [(directions @ part.T).sort().values for part in (ours, theirs)]
         distances.append(1000 * float((projected[0] - projected[1]).abs().mean()))
     return distances[::-1]
 
 
-def measure(drawn: torch.Tensor, held_out: torch.Tensor, trained_on: torch.Tensor) -> dict[str, float]:
+def measure(
+    drawn: torch.Tensor, held_out: torch.Tensor, trained_on: torch.Tensor, labels: Sequence[int] = ()
+) -> dict[str, float]:
     """Return all measures of drawn images.
 
     Args:
         drawn: `(B, 3, S, S)` in [0, 1].
         held_out: B held-out images.
         trained_on: images of the training data.
+        labels: of the held-out images, with which the drawn ones were drawn; empty if there are no classes.
 
     Returns:
-        `distance` (mean over the scales), `distance_16`, `distance_32`, and `copying`: by how much a drawing is
+        `distance` (mean over the scales), `distance_16`, `distance_32`; `copying`: by how much a drawing is
         nearer, as a root mean square difference of pixels, to the nearest training image than to the nearest of
-        equally many held-out ones; about 0 for a model that copies nothing.
+        equally many held-out ones; about 0 for a model that copies nothing; with classes `retrieval`: the share of
+        the drawings whose nearest held-out image has their class.
     """
     scales = sliced_wasserstein(drawn, held_out)
     number = min(len(trained_on), len(held_out))
     size = drawn[0].numel() ** 0.5
-    trained, other = (
-        float(nearest(drawn / size, gallery[:number] / size)[0].mean()) for gallery in (trained_on, held_out)
-    )
+    trained, _ = nearest(drawn / size, trained_on[:number] / size)
+    other, numbers = nearest(drawn / size, held_out[:number] / size)
     values = {f"distance_{SMALLEST * 2**scale}": value for scale, value in enumerate(scales)}
-    return {"distance": sum(scales) / len(scales), **values, "copying": other - trained}
+    values |= {"distance": sum(scales) / len(scales), "copying": float(other.mean() - trained.mean())}
+    if labels:
+        found = [labels[index] for index in numbers.tolist()]
+        values["retrieval"] = sum(map(eq, found, labels)) / len(found)
+    return values

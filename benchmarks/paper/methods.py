@@ -19,7 +19,7 @@ from diffusers_mdm.training.recipe.data import DataRecipe
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.pretrained import VaeRecipe
 from diffusers_mdm.training.recipe.recipe import Recipe
-from diffusers_mdm.training.recipe.stage import StageRecipe
+from diffusers_mdm.training.recipe.stage import PlateauRecipe, StageRecipe
 
 RECIPES = Path(__file__).parent / "recipes"
 SIDE, BASE = 32, 16  # pixels of the images, and of the smallest level
@@ -30,6 +30,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "plain": ("plain",),
     "cascade": ("cascade_base", "cascade_upscaler"),
     "latent": ("latent",),
+    "mdm_three": ("mdm_three",),
 }
 
 
@@ -41,12 +42,14 @@ class Changes:
         stage: fields of all stages.
         scheduler: arguments of the scheduler.
         inner_share: train the inner level alone first, for this share of the operations (mdm).
+        until_plateau: end that first stage, of at most that many steps, when its validation loss stops improving.
         data_share: train on this share of the images.
     """
 
     stage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     inner_share: float = 0.0
+    until_plateau: PlateauRecipe | None = None
     data_share: float = 1.0
 
 
@@ -92,7 +95,9 @@ def changed(recipe: Recipe, changes: Changes, steps: int) -> Recipe:
     if changes.inner_share:
         inner = dataclasses.replace(last, name="inner", levels=1, level_weights=None, batch_fractions=None)
         ratio = flops_per_image(recipe, last) / flops_per_image(recipe, inner)
-        inner = dataclasses.replace(inner, steps=max(1, round(steps * changes.inner_share * ratio)))
+        inner = dataclasses.replace(
+            inner, steps=max(1, round(steps * changes.inner_share * ratio)), until_plateau=changes.until_plateau
+        )
         stages = (inner, dataclasses.replace(last, steps=max(1, steps - round(steps * changes.inner_share))))
     return dataclasses.replace(recipe, stages=stages, scheduler={**recipe.scheduler, **changes.scheduler})
 
@@ -111,20 +116,22 @@ def flops_per_image(recipe: Recipe, stage: StageRecipe) -> float:
 
     Optimizer and averages are left out: their cost does not depend on the images.
     """
-    unet, rows = build_unet(recipe, stage.levels).train(), stage.samples_per_level
-    inputs: dict[str, Any] = {"timestep": torch.zeros(rows[0], dtype=torch.int64)}
-    inputs["sample"] = [
-        torch.zeros(number, unet.config.in_channels, side, side)
-        for number, side in zip(rows, unet.sample_sizes, strict=False)
-    ]
-    if unet.config.num_class_embeds is not None:
-        inputs["class_labels"] = torch.zeros(rows[0], dtype=torch.int64)
+    samples = stage.samples_per_level
+    with torch.device("meta"):
+        unet = build_unet(dataclasses.replace(recipe, zero_init=False), stage.levels).train()
+        inputs: dict[str, Any] = {"timestep": torch.zeros(samples[0], dtype=torch.int64)}
+        inputs["sample"] = [
+            torch.zeros(number, unet.config.in_channels, side, side)
+            for number, side in zip(samples, unet.sample_sizes, strict=False)
+        ]
+        if unet.config.num_class_embeds is not None:
+            inputs["class_labels"] = torch.zeros(samples[0], dtype=torch.int64)
 
     def step() -> None:
         torch.stack([level.mean() for level in unet(**inputs).sample]).sum().backward()
 
     encoding = 0.0 if recipe.vae is None else _counted(_encode)
-    return _counted(step) / rows[0] + encoding
+    return _counted(step) / samples[0] + encoding
 
 
 def autoencoder_flops_per_image() -> float:

@@ -42,7 +42,7 @@ def shown(values: Sequence[float], digits: int = 0) -> str:
 
 def points(results: Sequence[Result], row: Row) -> list[list[Result]]:
     """Return the results of a row, one list over seeds for every point, by images."""
-    own = [entry for entry in results if (entry["row"], entry["data"]) == (row.name, row.data)]
+    own = [entry for entry in results if (entry["row"], entry["data"], entry["drawing"]) == (row.name, row.data, "")]
     counts = sorted({entry["images"] for entry in own})
     return [[entry for entry in own if entry["images"] == count] for count in counts]
 

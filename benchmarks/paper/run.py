@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.measuring import describe_machine
-from benchmarks.paper.measures import measure
+from benchmarks.paper.measures import measure, sliced_wasserstein
 from benchmarks.paper.methods import (
     AUTOENCODER,
     BASE,
@@ -33,7 +34,7 @@ from benchmarks.paper.methods import (
     flops_per_image,
     recipes_of,
 )
-from benchmarks.paper.rows import EMOJI, ROWS, Row
+from benchmarks.paper.rows import EMOJI, METHODS, ROWS, Row
 from diffusers_mdm import DiffusionPipeline
 from diffusers_mdm.training.data.sources import open_training_images
 from diffusers_mdm.training.loop.autoencoder import train_autoencoder
@@ -41,17 +42,19 @@ from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.data import DataRecipe, TableData
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import Recipe
+from diffusers_mdm.training.state.complete_folders import complete_folder
 from diffusers_mdm.training.state.history import FILE_NAME, History
 from diffusers_mdm.training.state.run import RunOptions
 
 logger = logging.getLogger(__name__)
 
-RESULTS = "results.jsonl"
-KEYS = ("row", "data", "seed", "images")  # which tell results apart
-FRACTIONS = (0.5, 1.0)  # of the images, after which a row is measured
+RESULTS, DONE = "results.jsonl", "done"
+KEYS = ("row", "data", "seed", "images", "drawing")  # which tell results apart
+FRACTIONS = (0.25, 0.5, 1.0)  # of the images, after which a method is measured; ablations are after all of them
 AUTOENCODER_SHARE = 0.5  # of the images
 STEPS_OF_DRAWINGS, NOISE_LEVEL = 12, 0.1
 NUM_SHOWN = 8
+NEAR = 0.1  # numbers of operations within this share of each other count as equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +63,17 @@ class Settings:
 
     Attributes:
         output_dir: folder of the runs and results.
-        images: training images of each row; the autoencoder sees a share of them.
+        images: images that each row is trained on, repeated ones counted; the autoencoder sees a share of them.
+        num_different: images of the training data at most.
         num_drawn: drawn images, and held-out ones that they are compared with.
         seeds: number of seeds of each row.
         birds: folder of photographs; None skips their rows.
     """
 
     output_dir: Path
-    images: int = 6144
-    num_drawn: int = 192
+    images: int = 2048
+    num_different: int = 2048
+    num_drawn: int = 128
     seeds: int = 3
     birds: Path | None = None
 
@@ -83,6 +88,7 @@ class Images:
         held_out: `(B, 3, S, S)` in [0, 1].
         labels: of the held-out images.
         trained_on: the same number of training images.
+        floor: distance of these two: a perfect model's.
     """
 
     data: DataRecipe
@@ -90,19 +96,37 @@ class Images:
     held_out: torch.Tensor
     labels: tuple[int, ...]
     trained_on: torch.Tensor
+    floor: float
 
 
+@functools.lru_cache
 def open_images(settings: Settings, name: str, share: float) -> Images:
     """Open a data set, and choose the images that drawings are compared with."""
-    data = cast(TableData, load_recipe(RECIPES / "mdm.yaml").data)
-    if name != EMOJI:
-        data = dataclasses.replace(data, path=str(settings.birds), label_column=None)
-    number = len(datasets.load_dataset(data.path, split=data.train_split))
+    data, number = chosen_images(settings, name)
     data = dataclasses.replace(data, max_train_samples=max(1, round(number * share)))
     held = dataclasses.replace(data, train_split=cast(str, data.validation_split), max_train_samples=None)
     held_out, labels = _spread(held, settings.num_drawn)
     classes = 4 if data.label_column is not None else None
-    return Images(data, classes, held_out, labels, _spread(data, len(held_out))[0])
+    trained_on = _spread(data, len(held_out))[0]
+    number = min(len(trained_on), len(held_out))
+    floor = sliced_wasserstein(trained_on[:number], held_out[:number])
+    return Images(data, classes, held_out, labels, trained_on, sum(floor) / len(floor))
+
+
+def chosen_images(settings: Settings, name: str) -> tuple[TableData, int]:
+    """Write the shuffled images that are trained on, and the held-out ones, into a folder, and count the former."""
+    data = cast(TableData, load_recipe(RECIPES / "mdm.yaml").data)
+    if name != EMOJI:
+        data = dataclasses.replace(data, path=str(settings.birds), label_column=None)
+    folder = settings.output_dir / f"{name}-images"
+    if not folder.exists():
+        with complete_folder(folder) as beside:
+            for split in (data.train_split, cast(str, data.validation_split)):
+                images = datasets.load_dataset(data.path, split=split).shuffle(seed=0)
+                number = min(len(images), settings.num_different)
+                images.select(range(number)).to_parquet(beside / f"{split}.parquet")
+    number = len(datasets.load_dataset(str(folder), split=data.train_split))
+    return dataclasses.replace(data, path=str(folder)), number
 
 
 def _spread(data: DataRecipe, number: int) -> tuple[torch.Tensor, tuple[int, ...]]:
@@ -126,6 +150,8 @@ def autoencoder_of(settings: Settings, images: Images, name: str) -> Path:
 def points_of(recipes: Sequence[Recipe], per_image: float, budget: float, settings: Settings) -> list[int]:
     """Return after how many steps a row is measured: fractions of the images, and where its operations are the budget.
 
+    The last two are one if they are within a tenth.
+
     Args:
         recipes: of the row's parts, which all see the same images.
         per_image: operations of an image, of all parts together.
@@ -133,12 +159,21 @@ def points_of(recipes: Sequence[Recipe], per_image: float, budget: float, settin
         settings: the number of images.
     """
     batch = recipes[0].stages[-1].images_per_step
-    counts = [settings.images * fraction for fraction in FRACTIONS] + [budget / per_image]
+    counts = [settings.images * fraction for fraction in FRACTIONS]
+    if abs(budget / per_image / settings.images - 1) >= NEAR:
+        counts.append(budget / per_image)
     return sorted({max(1, round(count / batch)) for count in counts})
 
 
-def draw(folders: Sequence[Path], images: Images, number: int) -> torch.Tensor:
-    """Draw images with the pipelines of a row's parts, one after the other: `(B, 3, S, S)` in [0, 1]."""
+def draw(folders: Sequence[Path], images: Images, number: int, **changes: Any) -> torch.Tensor:
+    """Draw images with the pipelines of a row's parts, one after the other: `(B, 3, S, S)` in [0, 1].
+
+    Args:
+        folders: of the pipelines.
+        images: whose classes are drawn.
+        number: of images.
+        changes: of the arguments of the first pipeline.
+    """
     drawn: list[torch.Tensor] = []
     pipelines = [DiffusionPipeline.from_pretrained(folder) for folder in folders]
     for pipeline in pipelines:
@@ -150,7 +185,7 @@ def draw(folders: Sequence[Path], images: Images, number: int) -> torch.Tensor:
             call |= {"class_labels": list(images.labels[start : start + 64]), "guidance_scale": 1.0}
         else:
             call |= {"batch_size": len(seeds)}
-        batch = pipelines[0](**call).images
+        batch = pipelines[0](**{**call, **changes}).images
         for upscaler in pipelines[1:]:
             call.pop("batch_size", None)
             batch = upscaler(image=batch, noise_level=NOISE_LEVEL, **{"guidance_scale": 1.0, **call}).images
@@ -174,29 +209,38 @@ def run_row(settings: Settings, row: Row, seed: int, is_over: Callable[[], bool]
     before = 0.0 if vae is None else settings.images * AUTOENCODER_SHARE * autoencoder_flops_per_image()
     each = sum(flops_per_image(recipe, changed(recipe, row.changes, 1).stages[-1]) for recipe in recipes)
     points = points_of(recipes, each, budget - before, settings)
+    if row.group != METHODS:
+        points = [step for step in points if step * recipes[0].stages[-1].images_per_step >= settings.images]
     # Stages of different costs have no points in between.
     for steps in points[-1:] if row.changes.inner_share else points:
+        folder = settings.output_dir / row.folder / str(seed)
+        if (folder / f"measured-{steps}").exists():
+            continue
         if is_over():
             return
         start, parts = time.process_time(), [changed(recipe, row.changes, steps) for recipe in recipes]
-        folder = settings.output_dir / row.folder / str(seed)
         folders = [folder / name for name in PARTS[row.method]]
         for recipe, part in zip(parts, folders, strict=True):
             train(recipe, part, seed, points[-1])
         seconds = time.process_time() - start
-        drawn = draw(folders, images, len(images.held_out))
-        save_strip(drawn[:NUM_SHOWN], folder / "drawn.png")
-        yield {
+        done = [steps_done(part) for part in folders]
+        entry = {
             "row": row.name,
             "data": row.data,
             "seed": seed,
-            "images": max(sum(stage.images_per_step * cast(int, stage.steps) for stage in r.stages) for r in parts),
-            "flops": before + sum(map(flops_of, parts)),
+            "images": max(images_of(*pair) for pair in zip(parts, done, strict=True)),
+            "flops": before + sum(flops_of(*pair) for pair in zip(parts, done, strict=True)),
             "seconds": seconds,
-            "is_last": steps == points[-1],
             "held_out_loss": held_out_loss(folders[-1]),
-            **measure(drawn, images.held_out, images.trained_on),
+            "floor": images.floor,
         }
+        for name, call in {"": {}, **(row.drawings if steps == points[-1] else {})}.items():
+            drawn = draw(folders, images, len(images.held_out), **call)
+            save_strip(drawn[:NUM_SHOWN], folder / (f"{name} drawn.png".strip().replace(" ", "-")))
+            measures = measure(drawn, images.held_out, images.trained_on, images.labels)
+            yield {**entry, "drawing": name, **measures}
+        (folder / f"measured-{steps}").touch()
+    (folder / DONE).touch()
 
 
 def train(recipe: Recipe, folder: Path, seed: int, last_step: int) -> None:
@@ -213,10 +257,24 @@ def train(recipe: Recipe, folder: Path, seed: int, last_step: int) -> None:
     run_recipe(recipe, options)
 
 
-def flops_of(recipe: Recipe) -> float:
-    """Count the operations of all stages of a recipe."""
+def steps_done(folder: Path) -> list[int]:
+    """Return how many steps the stages of a run had; the first one may have ended early."""
+    last: dict[str, int] = {}
+    for line in History(folder / FILE_NAME).read():
+        last[line["stage"]] = max(line["step"], last.get(line["stage"], 0))
+    return [step - before for before, step in itertools.pairwise([0, *last.values()])]
+
+
+def images_of(recipe: Recipe, steps: Sequence[int]) -> int:
+    """Count the images of the steps of all stages."""
+    return sum(stage.images_per_step * number for stage, number in zip(recipe.stages, steps, strict=True))
+
+
+def flops_of(recipe: Recipe, steps: Sequence[int]) -> float:
+    """Count the operations of the steps of all stages."""
     return sum(
-        flops_per_image(recipe, stage) * stage.images_per_step * cast(int, stage.steps) for stage in recipe.stages
+        flops_per_image(recipe, stage) * stage.images_per_step * number
+        for stage, number in zip(recipe.stages, steps, strict=True)
     )
 
 
@@ -235,7 +293,7 @@ def measured(output_dir: Path) -> list[dict[str, Any]]:
 
 def is_done(settings: Settings, row: Row, seed: int) -> bool:
     """Return whether a row was measured with a seed up to its last point."""
-    return (settings.output_dir / row.folder / str(seed) / "done").exists()
+    return (settings.output_dir / row.folder / str(seed) / DONE).exists()
 
 
 def in_order(rows: Sequence[Row], seeds: int) -> Iterator[tuple[Row, int]]:
@@ -274,10 +332,7 @@ def run_to_its_end(settings: Settings, row: Row, seed: int, is_over: Callable[[]
         if tuple(entry[key] for key in KEYS) not in known:
             with (settings.output_dir / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-        if entry["is_last"]:
-            (settings.output_dir / row.folder / str(seed) / "done").touch()
-            return True
-    return False
+    return is_done(settings, row, seed)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -285,8 +340,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=2.0, help="no point is begun after them (default 2)")
-    parser.add_argument("--images", type=int, default=6144, help="that each row is trained on (default 6144)")
-    parser.add_argument("--num_drawn", type=int, default=192, help="images that are drawn and compared (default 192)")
+    parser.add_argument("--images", type=int, default=2048, help="that each row is trained on (default 2048)")
+    parser.add_argument("--num_drawn", type=int, default=128, help="images that are drawn and compared (default 128)")
     parser.add_argument("--seeds", type=int, default=3, help="of each row (default 3)")
     parser.add_argument("--birds", type=Path, help="folder of photographs with a held-out split, for their rows")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="run only these")
@@ -297,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the rows and name what was skipped."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    settings = Settings(args.output_dir, args.images, args.num_drawn, args.seeds, args.birds)
+    settings = Settings(args.output_dir, args.images, num_drawn=args.num_drawn, seeds=args.seeds, birds=args.birds)
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     rows = [row for row in ROWS if args.rows is None or row.name in args.rows]
     skipped = run_all(settings, 3600 * args.hours, rows)

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from benchmarks.paper import report, run
 from benchmarks.paper.measures import measure, sliced_wasserstein
 from benchmarks.paper.methods import PARTS, Changes, changed, num_parameters, recipes_of, shifted_betas
-from benchmarks.paper.rows import EMOJI, METHODS, ROWS, Row
+from benchmarks.paper.rows import EMOJI, METHODS, NAMES, ROWS, Row
 from diffusers_mdm import MatryoshkaScheduler
 from diffusers_mdm.training.recipe.loading import load_recipe
 
@@ -34,13 +35,21 @@ def test_training_from_the_inside_out_costs_the_same():
     recipe = recipes_of("mdm", DATA, 4, None)[0]
     whole, grown = changed(recipe, Changes(), 100), changed(recipe, Changes(inner_share=0.5), 100)
     assert [stage.levels for stage in grown.stages] == [1, 2]
-    assert run.flops_of(grown) == pytest.approx(run.flops_of(whole), rel=0.02)
+    costs = [run.flops_of(each, [cast(int, stage.steps) for stage in each.stages]) for each in (whole, grown)]
+    assert costs[1] == pytest.approx(costs[0], rel=0.02)
 
 
 def test_points_are_where_images_and_operations_are_equal():
     recipes = recipes_of("plain", DATA, 4, None)
     settings = run.Settings(Path(), images=3200)
-    assert run.points_of(recipes, per_image=2.0, budget=8000.0, settings=settings) == [50, 100, 125]
+    assert run.points_of(recipes, per_image=2.0, budget=8000.0, settings=settings) == [50, 100, 200, 250]
+    assert run.points_of(recipes, per_image=2.0, budget=6500.0, settings=settings) == [50, 100, 200]
+
+
+def test_steps_of_stages_that_ended_early_are_those_of_the_log(tmp_path):
+    lines = [{"stage": "inner", "step": 0}, {"stage": "inner", "step": 7}, {"stage": "all", "step": 10}]
+    (tmp_path / run.FILE_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run.steps_done(tmp_path) == [7, 3]
 
 
 def test_the_distance_grows_with_what_is_wrong():
@@ -53,13 +62,14 @@ def test_the_distance_grows_with_what_is_wrong():
     # Patches of equal sets are at other places, so that their distance is small, and not 0.
     assert 0 < same < near < 0.2 * far
     assert measure(real, other, real)["copying"] > 0.1 > abs(measure(other.flip(-1), other, real)["copying"])
+    assert measure(real, real, other, range(48))["retrieval"] == 1.0
     with pytest.raises(ValueError, match="equal"):
         sliced_wasserstein(real[:2], real)
 
 
 def result(row: Row, seed: int, distance: float, images: int = 64, flops: float = 1e9) -> dict:
-    keys = {"distance": distance, "distance_16": distance, "distance_32": distance, "copying": 0.0}
-    where = {"row": row.name, "data": row.data, "seed": seed, "images": images, "flops": flops}
+    keys = {"distance": distance, "distance_16": distance, "distance_32": distance, "copying": 0.0, "floor": 1.0}
+    where = {"drawing": "", "row": row.name, "data": row.data, "seed": seed, "images": images, "flops": flops}
     return {**where, **keys, "held_out_loss": [0.5, 0.6]}
 
 
@@ -82,7 +92,7 @@ def test_claims_need_seeds_and_a_difference(distances, seeds, said):
 
 def test_rows_are_run_seed_by_seed_and_question_by_question():
     order = list(run.in_order(ROWS, 2))
-    assert [(row.method, seed) for row, seed in order[:5]] == [*((method, 0) for method in PARTS), ("mdm", 1)]
+    assert [(row.method, seed) for row, seed in order[:5]] == [*((method, 0) for method in NAMES), ("mdm", 1)]
     assert len(order) == len({(row.folder, seed) for row, seed in order}) == 2 * len(ROWS)
     assert len({row.folder for row in ROWS}) == len(ROWS)
 
