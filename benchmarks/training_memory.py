@@ -23,7 +23,7 @@ from training_step import loss_of, our_step
 from variants import MIB, add_machine_flags, layout_of
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
-from diffusers_mdm.training.commands.memory_estimate import estimate_stage, fake_inputs
+from diffusers_mdm.training.costs.memory_estimate import estimate_stage, fake_inputs
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.recipe.stage import StageRecipe

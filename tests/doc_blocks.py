@@ -15,6 +15,7 @@ MARKS = {
     "part": "a part of a recipe; tests check its fields",
 }
 PROGRAMS = ("diffusers-mdm", "python", "accelerate", "make", "pip", "git", "hf", "tensorboard", "pre-commit")
+PROGRAMS += ("curl", "img2dataset", "video2dataset")  # of others, to download data sets
 
 
 @dataclass(frozen=True)

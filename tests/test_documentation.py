@@ -62,6 +62,7 @@ KINDS = {
 # What readers bring along: pages say what these are.
 THE_READERS_OWN = {
     "pictures", "clips", "my-frog", "vis_model_256x256.pth", "cc12m_256x256.yaml", "google/flan-t5-xl",
+    "ILSVRC/imagenet-1k", "imagenet/train", "imagenet/validation",
 }  # fmt: skip
 # The shipped models, and what the commands that trained them call their folders.
 LEFT = {

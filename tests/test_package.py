@@ -59,6 +59,7 @@ ROOMS = {"recipe": set()} | {room: {"recipe"} for room in ("data", "modules", "l
 ROOMS["state"] = {*ROOMS}
 ROOMS["reports"] = {*ROOMS}
 ROOMS["loop"] = {*ROOMS}
+ROOMS["costs"] = {*ROOMS}
 ROOMS["commands"] = {*ROOMS}
 # Modules of pipelines by what they are, each of which may import what stands before it: what pipelines return and
 # small files beside it, what a drawing is made of, the bases, and the tasks, which do not know one another.

@@ -25,6 +25,8 @@ TESTED_ELSEWHERE = {
     "modular/before_denoise.py": ("modular/test_pipeline.py", _BLOCKS),
     "modular/denoise.py": ("modular/test_pipeline.py", _BLOCKS),
     "modular/state.py": ("modular/test_pipeline.py", _BLOCKS),
+    "cli/shards.py": ("training/data/shards/test_writer.py", "it passes flags on to what is tested there"),
+    "cli/estimate.py": ("training/costs/test_compute_estimate.py", "it passes flags on to what is tested there"),
     "cli/autoencoder.py": ("training/loop/test_autoencoder.py", "it passes flags on to what is tested there"),
     "models/temporal.py": ("models/test_frames.py", "its layers run on the layouts that are tested there"),
     "pipelines/drawing/guidance/diffusers_guiders.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),

@@ -114,8 +114,18 @@ def num_parameters(method: str) -> int:
 def flops_per_image(recipe: Recipe, stage: StageRecipe) -> float:
     """Count the operations of one training image: forward and backward of the U-Net, and encoding for latents.
 
-    Optimizer and averages are left out: their cost does not depend on the images.
+    Optimizer and averages are left out: their cost does not depend on the images. Each model is counted once.
     """
+    key = repr((recipe.model, recipe.levels, recipe.vae is None, stage.levels, stage.samples_per_level))
+    if key not in _flops_of_models:
+        _flops_of_models[key] = _count_flops_per_image(recipe, stage)
+    return _flops_of_models[key]
+
+
+_flops_of_models: dict[str, float] = {}
+
+
+def _count_flops_per_image(recipe: Recipe, stage: StageRecipe) -> float:
     samples = stage.samples_per_level
     with torch.device("meta"):
         unet = build_unet(dataclasses.replace(recipe, zero_init=False), stage.levels).train()

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.paper.methods import num_parameters
-from benchmarks.paper.rows import EMOJI, FEW, LOSS, METHODS, NAMES, PREDICTS, ROWS, SHIFT, STEPS, Row
+from benchmarks.paper.rows import BIRDS, EMOJI, METHODS, NAMES, ROWS, Row
 from benchmarks.paper.run import RESULTS, measured
 
 HERE = Path(__file__).parent
@@ -40,9 +41,15 @@ def shown(values: Sequence[float], digits: int = 0) -> str:
     return f"{mean:.{digits}f}" if math.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def points(results: Sequence[Result], row: Row) -> list[list[Result]]:
-    """Return the results of a row, one list over seeds for every point, by images."""
-    own = [entry for entry in results if (entry["row"], entry["data"], entry["drawing"]) == (row.name, row.data, "")]
+def points(results: Sequence[Result], row: Row, drawing: str = "") -> list[list[Result]]:
+    """Return the results of a row, one list over seeds for every point, by images.
+
+    If a plateau ended a stage, the seeds have different numbers of images, and are one point.
+    """
+    wanted = (row.name, row.data, drawing)
+    own = [entry for entry in results if (entry["row"], entry["data"], entry["drawing"]) == wanted]
+    if row.changes.until_plateau is not None:
+        return [own] if own else []
     counts = sorted({entry["images"] for entry in own})
     return [[entry for entry in own if entry["images"] == count] for count in counts]
 
@@ -59,79 +66,153 @@ def at_flops(results: Sequence[Result], row: Row, flops: float) -> list[Result]:
     return near if near and abs(near[0]["flops"] / flops - 1) < 0.1 else []
 
 
-def compare(first: Sequence[Result], second: Sequence[Result], names: tuple[str, str]) -> str:
-    """Say which of two rows has the smaller distance, if three seeds of each can tell them apart."""
+def compare(first: Sequence[Result], second: Sequence[Result], key: str = "distance") -> tuple[float, str]:
+    """Return by how many standard errors the first row's mean is smaller than the second's, and both means in words.
+
+    The number is NaN if fewer than three seeds of either were run.
+    """
     if min(len(first), len(second)) < 3:
-        return f"not decided: {len(first)} and {len(second)} seeds of three were run"
+        return math.nan, f"{len(first)} and {len(second)} seeds of three were run"
     (one, one_error), (other, other_error) = (
-        mean_and_error([entry["distance"] for entry in entries]) for entries in (first, second)
+        mean_and_error([entry[key] for entry in entries]) for entries in (first, second)
     )
     apart = (other - one) / math.hypot(one_error, other_error)
+    return apart, f"{one:.0f} and {other:.0f}, {abs(apart):.1f} standard errors apart"
+
+
+def verdict(apart: float) -> str:
+    """Say what a difference decides about the claim that the first row is better."""
+    if math.isnan(apart):
+        return "not decided"
     if abs(apart) < DIFFERENT:
-        return f"no difference at this scale ({one:.0f} and {other:.0f}, {abs(apart):.1f} standard errors apart)"
-    better = names[0] if apart > 0 else names[1]
-    return f"{better} is nearer ({one:.0f} and {other:.0f}, {abs(apart):.1f} standard errors apart)"
+        return "no difference at this scale"
+    return "holds at this scale" if apart > 0 else "does not hold at this scale"
 
 
 def method_table(results: Sequence[Result], data: str) -> Iterator[str]:
     """Yield the lines of the table of methods on a data set, in both views."""
     rows = [row for row in ROWS if (row.group, row.data) == (METHODS, data)]
-    reference = points(results, rows[0])
-    if not reference:
-        yield "Nothing was run."
-        return
-    images = max(point[0]["images"] for point in reference)
-    flops = next(point[0]["flops"] for point in reference if point[0]["images"] == images)
-    yield "| | parameters | seeds | distance after equal images | 16 px | 32 px | after equal operations | copying |"
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|"
+    images, flops = scale_of(results, rows[0])
+    labelled = any("retrieval" in entry for entry in results if entry["data"] == data)
+    heads = ["", "parameters", "seeds", "equal images: distance", "16 px", "32 px", "copying"]
+    heads += ["retrieval", "equal operations: distance"] if labelled else ["equal operations: distance"]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|---{'|--:' * (len(heads) - 1)}|"
     for row in rows:
         same, cost = at_images(results, row, images), at_flops(results, row, flops)
         cells = [row.name, f"{num_parameters(row.method):,}", str(len(same))]
-        cells += [shown([e[key] for e in same]) if same else "–" for key in ("distance", "distance_16", "distance_32")]
-        cells.append(shown([entry["distance"] for entry in cost]) if cost else "–")
-        cells.append(shown([entry["copying"] for entry in same], 4) if same else "–")
-        yield f"| {' | '.join(cells)} |"
+        cells += [cell(same, key) for key in ("distance", "distance_16", "distance_32")] + [cell(same, "copying", 4)]
+        cells += [cell(same, "retrieval", 2)] if labelled else []
+        yield f"| {' | '.join([*cells, cell(cost, 'distance')])} |"
+    floor = statistics.fmean(entry["floor"] for entry in results if entry["data"] == data)
     yield ""
-    yield f"Equal images: {images:,}. Equal operations: {flops:.2e}, those of Matryoshka diffusion."
+    yield (
+        f"Equal images: {images:,}. Equal operations: {flops:.2e}, those of {rows[0].name}. The distance between "
+        f"training images and held-out ones is {floor:.0f}; a perfect model would reach about that."
+    )
+
+
+def scale_of(results: Sequence[Result], row: Row) -> tuple[int, float]:
+    """Return images and operations of the last point of a row; 0 without one."""
+    found = points(results, row)
+    return (found[-1][0]["images"], found[-1][0]["flops"]) if found else (0, 0.0)
+
+
+def cell(entries: Sequence[Result], key: str, digits: int = 0) -> str:
+    """Return a cell of a table: mean and standard error of a measure, or a dash."""
+    return shown([entry[key] for entry in entries], digits) if entries else "–"
 
 
 def ablation_table(results: Sequence[Result]) -> Iterator[str]:
-    """Yield the lines of the table of ablations."""
-    yield "| question | row | seeds | images | operations | distance | held-out error of v, 32 px |"
-    yield "|---|---|--:|--:|--:|--:|--:|"
+    """Yield the lines of the table of ablations, each with the row that it changes."""
+    yield "| question | row | seeds | images | operations | distance | 16 px | 32 px | held-out v error |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for row in ROWS:
         found = points(results, row)
-        if row.group == METHODS or not found:
+        if not found or (row.group == METHODS and row.method not in ("mdm", "plain")):
             continue
         last = found[-1]
         losses = [entry["held_out_loss"][-1] for entry in last if entry["held_out_loss"]]
-        cells = [row.group, f"{row.name} ({row.data})", str(len(last)), f"{last[0]['images']:,}"]
-        cells += [f"{last[0]['flops']:.2e}", shown([entry["distance"] for entry in last])]
-        yield f"| {' | '.join([*cells, shown(losses, 4) if losses else '–'])} |"
+        cells = ["default" if row.group == METHODS else row.group, f"{row.name} ({row.data})", str(len(last))]
+        cells += [f"{last[0]['images']:,}", f"{last[0]['flops']:.2e}"]
+        cells += [cell(last, key) for key in ("distance", "distance_16", "distance_32")]
+        yield f"| {' | '.join([*cells, shown(losses, 3) if losses else '–'])} |"
+
+
+def drawing_table(results: Sequence[Result]) -> Iterator[str]:
+    """Yield the lines of the table of other drawings with the same trained models."""
+    yield "| model | drawing | seeds | distance | 16 px | 32 px | retrieval |"
+    yield "|---|---|--:|--:|--:|--:|--:|"
+    for row in ROWS:
+        for name in ("", *row.drawings) if row.drawings else ():
+            last = (points(results, row, name) or [[]])[-1]
+            cells = [f"{row.name} ({row.data})", name or "as elsewhere", str(len(last))]
+            cells += [cell(last, key) for key in ("distance", "distance_16", "distance_32")]
+            has_classes = bool(last) and "retrieval" in last[0]
+            yield f"| {' | '.join([*cells, cell(last, 'retrieval', 2) if has_classes else '–'])} |"
 
 
 def claims(results: Sequence[Result]) -> Iterator[str]:
-    """Yield a line for each claim of the paper."""
+    """Yield a line for each claim of the paper, and one for each choice that the paper leaves open."""
     by_name = {(row.name, row.data): row for row in ROWS}
-    mdm = by_name[NAMES["mdm"], EMOJI]
-    reference = points(results, mdm)
-    last = reference[-1] if reference else []
-    images, flops = (last[0]["images"], last[0]["flops"]) if last else (0, 1.0)
-    for other in ("plain", "cascade", "latent"):
-        row = by_name[NAMES[other], EMOJI]
-        names = (NAMES["mdm"], NAMES[other])
-        yield f"- {names[0]} or {names[1]}, equal images: {compare(last, at_images(results, row, images), names)}."
-        yield f"- {names[0]} or {names[1]}, equal operations: {compare(last, at_flops(results, row, flops), names)}."
-    for group, name, claim in (
-        (STEPS, "inside out", "training from the inside out"),
-        (LOSS, "loss of the outer level alone", "the loss on the outer level alone"),
-        (PREDICTS, "outer level predicts the image", "an outer level that predicts the image"),
-        (FEW, "mdm on 10 %", "a tenth of the images"),
-        (SHIFT, "no shift", "no shift of the schedule"),
-    ):
-        found = points(results, by_name[name, EMOJI])
-        decided = compare(found[-1] if found else [], last, (claim, "the default"))
-        yield f"- {group}: {claim} or the default: {decided}."
+    for data in (EMOJI, BIRDS):
+        mdm = by_name[NAMES["mdm"], data]
+        images, flops = scale_of(results, mdm)
+        last = at_images(results, mdm, images)
+        for other in ("plain", "cascade", "latent"):
+            row = by_name[NAMES[other], data]
+            for view, entries in (
+                ("images", at_images(results, row, images)),
+                ("operations", at_flops(results, row, flops)),
+            ):
+                apart, said = compare(last, entries)
+                small, small_said = compare(last, entries, "distance_16")
+                at_16 = "" if math.isnan(small) else f"; at 16 px alone it {verdict(small)} ({small_said})"
+                yield f"- {data}: better than {row.name} after equal {view}: **{verdict(apart)}** ({said}){at_16}."
+    default = at_images(results, by_name[NAMES["mdm"], EMOJI], scale_of(results, by_name[NAMES["mdm"], EMOJI])[0])
+    for name, claim in CLAIMS.items():
+        better, sign = claim
+        found = (points(results, by_name[name, EMOJI]) or [[]])[-1]
+        apart, said = compare(*((found, default) if sign > 0 else (default, found)))
+        yield f"- {better}: **{verdict(apart)}** ({said})."
+    yield _data_efficiency(results, by_name)
+
+
+# Rows, what their comparison with Matryoshka diffusion claims, and 1 if it claims that the row is the better one.
+CLAIMS = {
+    "inside out": ("training from the inside out is better than all levels from the start, equal operations", 1),
+    "loss of the outer level alone": ("the loss on all levels is better than on the outermost alone", -1),
+    "no shift": ("shifting the noise schedule of the outer level is better than not", -1),
+    "shift power 2": ("shift power 1 is better than 2", -1),
+    "three levels": ("two levels are better than three", -1),
+    "outer level predicts the image": (
+        "an outer level that predicts v is better than one that predicts the image",
+        -1,
+    ),
+    "outer level predicts the residual": ("an outer level that predicts v is better than one of the residual", -1),
+    "half of the batch at the outer level": (
+        "the whole batch at the outer level is better than half, equal images",
+        -1,
+    ),
+    "outer level weighs 4": ("equal weights are better than a weight of 4 for the outer level", -1),
+    "inside out, growing by the loss": ("growing when the loss stops falling is better than no growth", 1),
+}
+
+
+def _data_efficiency(results: Sequence[Result], by_name: Mapping[tuple[str, str], Row]) -> str:
+    """Compare what a tenth of the images costs both methods."""
+    losses: list[tuple[float, float]] = []
+    for method, few in (("mdm", "mdm on 10 %"), ("plain", "simple on 10 %")):
+        pair = [(points(results, by_name[name, EMOJI]) or [[]])[-1] for name in (few, NAMES[method])]
+        if min(map(len, pair)) < 3:
+            return "- loses less than simple diffusion with a tenth of the images: **not decided** (too few seeds)."
+        (one, one_error), (all_of, all_error) = (mean_and_error([e["distance"] for e in entries]) for entries in pair)
+        losses.append((one - all_of, math.hypot(one_error, all_error)))
+    apart = (losses[1][0] - losses[0][0]) / math.hypot(losses[0][1], losses[1][1])
+    said = (
+        f"the distance rises by {losses[0][0]:.0f} and by {losses[1][0]:.0f}, {abs(apart):.1f} standard errors apart"
+    )
+    return f"- loses less than simple diffusion with a tenth of the images: **{verdict(apart)}** ({said})."
 
 
 def not_run(results: Sequence[Result]) -> Iterator[str]:
@@ -144,43 +225,87 @@ def not_run(results: Sequence[Result]) -> Iterator[str]:
 
 
 def plot(results: Sequence[Result], data: str, path: Path) -> None:
-    """Plot the distance over images and over operations, with a band of one standard error."""
+    """Plot the distance over images and over operations, with a band from the best to the worst seed."""
     figure = Figure(figsize=(9.0, 3.4), dpi=90, layout="constrained")
-    for panel, key in zip(figure.subplots(1, 2), ("images", "flops"), strict=True):
+    for panel, key in zip(figure.subplots(1, 2, sharey=True), ("images", "flops"), strict=True):
         for row in (row for row in ROWS if (row.group, row.data) == (METHODS, data)):
             found = points(results, row)
-            if not found:
-                continue
             across = [point[0][key] for point in found]
-            both = [mean_and_error([entry["distance"] for entry in point]) for point in found]
-            panel.plot(across, [mean for mean, _ in both], ".-", label=row.name)
-            bands = [[mean + sign * (0 if math.isnan(e) else e) for mean, e in both] for sign in (-1, 1)]
-            panel.fill_between(across, *bands, alpha=0.2)
+            values = [[entry["distance"] for entry in point] for point in found]
+            panel.plot(across, list(map(statistics.fmean, values)), ".-", label=row.name)
+            panel.fill_between(across, list(map(min, values)), list(map(max, values)), alpha=0.25)
         panel.set_xlabel({"images": "training images", "flops": "operations"}[key])
-        panel.set_ylabel("sliced Wasserstein distance")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+        panel.set_yscale("log")
+        panel.grid(alpha=0.3, which="both")
+    figure.axes[0].set_ylabel("sliced Wasserstein distance")
+    figure.axes[0].legend(fontsize=7)
     figure.savefig(path, metadata={"Software": None})
+
+
+def side_by_side(data: str, output_dir: Path, path: Path) -> bool:
+    """Draw the images of all methods one below the other: same classes, same seeds; return whether there are any."""
+    strips = {"held-out images": output_dir / f"{data}-held-out.png"}
+    strips |= {row.name: output_dir / row.folder / "0" / "drawn.png" for row in ROWS if row.data == data}
+    images = {name: Image.open(file) for name, file in strips.items() if file.exists()}
+    if len(images) < 2:
+        return False
+    figure = Figure(figsize=(7.0, 0.8 * len(images)), dpi=90, layout="constrained")
+    for panel, (name, strip) in zip(figure.subplots(len(images), 1), images.items(), strict=True):
+        panel.imshow(strip, interpolation="nearest")
+        panel.set_ylabel(name.replace(" ", "\n", 1), rotation=0, ha="right", va="center", fontsize=7)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    figure.savefig(path, metadata={"Software": None})
+    return True
 
 
 def results_text(results: Sequence[Result], folder: Path, output_dir: Path) -> str:
     """Return the part of the report that depends on the results, and write its images into `folder`."""
-    lines = ["## What was measured", ""]
+    lines = ["## The claims", "", *claims(results), "", "## What was measured", ""]
     for data in dict.fromkeys(row.data for row in ROWS):
         if not any(entry["data"] == data for entry in results):
             continue
         plot(results, data, folder / f"{data}.png")
         lines += [f"### {data}", "", f"![Distance over images and operations](results/{data}.png)", ""]
         lines += [*method_table(results, data), ""]
-        for row in (row for row in ROWS if (row.group, row.data) == (METHODS, data)):
-            drawn = output_dir / row.folder / "0" / "drawn.png"
-            if drawn.exists():
-                shutil.copy(drawn, folder / f"{row.folder}.png")
-                lines += [f"{row.name}:", "", f"![Drawings](results/{row.folder}.png)", ""]
-    if any(points(results, row) for row in ROWS if row.group != METHODS):
-        lines += ["### Ablations", "", *ablation_table(results), ""]
-    lines += ["### The claims", "", *claims(results), ""]
+        if side_by_side(data, output_dir, folder / f"{data}-drawings.png"):
+            lines += [f"![Drawings of all methods](results/{data}-drawings.png)", ""]
+    lines += ["### Ablations", "", *ablation_table(results), ""]
+    lines += ["### Other drawings with the same models", "", *drawing_table(results), ""]
+    lines += ["### Configs, logs and commands", "", *commands(results), ""]
     return "\n".join([*lines, "### Not run, or not with three seeds", "", *not_run(results), ""])
+
+
+def commands(results: Sequence[Result]) -> Iterator[str]:
+    """Yield the lines of a table with the config and the command of every row."""
+    yield "| row | config and log | command |"
+    yield "|---|---|---|"
+    for row in ROWS:
+        if points(results, row):
+            birds = "" if row.data == EMOJI else " --birds folder"
+            command = f'python -m benchmarks.paper.run --output_dir runs/paper{birds} --rows "{row.name}"'
+            yield f"| {row.name} ({row.data}) | [{row.folder}](results/{row.folder}.json) | `{command}` |"
+
+
+def config_and_log(folder: Path) -> dict[str, Any]:
+    """Return the recipes of a row, and the losses of all its seeds."""
+    recipes, logs = {}, {}
+    for file in sorted(folder.glob("*/*/recipe.json")):
+        seed, part = file.parent.relative_to(folder).parts
+        recipes[part] = json.loads(file.read_text(encoding="utf-8"))
+        recipes[part]["scheduler"].pop("trained_betas", None)  # `methods.shifted_betas` computes them
+        recipes[part]["data"]["path"] = Path(recipes[part]["data"]["path"]).name
+        if recipes[part].get("vae"):
+            recipes[part]["vae"]["pretrained"] = Path(recipes[part]["vae"]["pretrained"]).name
+        lines = map(json.loads, (file.parent / "history.jsonl").read_text(encoding="utf-8").splitlines())
+        logs[f"{part}, seed {seed}"] = [losses for line in lines if (losses := _losses(line))]
+    return {"recipes": recipes, "logs": logs}
+
+
+def _losses(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return step and losses of a line of the history; nothing if it has no losses."""
+    kept = {name: round(value, 4) for name, value in line.items() if "loss/level" in name and "quartile" not in name}
+    return {"stage": line["stage"], "step": line["step"], **kept} if kept else {}
 
 
 def write_report(output_dir: Path, page: Path = HERE / "README.md") -> None:
@@ -188,13 +313,10 @@ def write_report(output_dir: Path, page: Path = HERE / "README.md") -> None:
     results, folder = measured(output_dir), page.parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(output_dir / RESULTS, folder / RESULTS)
-    for run in sorted(output_dir.glob("*/*/*/recipe.json")):
-        part = run.parent.relative_to(output_dir)
-        values = json.loads(run.read_text(encoding="utf-8"))
-        values["scheduler"].pop("trained_betas", None)  # `methods.shifted_betas` computes them
-        log = (run.parent / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        kept = {"recipe": values, "log": [json.loads(line) for line in log]}
-        (folder / f"{'-'.join(part.parts)}.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    for row in ROWS:
+        if points(results, row):
+            kept = json.dumps(config_and_log(output_dir / row.folder))
+            (folder / f"{row.folder}.json").write_text(kept + "\n", encoding="utf-8")
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     text = results_text(results, folder, output_dir)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")

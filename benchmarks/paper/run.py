@@ -72,8 +72,8 @@ class Settings:
 
     output_dir: Path
     images: int = 2048
-    num_different: int = 2048
-    num_drawn: int = 128
+    num_different: int = 1024
+    num_drawn: int = 64
     seeds: int = 3
     birds: Path | None = None
 
@@ -234,6 +234,9 @@ def run_row(settings: Settings, row: Row, seed: int, is_over: Callable[[], bool]
             "held_out_loss": held_out_loss(folders[-1]),
             "floor": images.floor,
         }
+        strip = settings.output_dir / f"{row.data}-held-out.png"
+        if not strip.exists():
+            save_strip(images.held_out[:NUM_SHOWN], strip)
         for name, call in {"": {}, **(row.drawings if steps == points[-1] else {})}.items():
             drawn = draw(folders, images, len(images.held_out), **call)
             save_strip(drawn[:NUM_SHOWN], folder / (f"{name} drawn.png".strip().replace(" ", "-")))
@@ -341,7 +344,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=2.0, help="no point is begun after them (default 2)")
     parser.add_argument("--images", type=int, default=2048, help="that each row is trained on (default 2048)")
-    parser.add_argument("--num_drawn", type=int, default=128, help="images that are drawn and compared (default 128)")
+    parser.add_argument("--num_drawn", type=int, default=64, help="images that are drawn and compared (default 64)")
     parser.add_argument("--seeds", type=int, default=3, help="of each row (default 3)")
     parser.add_argument("--birds", type=Path, help="folder of photographs with a held-out split, for their rows")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="run only these")

@@ -21,6 +21,8 @@ Matryoshka Diffusion Models: generate images, classes and clips, train and evalu
         Command("fetch", "download and convert a model that the authors of MDM have published", "fetch"),
         Command("demo", "open a web page on which all levels can be watched", "demo"),
         Command("train", "train or fine-tune a model", "train:TRAIN"),
+        Command("estimate", "estimate the GPU hours of a recipe", "estimate"),
+        Command("shards", "write a streamed data set as WebDataset shards", "shards"),
         Command("precompute", "encode all captions of a data set once, before training", "precompute"),
         Command(
             "reconstruct-ema",

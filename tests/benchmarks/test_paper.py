@@ -79,15 +79,25 @@ MDM, PLAIN = (row for row in ROWS[:2])
 @pytest.mark.parametrize(
     ("distances", "seeds", "said"),
     [
-        ((100.0, 200.0), 3, "Matryoshka diffusion is nearer"),
+        ((100.0, 200.0), 3, "**holds at this scale** (101 and 201, 122.5 standard errors apart)"),
+        ((200.0, 100.0), 3, "**does not hold at this scale**"),
         ((100.0, 100.5), 3, "no difference"),
         ((100.0, 200.0), 2, "not decided"),
     ],
 )
 def test_claims_need_seeds_and_a_difference(distances, seeds, said):
     results = [result(row, s, d + s) for row, d in zip((MDM, PLAIN), distances, strict=True) for s in range(seeds)]
-    assert said in next(report.claims(results))
-    assert "not decided: 0 and" in list(report.claims(results))[-1]
+    found = list(report.claims(results))
+    assert said in found[0]
+    assert all("**not decided**" in line for line in found[6:])
+
+
+def test_few_images_are_compared_by_what_they_cost():
+    names = {"mdm on 10 %": 120.0, "simple on 10 %": 190.0, MDM.name: 100.0, PLAIN.name: 110.0}
+    rows = [row for row in ROWS if row.name in names and row.data == EMOJI]
+    results = [result(row, seed, names[row.name] + seed) for row in rows for seed in range(3)]
+    last = list(report.claims(results))[-1]
+    assert "**holds at this scale** (the distance rises by 20 and by 80" in last
 
 
 def test_rows_are_run_seed_by_seed_and_question_by_question():
@@ -114,5 +124,8 @@ def test_a_tiny_point_of_every_method_makes_a_report(tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "not decided: 1 and 1 seeds of three" in text
-    assert (tmp_path / "results" / "emoji.png").exists()
+    assert "**not decided** (1 and 1 seeds of three were run)" in text
+    assert {"emoji.png", "emoji-drawings.png"} < {path.name for path in (tmp_path / "results").iterdir()}
+    kept = json.loads((tmp_path / "results" / f"{MDM.folder}.json").read_text())
+    assert list(kept["recipes"]) == ["mdm"]
+    assert "validation_loss/level_1" in kept["logs"]["mdm, seed 0"][-1]

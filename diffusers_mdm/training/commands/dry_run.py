@@ -7,6 +7,17 @@ from pathlib import Path
 
 import torch
 
+from ..costs.compute_estimate import Gpu, describe_stage_compute, estimate_stage_compute
+from ..costs.memory_estimate import (
+    Activations,
+    StageMemory,
+    count,
+    estimate_stage,
+    fake_unet,
+    freeze,
+    peak_activations,
+    stage_activations,
+)
 from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
 from ..modules.text_encoder import count_text_parameters
@@ -17,18 +28,9 @@ from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
 from ..state.run import RunOptions
-from .memory_estimate import (
-    Activations,
-    StageMemory,
-    count,
-    estimate_stage,
-    fake_unet,
-    freeze,
-    peak_activations,
-    stage_activations,
-)
 
 GIB = 2**30
+GPU = Gpu()
 SHARE_OF_DEVICE = 0.8  # what kernels and the allocator leave of its memory
 
 
@@ -56,9 +58,15 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
         memory = estimate_stage(recipe, stage, options, num_text_parameters, num_vae_parameters, passes)
         lines.append(f"    memory a process: {_describe_memory(memory)}")
         lines += describe_checkpointing(checkpointing_choices(memory, passes, stage.levels), device_memory())
+        compute = estimate_stage_compute(recipe, stage, num_processes)
+        lines.append(f"    compute: {describe_stage_compute(compute, GPU, num_processes)}")
     lines.append(
         "  memory: weights, gradients, optimizer and averages from numbers of parameters, activations from a "
         "simulated forward pass; kernels and the allocator need more."
+    )
+    lines.append(
+        f"  compute: GPUs of {GPU.tflops:g} TFLOP/s, of which {GPU.utilisation:g} is used; `diffusers-mdm estimate` "
+        "takes other values."
     )
     if (options.mixed_precision or recipe.mixed_precision) == "bf16" and emulates_bf16():
         lines.append(f"  precision: bf16. {EMULATION}")

@@ -85,9 +85,13 @@ def draw_validation_grid(run: Run, features: PromptFeatures | None = None) -> Pa
 
 
 def validation_settings(recipe: Recipe) -> ValidationRecipe:
-    """Return the settings of the samples; those of an unconditional model are of one empty prompt."""
+    """Return the settings of the samples; those of an unconditional model are of one empty prompt.
+
+    A model for super-resolution has no samples, whatever its conditions: they would need small images.
+    """
     settings = recipe.validation
-    return dataclasses.replace(settings, prompts=("",)) if is_unconditional(recipe) else settings
+    draws = is_unconditional(recipe) and recipe.super_resolution is None
+    return dataclasses.replace(settings, prompts=("",)) if draws else settings
 
 
 def prompt_features(run: Run, features: PromptFeatures | None = None) -> PromptFeatures | None:

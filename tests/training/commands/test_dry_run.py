@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_mdm.training.commands import dry_run, memory_estimate
+from diffusers_mdm.training.commands import dry_run
 from diffusers_mdm.training.commands.dry_run import GIB, describe_checkpointing, describe_run
+from diffusers_mdm.training.costs import memory_estimate
 from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder, count_text_parameters
 from diffusers_mdm.training.recipe.loading import load_recipe
@@ -50,6 +51,13 @@ def test_it_says_when_stages_end_and_what_a_step_is(text):
     assert "stage inner: levels 0-0, 8 pixels, 4 steps x 8 = 32 images" in text
     assert "a step: 16 images = 2 process(es) x 2 accumulated x 4" in text
     assert "batch per level [4, 2], weights [1.0, 2.0], epsilon loss, lr 0.001 cosine" in text
+
+
+def test_it_estimates_the_time_of_every_stage(text):
+    lines = [line for line in text.splitlines() if line.startswith("    compute: ")]
+    assert [line.split(" images")[0] for line in lines] == ["    compute: 32", "    compute: 128"]
+    assert all(line.endswith(" days") for line in lines)
+    assert "GPUs of 800 TFLOP/s, of which 0.1 is used" in text
 
 
 def test_an_end_by_metric_is_said():

@@ -10,6 +10,7 @@ from diffusers_mdm import MDMSuperResolutionPipeline
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.modules.small_images import noisy_small_images, shapes_of_draws, small_images
 from diffusers_mdm.training.recipe.super_resolution import SuperResolutionRecipe
+from diffusers_mdm.training.reports.validation_grid import validation_settings
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.labelled_images import class_recipe, write_labelled
 from tests.training.tiny_run import tiny_recipe
@@ -41,19 +42,37 @@ def enlarging(recipe, **fields):
     )
 
 
-@pytest.mark.parametrize("of_classes", [False, True])
-def test_a_run_trains_measures_and_saves_a_pipeline(images_dir, tmp_path, of_classes):
+def without_conditions(recipe):
+    return dataclasses.replace(
+        recipe,
+        model={**recipe.model, "cross_attention_dim": None, "encoder_hid_dim": None},
+        text_encoder=None,
+        validation=dataclasses.replace(recipe.validation, prompts=()),
+    )
+
+
+def test_a_model_without_conditions_generates_no_validation_samples(tmp_path):
+    """They would be enlarged from nothing."""
+    recipe = without_conditions(tiny_recipe(tmp_path))
+    assert validation_settings(recipe).drawn_prompts == ("",)
+    assert validation_settings(enlarging(recipe)).drawn_prompts == ()
+
+
+@pytest.mark.parametrize("condition", ["prompt", "class_labels", pytest.param("none", marks=pytest.mark.slow)])
+def test_a_run_trains_measures_and_saves_a_pipeline(images_dir, tmp_path, condition):
+    of_classes = condition == "class_labels"
     folder = write_labelled(images_dir, tmp_path / "named") if of_classes else images_dir
     recipe = enlarging(class_recipe(folder) if of_classes else tiny_recipe(folder))
+    recipe = without_conditions(recipe) if condition == "none" else recipe
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, validation_split="train"))
     run_recipe(recipe, RunOptions(output_dir=tmp_path / "run", report_to=None))
     history = (tmp_path / "run" / "history.jsonl").read_text()
     assert "validation_loss/level_0" in history
     pipeline = MDMSuperResolutionPipeline.from_pretrained(tmp_path / "run")
     assert (pipeline.config.low_resolution, pipeline.config.max_noise_level) == (8, 0.4)
-    condition = {"class_labels": 0} if of_classes else {"prompt": "red line"}
+    inputs = {"prompt": {"prompt": "red line"}, "class_labels": {"class_labels": 0}}.get(condition, {})
     small = torch.rand(1, 3, 8, 8)
-    images = pipeline(image=small, noise_level=0.2, num_inference_steps=2, output_type="pt", **condition).images
+    images = pipeline(image=small, noise_level=0.2, num_inference_steps=2, output_type="pt", **inputs).images
     assert images.shape == (1, 3, 16, 16)
     card = (tmp_path / "run" / "README.md").read_text()
     assert "image=small" in card

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from diffusers_mdm.training.commands import memory_estimate
 from diffusers_mdm.training.commands.dry_run import describe_run
-from diffusers_mdm.training.commands.memory_estimate import estimate_stage
+from diffusers_mdm.training.costs import memory_estimate
+from diffusers_mdm.training.costs.memory_estimate import estimate_stage
 from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.modules.autoencoder import count_vae_parameters, open_vae, scale_factor_of, vae_dtype
 from diffusers_mdm.training.recipe.fields import FieldError, read_fields

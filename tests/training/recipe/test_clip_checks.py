@@ -9,8 +9,8 @@ import pytest
 
 from diffusers_mdm.training.commands.dry_run import describe_run
 from diffusers_mdm.training.commands.flags import read_command
-from diffusers_mdm.training.commands.memory_estimate import estimate_stage, fake_unet
 from diffusers_mdm.training.commands.run_command import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO
+from diffusers_mdm.training.costs.memory_estimate import estimate_stage, fake_unet
 from diffusers_mdm.training.modules.text_encoder import count_text_parameters
 from diffusers_mdm.training.recipe.clip_stages import data_of, joint_stage, stage_frames
 from diffusers_mdm.training.recipe.data import DataRecipe

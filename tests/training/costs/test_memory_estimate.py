@@ -10,8 +10,8 @@ import torch
 
 from diffusers_mdm.models.level_config import LevelConfig
 from diffusers_mdm.models.nested_unet import NestedUNetModel
-from diffusers_mdm.training.commands import memory_estimate
-from diffusers_mdm.training.commands.memory_estimate import Activations, estimate_stage, stage_activations
+from diffusers_mdm.training.costs import memory_estimate
+from diffusers_mdm.training.costs.memory_estimate import Activations, estimate_stage, stage_activations
 from diffusers_mdm.training.modules.lora import add_lora
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
