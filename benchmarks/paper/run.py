@@ -50,7 +50,8 @@ logger = logging.getLogger(__name__)
 
 RESULTS, DONE = "results.jsonl", "done"
 KEYS = ("row", "data", "seed", "images", "drawing")  # which tell results apart
-FRACTIONS = (0.25, 0.5, 1.0)  # of the images, after which a method is measured; ablations are after all of them
+# Fractions of the images after which methods are measured; all other rows are measured after all images only.
+FRACTIONS = {EMOJI: (0.25, 0.5, 1.0)}
 AUTOENCODER_SHARE = 0.5  # of the images
 STEPS_OF_DRAWINGS, NOISE_LEVEL = 12, 0.1
 NUM_SHOWN = 8
@@ -147,19 +148,21 @@ def autoencoder_of(settings: Settings, images: Images, name: str) -> Path:
     return folder
 
 
-def points_of(recipes: Sequence[Recipe], per_image: float, budget: float, settings: Settings) -> list[int]:
+def points_of(row: Row, recipes: Sequence[Recipe], per_image: float, budget: float, settings: Settings) -> list[int]:
     """Return after how many steps a row is measured: fractions of the images, and where its operations are the budget.
 
     The last two are one if they are within a tenth.
 
     Args:
-        recipes: of the row's parts, which all see the same images.
+        row: the row.
+        recipes: of its parts, which all see the same images.
         per_image: operations of an image, of all parts together.
         budget: operations.
         settings: the number of images.
     """
     batch = recipes[0].stages[-1].images_per_step
-    counts = [settings.images * fraction for fraction in FRACTIONS]
+    fractions = FRACTIONS.get(row.data, (1.0,)) if row.group == METHODS else (1.0,)
+    counts = [settings.images * fraction for fraction in fractions]
     if abs(budget / per_image / settings.images - 1) >= NEAR:
         counts.append(budget / per_image)
     return sorted({max(1, round(count / batch)) for count in counts})
@@ -208,9 +211,7 @@ def run_row(settings: Settings, row: Row, seed: int, is_over: Callable[[], bool]
     budget = settings.images * flops_per_image(reference, reference.stages[-1])
     before = 0.0 if vae is None else settings.images * AUTOENCODER_SHARE * autoencoder_flops_per_image()
     each = sum(flops_per_image(recipe, changed(recipe, row.changes, 1).stages[-1]) for recipe in recipes)
-    points = points_of(recipes, each, budget - before, settings)
-    if row.group != METHODS:
-        points = [step for step in points if step * recipes[0].stages[-1].images_per_step >= settings.images]
+    points = points_of(row, recipes, each, budget - before, settings)
     # Stages of different costs have no points in between.
     for steps in points[-1:] if row.changes.inner_share else points:
         folder = settings.output_dir / row.folder / str(seed)

@@ -42,8 +42,8 @@ def test_training_from_the_inside_out_costs_the_same():
 def test_points_are_where_images_and_operations_are_equal():
     recipes = recipes_of("plain", DATA, 4, None)
     settings = run.Settings(Path(), images=3200)
-    assert run.points_of(recipes, per_image=2.0, budget=8000.0, settings=settings) == [50, 100, 200, 250]
-    assert run.points_of(recipes, per_image=2.0, budget=6500.0, settings=settings) == [50, 100, 200]
+    assert run.points_of(PLAIN, recipes, per_image=2.0, budget=8000.0, settings=settings) == [50, 100, 200, 250]
+    assert run.points_of(PLAIN, recipes, per_image=2.0, budget=6500.0, settings=settings) == [50, 100, 200]
 
 
 def test_steps_of_stages_that_ended_early_are_those_of_the_log(tmp_path):
