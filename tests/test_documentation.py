@@ -49,6 +49,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "training" / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "benchmarks" / "paper" / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "model_cards").glob("*/README.md")),
