@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PATIENCE = 60_000  # milliseconds; busy machines are slow
+PATIENCE = 300_000  # milliseconds; busy machines are slow
 # Notes every preview that the page shows.
 _NOTE_PREVIEWS = """() => {
     window.previews = [];
@@ -39,6 +39,7 @@ class Visitor:
     """
 
     def __init__(self, context: Any, address: str) -> None:
+        self.context = context
         self.page = context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.requests: list[str] = []

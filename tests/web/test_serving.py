@@ -3,16 +3,16 @@
 
 import os
 import threading
-import time
 
 import pytest
 from PIL import Image
 
 from diffusers_mdm.web.limits import Limits
 from diffusers_mdm.web.serving import serve
-from tests.web.browser import Visitor, chromium
+from tests.web.browser import PATIENCE, Visitor, chromium
+from tests.web.gate import gate_of
 
-MANY = 1000  # steps: all that there are; they take so long that a test can stop the drawing
+MANY = 1000  # steps: all that there are
 
 
 @pytest.fixture(scope="module")
@@ -37,26 +37,33 @@ def browser(served):
 
 @pytest.fixture
 def visit(browser, served):
-    """Open the page as another visitor each time."""
+    """Open the page as another visitor each time, or in a second tab of the same browser."""
     contexts = []
 
-    def open_page(query: str = "") -> Visitor:
-        contexts.append(browser.new_context())
-        return Visitor(contexts[-1], served[0].local_url + query)
+    def open_page(query: str = "", same_computer: Visitor | None = None) -> Visitor:
+        if same_computer is None:
+            contexts.append(browser.new_context())
+        return Visitor(contexts[-1] if same_computer is None else same_computer.context, served[0].local_url + query)
 
     yield open_page
     for context in contexts:
         context.close()
 
 
+@pytest.fixture
+def gate(tiny):
+    """Lets the steps of drawings with the model of texts through when the test says so."""
+    with gate_of(tiny) as gate:
+        yield gate
+
+
 def drawing_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "drawing"]
 
 
-def wait_until_nothing_draws(seconds: float = 30.0) -> bool:
-    end = time.monotonic() + seconds
-    while drawing_threads() and time.monotonic() < end:
-        time.sleep(0.05)
+def wait_until_nothing_draws() -> bool:
+    for thread in drawing_threads():
+        thread.join(PATIENCE / 1000)
     return not drawing_threads()
 
 
@@ -69,16 +76,21 @@ def test_only_this_machine_can_connect_and_nothing_is_reported(served):
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] in ("1", "True")
 
 
-def test_a_prompt_is_drawn_and_every_level_changes_on_the_way(visit, served):
+def test_a_prompt_is_drawn_and_every_level_changes_on_the_way(visit, served, gate):
     visitor = visit()
     visitor.write("prompt", "a red apple")
-    visitor.write("steps", "60")
+    visitor.write("steps", "6")
+    gate.close_after(1)
     visitor.draw()
+    for step in range(1, 6):
+        visitor.wait_for_status(f"Step {step} of 6")
+        gate.let_through()
     assert visitor.wait_for("result") == ["a red apple, 8 px", "a red apple, 16 px"]
     assert visitor.sides() == [8, 16]
     previews = visitor.previews()
     for level in (0, 1):
         assert len({shown[level] for shown in previews}) > 2
+    gate.open()
     seed = visitor.read("seed")
     assert visitor.wait_for_status("Done") == f"Done, with seed {seed}."
 
@@ -91,8 +103,8 @@ def test_a_prompt_is_drawn_and_every_level_changes_on_the_way(visit, served):
     visitor.page.wait_for_url(f"**seed={seed}**")
     link = visitor.read("link")
     assert link == visitor.page.url
-    again = visit("?" + link.partition("?")[2])
-    assert (again.read("prompt"), again.read("seed"), again.read("steps")) == ("a red apple", seed, "60")
+    again = visit("?" + link.partition("?")[2], same_computer=visitor)
+    assert (again.read("prompt"), again.read("seed"), again.read("steps")) == ("a red apple", seed, "6")
     again.draw()
     again.wait_for("result")
     # The same settings draw the same images.
@@ -105,30 +117,37 @@ def test_a_prompt_is_drawn_and_every_level_changes_on_the_way(visit, served):
     assert not foreign
 
 
-@pytest.mark.slow  # the drawing has to last until the browser reacts, which a busy machine delays
-def test_stop_ends_the_drawing_and_another_can_begin(visit):
+def test_stop_and_closing_the_page_end_a_drawing_and_another_can_begin(visit, gate):
     visitor = visit()
     visitor.write("prompt", "the cat")
-    visitor.write("steps", str(MANY))
+    visitor.write("steps", "9")
+    gate.close_after(2)
     visitor.draw()
     visitor.wait_for("preview")
     assert drawing_threads()
     visitor.press("stop")
     visitor.wait_for_status("Stopped")
+    gate.open()
     assert wait_until_nothing_draws()
+    # The step that had begun was finished, and no other one.
+    assert gate.steps <= 3
     visitor.write("steps", "3")
     visitor.draw()
     assert visitor.wait_for("result")[0] == "the cat, 8 px"
 
-
-@pytest.mark.slow  # the drawing has to last until the browser reacts, which a busy machine delays
-def test_a_closed_page_ends_its_drawing(visit):
-    visitor = visit()
+    # Closing the page ends a drawing, too.
     visitor.write("steps", str(MANY))
+    gate.close_after(2)
     visitor.draw()
     visitor.wait_for("preview")
+    (drawing,) = drawing_threads()
     visitor.page.close()
-    assert wait_until_nothing_draws()
+    # One step at a time until the server has noticed.
+    while drawing.is_alive() and gate.steps < MANY - 1:
+        gate.let_through()
+        drawing.join(0.2)
+    assert not drawing.is_alive()
+    assert gate.steps < MANY - 1
 
 
 def test_mistakes_are_sentences_and_do_no_harm(visit, tmp_path):
@@ -165,19 +184,23 @@ def test_mistakes_are_sentences_and_do_no_harm(visit, tmp_path):
     assert visitor.sides() == [8, 16]
 
 
-@pytest.mark.slow  # the drawing has to last until the browser reacts, which a busy machine delays
-def test_two_visitors_at_once_get_their_own_images(visit):
+def test_two_visitors_at_once_get_their_own_images(visit, gate):
     one, two = visit(), visit("?task=classes&label=house&steps=3")
     one.write("prompt", "a sad cat")
-    one.write("steps", str(MANY))
+    one.write("steps", "9")
+    gate.close_after(2)
     one.draw()
     one.wait_for("preview")
-    two.draw()
+    with two.page.expect_response("**/queue/join*"):
+        two.draw()
     # One drawing at a time: the second waits, and its visitor's "Stop" would not end the first.
-    time.sleep(0.5)
+    two.page.wait_for_timeout(500)
     assert "Step" in one.status()
+    assert len(drawing_threads()) == 1
     assert not two.page.locator(".mdm-levels img").count()
     one.press("stop")
+    one.wait_for_status("Stopped")
+    gate.open()
     assert two.wait_for("result") == ["house, 8 px", "house, 16 px"]
     one.wait_for_status("Stopped")
     two.page.locator("#history img").wait_for()
