@@ -14,7 +14,7 @@ from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.state.history import FILE_NAME, History
 from tests.training.extra_losses.tiny_networks import register
-from tests.training.loop.run_folders import assert_equal, everything, options, weights
+from tests.training.loop.run_folders import assert_equal, everything, only_result, options, weights
 from tests.training.tiny_run import tiny_recipe, write_images
 
 ALIGNMENT = AlignmentRecipe("tiny", weight=0.5, hidden_channels=8)
@@ -41,7 +41,7 @@ def test_stopping_and_resuming_changes_nothing(tmp_path, recipe):
     """Stopped in the middle of the first stage; the projection is part of checkpoints, and of nothing else."""
     run_recipe(recipe, options(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "parts" / "checkpoint-2")
-    run_recipe(recipe, options(tmp_path / "parts"))
+    run_recipe(recipe, only_result(tmp_path / "parts"))
     whole, parts = (tmp_path / name / "checkpoint-8" for name in ("whole", "parts"))
     assert_equal(everything(whole), everything(parts))
     assert_equal(load_file(whole / FILE), load_file(parts / FILE))
@@ -62,7 +62,7 @@ def go_on_without(recipe, tmp_path):
     other = dataclasses.replace(inner, alignment=dataclasses.replace(ALIGNMENT, hidden_channels=4))
     with pytest.raises(ValueError, match=r"alignment\.hidden_channels"):
         run_recipe(other, options(tmp_path / "without"))
-    run_recipe(dataclasses.replace(inner, alignment=None), options(tmp_path / "without"))
+    run_recipe(dataclasses.replace(inner, alignment=None), only_result(tmp_path / "without"))
     whole, without = (tmp_path / name / "checkpoint-4" for name in ("whole", "without"))
     assert not (without / FILE).exists()
     name = "unet.levels.0.encoder.conv_in.weight"

@@ -8,10 +8,18 @@ from safetensors.torch import load_file
 
 from diffusers_mdm.training.state.run import RunOptions
 
+# Checkpoints at the ends of stages only, and no samples.
+NOTHING_BESIDE = {"checkpointing_steps": 100, "validation_steps": 100, "skip_final_inference": True}
+
 
 def options(output_dir, **fields) -> RunOptions:
     settings = {"report_to": None, "checkpointing_steps": 2, "checkpoints_total_limit": 10, "logging_steps": 1}
     return RunOptions(output_dir=output_dir, **{**settings, **fields})
+
+
+def only_result(output_dir, **fields) -> RunOptions:
+    """Options of a run of which only the result counts: checkpoints at the ends of stages, and no samples."""
+    return options(output_dir, **{**NOTHING_BESIDE, **fields})
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.training.image_files import png
+from tests.training.loop.run_folders import NOTHING_BESIDE
 from tests.training.plain_images import plain_recipe
 
 BUCKETS = ((12, 20), (20, 12))
@@ -41,8 +42,9 @@ def recipe(folder: Path, **fields) -> Recipe:
     return dataclasses.replace(plain, data=data)
 
 
-def options(output_dir: Path) -> RunOptions:
-    return RunOptions(output_dir=output_dir, report_to=None, checkpointing_steps=1, checkpoints_total_limit=None)
+def options(output_dir: Path, **fields) -> RunOptions:
+    settings = {"report_to": None, "checkpointing_steps": 1, "checkpoints_total_limit": None, "validation_steps": 100}
+    return RunOptions(output_dir=output_dir, **{**settings, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_a_resumed_run_has_the_same_weights(finished, mixed_dir, tmp_path):
     shutil.copytree(finished, tmp_path / "again")
     for step in (2, 3, 4):
         shutil.rmtree(tmp_path / "again" / f"checkpoint-{step}")
-    run_recipe(recipe(mixed_dir), options(tmp_path / "again"))
+    run_recipe(recipe(mixed_dir), options(tmp_path / "again", **NOTHING_BESIDE))
     first, again = load_file(finished / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
     assert all(torch.equal(first[name], again[name]) for name in first)
 

@@ -21,7 +21,7 @@ from diffusers_mdm.training.state import checkpoints
 from diffusers_mdm.training.state.checkpoint_folders import choose_checkpoint, list_checkpoints
 from diffusers_mdm.training.state.complete_folders import damage
 from diffusers_mdm.training.state.history import History
-from tests.training.loop.run_folders import assert_equal, counters, everything, options, weights
+from tests.training.loop.run_folders import assert_equal, counters, everything, only_result, options, weights
 from tests.training.tiny_run import tiny_recipe
 
 HERE = Path(__file__).parents[1]
@@ -40,30 +40,32 @@ def test_a_run_saves_checkpoints_samples_and_a_pipeline(finished):
     assert image.size == (16, 16)
 
 
-@pytest.mark.parametrize("step", [2, 4, 6, 8], ids=lambda step: f"stopped-after-{step}")
-def test_resumed_runs_end_bit_for_bit_where_uninterrupted_ones_do(finished, images_dir, tmp_path, step):
-    """Within a stage, at the stage boundary, after growth, and when there was nothing left to do."""
-    shutil.copytree(finished / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    run_recipe(tiny_recipe(images_dir), options(tmp_path))
-    assert_equal(everything(finished / "checkpoint-8"), everything(tmp_path / "checkpoint-8"))
-    assert counters(finished / "checkpoint-8") == counters(tmp_path / "checkpoint-8")
-    assert_equal(weights(finished), weights(tmp_path))
+@pytest.fixture(scope="module", params=[2, 4, 6, 8], ids=lambda step: f"stopped-after-{step}")
+def resumed(request, finished, images_dir, tmp_path_factory):
+    """The run, resumed within a stage, at the stage boundary, after growth, and when there was nothing left to do."""
+    output_dir = tmp_path_factory.mktemp("resumed")
+    shutil.copytree(finished / f"checkpoint-{request.param}", output_dir / f"checkpoint-{request.param}")
+    # What was logged after the checkpoint is logged again.
+    shutil.copy(finished / "history.jsonl", output_dir / "history.jsonl")
+    run_recipe(tiny_recipe(images_dir), only_result(output_dir))
+    return output_dir
 
 
-def test_saved_components_do_not_name_where_they_were_loaded_from(finished, images_dir, tmp_path):
-    shutil.copytree(finished / "checkpoint-6", tmp_path / "checkpoint-6")
-    run_recipe(tiny_recipe(images_dir), options(tmp_path))
-    for config in tmp_path.rglob("config.json"):
-        assert str(tmp_path) not in config.read_text(), config
+def test_resumed_runs_end_bit_for_bit_where_uninterrupted_ones_do(finished, resumed):
+    assert_equal(everything(finished / "checkpoint-8"), everything(resumed / "checkpoint-8"))
+    assert counters(finished / "checkpoint-8") == counters(resumed / "checkpoint-8")
+    assert_equal(weights(finished), weights(resumed))
 
 
-def test_the_history_of_a_resumed_run_has_every_step_once(finished, images_dir, tmp_path):
-    shutil.copytree(finished / "checkpoint-4", tmp_path / "checkpoint-4")
-    shutil.copy(finished / "history.jsonl", tmp_path / "history.jsonl")
-    run_recipe(tiny_recipe(images_dir), options(tmp_path))
+def test_saved_components_do_not_name_where_they_were_loaded_from(resumed):
+    for config in resumed.rglob("config.json"):
+        assert str(resumed) not in config.read_text(), config
+
+
+def test_the_history_of_a_resumed_run_has_every_step_once(finished, resumed):
     rows, wanted = (
         [row for row in History(folder / "history.jsonl").read() if "loss/level_0" in row]
-        for folder in (tmp_path, finished)
+        for folder in (resumed, finished)
     )
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert [row["loss/level_0"] for row in rows] == [row["loss/level_0"] for row in wanted]
@@ -79,14 +81,14 @@ def test_damaged_and_unfinished_checkpoints_are_passed_over(finished, images_dir
     shutil.copytree(finished / "checkpoint-6", tmp_path / "checkpoint-6")
     shutil.copytree(finished / "checkpoint-8", tmp_path / ".unfinished-checkpoint-8")
     spoil(tmp_path / "checkpoint-6")
-    run_recipe(tiny_recipe(images_dir), options(tmp_path))
+    run_recipe(tiny_recipe(images_dir), only_result(tmp_path))
     assert "checkpoint-6, which is damaged" in caplog.text
     assert not (tmp_path / ".unfinished-checkpoint-8").exists()
     assert_equal(everything(finished / "checkpoint-8"), everything(tmp_path / "checkpoint-8"))
 
 
 def test_one_can_resume_from_a_named_checkpoint(finished, images_dir, tmp_path):
-    run_recipe(tiny_recipe(images_dir), options(tmp_path, resume_from_checkpoint=str(finished / "checkpoint-6")))
+    run_recipe(tiny_recipe(images_dir), only_result(tmp_path, resume_from_checkpoint=str(finished / "checkpoint-6")))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-8"]
     assert_equal(weights(finished), weights(tmp_path))
     with pytest.raises(ValueError, match=r"no checkpoint 'checkpoint-5'.*checkpoint-8"):
@@ -105,13 +107,14 @@ def test_checkpoints_of_another_model_are_refused(finished, images_dir, tmp_path
 
 
 def test_old_checkpoints_make_room(images_dir, tmp_path):
-    run_recipe(tiny_recipe(images_dir), options(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2))
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-7", "checkpoint-8"]
+    fields = {"checkpointing_steps": 1, "checkpoints_total_limit": 2, "max_train_steps": 2}
+    run_recipe(tiny_recipe(images_dir), only_result(tmp_path, **fields))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_half_precision_is_saved_when_asked(finished, images_dir, tmp_path):
     shutil.copytree(finished / "checkpoint-8", tmp_path / "checkpoint-8")
-    run_recipe(tiny_recipe(images_dir), options(tmp_path, save_dtype="fp16"))
+    run_recipe(tiny_recipe(images_dir), only_result(tmp_path, save_dtype="fp16"))
     exact = weights(finished)
     for name, value in weights(tmp_path).items():
         assert value.dtype == torch.float16
@@ -121,7 +124,7 @@ def test_half_precision_is_saved_when_asked(finished, images_dir, tmp_path):
 
 
 def test_max_train_steps_limits_every_stage(images_dir, tmp_path):
-    run_recipe(tiny_recipe(images_dir), options(tmp_path, max_train_steps=1))
+    run_recipe(tiny_recipe(images_dir), only_result(tmp_path, max_train_steps=1))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
 
 
@@ -134,7 +137,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(finished, images_dir, tm
         written(tensors, path, *args)
 
     monkeypatch.setattr(checkpoints, "save_file", save_file_unless_full)
-    run_recipe(tiny_recipe(images_dir), options(tmp_path))
+    run_recipe(tiny_recipe(images_dir), only_result(tmp_path, checkpointing_steps=2))
     assert "No checkpoint at step 2, training continues" in caplog.text
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (4, 6, 8)]
     assert not list(tmp_path.glob(".unfinished*"))
@@ -152,7 +155,7 @@ def test_too_many_bad_steps_end_with_a_checkpoint(images_dir, tmp_path, monkeypa
 
 def growing_recipe(images_dir):
     """Stages that end when the validation loss of their outermost level no longer falls by 90 %: at once."""
-    plateau = PlateauRecipe(every_steps=2, patience=2, min_gain=0.9, smoothing=0.0)
+    plateau = PlateauRecipe(every_steps=1, patience=2, min_gain=0.9, smoothing=0.0)
     recipe = tiny_recipe(images_dir)
     stages = tuple(dataclasses.replace(stage, until_plateau=plateau, steps=40) for stage in recipe.stages)
     data = dataclasses.replace(recipe.data, validation_split="train")
@@ -162,7 +165,7 @@ def growing_recipe(images_dir):
 @pytest.fixture(scope="module")
 def grown(images_dir, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("grown")
-    run_recipe(growing_recipe(images_dir), options(output_dir))
+    run_recipe(growing_recipe(images_dir), only_result(output_dir, checkpointing_steps=1))
     return output_dir
 
 
@@ -170,19 +173,19 @@ def test_stages_end_when_the_validation_loss_stops_falling(grown):
     rows = History(grown / "history.jsonl").read()
     measured = [row for row in rows if "validation_loss/level_0" in row]
     # The first measurement is the best one; two more without gain end the stage.
-    assert [row["step"] for row in measured] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in measured] == [1, 2, 3, 4, 5, 6]
     assert all(("validation_loss/level_1" in row) == (row["stage"] == "outer") for row in measured)
     last = counters(list_checkpoints(grown)[-1])
     assert "validation loss of level 1" in last["stage_ended"]
     assert "validation loss of level 0" in last["stage_ends"][0]
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.slow), 10])
+@pytest.mark.parametrize("step", [2, pytest.param(3, marks=pytest.mark.slow), 5])
 def test_a_plateau_is_remembered_across_a_restart(grown, images_dir, tmp_path, step):
     shutil.copytree(grown / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    run_recipe(growing_recipe(images_dir), options(tmp_path))
-    assert_equal(everything(grown / "checkpoint-12"), everything(tmp_path / "checkpoint-12"))
-    assert counters(grown / "checkpoint-12") == counters(tmp_path / "checkpoint-12")
+    run_recipe(growing_recipe(images_dir), only_result(tmp_path))
+    assert_equal(everything(grown / "checkpoint-6"), everything(tmp_path / "checkpoint-6"))
+    assert counters(grown / "checkpoint-6") == counters(tmp_path / "checkpoint-6")
 
 
 def start_in_process(images_dir, output_dir, *extra: str) -> subprocess.Popen:

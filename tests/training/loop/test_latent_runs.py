@@ -24,19 +24,13 @@ from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.pretrained import VaeRecipe
 from diffusers_mdm.training.state.history import History
-from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import draw, seed
 from tests.training.labelled_images import class_recipe, write_labelled
-from tests.training.loop.run_folders import averages
+from tests.training.loop.run_folders import averages, only_result, options
 from tests.training.tiny_clips import NUM_FRAMES, video_recipe
 from tests.training.tiny_latents import CHANNELS, FACTOR, latent_recipe, of_latents, save_latent_pipeline, save_vae
 
 QUICK = ["--max_train_steps", "2", "--train_batch_size", "4", "--report_to", "none", "--checkpointing_steps", "100"]
-
-
-def options(output_dir, **fields) -> RunOptions:
-    settings = {"report_to": None, "checkpointing_steps": 2, "checkpoints_total_limit": 10, "logging_steps": 1}
-    return RunOptions(output_dir=output_dir, **{**settings, **fields})
 
 
 def weights(folder: Path, part: str = "unet") -> dict[str, torch.Tensor]:
@@ -85,7 +79,7 @@ def recipe(held_out_dir, vae_dir):
 @pytest.fixture(scope="module")
 def finished(recipe, tmp_path_factory):
     """A run of the tiny recipe over latents, with a checkpoint every second step."""
-    return run_recipe(recipe, options(tmp_path_factory.mktemp("finished") / "latents"))
+    return run_recipe(recipe, options(tmp_path_factory.mktemp("finished") / "latents", validation_steps=100))
 
 
 def test_the_pipeline_has_its_autoencoder_and_draws_images_of_their_size(finished, vae_dir):
@@ -121,7 +115,7 @@ def test_the_held_out_loss_is_the_same_each_time(recipe, tmp_path):
 def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(finished, recipe, tmp_path):
     """Across growth, too: the checkpoint is of the first stage's last step but two."""
     shutil.copytree(finished / "checkpoint-2", tmp_path / "checkpoint-2")
-    run_recipe(recipe, options(tmp_path))
+    run_recipe(recipe, only_result(tmp_path))
     one, other = everything(finished / "checkpoint-8"), everything(tmp_path / "checkpoint-8")
     assert one.keys() == other.keys()
     assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
@@ -157,7 +151,7 @@ def test_accumulated_steps_equal_whole_ones(held_out_dir, vae_dir, tmp_path):
             optimizer=dataclasses.replace(tiny.optimizer, adam_epsilon=1e-2),
             zero_init=False,
         )
-        results.append(weights(run_recipe(smooth, options(tmp_path / str(size)))))
+        results.append(weights(run_recipe(smooth, only_result(tmp_path / str(size)))))
     for name, value in results[0].items():
         # 1e-4 of the largest entry: float32 sums in another order.
         assert (value - results[1][name]).abs().max() <= 1e-4 * max(value.abs().max().item(), 1e-3), name
@@ -175,7 +169,7 @@ def other_precision():
 def test_half_precision_keeps_the_autoencoder_exact(recipe, vae_dir, tmp_path):
     """The run's autoencoder is rounded to bf16; the saved one is not."""
     first = dataclasses.replace(recipe, stages=recipe.stages[:1])
-    folder = run_recipe(first, options(tmp_path / "half", max_train_steps=2, mixed_precision="bf16"))
+    folder = run_recipe(first, only_result(tmp_path / "half", max_train_steps=2, mixed_precision="bf16"))
     saved, original = weights(folder, "vae"), weights(vae_dir.parent, vae_dir.name)
     assert all(torch.equal(value, saved[name]) for name, value in original.items())
     half = options(tmp_path / "other", mixed_precision="bf16")

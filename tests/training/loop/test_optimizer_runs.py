@@ -12,7 +12,7 @@ from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.optimizer import OptimizerRecipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, ValidationRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
-from tests.training.loop.run_folders import assert_equal, everything, options
+from tests.training.loop.run_folders import assert_equal, everything, only_result, options
 from tests.training.optimizers.test_registry import INSTALLED, RECIPES
 from tests.training.tiny_run import tiny_recipe
 
@@ -43,7 +43,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(name, images_dir, tmp_path):
     whole = run_recipe(recipe, options(tmp_path / "whole", checkpointing_steps=1))
     resumed = tmp_path / "resumed"
     shutil.copytree(whole / "checkpoint-1", resumed / "checkpoint-1")
-    run_recipe(recipe, options(resumed))
+    run_recipe(recipe, only_result(resumed))
     assert_equal(everything(whole / "checkpoint-4"), everything(resumed / "checkpoint-4"))
     assert any(key.startswith("unet.levels.1.") for key in load_file(whole / "checkpoint-4" / "optimizer.safetensors"))
     with pytest.raises(ValueError, match=r"`optimizer\.(name|use_8bit_adam)`"):
@@ -58,7 +58,7 @@ def test_adapters_learn(name, finished, images_dir, tmp_path):
         text_encoder=TextEncoderRecipe(from_pipeline=True),
         lora=LoraRecipe(rank=2),
     )
-    run_recipe(dataclasses.replace(recipe, stages=recipe.stages[-1:]), options(tmp_path))
+    run_recipe(dataclasses.replace(recipe, stages=recipe.stages[-1:]), only_result(tmp_path))
     adapter = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     assert any(value.any() for key, value in adapter.items() if "lora_B" in key)
     written = json.loads((tmp_path / "recipe.json").read_text())["optimizer"]

@@ -17,7 +17,7 @@ from diffusers_mdm.training.data.sources import open_training_images
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
-from tests.training.loop.run_folders import assert_equal, counters, everything, options
+from tests.training.loop.run_folders import assert_equal, counters, everything, only_result, options
 from tests.training.tiny_run import tiny_recipe
 
 
@@ -30,7 +30,9 @@ def recipe_of(images_dir, **scheduler) -> Recipe:
 def residual_run(images_dir, tmp_path_factory):
     """Two stages of four steps; the outer level predicts a residual."""
     folder = tmp_path_factory.mktemp("residual")
-    run_recipe(recipe_of(images_dir, prediction_type=["sample", "residual"]), options(folder))
+    run_recipe(
+        recipe_of(images_dir, prediction_type=["sample", "residual"]), only_result(folder, checkpointing_steps=2)
+    )
     return folder
 
 
@@ -54,7 +56,7 @@ def test_a_saved_pipeline_has_the_prediction_type_of_each_level(residual_run):
 @pytest.mark.parametrize("step", [4, 6], ids=["before-the-outer-level", "within-its-stage"])
 def test_resumed_runs_keep_sigma_data(residual_run, images_dir, tmp_path, step):
     shutil.copytree(residual_run / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    run_recipe(recipe_of(images_dir, prediction_type=["sample", "residual"]), options(tmp_path))
+    run_recipe(recipe_of(images_dir, prediction_type=["sample", "residual"]), only_result(tmp_path))
     assert_equal(everything(residual_run / "checkpoint-8"), everything(tmp_path / "checkpoint-8"))
     assert counters(residual_run / "checkpoint-8") == counters(tmp_path / "checkpoint-8")
     assert len(counters(tmp_path / "checkpoint-8")["sigma_data"]) == 1
@@ -63,7 +65,7 @@ def test_resumed_runs_keep_sigma_data(residual_run, images_dir, tmp_path, step):
 def test_sigma_data_of_the_recipe_is_not_measured(images_dir, tmp_path):
     recipe = recipe_of(images_dir, prediction_type="residual", sigma_data=0.7)
     stages = tuple(dataclasses.replace(stage, steps=1) for stage in recipe.stages)
-    run_recipe(dataclasses.replace(recipe, stages=stages), options(tmp_path))
+    run_recipe(dataclasses.replace(recipe, stages=stages), only_result(tmp_path))
     assert MDMPipeline.from_pretrained(tmp_path).scheduler.config.sigma_data == 0.7
     assert counters(tmp_path / "checkpoint-2")["sigma_data"] == []
 
@@ -82,7 +84,7 @@ def fine_tuning(images_dir, folder, **fields) -> Recipe:
 
 
 def test_a_level_with_another_prediction_type_gets_a_new_last_layer(finished, images_dir, tmp_path):
-    run_recipe(fine_tuning(images_dir, finished), options(tmp_path))
+    run_recipe(fine_tuning(images_dir, finished), only_result(tmp_path))
     before, after = (MDMPipeline.from_pretrained(folder).unet for folder in (finished, tmp_path))
     assert after.levels[1].decoder.conv_out.weight.abs().max() < 1e-6
     kept = itertools.chain(before.levels[0].named_parameters(), before.levels[1].encoder.named_parameters())

@@ -15,7 +15,7 @@ from diffusers_mdm.training.loop.stage import why_over
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
 from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 from diffusers_mdm.training.state.progress import ALL_STEPS, PlateauState, Progress
-from tests.training.loop.run_folders import assert_equal, counters, everything, options, weights
+from tests.training.loop.run_folders import assert_equal, counters, everything, only_result, options, weights
 from tests.training.tiny_run import learning_stage, tiny_recipe
 
 
@@ -77,7 +77,7 @@ def test_a_run_past_its_last_step_ends_and_says_so(finished, images_dir, tmp_pat
     caplog.set_level(logging.INFO)
     copy(finished, tmp_path, 6)
     recipe = with_steps(tiny_recipe(images_dir), 4, 1)
-    run_recipe(recipe, options(tmp_path, checkpoints_total_limit=1))
+    run_recipe(recipe, only_result(tmp_path, checkpoints_total_limit=1))
     assert names(tmp_path) == ["checkpoint-6"]
     assert "2 while the recipe now has 1" in caplog.text
     assert "2 while the recipe now has 1" in (tmp_path / "README.md").read_text()
@@ -93,7 +93,7 @@ def part_of(folder):
 
 def test_a_finished_run_that_is_asked_for_more_steps_trains_them(finished, images_dir, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    run_recipe(with_steps(tiny_recipe(images_dir), 4, 6), options(tmp_path))
+    run_recipe(with_steps(tiny_recipe(images_dir), 4, 6), only_result(tmp_path))
     last = counters(tmp_path / "checkpoint-10")
     assert (last["finished_steps"], last["stage_step"], last["total_images"]) == ([4], 6, 4 * 4 + 6 * 8)
     assert any((value != dict(part_of(finished))[name]).any() for name, value in part_of(tmp_path))
@@ -103,7 +103,7 @@ def test_a_finished_run_that_is_asked_for_more_steps_trains_them(finished, image
 def test_a_longer_inner_stage_is_trained_from_its_own_checkpoint(finished, images_dir, tmp_path, caplog):
     copy(finished, tmp_path, 4, 8)
     recipe = with_steps(tiny_recipe(images_dir), 5, 4)
-    run_recipe(recipe, options(tmp_path, checkpoints_total_limit=1))
+    run_recipe(recipe, only_result(tmp_path, checkpoints_total_limit=1))
     assert "Going back to checkpoint-4" in caplog.text
     assert "'inner' had ended after 4 steps" in caplog.text
     assert names(tmp_path) == ["checkpoint-4", "checkpoint-9", "set-aside-checkpoint-8"]
@@ -115,7 +115,7 @@ def test_a_longer_inner_stage_without_its_checkpoint_stays_as_it_is_and_the_reci
 ):
     caplog.set_level(logging.INFO)
     copy(finished, tmp_path, 8)
-    run_recipe(with_steps(tiny_recipe(images_dir), 5, 5), options(tmp_path))
+    run_recipe(with_steps(tiny_recipe(images_dir), 5, 5), only_result(tmp_path))
     assert "without effect, because it concerns finished stages: `stages[0].steps` 4 -> 5" in caplog.text
     assert counters(tmp_path / "checkpoint-9")["finished_steps"] == [4]
     assert [stage["steps"] for stage in json.loads((tmp_path / "recipe.json").read_text())["stages"]] == [4, 5]
@@ -136,7 +136,7 @@ def test_a_refused_recipe_writes_nothing(finished, images_dir, tmp_path):
 def test_starting_over_keeps_what_it_writes_and_sets_the_rest_aside(finished, images_dir, tmp_path):
     copy(finished, tmp_path, 4, 8)
     fields = {"resume_from_checkpoint": "none", "checkpoints_total_limit": 1}
-    run_recipe(with_steps(tiny_recipe(images_dir), 1, 1), options(tmp_path, **fields))
+    run_recipe(with_steps(tiny_recipe(images_dir), 1, 1), only_result(tmp_path, **fields))
     assert names(tmp_path) == ["checkpoint-2", "set-aside-checkpoint-4", "set-aside-checkpoint-8"]
     assert_equal(everything(finished / "checkpoint-8"), everything(tmp_path / "set-aside-checkpoint-8"))
 
@@ -144,7 +144,7 @@ def test_starting_over_keeps_what_it_writes_and_sets_the_rest_aside(finished, im
 def test_rolling_back_keeps_the_source_and_what_it_writes(finished, images_dir, tmp_path):
     copy(finished, tmp_path, 2, 6, 8)
     fields = {"resume_from_checkpoint": "checkpoint-6", "checkpoints_total_limit": 1}
-    run_recipe(tiny_recipe(images_dir), options(tmp_path, checkpointing_steps=1, **fields))
+    run_recipe(tiny_recipe(images_dir), only_result(tmp_path, checkpointing_steps=1, **fields))
     assert names(tmp_path) == ["checkpoint-6", "checkpoint-8", "set-aside-checkpoint-8"]
     assert_equal(everything(finished / "checkpoint-8"), everything(tmp_path / "checkpoint-8"))
 
@@ -180,11 +180,11 @@ def test_a_full_disk_at_the_end_leaves_the_old_pipeline_and_a_run_that_can_be_fi
 
     monkeypatch.setattr(MDMPipeline, "save_pretrained", save_half)
     with pytest.raises(OSError, match=r"finished pipeline could not be written.*No space left.*finish with"):
-        run_recipe(recipe, options(tmp_path))
+        run_recipe(recipe, only_result(tmp_path))
     assert_equal(weights(finished), weights(tmp_path))
     MDMPipeline.from_pretrained(tmp_path)
     monkeypatch.undo()
-    run_recipe(recipe, options(tmp_path))
+    run_recipe(recipe, only_result(tmp_path))
     assert list_checkpoints(tmp_path)[-1].name == "checkpoint-9"
     assert any((value != dict(part_of(finished))[name]).any() for name, value in part_of(tmp_path))
 
@@ -198,6 +198,6 @@ def test_what_fails_after_training_costs_nothing_else(finished, images_dir, tmp_
 
     monkeypatch.setattr(finish, "write_model_card", fail)
     monkeypatch.setattr(finish, "push_output", uploaded.append)
-    assert run_recipe(tiny_recipe(images_dir), options(tmp_path)) == tmp_path
+    assert run_recipe(tiny_recipe(images_dir), only_result(tmp_path)) == tmp_path
     assert len(uploaded) == 1
     assert "failed to write the model card" in caplog.text

@@ -28,6 +28,7 @@ from diffusers_mdm.training.recipe.loading import load_recipe, without_unseen_ca
 from diffusers_mdm.training.recipe.recipe import PretrainedRecipe
 from diffusers_mdm.training.reports.card_example import usage
 from diffusers_mdm.training.state.run import RunOptions
+from tests.training.loop.run_folders import NOTHING_BESIDE
 from tests.training.plain_images import plain_recipe, write_plain
 from tests.training.tiny_run import RECIPES
 
@@ -84,7 +85,7 @@ def test_samples_have_their_seeds_and_the_card_says_so(finished, tmp_path, monke
 def test_a_resumed_run_has_the_same_weights(finished, plain_dir, tmp_path):
     shutil.copytree(finished, tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoint-4")
-    run_recipe(plain_recipe(plain_dir), options(tmp_path / "again"))
+    run_recipe(plain_recipe(plain_dir), options(tmp_path / "again", **NOTHING_BESIDE))
     first, again = load_file(finished / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -131,12 +132,11 @@ def test_what_is_generated_is_evaluated_without_captions(finished, plain_dir, pi
             evaluate("generate", "--model_dir", finished, *wrong, "--output_dir", tmp_path / "no")
 
 
-def test_metrics_suit_the_images(tmp_path):
+def test_metrics_suit_the_images():
     words = ["score", "--drawings", "a", "--reference", "b"]
     args = parse_arguments(build_parser("Measure.", "evaluate"), words)
-    plan = {argument: type("Plan", (), {"argument": argument}) for argument in ("prompt", "batch_size")}
-    assert "retrieval" in chosen_metrics(args, plan["prompt"])
-    assert chosen_metrics(args, plan["batch_size"]) == ["fid", "kid", "precision_recall"]
+    assert "retrieval" in chosen_metrics(args, numbered=False)
+    assert chosen_metrics(args, numbered=True) == ["fid", "kid", "precision_recall"]
 
 
 def test_the_shipped_recipe_ignores_the_captions_of_its_data():

@@ -16,7 +16,7 @@ from diffusers_mdm.training.reports.hub import final_files
 from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 from diffusers_mdm.training.state.history import History
 from diffusers_mdm.training.state.run import RunOptions
-from tests.training.loop.run_folders import everything
+from tests.training.loop.run_folders import NOTHING_BESIDE, everything
 from tests.training.tiny_clips import NUM_FRAMES, video_recipe
 
 
@@ -49,11 +49,15 @@ def test_the_saved_pipeline_draws_clips_and_single_frames(finished):
     assert draw(pipeline, num_frames=1).shape == (1, 1, 3, 16, 16)
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5], ids=lambda step: f"stopped-after-{step}")
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow), 4, 5],
+    ids=lambda step: f"stopped-after-{step}",
+)
 def test_resumed_runs_end_bit_for_bit_where_uninterrupted_ones_do(finished, clips_dir, images_dir, tmp_path, step):
     """Before and after images become clips, and before and after these become larger."""
     shutil.copytree(finished / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    run_recipe(video_recipe(clips_dir, images_dir), options(tmp_path, validation_steps=100))
+    run_recipe(video_recipe(clips_dir, images_dir), options(tmp_path, **NOTHING_BESIDE))
     one, other = everything(finished / "checkpoint-6"), everything(tmp_path / "checkpoint-6")
     assert one.keys() == other.keys()
     assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
@@ -110,7 +114,7 @@ def test_single_frames_of_clips_stand_in_for_images_and_clips_are_held_out(clips
         validation=dataclasses.replace(recipe.validation, prompts=(), num_loss_images=3),
         stages=tuple(dataclasses.replace(stage, gradient_accumulation_steps=1) for stage in recipe.stages),
     )
-    run_recipe(recipe, options(tmp_path, checkpointing_steps=100))
+    run_recipe(recipe, options(tmp_path, **NOTHING_BESIDE))
     measured = [row for row in History(tmp_path / "history.jsonl").read() if "validation_loss/level_0" in row]
     assert [row["stage"] for row in measured] == ["pictures", "clips", "large-clips"]
     assert "validation_loss/level_1" in measured[2]

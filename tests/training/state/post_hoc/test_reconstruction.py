@@ -22,7 +22,7 @@ from diffusers_mdm.training.state.post_hoc.power_averages import PowerAverages
 from diffusers_mdm.training.state.post_hoc.profiles import exponent_of
 from diffusers_mdm.training.state.post_hoc.reconstruction import reconstruct, save_reconstructed
 from diffusers_mdm.training.state.post_hoc.snapshots import FOLDER, Snapshot, in_16_bits, read_snapshots
-from tests.training.loop.run_folders import options
+from tests.training.loop.run_folders import only_result, options
 from tests.training.tiny_run import tiny_recipe
 
 WIDTHS = (0.05, 0.1)
@@ -102,7 +102,7 @@ def test_a_resumed_run_keeps_the_same_averages_and_snapshots(run_dir, images_dir
     shutil.copytree(run_dir / "checkpoint-2", tmp_path / "checkpoint-2")
     for step in (2, 3):
         shutil.copytree(run_dir / FOLDER / f"snapshot-{step}", tmp_path / FOLDER / f"snapshot-{step}")
-    run_recipe(averaged_recipe(images_dir), options(tmp_path))
+    run_recipe(averaged_recipe(images_dir), only_result(tmp_path))
     names = sorted(path.name for path in (tmp_path / FOLDER).iterdir())
     assert names == ["set-aside-snapshot-3", "snapshot-2", "snapshot-3", "snapshot-4", "snapshot-6"]
     for file in ("power_averages.safetensors", "power_averages.json"):
