@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from diffusers_mdm.web.limits import Limits
 from diffusers_mdm.web.serving import serve
@@ -223,8 +224,10 @@ def test_clips_and_edits_have_tabs_of_their_own(visit, tmp_path):
     visitor.page.get_by_label("8 px", exact=True).wait_for()
     photo = tmp_path / "photo.png"
     Image.new("RGB", (32, 32), "green").save(photo)
+    undo = visitor.page.locator("#edit_image").get_by_role("button", name="Undo")
+    expect(undo).to_be_disabled(timeout=PATIENCE)
     visitor.upload("edit_image", photo)
-    visitor.page.wait_for_timeout(500)
+    expect(undo).to_be_enabled(timeout=PATIENCE)  # when the editor has the image
     visitor.write("steps", "4")
     visitor.draw()
     visitor.wait_for("result")
