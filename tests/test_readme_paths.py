@@ -8,12 +8,8 @@ local mirror, which has a small checkpoint of the same kind.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,6 +18,7 @@ from PIL import Image
 from tests.commands.test_convert import text_encoder
 from tests.conversion.recorded_models import GOLDEN
 from tests.doc_blocks import blocks_of, commands_in
+from tests.served_page import first_page
 from tests.training.tiny_run import write_images
 
 ROOT = Path(__file__).parents[1]
@@ -136,26 +133,5 @@ def test_a_model_is_evaluated(clone):
 @pytest.mark.slow
 def test_the_web_page_is_served(clone):
     words = the_command(WATCH, "diffusers-mdm demo")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen([*words, "--port", str(port)], cwd=clone, env=environment())
-    try:
-        page = wait_for_page(f"http://127.0.0.1:{port}/", server)
-    finally:
-        server.terminate()
-        server.wait(30)
+    page = first_page(lambda port: [*words, "--port", str(port)], clone, environment())
     assert "Matryoshka Diffusion Models" in page
-
-
-def wait_for_page(address: str, server: subprocess.Popen) -> str:
-    """Return a page as soon as the server sends it."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        assert server.poll() is None, "the server has ended"
-        try:
-            with urllib.request.urlopen(address) as answer:
-                return answer.read().decode()
-        except urllib.error.URLError:
-            time.sleep(0.5)
-    raise AssertionError("The page did not appear within two minutes")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A written Space is complete, and appears only then."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import yaml
 
 from diffusers_mdm.cli.main import main
 from diffusers_mdm.cli.space_folder import SPACE, requirements, write_space
+from tests.served_page import first_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +32,16 @@ def test_a_space_has_everything_it_needs(model_dir, tmp_path):
     done = subprocess.run([sys.executable, "app.py"], cwd=space, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "set its variable MODELS" in done.stderr
+
+
+@pytest.mark.slow  # imports everything in another process
+def test_a_space_runs_by_itself(model_dir, tmp_path):
+    space = tmp_path / "space"
+    write_space(space, [str(model_dir)])
+    page = space / "diffusers_mdm" / "web" / "page.py"
+    page.write_text(page.read_text(encoding="utf-8").replace("Matryoshka Diffusion Models", "The copy in the Space"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    assert "The copy in the Space" in first_page(lambda _: [sys.executable, "app.py"], space, environment)
 
 
 def test_nothing_is_overwritten_or_half_written(model_dir, tmp_path):
