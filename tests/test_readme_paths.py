@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from tests.commands.test_convert import text_encoder
 from tests.conversion.recorded_models import GOLDEN
 from tests.doc_blocks import blocks_of, commands_in
 from tests.served_page import first_page
@@ -90,7 +90,11 @@ def test_a_published_model_is_fetched_and_generates(clone):
     mirror = clone / "mirror" / "flickr64"
     mirror.mkdir(parents=True)
     shutil.copy(GOLDEN / "nested_unet" / "vis_model.pth", mirror)
-    text_encoder(clone / "t5", width=40)
+    # The small checkpoint reads features of 40 channels.
+    T5EncoderModel(T5Config(3000, d_model=40, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
+        clone / "t5"
+    )
+    AutoTokenizer.from_pretrained(ROOT / "model_cards" / "mdm-emoji-64" / "tokenizer").save_pretrained(clone / "t5")
     local = ["--mirror", "mirror", "--text_encoder", "t5"]
     config = ["--config_path", str(GOLDEN / "nested_unet" / "config.yaml")]
     run([*the_command(FETCH, "diffusers-mdm fetch"), *local, *config], clone)

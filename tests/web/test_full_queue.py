@@ -41,5 +41,5 @@ def test_the_third_of_three_visitors_is_turned_away(tiny, address):
         for visitor in (drawing, waiting):
             visitor.wait_for("result")
         late.draw()
-        assert late.wait_for("result") == [", 8 px", ", 16 px"]
+        assert late.wait_for("result") == ["Text to image, 8 px", "Text to image, 16 px"]
         browser.close()
