@@ -91,9 +91,8 @@ def test_a_published_model_is_fetched_and_generates(clone):
     mirror.mkdir(parents=True)
     shutil.copy(GOLDEN / "nested_unet" / "vis_model.pth", mirror)
     # The small checkpoint reads features of 40 channels.
-    T5EncoderModel(T5Config(3000, d_model=40, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
-        clone / "t5"
-    )
+    small = T5Config(vocab_size=3000, d_model=40, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5EncoderModel(small).save_pretrained(clone / "t5")
     AutoTokenizer.from_pretrained(ROOT / "model_cards" / "mdm-emoji-64" / "tokenizer").save_pretrained(clone / "t5")
     local = ["--mirror", "mirror", "--text_encoder", "t5"]
     config = ["--config_path", str(GOLDEN / "nested_unet" / "config.yaml")]
