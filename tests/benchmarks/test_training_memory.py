@@ -11,8 +11,12 @@ from tests.training.tiny_run import RECIPES
 
 @pytest.mark.parametrize(
     "flags",
-    [[], ["--batch_size", "32"], ["--gradient_checkpointing"], ["--dtype", "bf16"]],
-    ids=["as the recipe has it", "more activations than weights", "checkpointing", "half precision"],
+    [
+        pytest.param([], id="as the recipe has it"),
+        pytest.param(["--batch_size", "32"], id="more activations than weights", marks=pytest.mark.slow),
+        pytest.param(["--gradient_checkpointing"], id="checkpointing"),
+        pytest.param(["--dtype", "bf16"], id="half precision", marks=pytest.mark.slow),
+    ],
 )
 def test_the_estimate_is_near_the_peak(flags, tmp_path, capsys):
     output = tmp_path / "rows.json"

@@ -5,6 +5,8 @@ import datasets
 import pytest
 
 from diffusers_mdm import MDMPipeline
+from diffusers_mdm.training.commands import dry_run
+from diffusers_mdm.training.costs import compute_estimate, memory_estimate
 from tests.pipelines.tiny_pipeline import make_pipeline
 from tests.training.tiny_clips import write_clips
 from tests.training.tiny_run import write_images
@@ -28,3 +30,11 @@ def pipeline_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "tiny-model"
     MDMPipeline(**make_pipeline().components, drawing_defaults={"guidance_scale": 2.0}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def no_forward(monkeypatch):
+    """Leave out the forward passes without memory by which costs are estimated; they take a second per stage."""
+    for module in (memory_estimate, dry_run):
+        monkeypatch.setattr(module, "stage_activations", lambda *arguments: [memory_estimate.Activations()])
+    monkeypatch.setattr(compute_estimate, "forward_flops", lambda *arguments: 1e9)

@@ -2,6 +2,7 @@
 """A data set of twelve drawn images and a recipe that trains on it in a second."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import datasets
@@ -31,9 +32,15 @@ def write_images(folder: Path, side: int = 16) -> Path:
     return folder
 
 
+@functools.cache
+def shipped_recipe(name: str) -> Recipe:
+    """A recipe of the package, read once by all tests."""
+    return load_recipe(RECIPES / f"{name}.yaml")
+
+
 def tiny_recipe(data_dir: Path, **stage_fields: object) -> Recipe:
     """The shipped tiny recipe on the images in `data_dir`; `stage_fields` replace fields of both stages."""
-    recipe = load_recipe(RECIPES / "tiny.yaml")
+    recipe = shipped_recipe("tiny")
     stages = tuple(dataclasses.replace(stage, **stage_fields) for stage in recipe.stages)
     data = dataclasses.replace(recipe.data, path=str(data_dir))
     return dataclasses.replace(recipe, data=data, stages=stages)

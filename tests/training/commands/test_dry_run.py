@@ -9,7 +9,7 @@ import pytest
 
 from diffusers_mdm.training.commands import dry_run
 from diffusers_mdm.training.commands.dry_run import GIB, describe_checkpointing, describe_run
-from diffusers_mdm.training.costs import memory_estimate
+from diffusers_mdm.training.costs import compute_estimate
 from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder, count_text_parameters
 from diffusers_mdm.training.recipe.loading import load_recipe
@@ -27,15 +27,8 @@ def count(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.fixture(autouse=True)
-def no_forward(request, monkeypatch):
-    """Leave out the forward pass on fake tensors, which takes a second, where memory is not the question."""
-    if "memory" not in request.node.name:
-        monkeypatch.setattr(memory_estimate, "activations_of", lambda *arguments: memory_estimate.Activations())
-
-
-@pytest.fixture
-def text(no_forward) -> str:
+@pytest.fixture(scope="module")
+def text() -> str:
     return describe_run(TINY, num_processes=2)
 
 
@@ -60,7 +53,7 @@ def test_it_estimates_the_time_of_every_stage(text):
     assert "GPUs of 800 TFLOP/s, of which 0.1 is used" in text
 
 
-def test_an_end_by_metric_is_said():
+def test_an_end_by_metric_is_said(no_forward):
     plateau = PlateauRecipe(every_steps=50, patience=3)
     stage = dataclasses.replace(
         TINY.stages[0], steps=None, until_plateau=plateau, lr_scheduler="constant", lr_warmup_steps=0
@@ -70,7 +63,8 @@ def test_an_end_by_metric_is_said():
     assert "8 pixels, until 3 measurements, one every 50 steps, bring no gain, batch per level" in described
 
 
-def test_memory_is_a_sum_and_follows_the_options():
+def test_memory_is_a_sum_and_follows_the_options(monkeypatch):
+    monkeypatch.setattr(compute_estimate, "forward_flops", lambda *arguments: 1e9)
     big = dataclasses.replace(TINY, stages=(dataclasses.replace(TINY.stages[0], batch_size=4096),))
 
     def activations(**fields) -> float:
@@ -103,7 +97,7 @@ def test_checkpointing_that_fits_is_suggested():
         assert said(available)[1].endswith(f"{available} GiB, of which 80% can be planned: {end}")
 
 
-def test_a_saved_text_encoder_is_counted_where_it_lies(pipeline_dir, tmp_path):
+def test_a_saved_text_encoder_is_counted_where_it_lies(no_forward, pipeline_dir, tmp_path):
     pretrained = PretrainedRecipe(str(pipeline_dir))
     recipe = dataclasses.replace(TINY, pretrained=pretrained, text_encoder=TextEncoderRecipe(from_pipeline=True))
     assert count_text_parameters(recipe) == count(make_text_encoder())
@@ -112,7 +106,7 @@ def test_a_saved_text_encoder_is_counted_where_it_lies(pipeline_dir, tmp_path):
     assert count_text_parameters(dataclasses.replace(TINY, text_encoder=named)) == count(make_text_encoder())
 
 
-def test_one_that_is_not_here_is_not_counted():
+def test_one_that_is_not_here_is_not_counted(no_forward):
     recipe = dataclasses.replace(TINY, text_encoder=TextEncoderRecipe(pretrained="nobody/has-this-encoder"))
     assert count_text_parameters(recipe) is None
     described = describe_run(recipe)
@@ -120,7 +114,7 @@ def test_one_that_is_not_here_is_not_counted():
     assert "text encoder unknown" in described
 
 
-def test_encoded_captions_and_classes_need_none(pipeline_dir):
+def test_encoded_captions_and_classes_need_none(no_forward, pipeline_dir):
     recipe = dataclasses.replace(
         TINY,
         text_encoder=TextEncoderRecipe(pretrained=str(pipeline_dir / "text_encoder")),
@@ -131,7 +125,7 @@ def test_encoded_captions_and_classes_need_none(pipeline_dir):
     assert count_text_parameters(load_recipe(RECIPES / "imagenet_64.yaml")) == 0
 
 
-def test_adapters_and_frozen_levels_show_in_what_learns(pipeline_dir):
+def test_adapters_and_frozen_levels_show_in_what_learns(no_forward, pipeline_dir):
     recipe = dataclasses.replace(
         TINY,
         stages=TINY.stages[1:],
@@ -148,7 +142,7 @@ def test_adapters_and_frozen_levels_show_in_what_learns(pipeline_dir):
     assert f"{outer:,} parameters of the U-Net trained" in describe_run(frozen)
 
 
-def test_the_published_sizes():
+def test_the_published_sizes(no_forward):
     """461,359,107 and 476,613,958 parameters, as the published checkpoints have."""
     described = describe_run(load_recipe(RECIPES / "cc12m_256.yaml"))
     assert "U-Net up to it: 461,359,107" in described
@@ -156,7 +150,7 @@ def test_the_published_sizes():
 
 
 @pytest.mark.parametrize("emulated", [True, False])
-def test_it_says_that_bf16_would_be_emulated(emulated, monkeypatch):
+def test_it_says_that_bf16_would_be_emulated(no_forward, emulated, monkeypatch):
     monkeypatch.setattr(dry_run, "emulates_bf16", lambda: emulated)
     half = RunOptions(output_dir=Path("run"), mixed_precision="bf16")
     assert ("emulates it" in describe_run(TINY, half)) == emulated

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags: each lands in its field, those left out change nothing, and those that do not fit say so in one line."""
 
+import argparse
 import dataclasses
+import functools
 
 import pytest
 
@@ -71,6 +73,7 @@ validation_scheduler validation_steps variant weighting_scheme with_prior_preser
 """
 
 
+@functools.cache
 def frozen_recipe() -> Recipe:
     """The tiny recipe's outer stage with the text encoder of a saved pipeline, so that every flag can be given."""
     tiny = load_recipe(RECIPES / "tiny.yaml")
@@ -154,8 +157,13 @@ def default_of(name: str) -> object:
     return next(entry.default for kind in kinds_of(part) for entry in dataclasses.fields(kind) if entry.name == field)
 
 
+@functools.cache
+def parser() -> argparse.ArgumentParser:
+    return build_parser()
+
+
 def parse(*words: str) -> dict:
-    return given_flags(build_parser(), ["--output_dir", "out", *words])
+    return given_flags(parser(), ["--output_dir", "out", *words])
 
 
 def values_at(place: str, recipe: Recipe, options: RunOptions) -> list[object]:

@@ -10,8 +10,7 @@ import torch
 
 from diffusers_mdm.models.level_config import LevelConfig
 from diffusers_mdm.models.nested_unet import NestedUNetModel
-from diffusers_mdm.training.costs import memory_estimate
-from diffusers_mdm.training.costs.memory_estimate import Activations, estimate_stage, stage_activations
+from diffusers_mdm.training.costs.memory_estimate import estimate_stage, stage_activations
 from diffusers_mdm.training.modules.lora import add_lora
 from diffusers_mdm.training.recipe.loading import load_recipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
@@ -25,12 +24,6 @@ OPTIONS = RunOptions(output_dir=Path("out"))
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     return load_recipe(RECIPES / "tiny.yaml")
-
-
-@pytest.fixture
-def no_forward(monkeypatch):
-    """Leave out the forward pass on fake tensors, which takes a second."""
-    monkeypatch.setattr(memory_estimate, "activations_of", lambda *arguments: Activations())
 
 
 def real_unet(recipe: Recipe, levels: int) -> NestedUNetModel:

@@ -91,7 +91,7 @@ def recipe_file(tmp_path, monkeypatch):
     DATA_KINDS.remove(DrawnData)
 
 
-def test_a_new_kind_of_data_is_trained_on(recipe_file, tmp_path):
+def test_a_new_kind_of_data_is_trained_on(recipe_file, tmp_path, no_forward):
     recipe = load_recipe(recipe_file)
     assert recipe.data == DrawnData(drawn=6, center_crop=False)
     assert count_images(recipe.data, "--num_train_epochs") == 6

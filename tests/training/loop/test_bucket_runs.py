@@ -102,6 +102,6 @@ def test_the_pipeline_generates_the_sizes(finished):
     assert (finished / "samples.png").is_file()
 
 
-def test_a_dry_run_lists_the_sizes(mixed_dir):
+def test_a_dry_run_lists_the_sizes(mixed_dir, no_forward):
     wide = recipe(mixed_dir, aspect_ratio_buckets=None, use_aspect_ratio_buckets=True)
     assert "aspect-ratio buckets (height x width): 12 x 20, 12 x 24, 16 x 16, 20 x 12, 24 x 12" in describe_run(wide)

@@ -145,7 +145,7 @@ def test_the_shipped_recipe_ignores_the_captions_of_its_data():
     assert recipe.data.caption == ""
 
 
-def test_a_dry_run_counts_what_there_is(plain_dir):
+def test_a_dry_run_counts_what_there_is(plain_dir, no_forward):
     text = describe_run(plain_recipe(plain_dir))
     assert "shared by the levels (text, classes): 0 parameters" in text
     assert "text encoder: none in memory" in text

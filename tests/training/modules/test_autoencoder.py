@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from diffusers_mdm.training.commands.dry_run import describe_run
-from diffusers_mdm.training.costs import memory_estimate
 from diffusers_mdm.training.costs.memory_estimate import estimate_stage
 from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.modules.autoencoder import count_vae_parameters, open_vae, scale_factor_of, vae_dtype
@@ -133,8 +132,7 @@ def test_fields_that_contradict_each_other_are_refused(recipe):
 # --- what --dry_run says ---
 
 
-def test_memory_counts_its_weights(recipe, monkeypatch, tmp_path):
-    monkeypatch.setattr(memory_estimate, "activations_of", lambda *arguments: memory_estimate.Activations())
+def test_memory_counts_its_weights(recipe, no_forward, tmp_path):
     number, options = number_of_weights(), RunOptions(output_dir=tmp_path)
     assert count_vae_parameters(recipe) == number
 
@@ -146,8 +144,7 @@ def test_memory_counts_its_weights(recipe, monkeypatch, tmp_path):
     assert estimate_stage(recipe, recipe.stages[0], options, 0, None).autoencoder is None
 
 
-def test_sides_are_told_in_pixels_and_latents(recipe, monkeypatch):
-    monkeypatch.setattr(memory_estimate, "activations_of", lambda *arguments: memory_estimate.Activations())
+def test_sides_are_told_in_pixels_and_latents(recipe, no_forward):
     described = describe_run(recipe)
     assert "level 1: 32 pixels (16 latents)" in described
     assert f"{number_of_weights():,} parameters, frozen" in described
