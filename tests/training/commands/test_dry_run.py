@@ -48,7 +48,7 @@ def test_it_says_when_stages_end_and_what_a_step_is(text):
 
 def test_it_estimates_the_time_of_every_stage(text):
     lines = [line for line in text.splitlines() if line.startswith("    compute: ")]
-    assert [line.split(" images")[0] for line in lines] == ["    compute: 32", "    compute: 128"]
+    assert [line.split(" images")[0] for line in lines] == ["    compute: 32", "    compute: 64"]
     assert all(line.endswith(" days") for line in lines)
     assert "GPUs of 800 TFLOP/s, of which 0.1 is used" in text
 
