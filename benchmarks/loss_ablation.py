@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare losses at equal compute: the level of 16 pixels of a class-conditional model, several seeds of each.
 
-Every variant trains for the same number of seconds of the processor, from the cost of its step, which is measured
-first. It is then measured by what no variant minimises alone: the held-out squared error of v at the noise levels of
-the published schedule, whatever its own schedule is, and the kernel distance of features of Inception-v3 of generated
-images to those of held-out ones. The frozen network of alignment and of the perceptual loss is a small classifier of
-the same images, which is trained first; the seconds for that are taken from these two. A run that is cut off continues
-where it was.
+Every variant trains for the same number of floating-point operations (those of matrix products and convolutions, which
+do not depend on what else the machine does). It is then measured by what no variant minimises alone: the held-out
+squared error of v at the noise levels of the published schedule, whatever its own schedule is, and the kernel distance
+of features of Inception-v3 of generated images to those of held-out ones. The frozen network of alignment and of the
+perceptual loss is a small classifier of the same images, which is trained first; its operations are part of those of
+these two. A run that is cut off continues where it was.
 
 python benchmarks/loss_ablation.py --output_dir runs/losses
 """
@@ -21,14 +21,14 @@ import json
 import logging
 import shutil
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import ROOT, describe_machine
+from measuring import ROOT, count_flops, describe_machine
 from sampling import standard_error
 
 from diffusers_mdm import MatryoshkaScheduler, MDMClassConditionalPipeline
@@ -47,7 +47,6 @@ from diffusers_mdm.training.state.run import RunOptions
 CLASS_RECIPE = ROOT / "training" / "recipes" / "emoji_subgroups_class.yaml"
 NUM_NOISE_LEVELS = 16
 INCEPTION_SIDE = 75  # the smallest; 16 pixels have no more details
-TIMED_STEPS = (6, 18)
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,9 @@ class Variant:
 
 
 V = {"loss_weighting": "v"}
+PLAIN = "epsilon (published)"
 VARIANTS = {
-    "epsilon (published)": Variant(),
+    PLAIN: Variant(),
     "v": Variant(V),
     "v, min-SNR 5": Variant({**V, "snr_gamma": 5.0}),
     "epsilon, P2": Variant({"p2_gamma": 1.0}),
@@ -140,16 +140,27 @@ def train(recipe: Recipe, output_dir: Path, seed: int) -> None:
         run_recipe(recipe, RunOptions(output_dir, seed=seed, report_to=None, checkpoints_total_limit=1))
 
 
-def seconds_per_step(recipe: Recipe, variant: Variant, folder: Path) -> float:
-    """Return the processor's time of a step: the difference of a longer and a shorter run."""
-    times = []
-    for steps in TIMED_STEPS:
+def operations_per_step(recipe: Recipe, variant: Variant, folder: Path) -> int:
+    """Return the operations of an optimizer step: the difference of runs of two steps and of one."""
+    counts = []
+    for steps in (1, 2):
         shutil.rmtree(folder, ignore_errors=True)
-        start = time.process_time()
-        train(variant_recipe(recipe, variant, steps), folder, 0)
-        times.append(time.process_time() - start)
+        counts.append(count_flops(partial(train, variant_recipe(recipe, variant, steps), folder, 0)))
     shutil.rmtree(folder, ignore_errors=True)
-    return (times[1] - times[0]) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+    return counts[1] - counts[0]
+
+
+def equal_steps(costs: Mapping[str, int], steps: int, classifier: int) -> dict[str, int]:
+    """Return for how many steps each variant trains.
+
+    Args:
+        costs: operations of a step of each variant, and of the plain loss.
+        steps: number of steps of the plain loss.
+        classifier: operations of the training of the classifier.
+    """
+    total = steps * costs[PLAIN]
+    spent = {name: classifier if VARIANTS[name].recipe else 0 for name in costs}
+    return {name: max(1, round((total - spent[name]) / cost)) for name, cost in costs.items()}
 
 
 @torch.no_grad()
@@ -227,7 +238,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--num_seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the processor, for training each model")
+    parser.add_argument("--steps", type=int, default=300, help="of the published loss, whose operations all have")
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 48])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--classifier_steps", type=int, default=200)
@@ -235,42 +246,53 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def opened_report(file: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the report of a run that was cut off, or a new one.
+
+    Raises:
+        ValueError: the run had other settings.
+    """
+    names = ("recipe", "steps", "channels", "batch_size", "classifier_steps", "num_images")
+    settings = json.loads(json.dumps({name: getattr(args, name) for name in names}, default=lambda path: path.name))
+    if not file.exists():
+        return {"machine": describe_machine(best_device()), "settings": settings, "variants": {}}
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if report["settings"] != settings:
+        raise ValueError(f"{file} has the settings {report['settings']}, not {settings}; choose another folder.")
+    return report
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train and measure all variants, one seed after another; write the numbers after each and print them."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
+    file = args.output_dir / "loss_ablation.json"
+    report = opened_report(file, args)
     recipe = small_recipe(load_recipe(args.recipe), args.channels, args.batch_size)
     truth, network = held_out(recipe, args.num_images), open_network("inception", INCEPTION_SIDE, "cpu")
     real = features(network, to_unit_range(truth.pixels))
-    file = args.output_dir / "loss_ablation.json"
-    report: dict[str, Any] = {"machine": describe_machine(best_device()), "seconds": args.seconds, "variants": {}}
-    if file.exists():
-        report = json.loads(file.read_text(encoding="utf-8"))
-    found = report["variants"]
-    start = time.process_time()
-    classifier = trained_classifier(recipe, args.classifier_steps)
-    NETWORKS["classifier"] = lambda side, device: classifier
-    report.setdefault("classifier_seconds", time.process_time() - start)
-    for seed in range(args.num_seeds):
-        for name in args.variants:
-            if name not in found:
-                cost = seconds_per_step(recipe, VARIANTS[name], args.output_dir / "timed")
-                spent = report["classifier_seconds"] if VARIANTS[name].recipe else 0.0
-                steps = max(1, round((args.seconds - spent) / cost))
-                found[name] = {"seconds_per_step": cost, "steps": steps, "runs": []}
-            runs = found[name]["runs"]
-            if len(runs) > seed:
-                continue
-            model_dir = args.output_dir / "model"
-            shutil.rmtree(model_dir, ignore_errors=True)
-            train(variant_recipe(recipe, VARIANTS[name], found[name]["steps"]), model_dir, seed)
-            runs.append(measured(model_dir, truth, network, real))
-            for key in runs[0]:
-                values = [run[key] for run in runs]
-                found[name][key] = [statistics.fmean(values), standard_error(values) if len(values) > 1 else None]
-            file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            print(name, seed, runs[-1], f"{found[name]['steps']} steps", flush=True)
-    print(table(found))
+    trained: list[Classifier] = []
+    spent = count_flops(lambda: trained.append(trained_classifier(recipe, args.classifier_steps)))
+    NETWORKS["classifier"] = lambda side, device: trained[0]
+    costs = {
+        name: operations_per_step(recipe, VARIANTS[name], args.output_dir / "counted")
+        for name in dict.fromkeys([PLAIN, *args.variants])
+    }
+    steps, model_dir = equal_steps(costs, args.steps, spent), args.output_dir / "model"
+    for seed, name in itertools.product(range(args.num_seeds), args.variants):
+        found = report["variants"].setdefault(name, {"operations_per_step": costs[name], "steps": steps[name]})
+        runs = found.setdefault("runs", [])
+        if len(runs) > seed:
+            continue
+        shutil.rmtree(model_dir, ignore_errors=True)
+        train(variant_recipe(recipe, VARIANTS[name], steps[name]), model_dir, seed)
+        runs.append(measured(model_dir, truth, network, real))
+        for key in runs[0]:
+            values = [run[key] for run in runs]
+            found[key] = [statistics.fmean(values), standard_error(values) if len(values) > 1 else None]
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(name, seed, runs[-1], f"{steps[name]} steps", flush=True)
+    print(table(report["variants"]))
 
 
 if __name__ == "__main__":

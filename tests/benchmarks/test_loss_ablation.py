@@ -34,10 +34,15 @@ def test_the_table_has_errors_where_there_are_several_seeds():
     assert table({"v": one}).splitlines()[-1] == "| v | 7 | 0.5000 | 0.2500 ± 0.1250 |"
 
 
+def test_variants_have_the_operations_of_the_plain_loss():
+    costs = {"epsilon (published)": 100, "v": 100, "v, alignment": 125, "v, perceptual": 250}
+    steps = loss_ablation.equal_steps(costs, steps=300, classifier=5000)
+    assert steps == {"epsilon (published)": 300, "v": 300, "v, alignment": 200, "v, perceptual": 100}
+
+
 @pytest.mark.slow
-def test_the_command_trains_measures_and_continues(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loss_ablation, "TIMED_STEPS", (1, 2))
-    words = ["--output_dir", str(tmp_path), "--channels", "8", "16", "16", "--batch_size", "2", "--seconds", "0"]
+def test_the_command_trains_measures_and_continues(tmp_path, capsys):
+    words = ["--output_dir", str(tmp_path), "--channels", "8", "16", "16", "--batch_size", "2", "--steps", "1"]
     words += ["--variants", "v, rectified flow", "v, alignment", "--classifier_steps", "1", "--num_images", "50"]
     for number in (1, 2):
         loss_ablation.main([*words, "--num_seeds", str(number)])
@@ -47,3 +52,5 @@ def test_the_command_trains_measures_and_continues(tmp_path, capsys, monkeypatch
         assert found["held_out_v"][0] > 0
         assert found["kernel_distance"][1] >= 0
     assert capsys.readouterr().out.count("held_out_v") == 4
+    with pytest.raises(ValueError, match="choose another folder"):
+        loss_ablation.main([*words, "--steps", "2"])
