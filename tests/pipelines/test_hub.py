@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 FETCH_AND_PUSH = """
 import json, sys
 import torch
-from diffusers_mdm import MDMPipeline, NestedUNetModel
+from diffusers_mdm import MDMPipeline, MDMUnconditionalPipeline, NestedUNetModel
 from diffusers import AutoModel, AutoPipelineForText2Image, DiffusionPipeline
 from safetensors.torch import save_file
-from tests.pipelines.tiny_pipeline import draw
+from tests.pipelines.tiny_pipeline import draw, make_scheduler
+from tests.pipelines.tiny_tasks import make_plain_unet
 
 out = sys.argv[1]
 images = {"mdm": draw(MDMPipeline.from_pretrained("someone/tiny"))}
@@ -38,6 +39,14 @@ images["pushed"] = draw(MDMPipeline.from_pretrained("someone/pushed"))
 pipe.save_pretrained(out + "/saved", push_to_hub=True, repo_id="someone/saved", token="hf_made_up")
 pipe.unet.push_to_hub("someone/unet", token="hf_made_up")
 assert isinstance(NestedUNetModel.from_pretrained("someone/unet"), NestedUNetModel)
+
+plain = MDMUnconditionalPipeline(make_plain_unet(), make_scheduler())
+plain.push_to_hub("someone/plain", token="hf_made_up")
+settings = {"num_inference_steps": 1, "output_type": "pt"}
+found = DiffusionPipeline.from_pretrained("someone/plain")
+assert type(found) is MDMUnconditionalPipeline
+pushed, made = (pipe(generator=torch.Generator().manual_seed(0), **settings).images for pipe in (found, plain))
+torch.testing.assert_close(pushed, made, atol=1e-5, rtol=0)
 save_file(images, out + "/images.safetensors")
 """
 
@@ -88,3 +97,11 @@ def test_a_pushed_repository_is_complete(hub, name):
     assert index["unet"] == ["diffusers_mdm", "NestedUNetModel"]
     assert (repositories / name / "pipeline.py").is_file()
     assert "diffusers" in (repositories / name / "README.md").read_text()
+
+
+def test_a_pushed_pipeline_without_text_has_two_components(hub):
+    _, _, repositories = hub
+    index = json.loads((repositories / "plain" / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers_mdm", "NestedUNetModel"]
+    assert not (repositories / "plain" / "text_encoder").exists()
+    assert (repositories / "plain" / "pipeline.py").is_file()

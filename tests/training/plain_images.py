@@ -21,11 +21,20 @@ def write_plain(folder: Path, size: tuple[int, int] = (16, 16)) -> Path:
     return folder
 
 
+def plain_model() -> dict[str, Any]:
+    """The model of the shipped tiny recipe without text."""
+    return {
+        key: value
+        for key, value in load_recipe(RECIPES / "tiny.yaml").model.items()
+        if not key.startswith(("cross_", "encoder_"))
+    }
+
+
 def plain_recipe(folder: Path, **fields: Any) -> Recipe:
     """The shipped tiny recipe without text; two steps per stage."""
     tiny = load_recipe(RECIPES / "tiny.yaml")
     settings = {
-        "model": {key: value for key, value in tiny.model.items() if not key.startswith(("cross_", "encoder_"))},
+        "model": plain_model(),
         "data": dataclasses.replace(tiny.data, path=str(folder), caption=""),
         "text_encoder": None,
         "stages": tuple(dataclasses.replace(stage, steps=2, lr_warmup_steps=0) for stage in tiny.stages),

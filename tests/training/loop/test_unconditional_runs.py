@@ -132,6 +132,48 @@ def test_what_is_generated_is_evaluated_without_captions(finished, plain_dir, pi
             evaluate("generate", "--model_dir", finished, *wrong, "--output_dir", tmp_path / "no")
 
 
+@pytest.mark.slow
+def test_fid_and_kid_need_no_captions(finished, plain_dir, tmp_path):
+    """Fifty images of each kind, which is the fewest that the metrics take."""
+    real = tmp_path / "images"
+    for number in range(9):
+        write_plain(real / str(number))
+    words = ["--num_inference_steps", 1, "--num_images", 50]
+    evaluate("generate", "--model_dir", finished, *words, "--output_dir", tmp_path / "drawn")
+    features = ["--data_dir", real, "--no_captions", "--sides", 8, 16, "--features", "inception"]
+    evaluate("reference", *features, "--output_dir", tmp_path / "real")
+    score = ["--drawings", tmp_path / "drawn", "--reference", tmp_path / "real", "--metrics", "fid", "kid"]
+    evaluate("score", *score, "--output", tmp_path / "score.json")
+    levels = json.loads((tmp_path / "score.json").read_text())["levels"]
+    assert levels.keys() == {"8", "16"}
+    for values in levels.values():
+        assert values["fid"] > 0
+        assert "kid" in values
+
+
+@pytest.mark.slow
+def test_fid_and_kid_are_measured_during_training(tmp_path):
+    """On every level that is trained, and told by the card."""
+    data = tmp_path / "images"
+    for split in ("train", "validation"):
+        for number in range(9):
+            write_plain(data / split / str(number))
+    recipe = plain_recipe(data)
+    validation = dataclasses.replace(recipe.validation, metrics=("fid", "kid"), num_metric_images=50)
+    recipe = dataclasses.replace(
+        recipe,
+        validation=dataclasses.replace(validation, num_inference_steps=1),
+        data=dataclasses.replace(recipe.data, validation_split="validation"),
+    )
+    run_recipe(recipe, options(tmp_path / "run", validation_steps=2))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    measured = {name for line in lines for name in line if name.startswith(("validation_fid", "validation_kid"))}
+    assert measured >= {f"validation_{name}/{side}px" for name in ("fid", "kid") for side in (8, 16)}
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "An unconditional Matryoshka diffusion model" in card
+    assert "| metric | 8 pixels | 16 pixels |" in card
+
+
 def test_metrics_suit_the_images():
     words = ["score", "--drawings", "a", "--reference", "b"]
     args = parse_arguments(build_parser("Measure.", "evaluate"), words)

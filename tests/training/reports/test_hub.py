@@ -2,6 +2,7 @@
 """Uploads to a local fake of the Hub, over HTTP."""
 
 import dataclasses
+import json
 import os
 import shlex
 import socket
@@ -23,6 +24,7 @@ from diffusers_mdm.training.reports.hub import final_files, prepare_repository, 
 from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.fake_hub import fake_hub
+from tests.training.plain_images import plain_recipe, write_plain
 from tests.training.tiny_run import tiny_recipe
 
 TOKEN = "hf_made_up"
@@ -93,6 +95,17 @@ def test_the_result_and_nothing_else_is_uploaded(pushed):
     assert {"README.md", "recipe.json", "curves.png", "samples.png", "unet/config.json"} <= set(uploaded)
     left = {name.split("/")[0] for name in set(local) - set(uploaded)}
     assert left == {"checkpoint-1", "checkpoint-2", "history.jsonl", "logs", "samples"}
+
+
+@pytest.mark.slow
+def test_a_result_without_text_is_uploaded_whole(hub, tmp_path):
+    root, _ = hub
+    run_recipe(plain_recipe(write_plain(tmp_path / "images")), options(tmp_path / "plain"))
+    local, uploaded = files_of(tmp_path / "plain"), files_of(root / "someone" / "plain")
+    assert uploaded == {name: content for name, content in local.items() if is_result(name)}
+    assert not any(name.startswith(("text_encoder", "tokenizer")) for name in uploaded)
+    assert b"unconditional-image-generation" in uploaded["README.md"]
+    assert "MDMUnconditionalPipeline" in json.loads(uploaded["model_index.json"])["_class_name"]
 
 
 def test_the_repository_is_private_if_wanted_and_the_card_names_it(pushed):
