@@ -19,18 +19,21 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from diffusers_mdm.training.extra_losses.frozen_networks import NETWORKS
 from diffusers_mdm.training.loop import stage as stage_module
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.loop.interruption import RunInterrupted
 from diffusers_mdm.training.recipe.optimizer import PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, OptimizerRecipe, PretrainedRecipe, Recipe
+from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PerceptualRecipe, PlateauRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import Run, RunOptions
+from tests.training.extra_losses.tiny_networks import TinyMaps
 from tests.training.tiny_run import tiny_recipe
 
 # Sections that the tiny recipe lacks, or that are given whole.
 SECTIONS = {"lora": LoraRecipe, "pretrained": PretrainedRecipe, "text_encoder": TextEncoderRecipe}
-SECTIONS |= {"post_hoc_ema": PostHocEmaRecipe}
+SECTIONS |= {"post_hoc_ema": PostHocEmaRecipe, "alignment": AlignmentRecipe, "perceptual": PerceptualRecipe}
 
 
 def smooth_recipe(images_dir: Path, **stage_fields: object) -> Recipe:
@@ -45,7 +48,7 @@ def with_fields(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
     changed = {}
     for name, value in fields.items():
         section = getattr(recipe, name)
-        if name in SECTIONS:
+        if name in SECTIONS and value is not None:
             value = SECTIONS[name](**value)
         elif dataclasses.is_dataclass(section):
             value = dataclasses.replace(section, **value)
@@ -56,6 +59,8 @@ def with_fields(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
 def in_last_stage(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
     """The recipe with other fields of its last stage."""
     *before, last = recipe.stages
+    if "until_plateau" in fields:
+        fields = {**fields, "until_plateau": PlateauRecipe(**fields["until_plateau"])}
     return dataclasses.replace(recipe, stages=(*before, dataclasses.replace(last, **fields)))
 
 
@@ -97,6 +102,7 @@ def watch_steps(output_dir: Path) -> None:
 
 def main(images_dir: Path, output_dir: Path, fields: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    NETWORKS["tiny"] = TinyMaps
     if fields.get("as_gpus"):
         let_accelerate_take_processes_for_gpus()
     watch_steps(output_dir)

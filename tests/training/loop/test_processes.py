@@ -2,141 +2,27 @@
 """A step is the same whatever it is made of: one process, several, accumulated, or sharded."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.training.state.checkpoint_folders import list_checkpoints
 from diffusers_mdm.training.state.post_hoc.snapshots import read_snapshots
 from tests.training.image_files import png
-from tests.training.loop.run_folders import averages
-
-HERE = Path(__file__).parents[1]
-CONFIGS = HERE.parents[1] / "training" / "accelerate"
-SHARDING = ("fsdp.yaml", "fsdp_zero2.yaml")
-OPTIONS = {"checkpointing_steps": 2, "checkpoints_total_limit": None}
-
-
-def train(images_dir, output_dir, stage_fields, config=None, **fields) -> Path:
-    """Run train_in_processes.py, on two processes with an accelerate config; `fields` are those of its argument."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    fields = {"stage": stage_fields, "as_gpus": config in SHARDING, **fields}
-    fields["options"] = {**OPTIONS, **fields.get("options", {})}
-    words = [str(HERE / "train_in_processes.py"), str(images_dir), str(output_dir), json.dumps(fields)]
-    if config in SHARDING:
-        run_as_launched([sys.executable, *words], environment, config)
-        return output_dir
-    launch = [sys.executable]
-    if config is not None:
-        launch += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
-        launch += ["--main_process_port", "0"]
-    environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return output_dir
-
-
-def run_as_launched(command, environment, config) -> None:
-    """Run a command as two processes that find what `accelerate launch` would tell them; that itself takes longer."""
-    words = ["--config_file", str(CONFIGS / config), "--num_processes", "2", command[1]]
-    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    told = {name: value for name, value in prepare_multi_gpu_env(arguments).items() if name not in os.environ}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**environment, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        messages = [process.communicate(timeout=400)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, message in zip(processes, messages, strict=True):
-        assert process.returncode == 0, message[-4000:]
-
-
-def steps(output_dir: Path, process: int) -> list[dict]:
-    """What a process saw at each step."""
-    return [json.loads(line) for line in (output_dir / f"steps-{process}.jsonl").read_text().splitlines()]
-
-
-def assert_was_sharded(output_dir: Path) -> None:
-    """At each step each of two processes held about half of the weights, and of none of them the whole."""
-    first, second = steps(output_dir, 0), steps(output_dir, 1)
-    assert len(first) == len(second) > 0
-    for one, other in zip(first, second, strict=True):
-        assert one["kind"] == other["kind"] == "FSDP"
-        # Every parameter is split along its first axis, and the first process has the longer part.
-        assert 0.45 * one["whole"] < other["here"] <= one["here"] < 0.55 * one["whole"]
-        assert one["here"] + other["here"] == one["whole"] == other["whole"]
-        assert one["units"] > 1
-
-
-def assert_same_norms(one_dir: Path, two_dir: Path) -> None:
-    """The norm that clips is that of all gradients, on both of two processes."""
-    for process in range(2):
-        found = steps(two_dir, process)
-        for line, plain in zip(found, steps(one_dir, 0)[-len(found) :], strict=True):
-            assert line["whole"] == plain["whole"] == plain["here"]
-            assert line["norm"] == pytest.approx(plain["norm"], rel=1e-4)
-
-
-def held_out_losses(output_dir: Path) -> list[dict]:
-    """The measured validation losses of a run, with their steps."""
-    rows = [json.loads(line) for line in (output_dir / "history.jsonl").read_text().splitlines()]
-    measured = [
-        {name: value for name, value in row.items() if name == "step" or name.startswith("validation_loss/level")}
-        for row in rows
-    ]
-    return [row for row in measured if len(row) > 1]
-
-
-def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Weights, averages and optimizer state of a checkpoint."""
-    files = {
-        "unet": checkpoint / "unet" / "diffusion_pytorch_model.safetensors",
-        "text_encoder": checkpoint / "text_encoder" / "model.safetensors",
-        "optimizer": checkpoint / "optimizer.safetensors",
-    }
-    if (checkpoint / "pytorch_lora_weights.safetensors").exists():
-        del files["unet"], files["text_encoder"]
-        files["adapter"] = checkpoint / "pytorch_lora_weights.safetensors"
-    found = {f"{part}: {name}": value for part, file in files.items() for name, value in load_file(file).items()}
-    return {**found, **{f"ema: {name}": value for name, value in averages(checkpoint).items()}}
-
-
-def assert_close(one: Path, other: Path, tolerance: float) -> None:
-    """Equal checkpoints but for rounding: `tolerance` of each tensor's largest entry, or of a learning rate."""
-    first, second = tensors(one), tensors(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        allowed = tolerance * max(value.abs().max().item(), 1e-3)
-        assert (value - second[name]).abs().max().item() <= allowed, name
-
+from tests.training.loop.process_runs import (
+    SHARDING,
+    assert_close,
+    assert_same_norms,
+    assert_was_sharded,
+    held_out_losses,
+    steps,
+    tensors,
+    train,
+)
+from tests.training.plain_images import plain_model
 
 LAYOUTS = {"batch_size": 8, "gradient_accumulation_steps": 1, "batch_fractions": None}
 HALF = {**LAYOUTS, "batch_size": 4}
@@ -315,12 +201,17 @@ def test_adapters_learn_sharded_as_on_one_process(whole, images_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "config"), [("muon", "ddp_cpu.yaml"), ("muon", "fsdp.yaml"), ("prodigy", "ddp_cpu.yaml")]
+    ("name", "config"),
+    [("muon", "ddp_cpu.yaml"), ("muon", "fsdp.yaml"), ("prodigy", "ddp_cpu.yaml"), ("adamw_8bit", "ddp_cpu.yaml")],
 )
 def test_other_optimizers_learn_on_two_processes_as_on_one(name, config, images_dir, tmp_path):
     """Two stages; a matrix whose rows are on both processes is orthogonalised as a whole."""
     layout = {**LAYOUTS, "learning_rate": 1.0} if name == "prodigy" else LAYOUTS
-    fields = {"recipe": {**HELD_OUT, "optimizer": {"name": name}}}
+    optimizer = {"name": name}
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+        optimizer = {"use_8bit_adam": True}
+    fields = {"recipe": {**HELD_OUT, "optimizer": optimizer}}
     one = train(images_dir, tmp_path / "one", layout, **fields)
     two = train(images_dir, tmp_path / "two", {**layout, "batch_size": 4}, config, **fields)
     if config in SHARDING:
@@ -345,3 +236,55 @@ def test_power_averages_are_the_same_on_sharded_processes(images_dir, tmp_path):
     snapshots = [read_snapshots(folder) for folder in (one, two)]
     assert [[snapshot.step for snapshot in found] for found in snapshots] == [[2, 4, 6, 8]] * 2
     assert [snapshot.counts for snapshot in snapshots[0]] == [snapshot.counts for snapshot in snapshots[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp.yaml"])
+def test_extra_losses_are_the_same_on_two_processes(config, images_dir, tmp_path):
+    """Two stages with thinned outer batches: the model, and without FSDP the projection that the alignment trains."""
+    losses = {"perceptual": {"network": "tiny"}}
+    if config not in SHARDING:
+        losses["alignment"] = {"encoder": "tiny", "hidden_channels": 8}
+    fields = {"recipe": {**HELD_OUT, **losses}, "last_stage": {"batch_fractions": [1.0, 0.5]}}
+    layout = {**LAYOUTS, "loss_weighting": "sigmoid", "sigmoid_bias": -1.0}
+    one = train(images_dir, tmp_path / "one", layout, **fields)
+    two = train(images_dir, tmp_path / "two", {**layout, "batch_size": 4}, config, **fields)
+    assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
+    if config in SHARDING:
+        assert_was_sharded(two)
+        return
+    first, second = (load_file(folder / "checkpoint-8" / "extra_losses.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp.yaml"])
+def test_two_processes_end_a_stage_together_by_a_metric(config, images_dir, tmp_path):
+    """The main process generates and measures, and both stop after two measurements without a gain; so they do if they
+    resume between these.
+    """
+    plateau = {"every_steps": 1, "patience": 2, "min_gain": 0.99, "metric": "retrieval"}
+    validation = {"prompts": [], "metrics": ["retrieval"], "num_metric_images": 3, "num_inference_steps": 1}
+    fields = {"recipe": {**HELD_OUT, "validation": validation}, "last_stage": {"until_plateau": plateau}}
+    whole = train(images_dir, tmp_path / "whole", HALF, config, **fields)
+    assert len(steps(whole, 0)) == len(steps(whole, 1)) == 7
+    shutil.copytree(whole / "checkpoint-6", tmp_path / "again" / "checkpoint-6")
+    again = train(images_dir, tmp_path / "again", HALF, config, **fields)
+    assert len(steps(again, 0)) == len(steps(again, 1)) == 1
+    first, second = (
+        json.loads((folder / "checkpoint-7" / "progress.json").read_text())["progress"] for folder in (whole, again)
+    )
+    assert "validation retrieval of level 1" in first["stage_ended"]
+    assert first["plateau"]["measurements"] == 3
+    assert second == first
+
+
+@pytest.mark.slow
+def test_a_model_without_conditions_learns_on_two_processes_as_on_one(images_dir, tmp_path):
+    without = {"model": plain_model(), "text_encoder": None, "data": {"caption": ""}}
+    fields = {"recipe": {**without, "validation": {"prompts": [], "num_validation_images": 0}}}
+    one = train(images_dir, tmp_path / "one", LAYOUTS, **fields)
+    two = train(images_dir, tmp_path / "two", HALF, "ddp_cpu.yaml", **fields)
+    assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-4)
