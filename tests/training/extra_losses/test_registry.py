@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 
 from diffusers_mdm.training.extra_losses.registry import open_extra_losses
 from diffusers_mdm.training.loop.engine import run_recipe
+from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.recipe.recipe import ValidationRecipe
 from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PerceptualRecipe
 from diffusers_mdm.training.state.history import FILE_NAME, History
+from diffusers_mdm.training.state.run import Run
 from tests.training.extra_losses.tiny_networks import register
 from tests.training.loop.run_folders import assert_equal, everything, only_result, options, weights
 from tests.training.tiny_run import tiny_recipe, write_images
@@ -78,3 +80,9 @@ def test_layers_depend_on_the_seed_alone(recipe):
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ValueError, match="`alignment`: 'no such network'"):
         open_extra_losses(dataclasses.replace(recipe, alignment=AlignmentRecipe("no such network")), "cpu", 0)
+
+
+def test_layers_of_losses_are_not_sharded(tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr(Run, "is_sharded", True)
+    with pytest.raises(ValueError, match=r"`alignment` trains layers of its own.*without FSDP"):
+        start_run(recipe, options(tmp_path))
