@@ -20,6 +20,7 @@ from ..costs.memory_estimate import (
 )
 from ..data.sources import open_source
 from ..modules.autoencoder import count_vae_parameters, scale_factor_of, source_of
+from ..modules.classes import num_class_embeds, sees_text
 from ..modules.text_encoder import count_text_parameters
 from ..precision import EMULATION, emulates_bf16
 from ..recipe.buckets import level_buckets
@@ -27,6 +28,17 @@ from ..recipe.clip_stages import data_of, has_clips, joint_stage, sources, stage
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
+from ..reports.described_settings import (
+    describe_extra_losses,
+    describe_metrics,
+    describe_optimizer,
+    describe_plateau,
+    describe_post_hoc,
+    describe_prediction,
+    describe_weighting,
+    join_words,
+    weighting_settings,
+)
 from ..state.run import RunOptions
 
 GIB = 2**30
@@ -51,6 +63,7 @@ def describe_run(recipe: Recipe, options: RunOptions | None = None, num_processe
         *_describe_models(recipe, num_text_parameters, factor),
         *_describe_vae(recipe, num_vae_parameters),
         *_describe_buckets(recipe, factor),
+        *_describe_settings(recipe, options),
     ]
     for stage in recipe.stages:
         lines += _describe_stage(recipe, stage, num_processes, factor)
@@ -117,9 +130,29 @@ def _describe_side(recipe: Recipe, level: int, factor: int | None) -> str:
 
 
 def _describe_buckets(recipe: Recipe, factor: int | None) -> Iterable[str]:
-    if recipe.data.has_buckets and factor is not None:
-        sizes = level_buckets(recipe, recipe.stages[-1].levels, factor)
-        yield f"  aspect-ratio buckets (height x width): {', '.join(f'{high} x {wide}' for high, wide in sizes)}"
+    """Describe the sizes of the images, which for latents depend on the autoencoder."""
+    if not recipe.data.has_buckets:
+        return
+    if factor is None:
+        yield "  aspect-ratio buckets: known with the autoencoder"
+        return
+    sizes = level_buckets(recipe, recipe.stages[-1].levels, factor)
+    yield f"  aspect-ratio buckets (height x width): {', '.join(f'{high} x {wide}' for high, wide in sizes)}"
+
+
+def _describe_settings(recipe: Recipe, options: RunOptions) -> Iterable[str]:
+    """Describe what is the same in all stages."""
+    conditions = {"captions": sees_text(recipe), "classes": num_class_embeds(recipe) is not None}
+    taken = [name for name, is_taken in conditions.items() if is_taken]
+    yield f"  conditions: {join_words(taken) if taken else 'none, an unconditional model'}"
+    yield f"  prediction: {describe_prediction(recipe.scheduler)}"
+    yield f"  optimizer: {describe_optimizer(recipe.optimizer)}"
+    averages = ["EMA, with which the pipeline is saved"] if recipe.use_ema else []
+    averages += [] if recipe.post_hoc_ema is None else [describe_post_hoc(recipe.post_hoc_ema)]
+    yield f"  averages of the weights: {'; '.join(averages) or 'none'}"
+    metrics, every = describe_metrics(recipe), options.validation_steps or options.checkpointing_steps
+    if metrics is not None:
+        yield f"  validation metrics: {metrics}, every {every:,} steps"
 
 
 def _describe_vae(recipe: Recipe, num_parameters: int | None) -> Iterable[str]:
@@ -139,7 +172,6 @@ def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, fact
         f"  stage {stage.name}: levels 0-{stage.levels - 1}, {side}{_describe_kind(recipe, stage)}, "
         f"{_describe_end(stage, num_processes)}, "
         f"batch per level {list(stage.samples_per_level)}, weights {list(stage.weights)}, "
-        f"{stage.loss_weighting} loss, "
         f"lr {stage.learning_rate:g} {stage.lr_scheduler}, {count(unet, trained_only=True):,} parameters of the "
         f"U-Net trained"
     )
@@ -147,6 +179,9 @@ def _describe_stage(recipe: Recipe, stage: StageRecipe, num_processes: int, fact
         f"    a step: {per_step} images = {num_processes} process(es) x {stage.gradient_accumulation_steps} "
         f"accumulated x {stage.batch_size}"
     )
+    yield f"    loss: {describe_weighting(weighting_settings(stage))}"
+    for loss in describe_extra_losses(recipe, stage):
+        yield f"    added loss: {loss}; its network is not counted in the memory"
     images = joint_stage(recipe, stage)
     if images is not None:
         reach = "all levels" if images.levels == stage.levels else f"levels 0-{images.levels - 1}"
@@ -170,7 +205,7 @@ def _describe_end(stage: StageRecipe, num_processes: int) -> str:
     plateau = stage.until_plateau
     until = [] if steps is None else [f"{steps:,} steps x {per_step} = {steps * per_step:,} images"]
     if plateau is not None:
-        until.append(f"until {plateau.patience} measurements, one every {plateau.every_steps} steps, bring no gain")
+        until.append(describe_plateau(plateau))
     return " or ".join(until)
 
 

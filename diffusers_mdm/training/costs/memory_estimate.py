@@ -44,6 +44,7 @@ class StageMemory:
     activations: kept from the forward pass for the backward pass; the peak, with gradient checkpointing.
     text_encoder: weights, and if it is trained gradients, moments and averages; None if its size is unknown.
     autoencoder: weights, for models on latents; the memory of encoding is freed before the U-Net runs.
+    With the option `offload`, both are 0 if frozen: they are in CPU memory while the U-Net runs.
     """
 
     weights: int
@@ -193,6 +194,8 @@ def num_averages(recipe: Recipe) -> int:
 
 def text_encoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int | None) -> int | None:
     """Estimate the memory of the text encoder: its weights, and if it is trained everything except activations."""
+    if options.offload and not recipe.trains_text_encoder:
+        return 0
     if num_parameters is None:
         return None
     if not recipe.trains_text_encoder:
@@ -206,6 +209,8 @@ def autoencoder_bytes(recipe: Recipe, options: RunOptions, num_parameters: int |
     """Estimate the weights of the frozen autoencoder, which stays in float32 if it would overflow in float16."""
     if recipe.vae is None or num_parameters is None:
         return num_parameters
+    if options.offload:
+        return 0
     config = vae_config(recipe.vae, recipe.pretrained, local_files_only=True)
     dtype = vae_dtype(frozen_dtype(_precision(recipe, options)), config)
     return num_parameters * dtype.itemsize

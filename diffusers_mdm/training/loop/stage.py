@@ -144,7 +144,11 @@ def new_meter(run: Run, stage: StageRecipe, last_step: int | None) -> Meter:
         logging_steps=run.options.logging_steps,
         total=last_step,
         settings=stretch_settings(
-            stage, run.accelerator.num_processes, str(run.accelerator.mixed_precision), run.options.seed
+            run.recipe,
+            stage,
+            run.accelerator.num_processes,
+            str(run.accelerator.mixed_precision),
+            run.options.seed,
         ),
         initial=progress.stage_step,
         step=progress.total_steps,

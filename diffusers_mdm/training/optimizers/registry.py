@@ -32,6 +32,12 @@ def new_optimizer(
     return family_of(recipe).create(model, groups, recipe, learning_rate, is_sharded)
 
 
+def is_installed(recipe: OptimizerRecipe) -> bool:
+    """Return whether the package that the optimizer needs is installed, if it needs one."""
+    package = family_of(recipe).package
+    return package is None or importlib.util.find_spec(package) is not None
+
+
 def check_optimizer(recipe: OptimizerRecipe, is_sharded: bool) -> None:
     """Check that the optimizer can be used here.
 
@@ -40,7 +46,7 @@ def check_optimizer(recipe: OptimizerRecipe, is_sharded: bool) -> None:
     """
     family = family_of(recipe)
     name = "use_8bit_adam" if recipe.use_8bit_adam else f"name: {recipe.name}"
-    if family.package is not None and importlib.util.find_spec(family.package) is None:
+    if not is_installed(recipe):
         raise ValueError(
             f"`optimizer.{name}` needs the package {family.package}: pip install {family.package}, or "
             'pip install -e ".[optimizers]" in a clone.'

@@ -15,10 +15,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ... import __version__
 from ...pipelines.drawing.latent_space import scale_factor
-from ..loss.pyramid_loss import WEIGHTINGS
+from ...pyramid import Size
 from ..modules.classes import draws_classes_alone, is_unconditional, num_class_embeds, sees_text
-from ..optimizers.registry import family_of
-from ..recipe.clip_stages import has_clips, sources, stage_frames, stage_level_configs
+from ..recipe.buckets import level_buckets
+from ..recipe.clip_stages import has_clips, sources, stage_level_configs
 from ..recipe.data import DataRecipe
 from ..recipe.recipe import Recipe
 from ..recipe.writing import FILE_NAME as RECIPE_FILE
@@ -27,10 +27,12 @@ from ..state.history import History
 from ..state.run import Run, RunOptions
 from .card_example import usage
 from .card_facts import is_hub_id, public_name, sides_of, subject_prompt
+from .card_training import losses_text, metrics_text, settings_text, stages_table
 from .curves import can_plot, plot_curves
-from .markdown import inline_code, plain_text, table_row
+from .described_settings import join_words
+from .markdown import inline_code, plain_text
 from .moving_grids import ANIMATION_SUFFIX
-from .stage_results import Stretch, final_losses, stage_results, stretch_settings
+from .stage_results import stage_results, stretch_settings
 from .validation_grid import grid_path
 
 logger = logging.getLogger(__name__)
@@ -161,10 +163,10 @@ def card_text(run: Run, name: str | None, images: Sequence[str]) -> str:
         usage(recipe, name, run.id2label, factor),
         *classes_text(recipe, run.id2label),
         "## Training",
-        *map(data_text, sources(recipe)),
+        *(data_text(data, bucket_sizes(recipe, data, factor)) for data in sources(recipe)),
     ]
     parts += [stages_table(recipe, results, factor), settings_text(run, results)]
-    parts += losses_text(entries, sides_of(recipe, factor))
+    parts += [*losses_text(entries, sides_of(recipe, factor)), *metrics_text(recipe, entries)]
     if CURVES_FILE in images:
         parts.append(f"![Loss of each level over the images seen]({CURVES_FILE})")
     parts.append(
@@ -181,19 +183,23 @@ def card_text(run: Run, name: str | None, images: Sequence[str]) -> str:
 def settings_of(run: Run) -> dict[str, dict[str, Any]]:
     """Return how the recipe's stages would be trained now, by name."""
     processes, precision = run.accelerator.num_processes, str(run.accelerator.mixed_precision)
-    return {s.name: stretch_settings(s, processes, precision, run.options.seed) for s in run.recipe.stages}
+    return {
+        stage.name: stretch_settings(run.recipe, stage, processes, precision, run.options.seed)
+        for stage in run.recipe.stages
+    }
 
 
 def summary(recipe: Recipe, factor: int = 1) -> str:
     """Return one or two sentences that describe the result."""
     sides = join_words([str(side) for side in sides_of(recipe, factor)])
     base = inline_code(public_name(recipe.pretrained.path)) if recipe.pretrained is not None else None
+    kind = "An unconditional Matryoshka" if is_unconditional(recipe) else "A Matryoshka"
     if recipe.lora is not None:
         text = f"LoRA weights of rank {recipe.lora.rank} for the Matryoshka diffusion model {base}"
     elif base is not None:
-        text = f"A Matryoshka diffusion model, fine-tuned from {base}"
+        text = f"{kind} diffusion model, fine-tuned from {base}"
     else:
-        text = "A Matryoshka diffusion model, trained from scratch"
+        text = f"{kind} diffusion model, trained from scratch"
     text += f", for {kind_of(recipe)} of {sides} pixels"
     text += ", generated together." if len(sides_of(recipe)) > 1 else "."
     if recipe.vae is not None:
@@ -259,8 +265,13 @@ def hub_ids(data: DataRecipe) -> list[str]:
     return [name for name in origin.names if origin.what is None and is_hub_id(name)]
 
 
-def data_text(data: DataRecipe) -> str:
-    """Describe the training data."""
+def bucket_sizes(recipe: Recipe, data: DataRecipe, factor: int) -> Sequence[Size]:
+    """Return height and width of the buckets of some training data, at the outermost level; empty without buckets."""
+    return level_buckets(recipe, recipe.stages[-1].levels, factor) if data is recipe.data else ()
+
+
+def data_text(data: DataRecipe, sizes: Sequence[Size] = ()) -> str:
+    """Describe the training data; `sizes` are its aspect-ratio buckets."""
     origin = data.origin()
     kind = origin.what or ("the data set" if is_hub_id(origin.names[0]) else "the folder")
     shown = public_name if origin.what is None else (lambda file: file if "://" in file else Path(file).name)
@@ -283,94 +294,7 @@ def data_text(data: DataRecipe) -> str:
     flipped = ", half of them mirrored" if data.random_flip else ""
     what = "Images" if data.video_column is None else "Clips"
     shape = "squares"
-    if data.has_buckets:
-        shape = "the size with the nearest aspect ratio"
-        if data.aspect_ratio_buckets:
-            listed = join_words([f"{height} x {width}" for height, width in data.aspect_ratio_buckets])
-            shape += f" of {listed} pixels (height x width)"
+    if sizes:
+        listed = join_words([f"{height} x {width}" for height, width in sizes])
+        shape = f"the size with the nearest aspect ratio of {listed} pixels (height x width)"
     return f"Data: {source}, {used}. {what} are cropped to {shape} ({crop} crop){flipped}."
-
-
-def stages_table(recipe: Recipe, results: Sequence[Stretch], factor: int = 1) -> str:
-    """Return the stages in order, as they were trained, as a Markdown table with a row per stretch."""
-    sides = sides_of(recipe, factor)
-    lines = [
-        "| stage | levels (pixels) | optimizer steps | images seen | images per step | learning rate | why it ended |",
-        "|---|---|--:|--:|--:|--:|---|",
-    ]
-    for position, stretch in enumerate(results):
-        stage, settings = stretch.stage, stretch.settings
-        shown = ", ".join(f"{side}" for side in sides[: stage.levels])
-        if has_clips(recipe):
-            frames = stage_frames(recipe, stage)
-            shown += f"; clips of {frames} frames" if frames > 1 else "; images"
-            joint = settings["joint_images"]
-            shown += f", with {joint} images for every {settings['batch_size']} of them" if joint else ""
-        goes_on = results[position + 1 : position + 2] and results[position + 1].stage is stage
-        why = stretch.why_ended or ("continued with other settings" if goes_on else "–")
-        cells = [inline_code(stage.name), shown, spell(stretch.steps), spell(stretch.images)]
-        cells += [spell(settings["images_per_step"])]
-        cells += [f"{settings['learning_rate']:g}, {settings['lr_scheduler']}", plain_text(why)]
-        lines.append(table_row(cells))
-    return "\n".join(lines)
-
-
-def settings_text(run: Run, results: Sequence[Stretch]) -> str:
-    """Return the settings of the training that are not in the table of stages."""
-    recipe = run.recipe
-
-    def told(name: str) -> list[str]:
-        return list(dict.fromkeys(str(stretch.settings[name]) for stretch in results))
-
-    errors = join_words([WEIGHTINGS.get(kind, kind) for kind in told("loss_weighting")])
-    encoder = "trained as well" if recipe.trains_text_encoder else "frozen"
-    processes = told("num_processes")
-    lines = [
-        f"- {join_words(processes)} process{'es' if processes != ['1'] else ''}, mixed precision "
-        f"{join_words([inline_code(precision) for precision in told('mixed_precision')])}, "
-        f"optimizer {family_of(recipe.optimizer).title}, seed "
-        f"{join_words(told('seed'))}",
-        f"- v-prediction; loss: squared error {errors} at every level",
-        f"- the model's weights are {'averages (EMA)' if recipe.use_ema else 'those of the last step'}, saved in "
-        f"`{run.options.save_dtype if recipe.lora is None else 'fp32'}`",
-    ]
-    if recipe.text_encoder is not None:
-        lines.append(f"- the text encoder was {encoder}")
-    if recipe.vae is not None:
-        lines.append("- the autoencoder was frozen; latents for training were sampled from its posterior")
-    if recipe.prior_preservation is not None:
-        prior = recipe.prior_preservation
-        lines.append(
-            f"- prior preservation: {prior.num_class_images} images of {inline_code(prior.class_prompt)}, "
-            f"weight {prior.weight:g}"
-        )
-    if run.progress.skipped_steps:
-        lines.append(f"- {run.progress.skipped_steps} steps were skipped because a gradient was not finite")
-    return "\n".join(lines)
-
-
-def losses_text(entries: Sequence[dict[str, object]], sides: Sequence[int]) -> Iterator[str]:
-    """Return the final losses of the levels as a table; empty if nothing was measured."""
-    losses = final_losses(entries, len(sides))
-    if all(loss.training is None for loss in losses):
-        return
-    yield (
-        "Final losses. Training losses are means since the previous report, with the weights of the last stage; "
-        "validation losses are the unweighted squared error of v on held-out data."
-    )
-    lines = ["| level | pixels | training loss | validation loss |", "|--:|--:|--:|--:|"]
-    for level, (side, loss) in enumerate(zip(sides, losses, strict=True)):
-        lines.append(f"| {level} | {side} | {spell(loss.training)} | {spell(loss.validation)} |")
-    yield "\n".join(lines)
-
-
-def spell(number: float | None) -> str:
-    """Format a number for a table; a dash if it is unknown."""
-    if number is None:
-        return "–"
-    return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
-
-
-def join_words(words: Sequence[str]) -> str:
-    """Join "a", "b" and "c" to "a, b and c"."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

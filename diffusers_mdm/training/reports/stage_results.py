@@ -2,11 +2,14 @@
 """Results of the stages of a run, read from its history: steps, images, settings, reasons for ending, final losses."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..recipe.fields import with_new_names
+from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
+from .described_settings import describe_extra_losses, weighting_settings
 
 SETTINGS = "settings"
 
@@ -40,13 +43,16 @@ class LevelLoss(NamedTuple):
     validation: float | None
 
 
-def stretch_settings(stage: StageRecipe, num_processes: int, mixed_precision: str, seed: int) -> dict[str, Any]:
-    """Return the settings of a stage that go into the history for the model card."""
+def stretch_settings(
+    recipe: Recipe, stage: StageRecipe, num_processes: int, mixed_precision: str, seed: int
+) -> dict[str, Any]:
+    """Return the settings of a stage of a recipe that go into the history for the model card."""
     return {
         "learning_rate": stage.learning_rate,
         "lr_scheduler": stage.lr_scheduler,
         "images_per_step": stage.images_per_step * num_processes,
-        "loss_weighting": stage.loss_weighting,
+        **weighting_settings(stage),
+        "extra_losses": describe_extra_losses(recipe, stage),
         "batch_size": stage.batch_size,
         "joint_images": stage.joint_images,
         "num_processes": num_processes,
@@ -121,7 +127,7 @@ def _stretches(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
         told = with_new_names(told, StageRecipe.RENAMED) if isinstance(told, Mapping) else None
         if told is not None and stage is not None:
             last = here  # the previous stretch ended here
-        if entry["stage"] != stage or (told is not None and told != settings):
+        if entry["stage"] != stage or (told is not None and _differs(told, settings)):
             close()
             # A file that was lost and started again says where it begins, but not where the stage began.
             before = None if told is not None and stage is None and here != (0, 0) else last
@@ -129,6 +135,12 @@ def _stretches(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[_Part]]:
         last = here
     close()
     return found
+
+
+def _differs(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Return whether a setting has two values; one that only the newer version of this package recorded has not."""
+    common = settings.keys() & others.keys()
+    return settings != others and (not common or any(settings[name] != others[name] for name in common))
 
 
 def final_losses(entries: Sequence[Mapping[str, Any]], num_levels: int) -> list[LevelLoss]:
@@ -140,3 +152,14 @@ def final_losses(entries: Sequence[Mapping[str, Any]], num_levels: int) -> list[
         LevelLoss(newest.get(f"loss/level_{level}"), newest.get(f"validation_loss/level_{level}"))
         for level in range(num_levels)
     ]
+
+
+def final_metrics(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """Return the last values of validation metrics by name and side in pixels, smallest first."""
+    found: dict[str, dict[int, float]] = {}
+    for entry in entries:
+        for key, value in entry.items():
+            name = re.fullmatch(r"validation_(\w+)/(\d+)px", key)
+            if name is not None and value is not None:
+                found.setdefault(name[1], {})[int(name[2])] = value
+    return {name: dict(sorted(values.items())) for name, values in found.items()}

@@ -13,8 +13,9 @@ from diffusers_mdm.training.costs import compute_estimate
 from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.modules.text_encoder import build_text_encoder, count_text_parameters
 from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.optimizer import OptimizerRecipe, PostHocEmaRecipe
 from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe
-from diffusers_mdm.training.recipe.stage import PlateauRecipe
+from diffusers_mdm.training.recipe.stage import AlignmentRecipe, PlateauRecipe
 from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from diffusers_mdm.training.state.run import RunOptions
 from tests.pipelines.tiny_pipeline import make_text_encoder
@@ -43,7 +44,7 @@ def test_it_counts_the_parameters_that_a_run_has(text):
 def test_it_says_when_stages_end_and_what_a_step_is(text):
     assert "stage inner: levels 0-0, 8 pixels, 4 steps x 8 = 32 images" in text
     assert "a step: 16 images = 2 process(es) x 2 accumulated x 4" in text
-    assert "batch per level [4, 2], weights [1.0, 2.0], epsilon loss, lr 0.001 cosine" in text
+    assert "batch per level [4, 2], weights [1.0, 2.0], lr 0.001 cosine" in text
 
 
 def test_it_estimates_the_time_of_every_stage(text):
@@ -60,7 +61,33 @@ def test_an_end_by_metric_is_said(no_forward):
     )
     data = dataclasses.replace(TINY.data, validation_split="test")
     described = describe_run(dataclasses.replace(TINY, stages=(stage,), data=data))
-    assert "8 pixels, until 3 measurements, one every 50 steps, bring no gain, batch per level" in described
+    assert "until 3 measurements of the validation loss, one every 50 steps, bring no gain, batch per" in described
+
+
+def test_settings_of_the_whole_run_and_losses_of_each_stage_are_described(text):
+    for line in ("conditions: captions", "prediction: the levels predict v", "optimizer: AdamW"):
+        assert f"  {line}\n" in text
+    assert "  averages of the weights: EMA, with which the pipeline is saved\n" in text
+    assert text.count("    loss: squared error of the noise\n") == 2
+    assert "added loss" not in text
+    assert "validation metrics" not in text
+    recipe = dataclasses.replace(
+        TINY,
+        alignment=AlignmentRecipe("inception", stages=("outer",)),
+        optimizer=OptimizerRecipe(name="muon"),
+        post_hoc_ema=PostHocEmaRecipe(),
+        use_ema=False,
+        validation=dataclasses.replace(TINY.validation, metrics=("fid", "kid")),
+        stages=(dataclasses.replace(TINY.stages[0], loss_weighting="v"), TINY.stages[1]),
+    )
+    described = describe_run(recipe, RunOptions(Path("run"), validation_steps=100))
+    assert "  optimizer: Muon for matrices and AdamW for the rest\n" in described
+    assert "  averages of the weights: power-function averages of widths 0.05 and 0.1, with a snap" in described
+    assert "  validation metrics: fid and kid of 64 generated and as many held-out images, every 100" in described
+    inner, outer = described.split("  stage ")[1:]
+    assert "    loss: squared error of v\n" in inner
+    assert "added loss" not in inner
+    assert "    added loss: alignment of level 0 with inception, weight 0.5; its network is not counted" in outer
 
 
 def test_memory_is_a_sum_and_follows_the_options(monkeypatch):

@@ -163,3 +163,6 @@ def test_the_text_encoder_is_counted_where_it_is_in_memory(recipe, no_forward):
     half = dataclasses.replace(OPTIONS, mixed_precision="fp16")
     assert estimate_stage(frozen, frozen.stages[0], half, 1000).text_encoder == 2000
     assert estimate_stage(frozen, frozen.stages[0], OPTIONS, None).text_encoder is None
+    offloaded = dataclasses.replace(OPTIONS, offload=True)
+    assert estimate_stage(frozen, frozen.stages[0], offloaded, 1000).text_encoder == 0
+    assert estimate_stage(recipe, recipe.stages[0], offloaded, 1000).text_encoder == trained.text_encoder

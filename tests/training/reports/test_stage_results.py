@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from diffusers_mdm.training.reports.stage_results import final_losses, stage_results
+from diffusers_mdm.training.reports.stage_results import final_losses, final_metrics, stage_results
 from tests.training.tiny_run import learning_stage
 
 STAGES = (learning_stage(name="inner"), learning_stage(name="outer"))
@@ -42,6 +42,17 @@ def test_settings_of_an_earlier_version_have_their_new_names():
     assert (stretch.steps, stretch.settings) == (5, {"joint_images": 2})
 
 
+def test_settings_that_earlier_versions_did_not_record_make_no_difference():
+    rows = [
+        with_settings(0, 0, "inner", learning_rate=1e-3),
+        {"step": 3, "images": 12, "stage": "inner"},
+        with_settings(3, 12, "inner", learning_rate=1e-3, snr_gamma=5.0),
+        {"step": 5, "images": 20, "stage": "inner"},
+    ]
+    (stretch,) = stage_results(STAGES[:1], rows, [])
+    assert stretch.steps == 5
+
+
 def test_a_stage_that_went_on_in_another_way_has_a_stretch_for_each():
     rows = [
         with_settings(0, 0, "inner", learning_rate=1e-3, images_per_step=4),
@@ -76,3 +87,12 @@ def test_a_history_that_was_lost_and_begun_anew_tells_what_it_can():
 
 def test_last_losses_are_the_last_that_were_finite():
     assert final_losses(ROWS, 3) == [(0.4, 0.3), (0.7, None), (None, None)]
+
+
+def test_metrics_are_the_last_ones_of_each_side():
+    rows = [
+        {"step": 1, "validation_fid/8px": 9.0, "validation_loss/level_0": 1.0},
+        {"step": 2, "validation_fid/16px": 7.0, "validation_fid/8px": 5.0, "validation_kid/8px": None},
+    ]
+    assert final_metrics(rows) == {"fid": {8: 5.0, 16: 7.0}}
+    assert list(final_metrics(rows)["fid"]) == [8, 16]
