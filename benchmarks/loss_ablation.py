@@ -5,8 +5,8 @@ Every variant trains for the same number of floating-point operations (those of 
 do not depend on what else the machine does). It is then measured by what no variant minimises alone: the held-out
 squared error of v at the noise levels of the published schedule, whatever its own schedule is, and the kernel distance
 of features of Inception-v3 of generated images to those of held-out ones. The frozen network of alignment and of the
-perceptual loss is a small classifier of the same images, which is trained first; its operations are part of those of
-these two. A run that is cut off continues where it was.
+perceptual loss is a small classifier of the same images, which is trained first. Its operations are part of those of
+these two, but not where it is "given", as encoders are that one downloads. A run that is cut off goes on where it was.
 
 python benchmarks/loss_ablation.py --output_dir runs/losses
 """
@@ -21,7 +21,7 @@ import json
 import logging
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,14 +51,19 @@ INCEPTION_SIDE = 75  # the smallest; 16 pixels have no more details
 
 @dataclass(frozen=True)
 class Variant:
-    """A loss: fields of the stage, of the scheduler and of the recipe that differ."""
+    """A loss: fields of the stage, of the scheduler and of the recipe that differ, and whether the operations of the
+    classifier's training are its own.
+    """
 
     stage: Mapping[str, Any] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    trains_classifier: bool = False
 
 
 V = {"loss_weighting": "v"}
+ALIGNMENT = {"alignment": AlignmentRecipe("classifier", hidden_channels=128)}
+PERCEPTUAL = {"perceptual": PerceptualRecipe("classifier")}
 PLAIN = "epsilon (published)"
 VARIANTS = {
     PLAIN: Variant(),
@@ -68,8 +73,10 @@ VARIANTS = {
     "sigmoid, bias 0": Variant({"loss_weighting": "sigmoid", "sigmoid_bias": 0.0}),
     "sigmoid, bias -2": Variant({"loss_weighting": "sigmoid", "sigmoid_bias": -2.0}),
     "v, rectified flow": Variant(V, {"beta_schedule": "rectified_flow"}),
-    "v, alignment": Variant(V, recipe={"alignment": AlignmentRecipe("classifier", hidden_channels=128)}),
-    "v, perceptual": Variant(V, recipe={"perceptual": PerceptualRecipe("classifier")}),
+    "v, alignment": Variant(V, recipe=ALIGNMENT, trains_classifier=True),
+    "v, perceptual": Variant(V, recipe=PERCEPTUAL, trains_classifier=True),
+    "v, alignment, classifier given": Variant(V, recipe=ALIGNMENT),
+    "v, perceptual, classifier given": Variant(V, recipe=PERCEPTUAL),
 }
 
 
@@ -150,6 +157,18 @@ def operations_per_step(recipe: Recipe, variant: Variant, folder: Path) -> int:
     return counts[1] - counts[0]
 
 
+def operations_of(names: Iterable[str], recipe: Recipe, folder: Path) -> dict[str, int]:
+    """Return the operations of a step of each variant, counted once for all that only weight errors differently."""
+    counted: dict[tuple[Any, ...], int] = {}
+    costs = {}
+    for name in names:
+        kind = tuple(VARIANTS[name].recipe.items())
+        if kind not in counted:
+            counted[kind] = operations_per_step(recipe, VARIANTS[name], folder)
+        costs[name] = counted[kind]
+    return costs
+
+
 def equal_steps(costs: Mapping[str, int], steps: int, classifier: int) -> dict[str, int]:
     """Return for how many steps each variant trains.
 
@@ -159,7 +178,7 @@ def equal_steps(costs: Mapping[str, int], steps: int, classifier: int) -> dict[s
         classifier: operations of the training of the classifier.
     """
     total = steps * costs[PLAIN]
-    spent = {name: classifier if VARIANTS[name].recipe else 0 for name in costs}
+    spent = {name: classifier if VARIANTS[name].trains_classifier else 0 for name in costs}
     return {name: max(1, round((total - spent[name]) / cost)) for name, cost in costs.items()}
 
 
@@ -274,10 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     trained: list[Classifier] = []
     spent = count_flops(lambda: trained.append(trained_classifier(recipe, args.classifier_steps)))
     NETWORKS["classifier"] = lambda side, device: trained[0]
-    costs = {
-        name: operations_per_step(recipe, VARIANTS[name], args.output_dir / "counted")
-        for name in dict.fromkeys([PLAIN, *args.variants])
-    }
+    costs = operations_of(dict.fromkeys([PLAIN, *args.variants]), recipe, args.output_dir / "counted")
     steps, model_dir = equal_steps(costs, args.steps, spent), args.output_dir / "model"
     for seed, name in itertools.product(range(args.num_seeds), args.variants):
         found = report["variants"].setdefault(name, {"operations_per_step": costs[name], "steps": steps[name]})

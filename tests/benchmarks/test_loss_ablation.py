@@ -35,9 +35,9 @@ def test_the_table_has_errors_where_there_are_several_seeds():
 
 
 def test_variants_have_the_operations_of_the_plain_loss():
-    costs = {"epsilon (published)": 100, "v": 100, "v, alignment": 125, "v, perceptual": 250}
+    costs = {"epsilon (published)": 100, "v": 100, "v, alignment": 125, "v, perceptual, classifier given": 250}
     steps = loss_ablation.equal_steps(costs, steps=300, classifier=5000)
-    assert steps == {"epsilon (published)": 300, "v": 300, "v, alignment": 200, "v, perceptual": 100}
+    assert list(steps.values()) == [300, 300, 200, 120]
 
 
 @pytest.mark.slow
