@@ -237,17 +237,28 @@ def held_out(recipe: Recipe, number: int) -> Batch:
 
 
 def table(variants: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a Markdown table of means and standard errors."""
-
-    def spelled(found: Mapping[str, Any], key: str) -> str:
-        mean, error = found[key]
-        return f"{mean:.4f}" if error is None else f"{mean:.4f} ± {error:.4f}"
-
-    lines = ["| loss | steps | held-out error of v | kernel distance |", "|---|--:|--:|--:|"]
+    """Return a Markdown table of means and standard errors, and of the differences from the first variant within each
+    seed, which do not depend on how good a seed is for all of them.
+    """
+    plain = next(iter(variants.values()))["runs"]
+    lines = [
+        "| loss | steps | held-out error of v | difference | kernel distance | difference |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     for name, found in variants.items():
-        values = [spelled(found, key) for key in ("held_out_v", "kernel_distance")]
-        lines.append(f"| {name} | {found['steps']} | {' | '.join(values)} |")
+        cells = [name, str(found["steps"])]
+        for key in ("held_out_v", "kernel_distance"):
+            values = [run[key] for run in found["runs"]]
+            differences = [value - run[key] for value, run in zip(values, plain, strict=False)]
+            cells += [spelled(values, ".4f"), "" if found["runs"] is plain else spelled(differences, "+.4f")]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def spelled(values: Sequence[float], form: str) -> str:
+    """Return the mean of values of several seeds, with its standard error if there is more than one."""
+    error = f" ± {standard_error(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{error}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -303,9 +314,6 @@ def main(argv: list[str] | None = None) -> None:
         shutil.rmtree(model_dir, ignore_errors=True)
         train(variant_recipe(recipe, VARIANTS[name], steps[name]), model_dir, seed)
         runs.append(measured(model_dir, truth, network, real))
-        for key in runs[0]:
-            values = [run[key] for run in runs]
-            found[key] = [statistics.fmean(values), standard_error(values) if len(values) > 1 else None]
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(name, seed, runs[-1], f"{steps[name]} steps", flush=True)
     print(table(report["variants"]))
