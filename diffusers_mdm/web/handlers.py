@@ -203,14 +203,6 @@ class Handlers:
         running = self.sessions.stop(str(request.session_hash))
         return {self.shown.status: note("Stopped." if running else "There is no drawing to stop.")}
 
-    def turn_away(self) -> Updates:
-        """Tell a visitor that the queue is full, which ends the event before `draw` is called."""
-        most = self.limits.waiting
-        waiting = "1 drawing is" if most == 1 else f"{most} drawings are"
-        return {
-            self.shown.status: failure(f"{waiting} waiting already, and there is no room for more. Try again soon.")
-        }
-
     def close_page(self, request: gr.Request) -> None:
         """Stop the drawing of a page that was closed."""
         self.sessions.stop(str(request.session_hash))

@@ -153,8 +153,6 @@ def _connect(page: gr.Blocks, handlers: Handlers, buttons: dict[str, Any], link:
         show_progress_on=[shown.status],
         api_visibility="private",
     )
-    # The handler explains every mistake itself, so the event fails only where the queue is full.
-    drawing.failure(handlers.turn_away, None, [shown.status], **_AT_ONCE)
     # Cancelling takes a drawing out of the queue; the handler stops one that runs.
     buttons["stop"].click(handlers.stop, None, [shown.status], cancels=[drawing], **_AT_ONCE)
     shown.query.change(None, [shown.query], [link], js=_LINK_OF_QUERY, **_AT_ONCE)

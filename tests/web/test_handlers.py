@@ -147,12 +147,6 @@ def test_the_history_is_limited_and_can_be_reopened(handlers, values):
     assert "seed=2" in again[shown.query]
 
 
-def test_who_is_turned_away_is_told_how_many_wait(handlers):
-    (said,) = handlers.turn_away().values()
-    assert "16 drawings are waiting already" in said
-    assert 'role="alert"' in said
-
-
 def test_an_address_fills_the_fields(handlers):
     opened = handlers.open_page("task=classes&label=dog&seed=9&guidance=3,4&steps=7&level=0")
     fields = by_name(handlers.form, opened)
