@@ -27,7 +27,7 @@ demo: $(STAMP)
 		$(if $(PROMPTS),--prompts "$(PROMPTS)")
 
 test: $(STAMP)
-	$(TESTS) -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(STAMP)
 	$(TESTS) -m "slow or gpu"

@@ -19,6 +19,8 @@ import pytest
 import torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# Parts of the paths of test files; the other files follow in alphabetical order.
+LONGEST = ("tests/web/test_serving.py", "tests/training/loop/")
 # Tiny tensors gain nothing from many threads and lose a lot when machines are shared, with other workers for example.
 MAX_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
@@ -36,6 +38,15 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left alone with one of them in the end."""
+
+    def place(item: pytest.Item) -> int:
+        return next((place for place, part in enumerate(LONGEST) if part in item.nodeid), len(LONGEST))
+
+    items.sort(key=place)
 
 
 def available_devices() -> list:

@@ -75,7 +75,10 @@ def test_pixels_are_added_around_frames():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("outermost", [{}, {"temporal_spatial_ds": True, "num_temporal_attention_layers": None}])
+@pytest.mark.parametrize(
+    "outermost",
+    [{}, pytest.param({"temporal_spatial_ds": True, "num_temporal_attention_layers": None}, marks=pytest.mark.slow)],
+)
 def test_models_of_three_levels_go_there_and_back(tmp_path, outermost):
     yaml = {**wrapped(**outermost), "sample_image_size": 128}
     unet_config, _ = map_apple_config(text_weights(3), yaml)

@@ -35,7 +35,7 @@ def outer_level_on_disk(model: NestedUNetModel, folder: Any) -> NestedUNetModel:
     ).eval()
 
 
-OFFLOADS = [in_memory, on_disk, outer_level_on_disk]
+OFFLOADS = [in_memory, pytest.param(on_disk, marks=pytest.mark.slow), outer_level_on_disk]
 
 
 @torch.no_grad()
