@@ -14,9 +14,9 @@ SECONDS = 30
 
 @pytest.fixture(autouse=True)
 def soon():
-    start = time.monotonic()
+    start = time.process_time()
     yield
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def write(folder, text: str, name: str = "config"):

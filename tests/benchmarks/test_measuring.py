@@ -12,7 +12,8 @@ def test_calls_take_turns_after_one_round_of_warming_up():
     seconds = time_by_turns(calls, rounds=3)
     assert order == ["a", "b"] * 4
     assert [len(values) for values in seconds.values()] == [3, 3]
-    assert ratio_of_medians(seconds["b"], seconds["a"]) > 1
+    assert min(seconds["b"]) > 0.009
+    assert ratio_of_medians([0.3, 0.6, 9.0], [0.1, 0.3, 0.2]) == pytest.approx(3)
 
 
 def test_operations_of_matrix_product_convolution_and_attention():

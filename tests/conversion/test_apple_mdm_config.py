@@ -190,7 +190,7 @@ def build(name: str, path: str, value: object, as_arguments: bool) -> None:
 @pytest.mark.parametrize("value", ABSURD, ids=range(len(ABSURD)))
 def test_absurd_sizes_cost_nothing(key, value, as_arguments):
     # Each of these would otherwise build layers, or text, until memory ends.
-    start = time.monotonic()
+    start = time.process_time()
     if (key, value) == ("temporal_dim", -1):  # which means "not set"
         return
     if key == "attention_levels" and value in (10**9, [10**9] * 3):  # a resolution that the level does not have
@@ -198,7 +198,7 @@ def test_absurd_sizes_cost_nothing(key, value, as_arguments):
     with pytest.raises(ValueError, match=r"cannot be used|describes|entries") as refusal:
         build("unet", f"unet_config.{key}", value, as_arguments)
     assert len(str(refusal.value)) < 1000
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("as_arguments", [False, True])

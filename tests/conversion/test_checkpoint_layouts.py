@@ -88,7 +88,7 @@ def test_checkpoints_without_a_model_are_refused(checkpoint, message):
 
 
 def test_hostile_sizes_take_no_time():
-    start = time.monotonic()
+    start = time.process_time()
     itself: dict[str, object] = {}
     itself.update({str(number): itself for number in range(1000)})
     many = {str(number): number for number in range(200_000)}
@@ -103,7 +103,7 @@ def test_hostile_sizes_take_no_time():
     ):
         with pytest.raises(ValueError, match=r"no weights of a supported model|characters"):
             find_state_dict(checkpoint)
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30
 
 
 def test_a_subclass_of_dict_holds_weights(tmp_path):

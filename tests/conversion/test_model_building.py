@@ -58,7 +58,7 @@ def test_more_than_the_checkpoint_holds_is_refused_before_it_is_built(converted,
     config, weights = converted
     two = {"layers_per_block": ((1, 1), (1, 1)), "attention_layers_per_block": ((0, 1), (0, 0))}
     check_sizes({**config, **two}, weights)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match="The config describes"):
         build_model({**config, **two, key: value}, weights)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5

@@ -79,7 +79,7 @@ def test_inner_levels_alone():
 
 
 def test_names_that_no_model_has_are_refused_at_once():
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match="name of 4400006 characters"):
         count_levels({"inner_unet." * 400_000 + "weight": torch.ones(1)})
     with pytest.raises(ValueError, match=f"nests 18 levels; expected at most {MAX_LEVELS}"):
@@ -87,4 +87,4 @@ def test_names_that_no_model_has_are_refused_at_once():
     for wrong, message in (({}, "no named tensors"), ({1: torch.ones(1)}, "no named"), ({"a": 1}, "not tensors: a")):
         with pytest.raises(ValueError, match=message):
             check_names(wrong)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10

@@ -13,7 +13,7 @@ from tests.fetching.file_server import Behaviour, serving
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-FAST = Limits(timeout=5, attempts=3, pause=0.001)
+FAST = Limits(timeout=60, attempts=3, pause=0.001)
 
 
 def fetch(behaviour: Behaviour, target, expected: Expected | None = None, limits: Limits = FAST, path="/file") -> str:
@@ -135,9 +135,9 @@ def test_a_wrong_checksum_leaves_nothing_to_continue(tmp_path):
 
 
 def test_a_silent_server_is_left_after_the_timeout(tmp_path):
-    does = Behaviour(CONTENT, silence=1.0)
+    does = Behaviour(CONTENT, silence=2.0)
     with pytest.raises(OSError, match="150,000 bytes have arrived"):
-        fetch(does, tmp_path / "a.pth", limits=Limits(timeout=0.1, attempts=1, pause=0))
+        fetch(does, tmp_path / "a.pth", limits=Limits(timeout=0.5, attempts=1, pause=0))
 
 
 def test_errors_of_the_server_are_waited_out(tmp_path):
