@@ -345,6 +345,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=2.0, help="no point is begun after them (default 2)")
     parser.add_argument("--images", type=int, default=2048, help="that each row is trained on (default 2048)")
+    parser.add_argument("--num_different", type=int, default=1024, help="different ones at most (default 1024)")
     parser.add_argument("--num_drawn", type=int, default=64, help="images that are drawn and compared (default 64)")
     parser.add_argument("--seeds", type=int, default=3, help="of each row (default 3)")
     parser.add_argument("--birds", type=Path, help="folder of photographs with a held-out split, for their rows")
@@ -356,7 +357,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the rows and name what was skipped."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    settings = Settings(args.output_dir, args.images, num_drawn=args.num_drawn, seeds=args.seeds, birds=args.birds)
+    settings = Settings(args.output_dir, args.images, args.num_different, args.num_drawn, args.seeds, args.birds)
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     rows = [row for row in ROWS if args.rows is None or row.name in args.rows]
     skipped = run_all(settings, 3600 * args.hours, rows)
