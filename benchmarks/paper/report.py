@@ -144,8 +144,8 @@ def drawing_table(results: Sequence[Result]) -> Iterator[str]:
     yield "| model | drawing | seeds | distance | 16 px | 32 px | retrieval |"
     yield "|---|---|--:|--:|--:|--:|--:|"
     for row in ROWS:
-        for name in ("", *row.drawings) if row.drawings else ():
-            last = (points(results, row, name) or [[]])[-1]
+        for name in ("", *row.drawings) if row.drawings and points(results, row) else ():
+            last = _last(results, row, name)
             cells = [f"{row.name} ({row.data})", name or "as elsewhere", str(len(last))]
             cells += [cell(last, key) for key in ("distance", "distance_16", "distance_32")]
             has_classes = bool(last) and "retrieval" in last[0]
@@ -153,7 +153,27 @@ def drawing_table(results: Sequence[Result]) -> Iterator[str]:
 
 
 def claims(results: Sequence[Result]) -> Iterator[str]:
-    """Yield a line for each claim of the paper, and one for each choice that the paper leaves open."""
+    """Yield a line for each claim of the paper and for each choice that it leaves open, and one for what is left."""
+    left = []
+    for claim, better, other in compared(results):
+        if not better or not other:
+            left.append(claim)
+            continue
+        apart, said = compare(better, other)
+        small, small_said = compare(better, other, "distance_16")
+        at_16 = "" if math.isnan(small) else f" At 16 px alone: {verdict(small)} ({small_said})."
+        yield f"- {claim}: **{verdict(apart)}** ({said}).{at_16}"
+    few = _data_efficiency(results)
+    if few is None:
+        left.append("MDM loses less than simple diffusion with a tenth of the images")
+    else:
+        yield few
+    if left:
+        yield f"- Not measured in the time: {'; '.join(left)}."
+
+
+def compared(results: Sequence[Result]) -> Iterator[tuple[str, Sequence[Result], Sequence[Result]]]:
+    """Yield claims, and the results of what is said to be better and of what it is compared with."""
     by_name = {(row.name, row.data): row for row in ROWS}
     for data in (EMOJI, BIRDS):
         mdm = by_name[NAMES["mdm"], data]
@@ -161,58 +181,63 @@ def claims(results: Sequence[Result]) -> Iterator[str]:
         last = at_images(results, mdm, images)
         for other in ("plain", "cascade", "latent"):
             row = by_name[NAMES[other], data]
-            for view, entries in (
-                ("images", at_images(results, row, images)),
-                ("operations", at_flops(results, row, flops)),
-            ):
-                apart, said = compare(last, entries)
-                small, small_said = compare(last, entries, "distance_16")
-                at_16 = "" if math.isnan(small) else f"; at 16 px alone it {verdict(small)} ({small_said})"
-                yield f"- {data}: better than {row.name} after equal {view}: **{verdict(apart)}** ({said}){at_16}."
-    default = at_images(results, by_name[NAMES["mdm"], EMOJI], scale_of(results, by_name[NAMES["mdm"], EMOJI])[0])
-    for name, claim in CLAIMS.items():
-        better, sign = claim
-        found = (points(results, by_name[name, EMOJI]) or [[]])[-1]
-        apart, said = compare(*((found, default) if sign > 0 else (default, found)))
-        yield f"- {better}: **{verdict(apart)}** ({said})."
-    yield _data_efficiency(results, by_name)
+            seen, spent = at_images(results, row, images), at_flops(results, row, flops)
+            claim = f"{data}, MDM is better than {row.name} after equal"
+            if seen == spent:
+                yield f"{claim} images and operations", last, seen
+            else:
+                yield f"{claim} images", last, seen
+                yield f"{claim} operations", last, spent
+        for name in mdm.drawings:
+            yield f"{data}, MDM drawn with {name} is better than without", _last(results, mdm, name), last
+        for name, (claim, is_better) in CLAIMS.items():
+            if (name, data) in by_name:
+                found = _last(results, by_name[name, data])
+                yield f"{data}, {claim}", *((found, last) if is_better else (last, found))
 
 
-# Rows, what their comparison with Matryoshka diffusion claims, and 1 if it claims that the row is the better one.
+def _last(results: Sequence[Result], row: Row, drawing: str = "") -> Sequence[Result]:
+    return (points(results, row, drawing) or [[]])[-1]
+
+
+# Rows, what their comparison with Matryoshka diffusion claims, and whether the row is claimed to be the better one.
 CLAIMS = {
-    "inside out": ("training from the inside out is better than all levels from the start, equal operations", 1),
-    "loss of the outer level alone": ("the loss on all levels is better than on the outermost alone", -1),
-    "no shift": ("shifting the noise schedule of the outer level is better than not", -1),
-    "shift power 2": ("shift power 1 is better than 2", -1),
-    "three levels": ("two levels are better than three", -1),
+    "inside out": ("training from the inside out is better than all levels from the start, equal operations", True),
+    "loss of the outer level alone": ("the loss on all levels is better than on the outermost alone", False),
+    "no shift": ("shifting the noise schedule of the outer level is better than not", False),
+    "shift power 2": ("shift power 1 is better than 2", False),
+    "three levels": ("two levels are better than three", False),
     "outer level predicts the image": (
         "an outer level that predicts v is better than one that predicts the image",
-        -1,
+        False,
     ),
-    "outer level predicts the residual": ("an outer level that predicts v is better than one of the residual", -1),
+    "outer level predicts the residual": ("an outer level that predicts v is better than one of the residual", False),
     "half of the batch at the outer level": (
         "the whole batch at the outer level is better than half, equal images",
-        -1,
+        False,
     ),
-    "outer level weighs 4": ("equal weights are better than a weight of 4 for the outer level", -1),
-    "inside out, growing by the loss": ("growing when the loss stops falling is better than no growth", 1),
+    "outer level weighs 4": ("equal weights are better than a weight of 4 for the outer level", False),
+    "inside out, growing by the loss": ("growing when the loss stops falling is better than no growth", True),
 }
 
 
-def _data_efficiency(results: Sequence[Result], by_name: Mapping[tuple[str, str], Row]) -> str:
-    """Compare what a tenth of the images costs both methods."""
-    losses: list[tuple[float, float]] = []
+def _data_efficiency(results: Sequence[Result]) -> str | None:
+    """Compare what a tenth of the images costs both methods; None if one was not run."""
+    by_name = {row.name: row for row in ROWS if row.data == EMOJI}
+    rises: list[tuple[float, float]] = []
     for method, few in (("mdm", "mdm on 10 %"), ("plain", "simple on 10 %")):
-        pair = [(points(results, by_name[name, EMOJI]) or [[]])[-1] for name in (few, NAMES[method])]
-        if min(map(len, pair)) < 3:
-            return "- loses less than simple diffusion with a tenth of the images: **not decided** (too few seeds)."
-        (one, one_error), (all_of, all_error) = (mean_and_error([e["distance"] for e in entries]) for entries in pair)
-        losses.append((one - all_of, math.hypot(one_error, all_error)))
-    apart = (losses[1][0] - losses[0][0]) / math.hypot(losses[0][1], losses[1][1])
-    said = (
-        f"the distance rises by {losses[0][0]:.0f} and by {losses[1][0]:.0f}, {abs(apart):.1f} standard errors apart"
+        pair = [_last(results, by_name[name]) for name in (few, NAMES[method])]
+        if not all(pair):
+            return None
+        (one, one_error), (whole, error) = (mean_and_error([e["distance"] for e in entries]) for entries in pair)
+        # A single seed has no error, which leaves the difference undecided.
+        rises.append((one - whole, math.hypot(one_error, error) if min(map(len, pair)) > 2 else math.nan))
+    apart = (rises[1][0] - rises[0][0]) / math.hypot(rises[0][1], rises[1][1])
+    said = f"the distance rises by {rises[0][0]:.0f} and by {rises[1][0]:.0f}"
+    said += "; too few seeds" if math.isnan(apart) else f", {abs(apart):.1f} standard errors apart"
+    return (
+        f"- {EMOJI}, MDM loses less than simple diffusion with a tenth of the images: **{verdict(apart)}** ({said})."
     )
-    return f"- loses less than simple diffusion with a tenth of the images: **{verdict(apart)}** ({said})."
 
 
 def not_run(results: Sequence[Result]) -> Iterator[str]:
@@ -235,8 +260,8 @@ def plot(results: Sequence[Result], data: str, path: Path) -> None:
             panel.plot(across, list(map(statistics.fmean, values)), ".-", label=row.name)
             panel.fill_between(across, list(map(min, values)), list(map(max, values)), alpha=0.25)
         panel.set_xlabel({"images": "training images", "flops": "operations"}[key])
-        panel.set_yscale("log")
-        panel.grid(alpha=0.3, which="both")
+        panel.grid(alpha=0.3)
+    figure.axes[0].set_ylim(bottom=0)
     figure.axes[0].set_ylabel("sliced Wasserstein distance")
     figure.axes[0].legend(fontsize=7)
     figure.savefig(path, metadata={"Software": None})

@@ -91,7 +91,8 @@ def test_claims_need_seeds_and_a_difference(distances, seeds, said):
     results = [result(row, s, d + s) for row, d in zip((MDM, PLAIN), distances, strict=True) for s in range(seeds)]
     found = list(report.claims(results))
     assert said in found[0]
-    assert all("**not decided**" in line for line in found[6:])
+    assert len(found) == 2
+    assert found[1].startswith("- Not measured in the time: emoji, MDM is better than cascade after equal images")
 
 
 def test_few_images_are_compared_by_what_they_cost():
