@@ -27,6 +27,7 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Result = Mapping[str, Any]
 # Two means are called different if they are this many standard errors of their difference apart.
 DIFFERENT = 2.0
+FEW_IMAGES = "MDM loses less than simple diffusion with a tenth of the images"
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -165,7 +166,7 @@ def claims(results: Sequence[Result]) -> Iterator[str]:
         yield f"- {claim}: **{verdict(apart)}** ({said}).{at_16}"
     few = _data_efficiency(results)
     if few is None:
-        left.append("MDM loses less than simple diffusion with a tenth of the images")
+        left.append(f"{EMOJI}, {FEW_IMAGES}")
     else:
         yield few
     if left:
@@ -235,9 +236,7 @@ def _data_efficiency(results: Sequence[Result]) -> str | None:
     apart = (rises[1][0] - rises[0][0]) / math.hypot(rises[0][1], rises[1][1])
     said = f"the distance rises by {rises[0][0]:.0f} and by {rises[1][0]:.0f}"
     said += "; too few seeds" if math.isnan(apart) else f", {abs(apart):.1f} standard errors apart"
-    return (
-        f"- {EMOJI}, MDM loses less than simple diffusion with a tenth of the images: **{verdict(apart)}** ({said})."
-    )
+    return f"- {EMOJI}, {FEW_IMAGES}: **{verdict(apart)}** ({said})."
 
 
 def not_run(results: Sequence[Result]) -> Iterator[str]:
