@@ -127,12 +127,12 @@ def test_a_tiny_point_of_every_method_and_question_makes_a_report(tmp_path):
     found = {(entry["row"], entry["data"]) for entry in map(json.loads, first.splitlines())}
     assert found == {(row.name, row.data) for row in ROWS if row.name in names}
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
     report.write_report(out, page)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "stale" not in text
     assert "**not decided** (1 and 1 seeds of three were run)" in text
     assert {"emoji.png", "emoji-drawings.png"} < {path.name for path in (tmp_path / "results").iterdir()}
     kept = json.loads((tmp_path / "results" / f"{MDM.folder}.json").read_text())
