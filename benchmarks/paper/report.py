@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def cell(entries: Sequence[Result], key: str, digits: int = 0) -> str:
 
 def ablation_table(results: Sequence[Result]) -> Iterator[str]:
     """Yield the lines of the table of ablations, each with the row that it changes."""
-    yield "| question | row | seeds | images | operations | distance | 16 px | 32 px | held-out v error |"
+    yield "| question | row | seeds | images | operations | distance | 16 px | 32 px | validation loss |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for row in ROWS:
         found = points(results, row)
@@ -190,7 +191,11 @@ def compared(results: Sequence[Result]) -> Iterator[tuple[str, Sequence[Result],
                 yield f"{claim} images", last, seen
                 yield f"{claim} operations", last, spent
         for name in mdm.drawings:
-            yield f"{data}, MDM drawn with {name} is better than without", _last(results, mdm, name), last
+            yield (
+                f'{data}, MDM drawn with the setting "{name}" is better than without',
+                _last(results, mdm, name),
+                last,
+            )
         for name, (claim, is_better) in CLAIMS.items():
             if (name, data) in by_name:
                 found = _last(results, by_name[name, data])
@@ -276,7 +281,7 @@ def side_by_side(data: str, output_dir: Path, path: Path) -> bool:
     figure = Figure(figsize=(7.0, 0.8 * len(images)), dpi=90, layout="constrained")
     for panel, (name, strip) in zip(figure.subplots(len(images), 1), images.items(), strict=True):
         panel.imshow(strip, interpolation="nearest")
-        panel.set_ylabel(name.replace(" ", "\n", 1), rotation=0, ha="right", va="center", fontsize=7)
+        panel.set_ylabel(textwrap.fill(name, 16), rotation=0, ha="right", va="center", fontsize=7)
         panel.set_xticks([])
         panel.set_yticks([])
     figure.savefig(path, metadata={"Software": None})
