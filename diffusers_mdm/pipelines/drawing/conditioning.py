@@ -47,7 +47,7 @@ def encode_texts(
         tokens.
 
     Raises:
-        ValueError: a text contains a lone surrogate.
+        ValueError: as for `tokenize`.
     """
     tokens, mask = tokenize(texts, tokenizer, max_sequence_length)
     return encode_tokens(tokens, mask, text_encoder, device)
@@ -65,7 +65,7 @@ def tokenize(
             lower.
 
     Raises:
-        ValueError: a text contains a lone surrogate.
+        ValueError: a text contains a lone surrogate, or there is no token in any of them.
     """
     for text in texts:
         if not _is_encodable(text):
@@ -75,6 +75,11 @@ def tokenize(
     max_length = min(max_sequence_length, tokenizer.model_max_length, _LONGEST)
     with _TOKENIZING:
         tokens = tokenizer(texts, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
+        if not tokens.input_ids.shape[1]:
+            raise ValueError(
+                f"The tokenizer gives no token for {texts[0]!r}, and the text encoder needs at least one; use a "
+                "tokenizer that ends every text with an end-of-text token, as T5's does."
+            )
         # Only texts that fill all places may have been longer: no others are tokenised twice.
         full = tokens.attention_mask.sum(dim=1) >= max_length
         _warn_if_truncated([text for text, is_full in zip(texts, full, strict=True) if is_full], tokenizer, max_length)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from ...evaluation.features import INCEPTION_SIDE, InceptionFeatures
 
@@ -92,15 +92,14 @@ class TransformersMaps:
 
     def __init__(self, path: str, side: int | None, device: torch.device | str):
         try:
-            model: Any = AutoModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+            model = _image_encoder(path)
             processor = AutoImageProcessor.from_pretrained(path)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path!r} is neither one of {', '.join(map(repr, NETWORKS))}, nor a vision model of transformers "
                 f"with an image processor: {error}"
             ) from error
-        # Of models of images and texts, such as CLIP, only the image encoder is used.
-        self.network: Any = getattr(model, "vision_model", model).eval().requires_grad_(False).to(device)
+        self.network: Any = model.eval().requires_grad_(False).to(device)
         config = self.network.config
         own = getattr(config, "image_size", None)
         own = own[0] if isinstance(own, (list, tuple)) else own
@@ -125,6 +124,17 @@ class TransformersMaps:
         depths = [round((index + 1) * len(hidden) / _NUM_HIDDEN_LAYERS) - 1 for index in range(_NUM_HIDDEN_LAYERS)]
         chosen = [hidden[depth] for depth in dict.fromkeys(max(depth, 0) for depth in depths)]
         return [as_map(states, self.side, self.patch_size).float() for states in [*chosen[:-1], _last(output, hidden)]]
+
+
+def _image_encoder(path: str) -> Any:
+    """Load a vision model, or the image encoder of a model of images and texts, such as CLIP."""
+    options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+    model: Any = AutoModel.from_pretrained(path, **options)
+    encoder = getattr(model, "vision_model", model)
+    if isinstance(encoder, PreTrainedModel):
+        return encoder
+    # In older releases of transformers (5.0), the encoder inside such a model is a plain module without hidden states.
+    return AutoModel.from_pretrained(path, config=model.config.vision_config, **options)
 
 
 def open_network(name: str, side: int | None, device: torch.device | str) -> FrozenNetwork:

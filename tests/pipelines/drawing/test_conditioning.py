@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from diffusers.utils import logging as host_logging
+from tokenizers import processors
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
 
 from diffusers_mdm import MDMPipeline
@@ -128,3 +129,13 @@ def test_a_pipeline_without_text_encoder_says_so(pipe):
     pipe.text_encoder = None
     with pytest.raises(ValueError, match="no text encoder"):
         draw(pipe)
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_named(text_pipe):
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    with pytest.raises(ValueError, match=r"no token for ''.*end-of-text"):
+        encode_texts([""], tokenizer, text_pipe.text_encoder, torch.device("cpu"), 64)
+    features, mask = encode_texts(["red", ""], tokenizer, text_pipe.text_encoder, torch.device("cpu"), 64)
+    assert mask.sum(dim=1).tolist() == [1, 0]
+    assert not features[1].any()
