@@ -50,7 +50,7 @@ def with_fields(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
         section = getattr(recipe, name)
         if name in SECTIONS and value is not None:
             value = SECTIONS[name](**value)
-        elif dataclasses.is_dataclass(section):
+        elif value is not None and dataclasses.is_dataclass(section):
             value = dataclasses.replace(section, **value)
         changed[name] = value
     return dataclasses.replace(recipe, **changed)
