@@ -281,7 +281,7 @@ def side_by_side(data: str, output_dir: Path, path: Path) -> bool:
     figure = Figure(figsize=(7.0, 0.8 * len(images)), dpi=90, layout="constrained")
     for panel, (name, strip) in zip(figure.subplots(len(images), 1), images.items(), strict=True):
         panel.imshow(strip, interpolation="nearest")
-        panel.set_ylabel(textwrap.fill(name, 16), rotation=0, ha="right", va="center", fontsize=7)
+        panel.set_ylabel(textwrap.fill(name, 12), rotation=0, ha="right", va="center", fontsize=7)
         panel.set_xticks([])
         panel.set_yticks([])
     figure.savefig(path, metadata={"Software": None})
