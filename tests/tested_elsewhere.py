@@ -7,6 +7,7 @@ _SOURCES = "what is read is compared with what other kinds of data give"
 _FAMILIES = "all families of optimizers are put through the same tests"
 _RUNS = "it is a few calls in order, which only a run shows to be right"
 _BLOCKS = "blocks are tested by the images that they give together"
+_FLAGS = "it passes flags on to what is tested there"
 _DOORS = "it adds flags to what other tests run"
 
 TESTED_ELSEWHERE = {
@@ -17,17 +18,20 @@ TESTED_ELSEWHERE = {
     "fetching/card.py": ("cli/test_fetch.py", "it is written into the folder that is tested there"),
     "cli/generating/generate_flags.py": ("cli/test_generate.py", _STRUCTURES),
     "cli/info.py": ("cli/test_model_facts.py", _DOORS),
-    "cli/precompute.py": ("commands/test_precompute_text_embeddings.py", "the script is the same command"),
+    "cli/training/precompute.py": ("commands/test_precompute_text_embeddings.py", "the script is the same command"),
     "cli/registry.py": ("commands/test_help.py", _STRUCTURES),
-    "cli/train.py": ("commands/test_help.py", _DOORS),
+    "cli/training/train.py": ("commands/test_help.py", _DOORS),
     "evaluation/images.py": ("evaluation/test_reference.py", "references are computed from these sets of images"),
     "evaluation/report.py": ("evaluation/test_score.py", "it formats the scores that are computed there"),
     "modular/before_denoise.py": ("modular/test_pipeline.py", _BLOCKS),
     "modular/denoise.py": ("modular/test_pipeline.py", _BLOCKS),
     "modular/state.py": ("modular/test_pipeline.py", _BLOCKS),
-    "cli/shards.py": ("training/data/shards/test_writer.py", "it passes flags on to what is tested there"),
-    "cli/estimate.py": ("training/costs/test_compute_estimate.py", "it passes flags on to what is tested there"),
-    "cli/autoencoder.py": ("training/loop/test_autoencoder.py", "it passes flags on to what is tested there"),
+    "cli/training/shards.py": ("training/data/shards/test_writer.py", _FLAGS),
+    "cli/training/estimate.py": (
+        "training/costs/test_compute_estimate.py",
+        _FLAGS,
+    ),
+    "cli/training/autoencoder.py": ("training/loop/test_autoencoder.py", _FLAGS),
     "models/temporal.py": ("models/test_frames.py", "its layers run on the layouts that are tested there"),
     "pipelines/drawing/guidance/diffusers_guiders.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),
     "pipelines/drawing/guidance/interval.py": ("pipelines/drawing/guidance/test_methods.py", _GUIDANCE),

@@ -11,7 +11,7 @@ PARSES_FIRST = True  # see diffusers_mdm/__init__.py
 import sys
 from collections.abc import Sequence
 
-from diffusers_mdm.cli import autoencoder
+from diffusers_mdm.cli.training import autoencoder
 from diffusers_mdm.command_parsing import mistakes_in_one_line
 
 

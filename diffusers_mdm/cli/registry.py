@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `diffusers-mdm`. A new one is a line here and a module beside this one."""
+"""The commands of `diffusers-mdm`. A new one is a line here and a module beside this one or in a folder here."""
 
 from .. import __version__
 from .command import Command, CommandGroup
@@ -20,10 +20,10 @@ Matryoshka Diffusion Models: generate images, classes and clips, train and evalu
         Command("info", "describe a model: levels, parameters, schedule, sizes, memory", "info"),
         Command("fetch", "download and convert a model that the authors of MDM have published", "fetch"),
         Command("demo", "open a web page on which all levels can be watched", "demo"),
-        Command("train", "train or fine-tune a model", "train:TRAIN"),
-        Command("estimate", "estimate the GPU hours of a recipe", "estimate"),
-        Command("shards", "write a streamed data set as WebDataset shards", "shards"),
-        Command("precompute", "encode all captions of a data set once, before training", "precompute"),
+        Command("train", "train or fine-tune a model", "training.train:TRAIN"),
+        Command("estimate", "estimate the GPU hours of a recipe", "training.estimate"),
+        Command("shards", "write a streamed data set as WebDataset shards", "training.shards"),
+        Command("precompute", "encode all captions of a data set once, before training", "training.precompute"),
         Command(
             "reconstruct-ema",
             "save a finished run with averaged weights of another width",

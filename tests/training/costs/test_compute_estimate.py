@@ -9,7 +9,7 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusers_mdm.cli import estimate
+from diffusers_mdm.cli.training import estimate
 from diffusers_mdm.training.commands.dry_run import describe_run
 from diffusers_mdm.training.costs.compute_estimate import Gpu, describe_compute, estimate_compute, forward_flops
 from diffusers_mdm.training.loop.start import build_unet

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from diffusers_mdm import DiffusionPipeline
-from diffusers_mdm.cli import autoencoder
+from diffusers_mdm.cli.training import autoencoder
 from diffusers_mdm.training.loop.autoencoder import (
     AutoencoderRecipe,
     build_autoencoder,

@@ -10,7 +10,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from diffusers_mdm.cli import shards
+from diffusers_mdm.cli.training import shards
 from diffusers_mdm.training.data.shards.samples import ListedSamples
 from diffusers_mdm.training.data.shards.writer import ShardSource, image_file, write_shards
 from diffusers_mdm.training.data.skip_budget import SkipBudget

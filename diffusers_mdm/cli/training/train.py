@@ -5,10 +5,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..training.commands.kinds import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO, UNCONDITIONAL, CommandKind
-from ..training.commands.parser import build_parser
-from ..training.commands.run_command import run_command
-from .command import Command, CommandGroup
+from ...training.commands.kinds import CLASS_CONDITIONAL, TEXT_TO_IMAGE, TEXT_TO_VIDEO, UNCONDITIONAL, CommandKind
+from ...training.commands.parser import build_parser
+from ...training.commands.run_command import run_command
+from ..command import Command, CommandGroup
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ Train a model stage by stage from the inside out, from a recipe, or fine-tune a 
 For several processes, put `accelerate launch -m diffusers_mdm` in place of `diffusers-mdm`.
 """,
     (
-        Command("text-to-image", "train on captioned images", "train:text_to_image"),
-        Command("class-conditional", "train on images with classes", "train:class_conditional"),
-        Command("unconditional", "train on images without captions", "train:unconditional"),
-        Command("text-to-video", "train on captioned clips", "train:text_to_video"),
-        Command("autoencoder", "train a small autoencoder, for models on latents", "autoencoder"),
+        Command("text-to-image", "train on captioned images", "training.train:text_to_image"),
+        Command("class-conditional", "train on images with classes", "training.train:class_conditional"),
+        Command("unconditional", "train on images without captions", "training.train:unconditional"),
+        Command("text-to-video", "train on captioned clips", "training.train:text_to_video"),
+        Command("autoencoder", "train a small autoencoder, for models on latents", "training.autoencoder"),
     ),
 )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..command_parsing import OneLineParser
-from ..training.commands.flag_values import count, natural
+from ...command_parsing import OneLineParser
+from ...training.commands.flag_values import count, natural
 
 DESCRIPTION = """\
 Stream a data set from the Hub or a folder, and write it as WebDataset shards for --shards, without loading all of it.
@@ -50,7 +50,7 @@ def run(program: str, arguments: Sequence[str]) -> int:
     given: dict[str, Any] = vars(build_parser(program).parse_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     folder = given.pop("output_dir")
-    from ..training.data.shards.writer import ShardSource, write_shards
+    from ...training.data.shards.writer import ShardSource, write_shards
 
     written = write_shards(ShardSource(**given), folder)
     print(f"{written:,} samples were written into {folder}.")

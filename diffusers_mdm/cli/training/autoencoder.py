@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..command_parsing import OneLineParser
-from ..training.commands.flag_values import count, number
+from ...command_parsing import OneLineParser
+from ...training.commands.flag_values import count, number
 
 DESCRIPTION = """\
 Train a small AutoencoderKL on images, for a model on latents (`vae: {{pretrained: ...}}` in its recipe).
@@ -67,8 +67,8 @@ def run(program: str, arguments: Sequence[str]) -> int:
         given["block_out_channels"] = tuple(given["block_out_channels"])
     from accelerate import PartialState
 
-    from ..training.loop.autoencoder import AutoencoderRecipe, train_autoencoder
-    from ..training.recipe.data import DataRecipe
+    from ...training.loop.autoencoder import AutoencoderRecipe, train_autoencoder
+    from ...training.recipe.data import DataRecipe
 
     train_autoencoder(AutoencoderRecipe(**given), DataRecipe(**data), folder, device or PartialState().device)
     return 0

@@ -5,8 +5,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command_parsing import OneLineParser
-from ..training.commands.flag_values import count, number
+from ...command_parsing import OneLineParser
+from ...training.commands.flag_values import count, number
 
 DESCRIPTION = """\
 Estimate the GPU hours of a recipe: the operations of every stage, counted on a model without weights, divided by the
@@ -37,8 +37,8 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 def run(program: str, arguments: Sequence[str]) -> int:
     """Print the estimate."""
     args = build_parser(program).parse_args(arguments)
-    from ..training.costs.compute_estimate import Gpu, describe_compute
-    from ..training.recipe.loading import find_recipe, load_recipe
+    from ...training.costs.compute_estimate import Gpu, describe_compute
+    from ...training.recipe.loading import find_recipe, load_recipe
 
     print(
         describe_compute(load_recipe(find_recipe(args.recipe)), Gpu(args.tflops, args.utilisation), args.num_processes)

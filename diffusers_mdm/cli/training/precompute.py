@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command_parsing import OneLineParser
-from ..training.commands.data_flags import DATA
-from ..training.commands.flag_table import FLAGS, SAVE_PRECISIONS
-from ..training.commands.flag_values import Flag, count
-from ..training.commands.parser import add_flag, given_flags
+from ...command_parsing import OneLineParser
+from ...training.commands.data_flags import DATA
+from ...training.commands.flag_table import FLAGS, SAVE_PRECISIONS
+from ...training.commands.flag_values import Flag, count
+from ...training.commands.parser import add_flag, given_flags
 
 DESCRIPTION = """\
 Encode all captions of a data set once, so that training needs no text encoder in memory.
@@ -61,7 +61,7 @@ def run(program: str, arguments: Sequence[str]) -> int:
     given = given_flags(build_parser(program), arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     folder = given.pop("embeddings_dir")
-    from ..training.commands.caption_encoding import encode_captions
+    from ...training.commands.caption_encoding import encode_captions
 
     encode_captions(given, folder)
     return 0
