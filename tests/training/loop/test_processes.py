@@ -216,8 +216,11 @@ def test_other_optimizers_learn_on_two_processes_as_on_one(name, config, images_
     two = train(images_dir, tmp_path / "two", {**layout, "batch_size": 4}, config, **fields)
     if config in SHARDING:
         assert_was_sharded(two)
+    # With 8 bits, a second moment that is rounded to zero or to the smallest code, depending on the last digit of a
+    # gradient, changes the next update entirely, so only the first steps can be compared.
+    step = "checkpoint-2" if name == "adamw_8bit" else "checkpoint-8"
     # Muon makes small singular values, of which rounding is a larger part, as large as the others.
-    assert_close(one / "checkpoint-8", two / "checkpoint-8", 1e-2 if name == "muon" else 1e-3)
+    assert_close(one / step, two / step, 1e-2 if name == "muon" else 1e-3)
 
 
 @pytest.mark.slow
