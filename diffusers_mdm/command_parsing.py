@@ -6,6 +6,7 @@ once.
 import argparse
 import contextlib
 import difflib
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -61,3 +62,20 @@ class OneLineParser(argparse.ArgumentParser):
     def _plain_names(self) -> dict[str, str]:
         """Return the flags by their names with - replaced by _."""
         return {flag.replace("-", "_"): flag for flag in self._option_string_actions}
+
+
+def command_parser(
+    program: str | None, description: str, *, max_help_position: int = 24, **settings: Any
+) -> OneLineParser:
+    """Return the parser of a command: its description keeps its lines, and its flags cannot be abbreviated.
+
+    Args:
+        program: what users type to call the command, for its messages; None for the name of the script.
+        description: what its help begins with.
+        max_help_position: column in which the explanations of flags begin at the latest.
+        settings: other arguments of `argparse.ArgumentParser`.
+    """
+    formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=max_help_position)
+    return OneLineParser(
+        prog=program, description=description, formatter_class=formatter, allow_abbrev=False, **settings
+    )

@@ -3,7 +3,7 @@
 
 import pytest
 
-from diffusers_mdm.command_parsing import OneLineParser, did_you_mean, mistakes_in_one_line, one_line
+from diffusers_mdm.command_parsing import OneLineParser, command_parser, did_you_mean, mistakes_in_one_line, one_line
 
 
 def test_messages_have_one_line():
@@ -40,3 +40,12 @@ def test_unknown_words_are_one_line(word, message, capsys):
     assert error.startswith("draw: error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_parsers_of_commands_keep_lines_and_take_whole_flags_only(capsys):
+    parser = command_parser("draw", "Draw.\n\n  draw --steps 3", max_help_position=20)
+    parser.add_argument("--steps", help="how many")
+    assert "\n  draw --steps 3\n" in parser.format_help()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--ste", "3"])
+    assert "did you mean --steps?" in capsys.readouterr().err

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..command_parsing import OneLineParser, did_you_mean
+from ..command_parsing import command_parser, did_you_mean
 
 USAGE_ERROR = 2  # exit code of argparse for typing mistakes
 
@@ -69,12 +68,11 @@ class CommandGroup:
 
     def build_parser(self, program: str) -> argparse.ArgumentParser:
         """Return the parser of the group itself, which only knows the names of its commands."""
-        parser = OneLineParser(
-            prog=program,
+        parser = command_parser(
+            program,
+            self.description,
             usage=f"{program} COMMAND [arguments]\n       {program} COMMAND --help",
-            description=self.description,
-            formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
-            allow_abbrev=False,
+            max_help_position=28,
         )
         if self.version is not None:
             parser.add_argument("--version", action="version", version=f"{program} {self.version}")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..command_parsing import OneLineParser
+from ..command_parsing import command_parser
 from .command import CommandGroup, Program
 
 # Set by the shell while it asks for completions: 1 + the number of words before the program's name.
@@ -28,12 +28,7 @@ Print code that makes the shell complete commands, flags and their values. Put i
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program))
     parser.add_argument("shell", choices=SHELLS, help="which shell the code is for")
     return parser
 

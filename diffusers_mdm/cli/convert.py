@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..command_parsing import OneLineParser
+from ..command_parsing import command_parser
 from ..conversion.command_line import add_folder_arguments, run_command
 from .command import Command, CommandGroup
 
@@ -29,12 +29,7 @@ class Converter:
 
     def build_parser(self, program: str) -> argparse.ArgumentParser:
         """Return the parser."""
-        parser = OneLineParser(
-            prog=program,
-            description=self.description.format(program),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        parser = command_parser(program, self.description.format(program))
         self.add_arguments(parser)
         return parser
 

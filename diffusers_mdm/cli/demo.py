@@ -2,12 +2,11 @@
 """`diffusers-mdm demo`: a web page on which every level of a drawing can be watched, or a Hugging Face Space of it."""
 
 import argparse
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..command_parsing import OneLineParser
+from ..command_parsing import command_parser
 from ..training.commands.flag_values import count
 
 DESCRIPTION = """\
@@ -36,12 +35,7 @@ LIMITS = {
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32),
-        allow_abbrev=False,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program), max_help_position=32)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="pipeline folders or Hub ids")
     server = parser.add_argument_group("server")
     server.add_argument(

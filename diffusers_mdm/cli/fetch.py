@@ -2,13 +2,12 @@
 """`diffusers-mdm fetch`: download a published checkpoint, convert it, and describe where it comes from."""
 
 import argparse
-import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..command_parsing import OneLineParser
+from ..command_parsing import command_parser
 from ..conversion.command_line import DTYPE_NAMES
 from ..fetching.published import CHECKPOINTS, LICENCE_LINK, PUBLISHER, TEXT_ENCODER, PublishedCheckpoint
 from ..training.commands.flag_values import count, number
@@ -28,12 +27,7 @@ checksums; the one of the file is in the card, to compare.
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30),
-        allow_abbrev=False,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program), max_help_position=30)
     known = "; ".join(f"{one.name}: {one.about}" for one in CHECKPOINTS.values())
     parser.add_argument("name", choices=tuple(CHECKPOINTS), metavar="NAME", help=known)
     parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="folder to create")

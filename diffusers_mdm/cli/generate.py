@@ -2,12 +2,11 @@
 """`diffusers-mdm generate`: images or clips for prompts or classes, as files."""
 
 import argparse
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command_parsing import OneLineParser
+from ..command_parsing import command_parser
 from .generating import generate_flags as flags
 
 DESCRIPTION = """\
@@ -26,12 +25,7 @@ on the other files; PNG files contain these settings as text.
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32),
-        allow_abbrev=False,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program), max_help_position=32)
     parser.add_argument("model", metavar="MODEL", help="pipeline folder or Hub id")
     flags.add_contents(parser.add_argument_group("what to generate"))
     flags.add_drawing(parser.add_argument_group("how to generate it"))

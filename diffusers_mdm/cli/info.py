@@ -2,11 +2,10 @@
 """`diffusers-mdm info`: what a model consists of, without loading its weights."""
 
 import argparse
-import functools
 import json
 from collections.abc import Sequence
 
-from ..command_parsing import OneLineParser
+from ..command_parsing import command_parser
 from ..training.commands.flag_values import count
 
 DESCRIPTION = """\
@@ -22,12 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
-        allow_abbrev=False,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program), max_help_position=28)
     parser.add_argument("model", metavar="MODEL", help="pipeline or model folder, or Hub id")
     parser.add_argument("--batch_size", type=count, default=1, metavar="N", help="for the memory (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for the memory (default float32)")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...command_parsing import OneLineParser
+from ...command_parsing import command_parser
 from ...training.commands.flag_values import count, number
 
 DESCRIPTION = """\
@@ -22,13 +22,7 @@ more, prefer an autoencoder that others have trained.
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser; flags that are not given are absent from its result."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program), argument_default=argparse.SUPPRESS)
     where = parser.add_argument_group("data and output")
     where.add_argument("--train_data_dir", required=True, help="folder of images or parquet files, or a Hub data set")
     where.add_argument("--image_column", help="column with the images (default image)")

@@ -4,8 +4,9 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ...command_parsing import OneLineParser
+from ...command_parsing import command_parser
 from ...training.commands.flag_values import count, number
 
 DESCRIPTION = """\
@@ -20,27 +21,21 @@ training steps of the published models with batches of 16 images a tenth of that
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Return the parser; flags that are not given are absent from its result."""
+    parser = command_parser(program, DESCRIPTION.format(program), argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", type=Path, required=True, help="file, or the name of a recipe of the package")
-    parser.add_argument("--num_processes", type=count, default=1, help="GPUs that share a step (default 1)")
-    parser.add_argument("--tflops", type=number, default=800.0, help="rate of one GPU, TFLOP/s (default 800)")
-    parser.add_argument("--utilisation", type=number, default=0.1, help="fraction of it that is reached (default 0.1)")
+    parser.add_argument("--num_processes", type=count, help="GPUs that share a step (default 1)")
+    parser.add_argument("--tflops", type=number, help="rate of one GPU, TFLOP/s (default 800)")
+    parser.add_argument("--utilisation", type=number, help="fraction of it that is reached (default 0.1)")
     return parser
 
 
 def run(program: str, arguments: Sequence[str]) -> int:
     """Print the estimate."""
-    args = build_parser(program).parse_args(arguments)
+    given: dict[str, Any] = vars(build_parser(program).parse_args(arguments))
     from ...training.costs.compute_estimate import Gpu, describe_compute
     from ...training.recipe.loading import find_recipe, load_recipe
 
-    print(
-        describe_compute(load_recipe(find_recipe(args.recipe)), Gpu(args.tflops, args.utilisation), args.num_processes)
-    )
+    recipe, num_processes = load_recipe(find_recipe(given.pop("recipe"))), given.pop("num_processes", 1)
+    print(describe_compute(recipe, Gpu(**given), num_processes))
     return 0

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...command_parsing import OneLineParser
+from ...command_parsing import command_parser
 from ...training.commands.data_flags import DATA
 from ...training.commands.flag_table import FLAGS, SAVE_PRECISIONS
 from ...training.commands.flag_values import Flag, count
@@ -41,13 +41,7 @@ OWN = (
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser; flags that are not given are absent from its result."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program), argument_default=argparse.SUPPRESS)
     parser.add_argument("--embeddings_dir", type=Path, required=True, metavar="FOLDER", help="folder for the features")
     for title, flags in {"as in training": SHARED, "here alone": OWN}.items():
         group = parser.add_argument_group(title)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...command_parsing import OneLineParser
+from ...command_parsing import command_parser
 from ...training.commands.flag_values import count, natural
 
 DESCRIPTION = """\
@@ -21,13 +21,7 @@ The same command continues where it was interrupted. Images keep their files, un
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser; flags that are not given are absent from its result."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program), argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--dataset_name", dest="path", required=True, help="data set on the Hub, or folder of parquet or tar files")
     add("--dataset_config_name", dest="config_name", help="configuration of the data set")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...command_parsing import OneLineParser
+from ...command_parsing import command_parser
 from .flag_table import SAVE_PRECISIONS
 from .flag_values import count, number
 
@@ -22,12 +22,7 @@ al. 2024): try some from 0.03 to 0.25, and keep the one that scores best.
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = OneLineParser(
-        prog=program,
-        description=DESCRIPTION.format(program),
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(program, DESCRIPTION.format(program))
     parser.add_argument("--run_dir", type=Path, required=True, metavar="FOLDER", help="output folder of the run")
     parser.add_argument("--sigma_rel", type=number, required=True, metavar="NUMBER", help="width of the average")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="new folder for the result")

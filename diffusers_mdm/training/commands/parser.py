@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from ...command_parsing import OneLineParser
+from ...command_parsing import command_parser
 from .flag_table import ALIASES, FLAGS, GROUPS
 from .flag_values import Flag
 from .inapplicable_flags import ALWAYS_SO, REASONS
@@ -34,14 +34,7 @@ def build_parser(description: str = TEXT_TO_IMAGE.description, program: str | No
         description: the beginning of its `--help`.
         program: its name in messages; by default that of the script.
     """
-    parser = OneLineParser(
-        prog=program,
-        usage=USAGE,
-        description=description,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(program, description, usage=USAGE, argument_default=argparse.SUPPRESS)
     for title, flags in GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ....command_parsing import OneLineParser
+from ....command_parsing import command_parser
 
 FEATURES = ("inception", "dinov2", "clip")
 OF_CAPTIONS = ("clip_score", "retrieval", "noise")  # metrics that need captions
@@ -20,12 +20,7 @@ def build_parser(description: str, program: str) -> argparse.ArgumentParser:
         description: the beginning of its `--help`.
         program: its name in messages.
     """
-    parser = OneLineParser(
-        prog=program,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(program, description)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_all(verbs.add_parser("all", help="generate images and compare them with real ones: the next three in one"))
     add_reference(verbs.add_parser("reference", help="compute features of real images, once per data set"))
