@@ -70,7 +70,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
         "card_section": None,
     }
     scoring["metrics"] = chosen_metrics(argparse.Namespace(**scoring), numbered)
-    features = list(dict.fromkeys(FEATURES_OF[name] for name in scoring["metrics"] if name in FEATURES_OF))
+    features = features_of(scoring["metrics"])
     for name in features:
         open_extractor(name, args)  # what is missing is found before hours of drawing
     draw_captions(argparse.Namespace(**drawing))
@@ -157,9 +157,8 @@ def score_drawings(args: argparse.Namespace) -> None:
     """Compare generated images with a reference, print a table, and write the requested files."""
     plan, levels, reference = read_plan(args.drawings), open_levels(args.drawings), load_reference(args.reference)
     metrics = chosen_metrics(args, plan.argument == NUMBER)
-    names = list(dict.fromkeys(FEATURES_OF[metric] for metric in metrics if metric in FEATURES_OF))
     truth = None if args.data_dir is None else true_images(args, levels[-1])
-    extractors = [open_extractor(name, args) for name in names]
+    extractors = [open_extractor(name, args) for name in features_of(metrics)]
     scores = score(levels, reference, extractors, metrics, truth, args.batch_size)
     print(markdown_table(scores))
     if scores.left_out:
@@ -196,6 +195,11 @@ def chosen_metrics(args: argparse.Namespace, numbered: bool) -> list[str]:
             f"{needing[0]} needs the captions of images, and those in {args.drawings} were generated without; omit it."
         )
     return list(args.metrics or (name for name in DEFAULT_METRICS if name not in OF_CAPTIONS))
+
+
+def features_of(metrics: Sequence[str]) -> list[str]:
+    """Return the names of the features that metrics compare, each once."""
+    return list(dict.fromkeys(FEATURES_OF[name] for name in metrics if name in FEATURES_OF))
 
 
 def open_extractor(name: str, args: argparse.Namespace) -> FeatureExtractor:
