@@ -10,6 +10,7 @@ import torch
 
 from diffusers_mdm.models import NestedUNetModel
 from diffusers_mdm.pipelines.drawing.class_labels import ClassLabels
+from diffusers_mdm.pipelines.drawing.inner_first import denoise_inner_first
 from diffusers_mdm.pipelines.drawing.loop import denoise
 from diffusers_mdm.pipelines.drawing.request import Guider, Request, Sample, StepCallback, read_call
 from diffusers_mdm.pipelines.drawing.setup import begin_drawing, scaled_noise, set_timesteps, starting_noise
@@ -116,6 +117,7 @@ class MDMVideoPipeline(ClassPipelineBase):
         guidance_unet: NestedUNetModel | None = None,
         level_agreement: float | Sequence[float] | None = None,
         open_levels_at: float | None = None,
+        num_inner_steps: int | Sequence[int] | None = None,
     ) -> MDMVideoPipelineOutput | tuple[Any, ...]:
         """Generate clips for prompts or classes.
 
@@ -172,15 +174,22 @@ class MDMVideoPipeline(ClassPipelineBase):
             open_levels_at: log SNR at which an outer level starts to run; with more noise, only the levels inside it
                 run. At -5 there is no visible difference. Default: the pipeline's `drawing_defaults`, otherwise all
                 levels always run.
+            num_inner_steps: number of steps in which the innermost level is generated alone, before the others around
+                it in `num_inference_steps`; a list generates one level after another, innermost first. The finished
+                level is kept: outer levels average down to it, and have its frames among theirs. Callbacks are called
+                for these drawings one after another. Default: the pipeline's `drawing_defaults`, otherwise all levels
+                are generated together.
 
         Raises:
-            ValueError: see `check_inputs` and `resolve_clip`.
+            ValueError: see `check_inputs` and `resolve_size`.
             TypeError: `prompt` and `negative_prompt` are of different types.
         """
         request = read_call(locals())
         self.check_inputs(request)
         with begin_drawing(self, request) as drawing:
             self.encode_conditions(drawing)
+            noise = starting_noise(drawing)
+            if request.num_inner_steps:
+                return self.finish_drawing(drawing, denoise_inner_first(drawing, noise))
             set_timesteps(drawing)
-            start = scaled_noise(drawing.scheduler, starting_noise(drawing))
-            return self.finish_drawing(drawing, denoise(drawing, start))
+            return self.finish_drawing(drawing, denoise(drawing, scaled_noise(drawing.scheduler, noise)))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averages of blocks of pixels: averaging down, enlarging, and projecting an image onto given averages.
 
-A block is the square of f x f pixels of an image that is averaged to one pixel of the smaller image.
+A block is the square of f x f pixels of an image that is averaged to one pixel of the smaller image. Of a clip with k
+times as many frames as the smaller one, only every k-th frame has given averages.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ def project_onto_average(image: torch.Tensor, average: torch.Tensor) -> torch.Te
 
     Args:
         image: `(B, C, H, W)`, or with frames `(B, C, F, H, W)`.
-        average: `(B, C, h, w)` in [-1, 1], h dividing H and w dividing W by the same factor.
+        average: `(B, C, h, w)` in [-1, 1], h dividing H and w dividing W by the same factor; or `(B, C, f, h, w)`, f
+            dividing F, for the averages of every (F / f)-th frame, beginning with the first.
 
     Returns:
         The shape of `image`. Its averages differ from `average` only by rounding, at most 1e-6 in float32.
     """
+    if image.ndim == 5 and image.shape[2] > average.shape[2]:
+        projected = image.clamp(-1, 1)
+        given = slice(None, None, image.shape[2] // average.shape[2])
+        projected[:, :, given] = project_onto_average(image[:, :, given], average)
+        return projected
     blocks = blocks_of(image, average).clamp(-1, 1)
     missing = average[..., None].to(blocks.dtype) - blocks.mean(dim=-1, keepdim=True)
     # Where pixels have to be lowered, those of the negated block have to be raised.
@@ -63,6 +70,23 @@ def image_of(blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return the image with the shape of `like` for pixels by block: the inverse of `blocks_of`."""
     factor = like.shape[-1] // blocks.shape[-2]
     return blocks.unflatten(-1, (factor, factor)).transpose(-3, -2).reshape(like.shape)
+
+
+def with_given_average(level: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
+    """Return a level of a pyramid in which an image or clip is given.
+
+    Args:
+        level: `(B, C, H, W)` or `(B, C, F, H, W)`, about in [-1, 1].
+        average: the given image or clip in [-1, 1].
+
+    Returns:
+        A level larger than the given image, projected (see `project_onto_average`); otherwise the given image,
+        averaged down.
+    """
+    if level[0].numel() > average[0].numel():
+        return project_onto_average(level, average)
+    given = average.to(level)
+    return given if given.shape == level.shape else average_down(given, level)
 
 
 def average_down(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:

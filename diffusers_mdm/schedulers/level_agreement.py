@@ -71,9 +71,4 @@ def _drawn_towards(outer: torch.Tensor, inner: torch.Tensor, strength: float, bo
         return moved
     # The averages are between those of two levels in range, so there is an image in range that has them.
     wanted = averages + strength * (inner - averages)
-    if outer.ndim == 4:
-        return bound * project_onto_average(moved / bound, wanted / bound)
-    skipped = outer.shape[2] // inner.shape[2]
-    in_range = moved.clamp(-bound, bound)
-    in_range[:, :, ::skipped] = bound * project_onto_average(moved[:, :, ::skipped] / bound, wanted / bound)
-    return in_range
+    return bound * project_onto_average(moved / bound, wanted / bound)

@@ -10,14 +10,7 @@ from diffusers.utils import export_to_video
 from diffusers_mdm import MDMPipeline, MDMVideoPipeline
 from diffusers_mdm.pyramid import pyramid_noise
 from tests.pipelines.tiny_pipeline import make_pipeline, seed
-from tests.pipelines.tiny_tasks import CLIPS, task
-
-# Two levels of 4 frames: nothing resamples frames, so single ones go through, too.
-EVEN_CLIPS = {
-    **{name: column[:1] + column[2:] for name, column in CLIPS.items()},
-    "num_frames": (4, 4),
-    "temporal_layers_per_block": (None, (0, 1)),
-}
+from tests.pipelines.tiny_tasks import EVEN_CLIPS, task
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,12 @@ CLIPS: dict[str, Any] = {
     "temporal_downsample": (False, True, False),
     "temporal_rotary": (False, True, True),
 }
+# Two levels of 4 frames: nothing resamples frames, so single ones go through, too.
+EVEN_CLIPS: dict[str, Any] = {
+    **{name: column[:1] + column[2:] for name, column in CLIPS.items()},
+    "num_frames": (NUM_FRAMES, NUM_FRAMES),
+    "temporal_layers_per_block": (None, (0, 1)),
+}
 PROMPTS = ["a red apple", "a very very long picture of the sad dog", "the cat"]
 
 

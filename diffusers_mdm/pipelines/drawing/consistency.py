@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from diffusers_mdm.pyramid import Pyramid, build_pyramid
-from diffusers_mdm.schedulers.block_averages import blocks_of, image_of, project_onto_average
+from diffusers_mdm.pyramid import Pyramid
+from diffusers_mdm.schedulers.block_averages import blocks_of, image_of, project_onto_average, with_given_average
 
 
 def round_to_eight_bits(image: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
@@ -66,18 +66,12 @@ def project_prediction(
 
     Args:
         scheduler: a `MatryoshkaScheduler`, whose `prediction_type` says what a prediction is.
-        prediction: `(B, C, H_i, W_i)` of every level.
+        prediction: `(B, C, H_i, W_i)` of every level, or for clips `(B, C, F_i, H_i, W_i)`.
         sample: z_t of every level.
         timestep: t.
-        average: the given image `(B, C, h, w)` in [-1, 1].
+        average: the given image `(B, C, h, w)`, or the given clip `(B, C, f, h, w)`, in [-1, 1].
 
     Returns:
         A prediction from which the scheduler's step computes the projected images.
     """
-
-    def project(clean: torch.Tensor) -> torch.Tensor:
-        if clean.shape[-2] > average.shape[-2]:
-            return project_onto_average(clean, average)
-        return build_pyramid(average.to(clean), sorted({clean.shape[-2], average.shape[-2]}))[0]
-
-    return scheduler.with_clean_changed(prediction, sample, timestep, project)
+    return scheduler.with_clean_changed(prediction, sample, timestep, lambda clean: with_given_average(clean, average))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generating the inner levels first, in many cheap steps, and then the outer levels around them in few steps.
 
-The inner levels determine the content of an image, at a fraction of the cost of the outer levels. Once they are
-finished, the outer levels are generated as `MDMUpscalePipeline` does for a given small image.
+The inner levels determine the content of an image or clip, at a fraction of the cost of the outer levels. Once they
+are finished, the outer levels are generated as `MDMUpscalePipeline` does for a given small image. If inner levels of a
+clip have fewer frames, the outer ones contain these frames, and those between them are generated.
 """
 
 from __future__ import annotations

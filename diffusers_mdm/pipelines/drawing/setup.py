@@ -197,7 +197,8 @@ class Drawing:
         model_inputs: the model's arguments for the conditions, computed at the first step that needs them.
         model_dtypes: see `dtype_of`.
         known: known pixels, None for none.
-        average: `(B, C, h, w)` in [-1, 1], required averages of the predicted images, None for no constraint.
+        average: `(B, C, h, w)`, for clips `(B, C, f, h, w)`, in [-1, 1], required averages of the predicted images,
+            see `with_given_average`; None for no constraint.
         guidance: the guidance of each level, None for plain guidance.
         beside: `(B, c, H, W)`, further input channels of the model, which has one level; None without.
         step: how many steps were done before the one that goes on.

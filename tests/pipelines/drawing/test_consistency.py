@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from diffusers_mdm.pipelines.drawing.consistency import project_onto_average, project_prediction, round_to_eight_bits
 from diffusers_mdm.pyramid import pyramid_noise
+from diffusers_mdm.schedulers.block_averages import average_down
 from tests.pipelines.tiny_pipeline import make_scheduler, seed
 
 
@@ -39,6 +40,17 @@ def test_projection_is_the_nearest_image():
         shift = moved[free].mean()
         torch.testing.assert_close(moved[free], shift.expand(int(free.sum())), atol=1e-5, rtol=0)
         assert (moved[~free].abs() <= shift.abs() + 1e-5).all()
+
+
+def test_of_a_clip_every_given_frame_is_projected_and_the_others_are_free():
+    clip = torch.randn(2, 3, 6, 8, 4, generator=seed(0))
+    average = torch.rand(2, 3, 3, 4, 2, generator=seed(1)) * 2 - 1
+    projected = project_onto_average(clip, average)
+    for frame in range(6):
+        expected = clip[:, :, frame].clamp(-1, 1)
+        if frame % 2 == 0:
+            expected = project_onto_average(clip[:, :, frame], average[:, :, frame // 2])
+        torch.testing.assert_close(projected[:, :, frame], expected, atol=1e-6, rtol=0)
 
 
 def test_a_image_with_the_averages_stays():
@@ -83,3 +95,19 @@ def test_the_scheduler_finds_the_averages_in_a_projected_prediction(prediction_t
     clean = scheduler.step(changed, timestep, sample).pred_original_sample
     torch.testing.assert_close(clean[0], average, atol=1e-4, rtol=0)
     torch.testing.assert_close(F.avg_pool2d(clean[1], 2), average, atol=1e-4, rtol=0)
+
+
+# Frames and sides: a given clip of 4 frames of 8 pixels, of 1 frame (with fewer pixels or as many), of 4 frames of 16.
+@pytest.mark.parametrize("given", [(4, 8), (1, 8), (1, 4), (4, 16)])
+def test_levels_of_a_clip_contain_the_given_one_or_its_averages(given):
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(4)
+    shapes = [(2, 3, 1, 4, 4), (2, 3, 1, 8, 8), (2, 3, 4, 8, 8), (2, 3, 4, 16, 16)]
+    sample, prediction = pyramid_noise(shapes, seed(0)), pyramid_noise(shapes, seed(1))
+    average = torch.rand(2, 3, given[0], given[1], given[1], generator=seed(2)) * 2 - 1
+    changed = project_prediction(scheduler, prediction, sample, scheduler.timesteps[1], average)
+    clean = scheduler.step(changed, scheduler.timesteps[1], sample).pred_original_sample
+    for level in clean:
+        both = sorted([level, average], key=torch.numel)
+        down = average_down(both[1], both[0]) if level.shape != average.shape else both[1]
+        torch.testing.assert_close(down, both[0], atol=1e-4, rtol=0)

@@ -4,9 +4,11 @@
 import pytest
 import torch
 
+from diffusers_mdm import MDMPipeline, MDMVideoPipeline
+from diffusers_mdm.pyramid import build_pyramid, pyramid_noise
 from tests.pipelines.exact_denoiser import draw_exactly, make_exact_pipeline
 from tests.pipelines.tiny_pipeline import draw, make_pipeline, seed
-from tests.pipelines.tiny_tasks import task
+from tests.pipelines.tiny_tasks import EVEN_CLIPS, task
 
 
 def test_the_inner_level_has_its_own_number_of_steps():
@@ -34,6 +36,36 @@ def test_the_inner_level_is_that_of_a_drawing_of_its_own_and_the_average_of_the_
     torch.testing.assert_close(torch.nn.functional.avg_pool2d(outer, 2), inner, atol=1e-4, rtol=0)
 
 
+def test_the_inner_levels_of_a_clip_are_among_the_frames_of_the_outer_ones():
+    # 1 frame of 8 pixels, 4 frames of 8, 4 frames of 16.
+    pipe = task("video").make()
+    noise = pyramid_noise([(1, 3, 1, 8, 8), (1, 3, 4, 8, 8), (1, 3, 4, 16, 16)], seed(0))
+    settings = {"guidance_scale": 3.0, "output_type": "latent"}
+    alone = pipe("a red apple", latents=noise[0], num_inference_steps=4, **settings).frames
+    inner, middle, outer = pipe(
+        "a red apple",
+        latents=noise,
+        num_inner_steps=[4, 3],
+        num_inference_steps=2,
+        generator=seed(1),
+        output_pyramid=True,
+        **settings,
+    ).pyramid
+    torch.testing.assert_close(inner, alone.clamp(-1, 1), atol=1e-4, rtol=0)
+    for level, expected in zip(build_pyramid(outer, (8, 8, 16), (1, 4, 4)), (inner, middle, outer), strict=True):
+        torch.testing.assert_close(level, expected, atol=1e-4, rtol=0)
+    assert (middle[:, :, 1:] - middle[:, :, :1]).abs().amax(dim=(0, 1, 3, 4)).min() > 0.01
+
+
+def test_a_single_frame_is_that_of_an_image():
+    clips = MDMVideoPipeline.from_pipe(make_pipeline(**EVEN_CLIPS))
+    clips.set_progress_bar_config(disable=True)
+    settings = {"num_inner_steps": 3, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
+    frame = clips("a red apple", num_frames=1, generator=seed(0), **settings).frames[:, 0]
+    images = MDMPipeline.from_pipe(clips)("a red apple", generator=seed(0), **settings).images
+    torch.testing.assert_close(images, frame, atol=1e-5, rtol=0)
+
+
 def test_an_exact_denoiser_gives_the_exact_moments():
     pipe = make_exact_pipeline()
     # Clean levels of a model of pixels are in [-1, 1]; these are almost always.
@@ -44,7 +76,7 @@ def test_an_exact_denoiser_gives_the_exact_moments():
     torch.testing.assert_close(torch.nn.functional.avg_pool2d(outer, 2), inner, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["text", "class", "latent text"])
+@pytest.mark.parametrize("name", ["text", "class", "latent text", "video", "latent video"])
 def test_an_image_does_not_depend_on_its_batch(name):
     kind = task(name)
     pipe = kind.make()
