@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the quality and cost of sampling settings: spacings, solvers, level agreement, late levels, guidance, steps.
+r"""Measure the quality and cost of sampling settings: steps, spacings, solvers, guidance, and what levels do.
 
 Every setting generates images for the same captions of the training data from the same noise, once per seed. Images of
 the outermost level are compared with the real images of their captions:
@@ -8,14 +8,18 @@ the outermost level are compared with the real images of their captions:
 - distance: root mean square difference from the real image, mean over images;
 - own image: fraction of images whose nearest image in the data set has the same caption;
 - levels: root mean square difference between the outer level, averaged down, and the inner one;
-- fid: Fréchet distance of Inception-v3 features, over the images of all seeds, with `--reference` (a folder written by
-  `training/evaluate.py reference`).
+- KID and FID of Inception-v3 features, with `--reference` (real images, of which those of the same captions are left
+  out): the kernel distance of each seed's images, which is unbiased for few images; and the Fréchet distance of the
+  images of all seeds, which is far too large for few images, by about the same for every setting. For comparison, that
+  of as many real images is printed.
 
-Costs are calls of the model and counted operations per image. Each measure has its standard error over seeds, and each
-difference from the first setting that of the paired difference. The same command continues an interrupted run, also
-with further settings:
+Costs are calls of the model and counted operations per image. Each measure has its standard error over seeds (of FID,
+that of the jackknife), and each difference from the first setting that of the paired difference. The same command
+continues an interrupted run, also with further settings:
 
-python benchmarks/sampling.py --output_dir runs/sampling --num_captions 32 --num_seeds 3
+python training/evaluate.py reference --data_dir training/data/emoji-styles-64 --split train --num_images 1000 \
+  --sides 64 --output_dir runs/reference
+python benchmarks/sampling.py --output_dir runs/sampling --reference runs/reference --num_captions 32 --num_seeds 3
 """
 
 from __future__ import annotations
@@ -29,13 +33,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 from measuring import ROOT, count_flops, describe_machine
 
 from diffusers_mdm import InnerLevelCacheConfig, MatryoshkaScheduler, MDMPipeline
-from diffusers_mdm.evaluation.distances import frechet_distance
-from diffusers_mdm.evaluation.features import InceptionFeatures, extract
+from diffusers_mdm.evaluation.distances import MIN_FRECHET, frechet_distance, kernel_distance_of_all
+from diffusers_mdm.evaluation.features import FeatureExtractor, InceptionFeatures, extract
 from diffusers_mdm.evaluation.generate import generate, open_levels
 from diffusers_mdm.evaluation.images import batches_of
 from diffusers_mdm.evaluation.levels import corner_noise, disagreement
@@ -50,6 +55,8 @@ DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
 EVEN = {"timestep_spacing": "log_snr"}
 PAIR = {"timestep_spacing": "log_snr", "algorithm": "dpmsolver++"}
 MEASURES = {"noise": "noise", "distance": "distance", "own": "own image", "levels": "levels"}
+BY_FEATURES = {"kid": "KID", "fid": "FID"}
+FEATURES_FILE = "inception.safetensors"
 
 
 @dataclass(frozen=True)
@@ -73,35 +80,40 @@ def drawn_in(num_steps: int, scheduler: Mapping[str, Any], reuse_every: int = 1,
 
 
 SETTINGS: dict[str, Setting] = {
+    # The settings of the shipped models, with which the others are compared.
+    "12 DDIM, log SNR, guidance 1.5": drawn_in(12, EVEN, guidance_scale=1.5),
+    # Steps, spacing and guidance scale.
     "25 DDIM, guidance 3": drawn_in(25, {}, guidance_scale=3.0),
     "25 DDIM": drawn_in(25, {}),
     "25 DDIM, guidance 1": drawn_in(25, {}, guidance_scale=1.0),
     "25 DDIM, log SNR": drawn_in(25, EVEN),
     "25 DDIM, log SNR, guidance 1.5": drawn_in(25, EVEN, guidance_scale=1.5),
     "12 DDIM, log SNR": drawn_in(12, EVEN),
-    "12 DDIM, log SNR, guidance 1.5": drawn_in(12, EVEN, guidance_scale=1.5),
     "12 DDIM, log SNR, guidance 1": drawn_in(12, EVEN, guidance_scale=1.0),
     "8 DDIM, log SNR, guidance 1.5": drawn_in(8, EVEN, guidance_scale=1.5),
-    "12 2M, log SNR, guidance 1.5": drawn_in(12, PAIR, guidance_scale=1.5),
-    "25 DDIM, agree": drawn_in(25, {}, level_agreement=1.0),
-    "25 DDIM, log SNR, agree": drawn_in(25, EVEN, level_agreement=1.0),
-    "12 DDIM, log SNR, agree": drawn_in(12, EVEN, level_agreement=1.0),
-    "12 2M": drawn_in(12, {"algorithm": "dpmsolver++"}),
+    "8 DDIM, log SNR, guidance 1": drawn_in(8, EVEN, guidance_scale=1.0),
+    "4 DDIM, log SNR, guidance 1.5": drawn_in(4, EVEN, guidance_scale=1.5),
+    # The solver.
     "12 2M, log SNR": drawn_in(12, PAIR),
+    "12 2M, log SNR, guidance 1.5": drawn_in(12, PAIR, guidance_scale=1.5),
+    # Methods and scales of guidance.
+    "12 DDIM, log SNR, guidance 1.5, interval -4 to 2": drawn_in(
+        12, EVEN, guidance_scale=1.5, guider={"name": "interval", "low": -4.0, "high": 2.0}
+    ),
+    "12 DDIM, log SNR, guidance 1.5, projected": drawn_in(12, EVEN, guidance_scale=1.5, guider="projected"),
+    "12 DDIM, log SNR, guidance 1.5, zero star": drawn_in(12, EVEN, guidance_scale=1.5, guider="zero_star"),
+    "12 DDIM, log SNR, guidance 1.5, rescaled": drawn_in(12, EVEN, guidance_scale=1.5, guidance_rescale=0.7),
+    "12 DDIM, log SNR, guidance 2 and 1": drawn_in(12, EVEN, guidance_scale=[2.0, 1.0]),
+    "12 DDIM, log SNR, guidance 1 and 2": drawn_in(12, EVEN, guidance_scale=[1.0, 2.0]),
+    # Levels: agreement, late opening, reuse, inner first.
+    "25 DDIM, agree": drawn_in(25, {}, level_agreement=1.0),
     "12 2M, log SNR, agree": drawn_in(12, PAIR, level_agreement=1.0),
-    "8 2M, log SNR, agree": drawn_in(8, PAIR, level_agreement=1.0),
     "12 2M, log SNR, agree, open at -4": drawn_in(12, PAIR, level_agreement=1.0, open_levels_at=-4.0),
     "8 2M, log SNR, agree, open at -4": drawn_in(8, PAIR, level_agreement=1.0, open_levels_at=-4.0),
+    "12 DDIM, log SNR, guidance 1.5, open at -4": drawn_in(12, EVEN, guidance_scale=1.5, open_levels_at=-4.0),
+    "12 DDIM, log SNR, guidance 1.5, inner every 2nd": drawn_in(12, EVEN, 2, guidance_scale=1.5),
+    "12 DDIM, log SNR, guidance 1.5, inner every 3rd": drawn_in(12, EVEN, 3, guidance_scale=1.5),
     "12 inner, then 4": drawn_in(4, PAIR, num_inner_steps=12),
-    "12 2M, log SNR, agree, interval -4 to 2": drawn_in(
-        12, PAIR, level_agreement=1.0, guider={"name": "interval", "low": -4.0, "high": 2.0}
-    ),
-    "12 2M, log SNR, agree, projected": drawn_in(12, PAIR, level_agreement=1.0, guider="projected"),
-    "12 2M, log SNR, agree, zero star": drawn_in(12, PAIR, level_agreement=1.0, guider="zero_star"),
-    "12 2M, log SNR, agree, inner every 2nd": drawn_in(12, PAIR, 2, level_agreement=1.0),
-    "24 2M, log SNR, agree, inner every 2nd": drawn_in(24, PAIR, 2, level_agreement=1.0),
-    "24 2M, log SNR, agree, inner every 3rd": drawn_in(24, PAIR, 3, level_agreement=1.0),
-    "12 2M, log SNR, agree, guidance 2 and 1": drawn_in(12, PAIR, level_agreement=1.0, guidance_scale=[2.0, 1.0]),
 }
 
 
@@ -120,6 +132,29 @@ class Truth:
     images: torch.Tensor
     thumbnails: torch.Tensor
     all_captions: list[str]
+
+
+@dataclass(frozen=True)
+class Real:
+    """Features of real images, `(M, D)`, and the network that computes those of generated ones."""
+
+    extractor: FeatureExtractor
+    features: torch.Tensor
+
+    def of_folder(self, folder: Path) -> torch.Tensor:
+        """Return the features of the outermost level of generated images, which are computed once and kept there."""
+        path = folder / FEATURES_FILE
+        if not path.exists():
+            found = extract(self.extractor, batches_of(open_levels(folder)[-1], 16))
+            safetensors.torch.save_file({"features": found}, path)
+        return safetensors.torch.load_file(path)["features"]
+
+
+def load_real(reference: Path, truth: Truth) -> Real:
+    """Read the features of real images, without those whose captions images are generated for."""
+    loaded, given = load_reference(reference), set(truth.captions)
+    others = [number for number, caption in enumerate(loaded.captions) if caption not in given]
+    return Real(InceptionFeatures(), loaded.features["inception", truth.images.shape[-1]][others])
 
 
 def load_truth(data_dir: Path, side: int, num_captions: int) -> Truth:
@@ -187,6 +222,54 @@ def draw_and_measure(
     return measure(levels, truth)
 
 
+def by_features(drawn: Sequence[torch.Tensor], first: Sequence[torch.Tensor], real: Real) -> dict[str, list[float]]:
+    """Compare the features of each seed's images with those of real images.
+
+    Args:
+        drawn: features of a setting's images, `(N, D)`, for each seed.
+        first: those of the first setting.
+        real: the features of real images.
+
+    Returns:
+        Kernel distance and Fréchet distance, and their differences from the first setting, each with standard error.
+    """
+    kernel, kernel_of_first = ([kernel_distance_of_all(one, real.features) for one in side] for side in (drawn, first))
+    changes = [one - other for one, other in zip(kernel, kernel_of_first, strict=True)]
+    whole, whole_of_first = (frechet_distance(torch.cat(list(side)), real.features) for side in (drawn, first))
+    without, without_of_first = (frechet_without_each(side, real.features) for side in (drawn, first))
+    gains = [one - other for one, other in zip(without, without_of_first, strict=True)]
+    return {
+        "kid": [statistics.fmean(kernel), standard_error(kernel)],
+        "kid difference": [statistics.fmean(changes), standard_error(changes)],
+        "fid": [whole, jackknife_error(without)],
+        "fid difference": [whole - whole_of_first, jackknife_error(gains)],
+    }
+
+
+def frechet_without_each(drawn: Sequence[torch.Tensor], real: torch.Tensor) -> list[float]:
+    """Return the Fréchet distance without the images of each seed; nothing if too few images are left."""
+    others = [torch.cat([*drawn[:seed], *drawn[seed + 1 :]]) for seed in range(len(drawn)) if len(drawn) > 1]
+    return [frechet_distance(some, real) for some in others if len(some) >= MIN_FRECHET]
+
+
+def jackknife_error(values: Sequence[float]) -> float:
+    """Return the standard error of a statistic, from its values without each part; NaN for fewer than two."""
+    return (len(values) - 1) * standard_error(values) if len(values) > 1 else math.nan
+
+
+def of_real_images(truth: Truth, real: Real, num_images: int) -> dict[str, Any]:
+    """Measure real images like generated ones: those of the captions, and as many as were generated from the rest."""
+    splits = [torch.randperm(len(real.features), generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    distances = [
+        frechet_distance(real.features[order[:num_images]], real.features[order[num_images:]]) for order in splits
+    ]
+    own = torch.cat([real.extractor(images) for images in truth.images.split(16)])
+    return {
+        "kid": kernel_distance_of_all(own, real.features),
+        "fid of others": [statistics.fmean(distances), statistics.stdev(distances)],
+    }
+
+
 def summarised(name: str, by_seed: Sequence[Mapping[str, float]], first: Sequence[Mapping[str, float]]) -> dict:
     """Return means over seeds and differences from the first setting, each with its standard error."""
     summary: dict[str, Any] = {"name": name}
@@ -203,36 +286,28 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
 
 
-def inception_distance(name: str, num_seeds: int, output_dir: Path, reference: Path) -> float:
-    """Return the Fréchet distance of the outermost level, over the images of all seeds."""
-    extractor, real = InceptionFeatures(), load_reference(reference)
-    levels = [open_levels(folder_of(output_dir, name, seed))[-1] for seed in range(num_seeds)]
-    drawn = torch.cat([extract(extractor, batches_of(level, 16)) for level in levels])
-    return frechet_distance(drawn, real.features["inception", levels[0].load([0]).shape[-1]])
-
-
 def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Return a Markdown table with one row per setting; errors are standard errors over seeds."""
-    has_fid = any("fid" in entry for entry in summaries)
-    names = [*MEASURES.values(), *(["FID"] if has_fid else [])]
-    lines = ["| setting | calls | GFLOP | " + " | ".join(names) + " |", "|---|--:|--:|" + "--:|" * len(names)]
+    """Return a Markdown table with one row per setting; errors are standard errors."""
+    names = MEASURES | {key: name for key, name in BY_FEATURES.items() if key in summaries[0]}
+    lines = ["| setting | calls | GFLOP | " + " | ".join(names.values()) + " |", "|---|--:|--:|" + "--:|" * len(names)]
     for entry in summaries:
-        cells = [f"{entry[key][0]:.4f} ± {entry[key][1]:.4f}" for key in MEASURES]
-        cells += [f"{entry['fid']:.1f}" if "fid" in entry else "–"] if has_fid else []
+        digits = {key: 1 if key == "fid" else 4 for key in names}
+        cells = [f"{entry[key][0]:.{digits[key]}f} ± {entry[key][1]:.{digits[key]}f}" for key in names]
         lines.append(f"| {entry['name']} | {entry['calls']:.0f} | {entry['gigaflops']:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def plot(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot noise and distance over operations."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, key in zip(figure.subplots(1, 2), ("noise", "distance"), strict=True):
+    """Plot noise, distance and, if measured, kernel distance over operations."""
+    keys = [key for key in ("noise", "distance", "kid") if key in summaries[0]]
+    figure = Figure(figsize=(4 * len(keys) + 4, 5.5), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys)), keys, strict=True):
         for number, entry in enumerate(summaries, start=1):
             axes.errorbar(
                 entry["gigaflops"], entry[key][0], entry[key][1], fmt="o", label=f"{number}: {entry['name']}"
             )
-            axes.annotate(f" {number}", (entry["gigaflops"], entry[key][0]))
-        axes.set(xlabel="GFLOP per image", ylabel=MEASURES[key], ylim=(0, None))
+            axes.annotate(f" {number}", (entry["gigaflops"], entry[key][0]), fontsize="small")
+        axes.set(xlabel="GFLOP per image", ylabel=(MEASURES | BY_FEATURES)[key], ylim=(0, None))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
     figure.savefig(path, dpi=110)
 
@@ -247,7 +322,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_seeds", type=int, default=3)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="NAME")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--reference", type=Path, help="features of real images, for the Fréchet distance")
+    parser.add_argument("--reference", type=Path, help="features of real images, for KID and FID")
     return parser.parse_args()
 
 
@@ -269,18 +344,36 @@ def main() -> None:
         summaries = [{**summarised(name, found, first), **price[name]} for name, found in by_name.items()]
         write_results(summaries, args, seed + 1)
     if args.reference is not None:
-        for entry in summaries:
-            entry["fid"] = inception_distance(entry["name"], args.num_seeds, args.output_dir, args.reference)
-        write_results(summaries, args, args.num_seeds)
+        add_distances(summaries, truth, args)
     print(markdown_table(summaries))
 
 
-def write_results(summaries: Sequence[Mapping[str, Any]], args: argparse.Namespace, num_seeds: int) -> None:
+def add_distances(summaries: Sequence[dict[str, Any]], truth: Truth, args: argparse.Namespace) -> None:
+    """Add the distances from real images to the summaries, and write the results."""
+    real, drawn = load_real(args.reference, truth), {}
+    for name in args.settings:
+        folders = [folder_of(args.output_dir, name, seed) for seed in range(args.num_seeds)]
+        drawn[name] = [real.of_folder(folder) for folder in folders]
+        print(f"features of {name}", flush=True)
+    for entry in summaries:
+        entry.update(by_features(drawn[entry["name"]], drawn[args.settings[0]], real))
+    compared = of_real_images(truth, real, args.num_seeds * args.num_captions)
+    print(f"real images: {compared}")
+    write_results(summaries, args, args.num_seeds, {"real images": compared})
+
+
+def write_results(
+    summaries: Sequence[Mapping[str, Any]],
+    args: argparse.Namespace,
+    num_seeds: int,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Write numbers, table and plot of the finished seeds."""
     result = {
         "machine": describe_machine("cpu"),
         "num_captions": args.num_captions,
         "num_seeds": num_seeds,
+        **(more or {}),
         "settings": list(summaries),
     }
     text = json.dumps(result, indent=1)

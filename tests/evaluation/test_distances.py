@@ -9,6 +9,7 @@ from diffusers_mdm.evaluation.distances import (
     clip_discrepancy,
     frechet_distance,
     kernel_distance,
+    kernel_distance_of_all,
     precision_and_recall,
 )
 
@@ -38,8 +39,9 @@ def test_frechet_distance_agrees_with_an_independent_computation():
     assert frechet_distance(drawn, real) == pytest.approx(expected, abs=1e-3)
 
 
-def test_frechet_distance_with_fewer_images_than_features():
-    drawn, real = features(60, size=100, seed=1), features(70, size=100, seed=2)
+@pytest.mark.parametrize("numbers", [(60, 70), (60, 300), (300, 60)])
+def test_frechet_distance_with_fewer_images_than_features(numbers):
+    drawn, real = (features(number, size=100, seed=number) for number in numbers)
     expected = frechet_by_hand(drawn.double().numpy(), real.double().numpy())
     assert frechet_distance(drawn, real) == pytest.approx(expected, rel=1e-4)
 
@@ -64,6 +66,14 @@ def test_kernel_distance_agrees_with_the_unbiased_formula():
     # The only subset of 60 of 60 images is the whole set, so the result is not random.
     assert found.mean == pytest.approx(expected, rel=1e-4)
     assert found.error == pytest.approx(0, abs=1e-6 * abs(expected))
+    assert kernel_distance_of_all(drawn, real) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_distance_of_all_does_not_depend_on_the_number_of_images_in_the_mean():
+    drawn, real = features(7, shift=0.3, seed=1), features(30, seed=2)
+    others = [torch.cat([drawn[:left_out], drawn[left_out + 1 :]]) for left_out in range(7)]
+    of_six = [kernel_distance_of_all(some, real) for some in others]
+    assert np.mean(of_six) == pytest.approx(kernel_distance_of_all(drawn, real), rel=1e-9)
 
 
 def test_kernel_distance_is_repeatable_and_does_not_change_the_random_state():
