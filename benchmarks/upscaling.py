@@ -9,7 +9,7 @@ image, with
 - bicubic enlargement moved to the nearest image with the given averages, so that it also uses how the small image was
     made;
 - the same upscaling without the caption;
-- text to image from the same captions and seeds, without the small image.
+- text to image from the same captions and seeds, without the small image, in the settings of the model's folder.
 
 One result is a sample of what the large image may have been. The estimate with the least squared error is not a sample
 but the mean over all possible images, so the mean of several samples is measured too. It is blurred where they differ.
@@ -25,9 +25,10 @@ Measures, computed for each image, with values in [0, 1]:
   blurred, above 0 it is grainier than the original. Its distance from 0 is compared.
 - given: root mean squared error after averaging down, in 8-bit steps: how far the result deviates from the input.
 
-Half of the held-out images, chosen by a fixed seed, are for choosing settings, the others for the report:
+Half of the held-out images, chosen by a fixed seed, are for choosing settings, the others for the report. Settings are
+compared image by image with the first ones that were tried; those that are in the folder already are not run again:
 
-python benchmarks/upscaling.py --split tuning --guidance_scale 1 2 --num_images 32
+python benchmarks/upscaling.py --split tuning --num_images 24 --eta 1 0 --output_dir runs/upscaling
 python benchmarks/upscaling.py --output_dir runs/upscaling
 """
 
@@ -69,8 +70,8 @@ FILTERS = {
 }
 PROJECTED = "bicubic, given averages"
 ONE, MEAN = "upscaled, one drawing", "upscaled, mean of drawings"
+TRIED_FILE = "tried.json"
 NO_CAPTION, NO_IMAGE = "upscaled without caption", "text to image"
-TEXT_STEPS = 25  # for text to image: the settings of the model card, with eta = 0
 # Measures whose distance from 0 is compared.
 SIGNED = ("detail",)
 
@@ -196,24 +197,20 @@ def generators(numbers: Sequence[int], num_samples: int) -> list[torch.Generator
 
 
 def draw(
-    pipeline: MDMUpscalePipeline, held_out: HeldOut, settings: Settings, num_samples: int, text_guidance: float | None
+    pipeline: MDMUpscalePipeline, held_out: HeldOut, settings: Settings, num_samples: int, is_report: bool
 ) -> dict[str, torch.Tensor]:
-    """Return the images of every method; with `text_guidance` also those made without the caption or without the small
+    """Return the images of every method, for the report also those made without the caption or without the small
     image.
     """
     samples = upscale(pipeline, held_out, settings, num_samples, held_out.captions)
     drawn = {ONE: samples[:, 0], MEAN: samples.mean(1)}
-    if text_guidance is not None:
+    if is_report:
         unguided = dataclasses.replace(settings, guidance_scale=1.0)
         drawn[NO_CAPTION] = upscale(pipeline, held_out, unguided, 1, [""] * len(held_out.numbers))[:, 0]
         text_to_image = MDMPipeline.from_pipe(pipeline)
         text_to_image.set_progress_bar_config(disable=True)
         drawn[NO_IMAGE] = text_to_image(
-            held_out.captions,
-            num_inference_steps=TEXT_STEPS,
-            guidance_scale=text_guidance,
-            generator=generators(held_out.numbers, 1),
-            output_type="pt",
+            held_out.captions, generator=generators(held_out.numbers, 1), output_type="pt"
         ).images.float()
     return drawn
 
@@ -242,13 +239,13 @@ def compare(
     held_out: HeldOut,
     settings: Settings,
     num_samples: int,
-    text_guidance: float | None,
+    is_report: bool,
     batch_size: int,
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
     """Return the measures of every method for each image, and the images."""
     parts = []
     for batch in held_out.batches(batch_size):
-        parts.append(filtered(batch) | draw(pipeline, batch, settings, num_samples, text_guidance))
+        parts.append(filtered(batch) | draw(pipeline, batch, settings, num_samples, is_report))
     images = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     values = {name: measure(entry, held_out.large, held_out.small) for name, entry in images.items()}
     return values, images
@@ -261,6 +258,37 @@ def print_summary(summary: dict[str, dict[str, Any]], reference: str) -> None:
         if name != reference:
             differences = {key: entry[f"over {reference}"] for key, entry in measures.items()}
             print(" " * 28 + "".join(f"  {key} {mean:+.3g}±{error:.2g}" for key, (mean, error) in differences.items()))
+
+
+def add_tried(folder: Path, settings: Settings, values: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Add the measures of each image with these settings to the file of all settings that were tried."""
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = {
+        method: {name: value.tolist() for name, value in entry.items()}
+        for method, entry in values.items()
+        if method in ("bicubic", ONE, MEAN)
+    }
+    tried = [*read_tried(folder), {"settings": dataclasses.asdict(settings), "values": measured}]
+    (folder / TRIED_FILE).write_text(json.dumps(tried) + "\n", encoding="utf-8")
+
+
+def read_tried(folder: Path | None) -> list[dict[str, Any]]:
+    """Return the settings that were tried, in order, with their measures of each image."""
+    path = None if folder is None else folder / TRIED_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else []
+
+
+def table_of_tried(tried: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table of squared errors; differences are those from the first settings, paired by image."""
+    lines = ["| settings | one sample | difference | mean of samples | difference |", "|---|--:|--:|--:|--:|"]
+    for entry in tried:
+        cells = [", ".join(f"{value:g}" for value in entry["settings"].values())]
+        for method in (ONE, MEAN):
+            errors, first = (torch.tensor(one["values"][method]["mse"]) for one in (entry, tried[0]))
+            for mean, error in (mean_and_error(errors), mean_and_error(errors - first)):
+                cells.append(f"{mean:.4f} ± {error:.4f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def draw_grid(held_out: HeldOut, images: dict[str, torch.Tensor], columns: int, path: Path) -> None:
@@ -295,7 +323,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--guidance_scale", type=float, nargs="+", default=[defaults.guidance_scale])
     parser.add_argument("--num_resampling_steps", type=int, nargs="+", default=[defaults.num_resampling_steps])
     parser.add_argument("--eta", type=float, nargs="+", default=[defaults.eta])
-    parser.add_argument("--text_guidance_scale", type=float, default=3.0, help="guidance scale of text to image")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the model")
     parser.add_argument("--attention_backend", help="of diffusers")
     parser.add_argument("--grid_columns", type=int, default=10)
@@ -312,26 +339,34 @@ def main(argv: list[str] | None = None) -> None:
         pipeline.unet.set_attention_backend(args.attention_backend)
     sides = pipeline.unet.sample_sizes
     held_out = load_held_out(args.data_dir, args.split, args.num_images, (sides[0], sides[-1]))
-    text_guidance = args.text_guidance_scale if args.split == "report" else None
+    is_report, folder = args.split == "report", args.output_dir
     print(f"{describe_machine('cpu')}; {len(held_out.numbers)} images ({args.split}), {args.num_samples} samples each")
     tried = itertools.product(args.num_inference_steps, args.guidance_scale, args.num_resampling_steps, args.eta)
     for settings in itertools.starmap(Settings, tried):
+        if not is_report and dataclasses.asdict(settings) in [entry["settings"] for entry in read_tried(folder)]:
+            continue
         start = time.perf_counter()
-        values, images = compare(pipeline, held_out, settings, args.num_samples, text_guidance, args.batch_size)
+        values, images = compare(pipeline, held_out, settings, args.num_samples, is_report, args.batch_size)
         summary = summarise(values, "bicubic")
         print(f"{settings}, {time.perf_counter() - start:.0f} s", flush=True)
         print_summary(summary, "bicubic")
-    if args.output_dir is not None:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        report = {
-            "settings": dataclasses.asdict(settings),
-            "images": len(held_out.numbers),
-            "drawings": args.num_samples,
-            "text_guidance_scale": text_guidance,
-            "measures": {name: round_all(entry) for name, entry in summary.items()},
-        }
-        (args.output_dir / "upscaling.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        draw_grid(held_out, images, min(args.grid_columns, len(held_out.numbers)), args.output_dir / "upscaling.png")
+        if folder is not None and not is_report:
+            add_tried(folder, settings, values)
+    if folder is None:
+        return
+    if not is_report:
+        print(table_of_tried(read_tried(folder)))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        "machine": describe_machine("cpu"),
+        "settings": dataclasses.asdict(settings),
+        "images": len(held_out.numbers),
+        "drawings": args.num_samples,
+        "measures": {name: round_all(entry) for name, entry in summary.items()},
+    }
+    (folder / "upscaling.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    draw_grid(held_out, images, min(args.grid_columns, len(held_out.numbers)), folder / "upscaling.png")
 
 
 def round_all(entry: Any) -> Any:

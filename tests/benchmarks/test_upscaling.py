@@ -88,6 +88,19 @@ def test_differences_are_paired_and_detail_is_a_distance():
     assert other["detail"]["over bicubic"] == pytest.approx([-4.0, 1.0])
 
 
+def test_settings_are_compared_with_the_first_ones_image_by_image(tmp_path):
+    methods = ("bicubic", upscaling.ONE, upscaling.MEAN)
+    for eta, errors in ((1.0, [0.02, 0.04]), (0.0, [0.03, 0.05])):
+        measured = {method: {"mse": torch.tensor(errors)} for method in (*methods, "nearest")}
+        upscaling.add_tried(tmp_path / "new", upscaling.Settings(eta=eta), measured)
+    tried = upscaling.read_tried(tmp_path / "new")
+    assert [entry["settings"]["eta"] for entry in tried] == [1.0, 0.0]
+    assert set(tried[0]["values"]) == set(methods)
+    last = upscaling.table_of_tried(tried).splitlines()[-1]
+    assert last == "| 10, 1, 4, 0 | 0.0400 ± 0.0100 | 0.0100 ± 0.0000 | 0.0400 ± 0.0100 | 0.0100 ± 0.0000 |"
+    assert upscaling.read_tried(None) == upscaling.read_tried(tmp_path) == []
+
+
 def test_drawings_have_seeds_of_their_own():
     first, second, other = (draw.initial_seed() for draw in upscaling.generators([7, 8], 2)[:3])
     assert len({first, second, other}) == 3
