@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import count_flops
+from benchmarks.paper.shared_features import Way, without_features
 from diffusers_mdm import MatryoshkaScheduler
 from diffusers_mdm.schedulers.predictions import shift_signal_power
 from diffusers_mdm.training.loop.autoencoder import AutoencoderRecipe, build_autoencoder, losses
@@ -44,6 +45,7 @@ class Changes:
         inner_share: train the inner level alone first, for this share of the operations (mdm).
         until_plateau: end that first stage, of at most that many steps, when its validation loss stops improving.
         data_share: train on this share of the images.
+        no_features: on these ways levels give each other no features.
     """
 
     stage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -51,6 +53,7 @@ class Changes:
     inner_share: float = 0.0
     until_plateau: PlateauRecipe | None = None
     data_share: float = 1.0
+    no_features: tuple[Way, ...] = ()
 
 
 def shifted_betas(ratio: float, shift_power: float = 1.0) -> list[float]:
@@ -111,14 +114,15 @@ def num_parameters(method: str) -> int:
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
-def flops_per_image(recipe: Recipe, stage: StageRecipe) -> float:
+def flops_per_image(recipe: Recipe, stage: StageRecipe, no_features: tuple[Way, ...] = ()) -> float:
     """Count the operations of one training image: forward and backward of the U-Net, and encoding for latents.
 
     Optimizer and averages are left out: their cost does not depend on the images. Each model is counted once.
     """
-    key = repr((recipe.model, recipe.levels, recipe.vae is None, stage.levels, stage.samples_per_level))
+    key = repr((recipe.model, recipe.levels, recipe.vae is None, stage.levels, stage.samples_per_level, no_features))
     if key not in _flops_of_models:
-        _flops_of_models[key] = _count_flops_per_image(recipe, stage)
+        with without_features(no_features):
+            _flops_of_models[key] = _count_flops_per_image(recipe, stage)
     return _flops_of_models[key]
 
 

@@ -61,6 +61,7 @@ def _mdm(name: str, group: str, data: str = EMOJI, **changes: object) -> Row:
 
 
 PREDICTS, LOSS, STEPS, FEW, SHIFT, LEVELS = "outer level", "loss", "inside out", "few images", "shift", "levels"
+FEATURES = "shared features"
 UNTIL = PlateauRecipe(every_steps=16, patience=2, min_gain=0.02)
 # Main rows first, then the ablations, those whose answer is the least sure without a measurement first.
 ROWS = (
@@ -81,4 +82,13 @@ ROWS = (
     _mdm("outer level weighs 4", LOSS, stage={"level_weights": (1.0, 4.0)}),
     _mdm("half of the batch at the outer level", LOSS, stage={"batch_fractions": (1.0, 0.5)}),
     _mdm("inside out, growing by the loss", STEPS, inner_share=0.5, until_plateau=UNTIL),
+    _mdm(
+        "outer level predicts the residual",
+        PREDICTS,
+        BIRDS,
+        scheduler={"prediction_type": ["v_prediction", "residual"]},
+    ),
+    _mdm("levels share no features", FEATURES, no_features=("inwards", "outwards")),
+    _mdm("no features for the inner level", FEATURES, no_features=("inwards",)),
+    _mdm("no features for the outer level", FEATURES, no_features=("outwards",)),
 )

@@ -35,6 +35,7 @@ from benchmarks.paper.methods import (
     recipes_of,
 )
 from benchmarks.paper.rows import EMOJI, METHODS, ROWS, Row
+from benchmarks.paper.shared_features import Way, without_features
 from diffusers_mdm import DiffusionPipeline
 from diffusers_mdm.training.data.sources import open_training_images
 from diffusers_mdm.training.loop.autoencoder import train_autoencoder
@@ -210,7 +211,8 @@ def run_row(settings: Settings, row: Row, seed: int, is_over: Callable[[], bool]
     reference = recipes_of("mdm", images.data, images.classes, None)[0]
     budget = settings.images * flops_per_image(reference, reference.stages[-1])
     before = 0.0 if vae is None else settings.images * AUTOENCODER_SHARE * autoencoder_flops_per_image()
-    each = sum(flops_per_image(recipe, changed(recipe, row.changes, 1).stages[-1]) for recipe in recipes)
+    lacks = row.changes.no_features
+    each = sum(flops_per_image(recipe, changed(recipe, row.changes, 1).stages[-1], lacks) for recipe in recipes)
     points = points_of(row, recipes, each, budget - before, settings)
     # Stages of different costs have no points in between.
     for steps in points[-1:] if row.changes.inner_share else points:
@@ -221,8 +223,9 @@ def run_row(settings: Settings, row: Row, seed: int, is_over: Callable[[], bool]
             return
         start, parts = time.process_time(), [changed(recipe, row.changes, steps) for recipe in recipes]
         folders = [folder / name for name in PARTS[row.method]]
-        for recipe, part in zip(parts, folders, strict=True):
-            train(recipe, part, seed, points[-1])
+        with without_features(lacks):
+            for recipe, part in zip(parts, folders, strict=True):
+                train(recipe, part, seed, points[-1])
         seconds = time.process_time() - start
         done = [steps_done(part) for part in folders]
         entry = {
@@ -230,7 +233,7 @@ def run_row(settings: Settings, row: Row, seed: int, is_over: Callable[[], bool]
             "data": row.data,
             "seed": seed,
             "images": max(images_of(*pair) for pair in zip(parts, done, strict=True)),
-            "flops": before + sum(flops_of(*pair) for pair in zip(parts, done, strict=True)),
+            "flops": before + sum(flops_of(*pair, lacks) for pair in zip(parts, done, strict=True)),
             "seconds": seconds,
             "held_out_loss": held_out_loss(folders[-1]),
             "floor": images.floor,
@@ -274,10 +277,10 @@ def images_of(recipe: Recipe, steps: Sequence[int]) -> int:
     return sum(stage.images_per_step * number for stage, number in zip(recipe.stages, steps, strict=True))
 
 
-def flops_of(recipe: Recipe, steps: Sequence[int]) -> float:
+def flops_of(recipe: Recipe, steps: Sequence[int], no_features: tuple[Way, ...] = ()) -> float:
     """Count the operations of the steps of all stages."""
     return sum(
-        flops_per_image(recipe, stage) * stage.images_per_step * number
+        flops_per_image(recipe, stage, no_features) * stage.images_per_step * number
         for stage, number in zip(recipe.stages, steps, strict=True)
     )
 

@@ -11,9 +11,18 @@ import torch
 
 from benchmarks.paper import report, run
 from benchmarks.paper.measures import measure, sliced_wasserstein
-from benchmarks.paper.methods import PARTS, Changes, changed, num_parameters, recipes_of, shifted_betas
+from benchmarks.paper.methods import (
+    PARTS,
+    Changes,
+    changed,
+    num_parameters,
+    recipes_of,
+    shifted_betas,
+)
 from benchmarks.paper.rows import EMOJI, NAMES, ROWS, Row
-from diffusers_mdm import MatryoshkaScheduler
+from benchmarks.paper.shared_features import without_features
+from diffusers_mdm import DiffusionPipeline, MatryoshkaScheduler
+from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.recipe.loading import load_recipe
 from tests.training.tiny_run import write_images
 
@@ -39,6 +48,34 @@ def test_training_from_the_inside_out_costs_the_same():
     assert [stage.levels for stage in grown.stages] == [1, 2]
     costs = [run.flops_of(each, [cast(int, stage.steps) for stage in each.stages]) for each in (whole, grown)]
     assert costs[1] == pytest.approx(costs[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("ways", "depends"),
+    [
+        ((), (True, True)),
+        (("inwards",), (False, True)),
+        (("outwards",), (True, False)),
+        (("inwards", "outwards"), (False, False)),
+    ],
+)
+def test_without_features_a_level_does_not_depend_on_the_other(ways, depends):
+    recipe = recipes_of("mdm", DATA, 4, None)[0]
+    unet = build_unet(recipe, 2).eval().requires_grad_(False)
+    for name, parameter in unet.named_parameters():
+        if "_adapter" in name:
+            torch.nn.init.normal_(parameter)
+
+    def predict(inner: float, outer: float) -> list[torch.Tensor]:
+        sample = [torch.full((1, 3, 16, 16), inner), torch.full((1, 3, 32, 32), outer)]
+        return unet(sample, 500, class_labels=torch.zeros(1, dtype=torch.int64)).sample
+
+    with without_features(ways):
+        first, other_outer, other_inner = predict(0.5, 0.5), predict(0.5, -0.5), predict(-0.5, 0.5)
+    changes = not torch.equal(first[0], other_outer[0]), not torch.equal(first[1], other_inner[1])
+    assert changes == depends
+    # The hook is gone.
+    assert not torch.equal(predict(0.5, 0.5)[0], predict(0.5, -0.5)[0])
 
 
 def test_points_are_where_images_and_operations_are_equal():
@@ -126,6 +163,11 @@ def test_a_tiny_point_of_every_method_and_question_makes_a_report(tmp_path):
     assert (out / run.RESULTS).read_text() == first
     found = {(entry["row"], entry["data"]) for entry in map(json.loads, first.splitlines())}
     assert found == {(row.name, row.data) for row in ROWS if row.name in names}
+    separate = next(row for row in ROWS if len(row.changes.no_features) == 2)
+    unet = DiffusionPipeline.from_pretrained(out / separate.folder / "0" / "mdm").unet
+    assert not any(values.any() for name, values in unet.named_parameters() if "_adapter" in name)
+    costs = {entry["row"]: entry["flops"] for entry in map(json.loads, first.splitlines()) if entry["data"] == EMOJI}
+    assert 0.9 * costs[MDM.name] < costs[separate.name] < costs[MDM.name]
     page = tmp_path / "README.md"
     page.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
     report.write_report(out, page)
