@@ -39,9 +39,11 @@ def run(program: str, arguments: Sequence[str]) -> int:
     """
     args = build_parser(program).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from ..reports.average_card import write_average_card
     from ..state.post_hoc.reconstruction import save_reconstructed
 
     average = save_reconstructed(args.run_dir, args.sigma_rel, args.output_dir, args.step, args.save_dtype)
+    write_average_card(args.run_dir, args.output_dir, average, args.sigma_rel, args.save_dtype)
     logging.getLogger(__name__).info(
         "Saved %s: average of width %g at step %d, from %d snapshots, whose profile differs by %.2g %% from the "
         "wanted one.",

@@ -131,6 +131,8 @@ def test_the_command_saves_a_pipeline(run_dir, tmp_path, caplog):
         torch.testing.assert_close(value.detach().float(), average.weights["unet"][name], rtol=1e-3, atol=1e-5)
     for name, value in pipeline.text_encoder.named_parameters():
         torch.testing.assert_close(value.detach().float(), average.weights["text_encoder"][name], rtol=1e-3, atol=1e-5)
+    assert "sigma_rel 0.1, at step 6" in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "run" / "README.md").read_text() == (run_dir / "README.md").read_text()
     with pytest.raises(ValueError, match="exists; choose a new folder"):
         average_reconstruction.run("reconstruct", words)
 
