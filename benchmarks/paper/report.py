@@ -2,11 +2,13 @@
 """Write the report from the results of `run.py`: tables, curves, drawings, and what they say about each claim.
 
 python -m benchmarks.paper.report --output_dir runs/paper
+python -m benchmarks.paper.report --output_dir runs/paper-8192 --page benchmarks/paper/larger/README.md
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import shutil
@@ -21,13 +23,14 @@ from PIL import Image
 
 from benchmarks.paper.methods import num_parameters
 from benchmarks.paper.rows import BIRDS, EMOJI, METHODS, NAMES, ROWS, Row
-from benchmarks.paper.run import RESULTS, measured
+from benchmarks.paper.run import RESULTS, Settings, measured
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Result = Mapping[str, Any]
 # Two means are called different if they are this many standard errors of their difference apart.
 DIFFERENT = 2.0
+PALETTE = 128  # colours of the strips of drawings
 FEW_IMAGES = "MDM loses less than simple diffusion with a tenth of the images"
 
 
@@ -114,6 +117,11 @@ def method_table(results: Sequence[Result], data: str) -> Iterator[str]:
     )
 
 
+def data_of(results: Sequence[Result]) -> list[str]:
+    """Return the names of the data sets on which anything was measured."""
+    return [data for data in (EMOJI, BIRDS) if any(entry["data"] == data for entry in results)]
+
+
 def scale_of(results: Sequence[Result], row: Row) -> tuple[int, float]:
     """Return images and operations of the last point of a row; 0 without one."""
     found = points(results, row)
@@ -177,7 +185,7 @@ def claims(results: Sequence[Result]) -> Iterator[str]:
 def compared(results: Sequence[Result]) -> Iterator[tuple[str, Sequence[Result], Sequence[Result]]]:
     """Yield claims, and the results of what is said to be better and of what it is compared with."""
     by_name = {(row.name, row.data): row for row in ROWS}
-    for data in (EMOJI, BIRDS):
+    for data in data_of(results):
         mdm = by_name[NAMES["mdm"], data]
         images, flops = scale_of(results, mdm)
         last = at_images(results, mdm, images)
@@ -224,6 +232,9 @@ CLAIMS = {
     ),
     "outer level weighs 4": ("equal weights are better than a weight of 4 for the outer level", False),
     "inside out, growing by the loss": ("growing when the loss stops falling is better than no growth", True),
+    "levels share no features": ("levels that share features are better than levels that share none", False),
+    "no features for the inner level": ("features of the outer level help the inner one", False),
+    "no features for the outer level": ("features of the inner level help the outer one", False),
 }
 
 
@@ -245,12 +256,14 @@ def _data_efficiency(results: Sequence[Result]) -> str | None:
 
 
 def not_run(results: Sequence[Result]) -> Iterator[str]:
-    """Yield a line for every row with fewer than three seeds."""
-    for row in ROWS:
-        found = points(results, row)
-        number = len(found[-1]) if found else 0
-        if number < 3:
-            yield f"- {row.data}, {row.name}: {number or 'no'} seed(s)"
+    """Yield a line for every data set with rows of fewer than three seeds, or one that there are none."""
+    seeds = [(row, len((points(results, row) or [[]])[-1])) for row in ROWS]
+    for data in (EMOJI, BIRDS):
+        few = [f"{row.name} ({number or 'no'} seed(s))" for row, number in seeds if row.data == data and number < 3]
+        if few:
+            yield f"- {data}: {'; '.join(few)}"
+    if all(number >= 3 for _, number in seeds):
+        yield "None."
 
 
 def plot(results: Sequence[Result], data: str, path: Path) -> None:
@@ -284,16 +297,17 @@ def side_by_side(data: str, output_dir: Path, path: Path) -> bool:
         panel.set_ylabel(textwrap.fill(name, 12), rotation=0, ha="right", va="center", fontsize=7)
         panel.set_xticks([])
         panel.set_yticks([])
-    figure.savefig(path, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    # A palette takes a third of the space, and noise hides what it changes.
+    Image.open(drawn).convert("RGB").quantize(PALETTE).save(path, optimize=True)
     return True
 
 
 def results_text(results: Sequence[Result], folder: Path, output_dir: Path) -> str:
     """Return the part of the report that depends on the results, and write its images into `folder`."""
     lines = ["## The claims", "", *claims(results), "", "## What was measured", ""]
-    for data in dict.fromkeys(row.data for row in ROWS):
-        if not any(entry["data"] == data for entry in results):
-            continue
+    for data in data_of(results):
         plot(results, data, folder / f"{data}.png")
         lines += [f"### {data}", "", f"![Distance over images and operations](results/{data}.png)", ""]
         lines += [*method_table(results, data), ""]
@@ -309,10 +323,12 @@ def commands(results: Sequence[Result]) -> Iterator[str]:
     """Yield the lines of a table with the config and the command of every row."""
     yield "| row | config and log | command |"
     yield "|---|---|---|"
+    images, _ = scale_of(results, ROWS[0])
+    scale = "" if images in (0, Settings.images) else f"-{images} --images {images}"
     for row in ROWS:
         if points(results, row):
             birds = "" if row.data == EMOJI else " --birds folder"
-            command = f'python -m benchmarks.paper.run --output_dir runs/paper{birds} --rows "{row.name}"'
+            command = f'python -m benchmarks.paper.run --output_dir runs/paper{scale}{birds} --rows "{row.name}"'
             yield f"| {row.name} ({row.data}) | [{row.folder}](results/{row.folder}.json) | `{command}` |"
 
 
@@ -355,7 +371,9 @@ def main(argv: list[str] | None = None) -> None:
     """Write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output_dir", type=Path, required=True, help="of run.py")
-    write_report(parser.parse_args(argv).output_dir)
+    parser.add_argument("--page", type=Path, default=HERE / "README.md", help="with the two marks of the results")
+    args = parser.parse_args(argv)
+    write_report(args.output_dir, args.page)
 
 
 if __name__ == "__main__":
