@@ -14,7 +14,7 @@ import torch
 from diffusers.models.downsampling import Downsample2D
 from torch import nn
 
-from .forward_inputs import TextConditioning
+from .forward_inputs import Embedding, Modulation, TextConditioning
 from .layers import ResidualLayer, SpatialAttention, Upsample, zero_
 from .level_config import LevelConfig
 from .temporal import FrameDownsample, FrameUpsample, TemporalAttention
@@ -203,15 +203,15 @@ class ResolutionBlock(LayerBorrower):
         self,
         index: int,
         hidden_states: torch.Tensor,
-        embedding: torch.Tensor,
+        embedding: Embedding,
         text: TextConditioning | None,
         num_frames: int,
     ) -> torch.Tensor:
         """Run residual layer `index` and the attention layers that follow it.
 
-        `embedding`, after its silu, has one entry per frame.
+        `embedding` has one entry per frame.
         """
-        hidden_states = self.run(self.layer("resnets", index), hidden_states, embedding)
+        hidden_states = self.run_resnet(index, hidden_states, embedding)
         count = self.num_attentions
         for position in range(index * count, (index + 1) * count):
             hidden_states = self.run(self.layer("attentions", position), hidden_states, text)
@@ -219,6 +219,16 @@ class ResolutionBlock(LayerBorrower):
         for position in range(index * count, (index + 1) * count):
             hidden_states = self.run(self.layer("temporal_attentions", position), hidden_states, num_frames)
         return hidden_states
+
+    def run_resnet(self, index: int, hidden_states: torch.Tensor, embedding: Embedding) -> torch.Tensor:
+        """Run residual layer `index` alone."""
+        own = embedding if isinstance(embedding, torch.Tensor) else embedding[index]
+        return self.run(self.layer("resnets", index), hidden_states, own)
+
+    def modulations(self, activated: torch.Tensor) -> list[Modulation]:
+        """Return the `modulation` of every residual layer; `activated` is the embedding after its silu."""
+        layers = (cast(ResidualLayer, self.layer("resnets", index)) for index in range(len(self.resnets)))
+        return [layer.modulation(activated) for layer in layers]
 
     def layers_by_place(self) -> Iterator[tuple[tuple[str, int, int], tuple[str, int]]]:
         """Map (list, residual layer it follows, how many of its kind are between them) to (list, index) for each
@@ -262,9 +272,17 @@ class ResolutionBlock(LayerBorrower):
                 cast("SpatialAttention | TemporalAttention", attention).zero_init_()
 
 
-def repeat_for_frames(values: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """Repeat the values of each sample for its frames: `(B, D)` → `(B F, D)`."""
-    return values if num_frames == 1 else values.repeat_interleave(num_frames, dim=0)
+def repeat_for_frames(embedding: Embedding, num_frames: int) -> Embedding:
+    """Repeat the embedding of each sample for its frames: `(B, D)` → `(B F, D)`.
+
+    Raises:
+        ValueError: there are several frames, and the embedding is one of `NestedUNetModel.embed_timesteps`.
+    """
+    if num_frames == 1:
+        return embedding
+    if not isinstance(embedding, torch.Tensor):
+        raise ValueError("The embeddings of `embed_timesteps` are for images; pass the timesteps of clips themselves.")
+    return embedding.repeat_interleave(num_frames, dim=0)
 
 
 class DownBlock(ResolutionBlock):
@@ -294,7 +312,7 @@ class DownBlock(ResolutionBlock):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        embedding: torch.Tensor,
+        embedding: Embedding,
         text: TextConditioning | None = None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -341,7 +359,7 @@ class UpBlock(ResolutionBlock):
         self,
         hidden_states: torch.Tensor,
         skips: tuple[torch.Tensor, ...],
-        embedding: torch.Tensor,
+        embedding: Embedding,
         text: TextConditioning | None = None,
         num_frames: int = 1,
     ) -> torch.Tensor:
@@ -365,12 +383,12 @@ class MidBlock(ResolutionBlock):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        embedding: torch.Tensor,
+        embedding: Embedding,
         text: TextConditioning | None = None,
         num_frames: int = 1,
     ) -> torch.Tensor:
         """`(B, C, H, W)` → `(B, C, H, W)`."""
         embedding = repeat_for_frames(embedding, num_frames)
-        hidden_states = self.run(self.layer("resnets", 0), hidden_states, embedding)
+        hidden_states = self.run_resnet(0, hidden_states, embedding)
         hidden_states = self.run(self.layer("attentions", 0), hidden_states, text)
-        return self.run(self.layer("resnets", 1), hidden_states, embedding)
+        return self.run_resnet(1, hidden_states, embedding)

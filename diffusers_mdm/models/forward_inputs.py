@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the arguments of `NestedUNetModel.forward`, and `TextConditioning`."""
+"""Checks of the arguments of `NestedUNetModel.forward`, and those that are computed beforehand: `TextConditioning` and
+`StepEmbedding`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,11 @@ import torch
 from ..checked_values import check_number, describe
 from ..pyramid import Pyramid, check_pyramid, check_tensor
 from .level_geometry import LevelGeometry
+
+# Scale and shift `(B, C)` of the second norm of a residual layer.
+Modulation = tuple[torch.Tensor, ...]
+# The embedding of timestep and conditions after its silu, `(B, D)`, or what the residual layers make of it.
+Embedding = torch.Tensor | tuple[Modulation, ...]
 
 
 @dataclasses.dataclass
@@ -60,6 +67,28 @@ class TextConditioning:
     def only(self, index: int) -> TextConditioning:
         """Return the text of one sample, as a batch of one."""
         return self.with_tensors([None if tensor is None else tensor[index : index + 1] for tensor in self.tensors()])
+
+
+@dataclasses.dataclass
+class StepEmbedding:
+    """The timestep of one step, and everything that the model computes from it and the conditions alone.
+
+    Args:
+        timesteps: t of each sample, `(B,)`.
+        levels: modulations of all residual layers of each level, in the order of `Level.embed`.
+    """
+
+    timesteps: torch.Tensor
+    levels: tuple[tuple[Modulation, ...], ...]
+
+
+def modulations_of(timestep: Any, index: int, batch: int) -> tuple[Modulation, ...] | None:
+    """Return the modulations of level `index` for its first `batch` samples; None if `timestep` is not embedded."""
+    if not isinstance(timestep, StepEmbedding):
+        return None
+    if batch == timestep.timesteps.shape[0]:
+        return timestep.levels[index]
+    return tuple((scale[:batch], shift[:batch]) for scale, shift in timestep.levels[index])
 
 
 def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import nn
 
-from .forward_inputs import TextConditioning
+from .forward_inputs import Modulation, TextConditioning
 
 
 def zero_(layer: nn.Module | None) -> None:
@@ -149,14 +149,16 @@ class ResidualLayer(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, hidden_states: torch.Tensor, activated: torch.Tensor) -> torch.Tensor:
-        """`(B, in_channels, H, W)` and the embedding after its silu `(B, embed_dim)` → `(B, out_channels, H, W)`."""
-        scale, shift = self.time_emb_proj(activated).chunk(2, dim=1)
+    def modulation(self, activated: torch.Tensor) -> Modulation:
+        """The embedding after its silu, `(B, embed_dim)` → scale and shift of the second norm, `(B, out_channels)`."""
+        return self.time_emb_proj(activated).chunk(2, dim=-1)
+
+    def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor | Modulation) -> torch.Tensor:
+        """`(B, in_channels, H, W)` and the activated embedding, or its `modulation` → `(B, out_channels, H, W)`."""
+        scale, shift = embedding if isinstance(embedding, tuple) else self.modulation(embedding)
         residual = self.conv1(norm_silu(self.norm1, hidden_states))
         residual = self.conv2(self.dropout(norm_silu(self.norm2, residual, scale, shift)))
-        if self.conv_shortcut is None:
-            return add(residual, hidden_states)
-        return add(residual, self.conv_shortcut(hidden_states))
+        return add(residual, hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states))
 
 
 class Upsample(nn.Module):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import nn
 
-from .blocks import BlockAttentions, BlockSettings, DownBlock, LayerBorrower, MidBlock, UpBlock
-from .forward_inputs import TextConditioning
+from .blocks import BlockAttentions, BlockSettings, DownBlock, LayerBorrower, MidBlock, ResolutionBlock, UpBlock
+from .forward_inputs import Embedding, Modulation, StepEmbedding, TextConditioning
 from .frames import on_tiled_frames
 from .layers import add, norm_silu, zero_
 from .level_config import LevelConfig
@@ -83,6 +83,18 @@ class LevelEmbedding(LayerBorrower):
                 self.borrow(inner.layer("micro_embeddings", key), "micro_embeddings", key)
 
 
+def embeddings_of(blocks: Sequence[ResolutionBlock], embedding: Embedding) -> list[Embedding]:
+    """Return the embedding for each block: the same for all, or the modulations of its own residual layers."""
+    if isinstance(embedding, torch.Tensor):
+        return [embedding] * len(blocks)
+    parts: list[Embedding] = []
+    start = 0
+    for block in blocks:
+        parts.append(embedding[start : start + len(block.resnets)])
+        start += len(block.resnets)
+    return parts
+
+
 class LevelEncoder(nn.Module):
     """Encoder of a level: from its pixels to its coarsest features, and to the features for the level inside.
 
@@ -126,7 +138,7 @@ class LevelEncoder(nn.Module):
         self,
         sample: torch.Tensor,
         features: torch.Tensor | None,
-        embedding: torch.Tensor,
+        embedding: Embedding,
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None]:
@@ -136,7 +148,7 @@ class LevelEncoder(nn.Module):
             sample: `(B, in_channels, H, W)`, noisy.
             features: `(B', C_0, H / p, W / p)` with B' <= B from the level outside, or None; missing samples count
                 as zero.
-            embedding: embedding of timestep and conditions, after its silu.
+            embedding: embedding of timestep and conditions for the blocks of the encoder.
             text: the prompt.
             num_frames: frames of each sample.
 
@@ -154,11 +166,17 @@ class LevelEncoder(nn.Module):
             padded = F.pad(features, (0, 0, 0, 0, 0, 0, 0, num_missing)) if num_missing else features
             hidden_states = add(hidden_states, padded)
         skips: tuple[torch.Tensor, ...] = (hidden_states,)
-        for index, block in enumerate(self.down_blocks):
+        embeddings = embeddings_of(self.blocks, embedding)
+        for index, (block, own) in enumerate(zip(self.down_blocks, embeddings, strict=True)):
             frames_here = num_frames >> index if self.frame_ratio > 1 else num_frames
-            hidden_states, block_skips = block(hidden_states, embedding, text, frames_here)
+            hidden_states, block_skips = block(hidden_states, own, text, frames_here)
             skips += block_skips
         return hidden_states, skips, self.towards_inner(hidden_states, num_frames // self.frame_ratio)
+
+    @property
+    def blocks(self) -> list[ResolutionBlock]:
+        """The blocks in the order in which they run."""
+        return cast("list[ResolutionBlock]", list(self.down_blocks))
 
     def towards_inner(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor | None:
         """Return the features for the level inside, which has `num_frames` frames."""
@@ -212,7 +230,7 @@ class LevelDecoder(nn.Module):
         hidden_states: torch.Tensor,
         skips: tuple[torch.Tensor, ...],
         inner_features: torch.Tensor | None,
-        embedding: torch.Tensor,
+        embedding: Embedding,
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,7 +240,7 @@ class LevelDecoder(nn.Module):
             hidden_states: `(B, C_last, h, w)`, the encoder's coarsest features.
             skips: skip connections of the encoder, in the order in which it returned them.
             inner_features: `(B', c_0, h, w)` with B' >= B of the level inside, or `None` for level 0.
-            embedding: embedding of timestep and conditions, after its silu.
+            embedding: likewise for the blocks of the decoder.
             text: the prompt.
             num_frames: frames of each sample of the prediction.
 
@@ -233,17 +251,23 @@ class LevelDecoder(nn.Module):
         if inner_features is not None:
             inner_features = inner_features[: hidden_states.shape[0]]
             hidden_states = add(self.from_inner(inner_features, frames_here), hidden_states)
+        embeddings, remaining = embeddings_of(self.blocks, embedding), skips
         if self.mid_block is not None:
-            hidden_states = self.mid_block(hidden_states, embedding, text, frames_here)
-        remaining = skips
-        for index, block in enumerate(self.up_blocks):
+            hidden_states = self.mid_block(hidden_states, embeddings.pop(0), text, frames_here)
+        for index, (block, own) in enumerate(zip(self.up_blocks, embeddings, strict=True)):
             num_layers = len(cast(UpBlock, block).resnets)
             steps = index if self.frame_ratio > 1 else 0
             used = remaining[: -num_layers - 1 : -1]
-            hidden_states = block(hidden_states, used, embedding, text, frames_here << steps)
+            hidden_states = block(hidden_states, used, own, text, frames_here << steps)
             remaining = remaining[:-num_layers]
         prediction = self.conv_out(norm_silu(self.norm_out, hidden_states))
         return prediction if self.patch_size == 1 else F.pixel_shuffle(prediction, self.patch_size), hidden_states
+
+    @property
+    def blocks(self) -> list[ResolutionBlock]:
+        """The blocks in the order in which they run."""
+        blocks = [block for block in (self.mid_block, *self.up_blocks) if block is not None]
+        return cast("list[ResolutionBlock]", blocks)
 
     def from_inner(self, features: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Return what the level inside, which has `num_frames` frames, adds to the coarsest features."""
@@ -273,6 +297,8 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.is_sliced = False
+        self.encoder: LevelEncoder
+        self.decoder: LevelDecoder
         self.embedding = LevelEmbedding(config, settings.time_embed_dim)
         self.encoder = LevelEncoder(config, settings, in_channels, inner_channels)
         self.decoder = LevelDecoder(config, settings, out_channels, inner_channels)
@@ -281,11 +307,24 @@ class Level(nn.Module):
         for adapter in (self.encoder.in_adapter, self.decoder.out_adapter):
             zero_(adapter)
 
-    def forward(self, part: Literal["encode", "decode"], *inputs: Any) -> Any:
-        """Run `encode` or `decode`, depending on `part`; with level slicing, on one sample at a time."""
+    def forward(self, part: Literal["embed", "encode", "decode"], *inputs: Any) -> Any:
+        """Run `embed`, `encode` or `decode`, depending on `part`; with level slicing, on one sample at a time."""
+        if part == "embed":
+            return self.embed(*inputs)
         if self.is_sliced:
-            return encode_sliced(self.encode, *inputs) if part == "encode" else decode_sliced(self.decode, *inputs)
+            if part == "decode":
+                return decode_sliced(self.decode, *inputs)
+            *others, _ = inputs  # modulations are those of whole batches
+            return encode_sliced(self.encode, *others)
         return self.encode(*inputs) if part == "encode" else self.decode(*inputs)
+
+    def embed(
+        self, timestep: torch.Tensor, micro_conditioning: Mapping[str, torch.Tensor], pooled: torch.Tensor | None
+    ) -> list[Modulation]:
+        """Return what every residual layer makes of timestep and conditions, in the order in which the layers run."""
+        activated = F.silu(self.embedding(timestep, micro_conditioning, pooled))
+        blocks = self.encoder.blocks + self.decoder.blocks
+        return [modulation for block in blocks for modulation in block.modulations(activated)]
 
     def encode(
         self,
@@ -296,19 +335,24 @@ class Level(nn.Module):
         pooled: torch.Tensor | None,
         text: TextConditioning | None,
         num_frames: int = 1,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None, torch.Tensor]:
-        """Embed timestep and conditions, then run the encoder; returns what `decode` needs."""
-        # Every residual layer begins with the same activation.
-        embedding = F.silu(self.embedding(timestep, micro_conditioning, pooled)).to(sample.dtype)
-        hidden_states, skips, inner = self.encoder(sample, features, embedding, text, num_frames)
-        return hidden_states, skips, inner, embedding
+        modulations: tuple[Modulation, ...] | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor | None, Embedding]:
+        """Embed timestep and conditions, unless `modulations` has the result of `embed` for them, then run the
+        encoder; returns what `decode` needs.
+        """
+        if modulations is None:
+            # Every residual layer begins with the same activation.
+            embedding = F.silu(self.embedding(timestep, micro_conditioning, pooled)).to(sample.dtype)
+            return *self.encoder(sample, features, embedding, text, num_frames), embedding
+        count = sum(len(block.resnets) for block in self.encoder.blocks)
+        return *self.encoder(sample, features, modulations[:count], text, num_frames), modulations[count:]
 
     def decode(
         self,
         hidden_states: torch.Tensor,
         skips: tuple[torch.Tensor, ...],
         inner_features: torch.Tensor | None,
-        embedding: torch.Tensor,
+        embedding: Embedding,
         text: TextConditioning | None,
         num_frames: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -323,3 +367,31 @@ class Level(nn.Module):
         for module in self.modules():
             if isinstance(module, (DownBlock, UpBlock, MidBlock)):
                 module.zero_init_()
+
+
+def embed_steps(
+    levels: Iterable[nn.Module],
+    timesteps: torch.Tensor,
+    batch_size: int,
+    micro_conditioning: Mapping[str, torch.Tensor],
+    pooled: torch.Tensor | None,
+) -> list[StepEmbedding]:
+    """Return what all levels make of several timesteps `(S,)` and of the conditions of a batch, for each step."""
+    steps = (timesteps.shape[0], batch_size)
+    times = timesteps.repeat_interleave(batch_size)
+    micro = {key: value.repeat(steps[0]) for key, value in micro_conditioning.items()}
+    conditions = None if pooled is None else pooled.repeat(steps[0], 1)
+
+    def by_step(values: torch.Tensor) -> Sequence[torch.Tensor]:
+        # Copies: compiled models make other graphs for views into one tensor, depending on where they begin.
+        unbind_copy: Any = torch.unbind_copy  # whose type in torch says that it returns nothing
+        return unbind_copy(values.unflatten(0, steps))
+
+    by_level = [
+        [list(zip(*map(by_step, modulation), strict=True)) for modulation in level("embed", times, micro, conditions)]
+        for level in levels
+    ]
+    return [
+        StepEmbedding(own_times, tuple(tuple(layer[step] for layer in level) for level in by_level))
+        for step, own_times in enumerate(by_step(times))
+    ]

@@ -18,10 +18,10 @@ from torch import nn
 
 from ..pyramid import Pyramid, as_pyramid
 from .adapter_strengths import AdapterStrengthMixin
-from .blocks import BlockSettings
 from .compilation import CompilationMixin
 from .config_checks import check_model_config, resolve_time_embed_dim
 from .forward_inputs import (
+    StepEmbedding,
     TextConditioning,
     check_classes,
     check_sample,
@@ -30,19 +30,20 @@ from .forward_inputs import (
     expand_to_batch,
     masked_mean,
     micro_conditions,
+    modulations_of,
     values_per_sample,
 )
 from .frames import fold_frames, unfold_frames
 from .growth import GrowthMixin
 from .inner_level_cache import InnerLevelCacheMixin
 from .layers import MatryoshkaAttention, TextSelfAttention
-from .level import Level
+from .level import embed_steps
 from .level_config import LevelConfig
 from .level_geometry import LevelGeometry
 from .level_slicing import LevelSlicingMixin
 from .loading.single_file import SingleFileMixin
 from .loading.weight_variants import VariantMixin
-from .weight_sharing import share_layers
+from .weight_sharing import build_levels
 
 
 @dataclasses.dataclass
@@ -200,8 +201,6 @@ class NestedUNetModel(
         """The number of which the sides of level 0 must be multiples."""
         return self.geometry.multiples[-1]
 
-    # --- text ---
-
     def _text_attentions(self) -> list[MatryoshkaAttention]:
         """The attention layers with text, in the order of `TextConditioning.keys_values`."""
         return [
@@ -253,13 +252,40 @@ class NestedUNetModel(
             text.keys_values = tuple(attention.text_key_value(text) for attention in self._text_attentions())
         return text
 
-    # --- forward ---
+    @apply_forward_hook
+    @apply_lora_scale("cross_attention_kwargs")
+    def embed_timesteps(
+        self,
+        timesteps: torch.Tensor,
+        batch_size: int,
+        encoder_hidden_states: TextConditioning | None = None,
+        class_labels: torch.Tensor | None = None,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> list[StepEmbedding]:
+        """Compute everything that depends on timestep and conditions alone, for several steps at once.
+
+        The results, one for each step, can be passed to `forward` as `timestep`, and do not change its output.
+
+        Args:
+            timesteps: t of each step, `(S,)`.
+            batch_size: B, samples in a step.
+            encoder_hidden_states: result of `encode_text` for these samples, if the model has text.
+            class_labels: as in `forward`.
+            added_cond_kwargs: as in `forward`.
+            cross_attention_kwargs: as in `forward`, which does not scale what is computed here.
+        """
+        check_text_fits(encoder_hidden_states, self.config["cross_attention_dim"] is not None)
+        micro = micro_conditions(added_cond_kwargs, self.micro_conditioning_names, batch_size, timesteps.device)
+        dtype = self.dtype if encoder_hidden_states is None else encoder_hidden_states.pooled.dtype
+        pooled = self._pooled(encoder_hidden_states, class_labels, batch_size, dtype)
+        return embed_steps(self.levels, timesteps, batch_size, micro, pooled)
 
     @apply_lora_scale("cross_attention_kwargs")
     def forward(
         self,
         sample: Sequence[torch.Tensor] | torch.Tensor,
-        timestep: torch.Tensor | float | int,
+        timestep: torch.Tensor | float | int | StepEmbedding,
         encoder_hidden_states: torch.Tensor | TextConditioning | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
@@ -274,7 +300,8 @@ class NestedUNetModel(
                 the inner k levels run. A bare tensor is level 0. Video models take `(B_i, in_channels, F_i, H_i, W_i)`
                 with `level_frames` frames; if all k levels have equally many frames, also single frames (F_i = 1, or
                 images).
-            timestep: 0 … num_train_timesteps - 1, one for all samples or `(B_0,)`.
+            timestep: 0 … num_train_timesteps - 1, one for all samples or `(B_0,)`; or an entry of the result of
+                `embed_timesteps`.
             encoder_hidden_states: `(B_0, L, D)`, zero at padding, or the result of `encode_text`.
             encoder_attention_mask: `(B_0, L)`, zero for padding; None without padding.
             class_labels: `(B_0,)` integers, if the model has classes.
@@ -289,9 +316,8 @@ class NestedUNetModel(
         """
         pyramid, is_tensor = as_pyramid(sample)
         check_sample(pyramid, self.geometry, self.config["in_channels"])
-        is_clip = pyramid[0].ndim == 5
-        batch, dtype = pyramid[0].shape[0], pyramid[0].dtype
-        timesteps = values_per_sample(timestep, "timestep", batch, pyramid[0].device)
+        batch, dtype, is_clip = pyramid[0].shape[0], pyramid[0].dtype, pyramid[0].ndim == 5
+        timesteps = values_per_sample(getattr(timestep, "timesteps", timestep), "timestep", batch, pyramid[0].device)
         micro = micro_conditions(added_cond_kwargs, self.micro_conditioning_names, batch, timesteps.device)
         text = self._text(encoder_hidden_states, encoder_attention_mask, batch, dtype)
         pooled = self._pooled(text, class_labels, batch, dtype)
@@ -313,6 +339,7 @@ class NestedUNetModel(
                 None if pooled is None else pooled[:batch],
                 texts[index],
                 num_frames,
+                None if is_clip else modulations_of(timestep, index, batch),
             )
             encoded.insert(0, (hidden_states, skips, embedding, num_frames))
         # Out: from the innermost level that runs to the outermost one.
@@ -369,26 +396,3 @@ class NestedUNetModel(
             return pooled
         labels = self.class_embedding(expand_to_batch(class_labels, batch, "class_labels")).to(dtype)
         return labels if pooled is None else pooled + labels
-
-
-def build_levels(config: Mapping[str, Any], level_configs: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
-    """Build the levels of a model, innermost first, and let them share layers as configured.
-
-    Raises:
-        ValueError: a level is configured to share blocks, but none of its layers can be shared.
-    """
-    levels: list[Level] = []
-    for index, level_config in enumerate(level_configs):
-        settings = BlockSettings.of_level(
-            level_config,
-            time_embed_dim=time_embed_dim,
-            norm_eps=config["norm_eps"],
-            num_attention_heads=config["num_attention_heads"],
-            attention_norm_num_groups=config["attention_norm_num_groups"],
-            text_dim=config["cross_attention_dim"],
-        )
-        inner_channels = level_configs[index - 1].block_out_channels[0] if index else None
-        levels.append(Level(level_config, settings, config["in_channels"], config["out_channels"], inner_channels))
-        if index > 0:
-            share_layers(levels[index], levels[index - 1], level_config, index)
-    return levels

@@ -1,21 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharing layers between levels: a level uses layers of the level inside it instead of its own.
+"""Building levels, and sharing layers between them: a level uses layers of the level inside it instead of its own.
 
-This saves weights and uses the same ones at several resolutions (an open direction of Gu et al. 2024). A shared layer
-is registered only in the innermost level that uses it, so adding a level that shares layers keeps all parameter names.
+Sharing saves weights and uses the same ones at several resolutions (an open direction of Gu et al. 2024). A shared
+layer is registered only in the innermost level that uses it, so adding a level that shares layers keeps all parameter
+names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from .blocks import LayerBorrower, ResolutionBlock
+from .blocks import BlockSettings, LayerBorrower, ResolutionBlock
 from .level import Level
 from .level_config import LevelConfig
+
+
+def build_levels(config: Mapping[str, Any], level_configs: Sequence[LevelConfig], time_embed_dim: int) -> list[Level]:
+    """Build the levels of a model, innermost first, and let them share layers as configured.
+
+    Raises:
+        ValueError: a level is configured to share blocks, but none of its layers can be shared.
+    """
+    levels: list[Level] = []
+    for index, level_config in enumerate(level_configs):
+        settings = BlockSettings.of_level(
+            level_config,
+            time_embed_dim=time_embed_dim,
+            norm_eps=config["norm_eps"],
+            num_attention_heads=config["num_attention_heads"],
+            attention_norm_num_groups=config["attention_norm_num_groups"],
+            text_dim=config["cross_attention_dim"],
+        )
+        inner_channels = level_configs[index - 1].block_out_channels[0] if index else None
+        levels.append(Level(level_config, settings, config["in_channels"], config["out_channels"], inner_channels))
+        if index > 0:
+            share_layers(levels[index], levels[index - 1], level_config, index)
+    return levels
 
 
 def share_layers(outer: Level, inner: Level, config: LevelConfig, index: int) -> None:

@@ -82,3 +82,5 @@ def test_what_holds_for_a_clip_holds_for_its_frames():
     values = torch.tensor([[1], [2]])
     assert repeat_for_frames(values, 3).flatten().tolist() == [1, 1, 1, 2, 2, 2]
     assert repeat_for_frames(values, 1) is values
+    with pytest.raises(ValueError, match="for images"):
+        repeat_for_frames(((values, values),), 3)

@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_mdm import NestedUNetModel, TextConditioning
-from diffusers_mdm.models.forward_inputs import check_classes, micro_conditions
+from diffusers_mdm.models.forward_inputs import StepEmbedding, check_classes, micro_conditions, modulations_of
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_unet
 
 
@@ -115,6 +115,16 @@ def test_labels_without_values_are_taken():
     with FakeTensorMode():
         check_classes(torch.zeros(2, dtype=torch.int64), 4)  # as when memory is estimated
     check_classes(torch.zeros(2, dtype=torch.int64, device="meta"), 4)
+
+
+def test_outer_levels_have_the_embeddings_of_the_first_samples():
+    layers = tuple((torch.randn(3, 4), torch.randn(3, 4)) for _ in range(2))
+    step = StepEmbedding(torch.tensor([7, 7, 7]), ((), layers))
+    assert modulations_of(step, 1, 3) is layers
+    assert modulations_of(7, 1, 3) is None
+    for (scale, shift), (ours, theirs) in zip(layers, modulations_of(step, 1, 2), strict=True):
+        assert torch.equal(ours, scale[:2])
+        assert torch.equal(theirs, shift[:2])
 
 
 def test_micro_conditions_are_given_to_every_batch_row():

@@ -72,3 +72,16 @@ def test_a_new_level_passes_nothing_inwards_and_takes_nothing_back(level):
     decoded = [level("decode", hidden_states, skips, given, embedding, None)[0] for given in (inner, inner + 1)]
     assert torch.equal(*decoded)
     assert decoded[0].shape == sample.shape
+
+
+@torch.no_grad()
+def test_what_the_layers_make_of_timestep_and_conditions_can_be_computed_before(level):
+    sample, timestep, pooled = torch.randn(2, 3, 8, 8), torch.tensor([4.0, 700.0]), torch.randn(2, 32)
+    expected = level("encode", sample, None, timestep, {}, pooled, None)
+    modulations = tuple(level("embed", timestep, {}, pooled))
+    assert len(modulations) == sum(len(block.resnets) for block in (*level.encoder.blocks, *level.decoder.blocks))
+    ready = level("encode", sample, None, timestep, {}, pooled, None, 1, modulations)
+    torch.testing.assert_close(ready[2], expected[2])
+    inner = torch.randn(2, 4, 4, 4)
+    whole = level("decode", expected[0], expected[1], inner, expected[3], None)
+    torch.testing.assert_close(level("decode", ready[0], ready[1], inner, ready[3], None), whole)

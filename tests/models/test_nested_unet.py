@@ -6,6 +6,7 @@ import torch
 
 from diffusers_mdm import NestedUNetModel
 from diffusers_mdm.models.nested_unet import NestedUNetOutput
+from tests.models.tiny_models import two_level_config, video_config
 
 SAME = {"rtol": 0, "atol": 0}
 # Another batch size may choose another kernel; single precision then differs in the last bits.
@@ -127,6 +128,49 @@ def test_text_encoded_once_changes_no_number(model, inputs, with_keys_values):
     states, mask = inputs.pop("encoder_hidden_states"), inputs.pop("encoder_attention_mask")
     text = model.encode_text(states, mask, with_keys_values=with_keys_values)
     torch.testing.assert_close(model(**inputs, encoder_hidden_states=text).sample, expected, **SAME)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sliced", [False, True])
+def test_steps_embedded_at_once_change_no_number(model, inputs, sliced):
+    text = model.encode_text(inputs["encoder_hidden_states"], inputs["encoder_attention_mask"])
+    given = {"encoder_hidden_states": text, "added_cond_kwargs": inputs["added_cond_kwargs"]}
+    timesteps = torch.tensor([900, 30, 0])
+    steps = model.embed_timesteps(timesteps, 3, **given)
+    assert len(steps) == 3
+    if sliced:
+        model.enable_level_slicing()
+    try:
+        for timestep, step in zip(timesteps, steps, strict=True):
+            expected = model(inputs["sample"], timestep, **given).sample
+            for ours, theirs in zip(model(inputs["sample"], step, **given).sample, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, **ROUNDING)
+    finally:
+        model.disable_level_slicing()
+
+
+@torch.no_grad()
+def test_steps_of_a_model_of_classes_and_of_clips_are_embedded_at_once():
+    plain = {"cross_attention_dim": None, "encoder_hid_dim": None, "num_text_layers": 0}
+    for config in ({**two_level_config(), "num_class_embeds": 4}, {**video_config(), "num_class_embeds": 4}):
+        model = NestedUNetModel(**{**config, **plain}).eval()
+        labels = {"class_labels": torch.tensor([0, 3])}
+        frames = [(frames,) if max(model.level_frames) > 1 else () for frames in model.level_frames]
+        sample = [torch.randn(2, 3, *f, side, side) for f, side in zip(frames, model.sample_sizes, strict=True)]
+        step = model.embed_timesteps(torch.tensor([500, 250]), 2, **labels)[1]
+        for ours, theirs in zip(
+            model(sample, step, **labels).sample, model(sample, 250, **labels).sample, strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, **ROUNDING)
+
+
+def test_embedded_steps_are_for_their_batch_and_conditions(model, inputs):
+    text = model.encode_text(inputs["encoder_hidden_states"])
+    with pytest.raises(ValueError, match="takes text"):
+        model.embed_timesteps(torch.tensor([1]), 3)
+    step = model.embed_timesteps(torch.tensor([1]), 3, text)[0]
+    with pytest.raises(ValueError, match="`timestep` has shape"):
+        model([level[:2] for level in inputs["sample"]], step, text.first_samples(2))
 
 
 @torch.no_grad()

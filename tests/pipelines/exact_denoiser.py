@@ -7,6 +7,7 @@ import torch
 
 from diffusers_mdm import MatryoshkaScheduler, MDMPipeline
 from diffusers_mdm.models import NestedUNetModel
+from diffusers_mdm.models.forward_inputs import StepEmbedding
 from tests.pipelines.tiny_pipeline import TEXT_WIDTH, make_unet
 from tests.schedulers.gaussian_pyramid import GaussianPyramid
 
@@ -22,7 +23,8 @@ class ExactDenoiser(NestedUNetModel):
     def forward(self, sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         levels = [sample] if isinstance(sample, torch.Tensor) else list(sample)
         self.calls.append(len(levels))
-        predicted = [level.float() for level in GAUSSIAN.predict(self.scheduler, levels, timestep[:1])]
+        times = timestep.timesteps if isinstance(timestep, StepEmbedding) else timestep
+        predicted = [level.float() for level in GAUSSIAN.predict(self.scheduler, levels, times[:1])]
         return (predicted[0] if isinstance(sample, torch.Tensor) else predicted,)
 
 

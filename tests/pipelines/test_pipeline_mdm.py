@@ -310,7 +310,8 @@ def test_layerwise_casting_keeps_the_compute_precision(pipe):
 def test_group_offload_changes_nothing(pipe, options):
     images = draw(pipe)
     pipe.enable_group_offload(onload_device=torch.device("cpu"), **{"offload_type": "block_level", **options})
-    assert torch.equal(draw(pipe), images)
+    # Steps are then embedded one by one, which sums in another order.
+    torch.testing.assert_close(draw(pipe), images, atol=BATCH_TOLERANCE, rtol=0)
 
 
 @pytest.mark.gpu

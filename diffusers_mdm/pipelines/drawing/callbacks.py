@@ -61,12 +61,21 @@ def call_back(drawing: Drawing, step: int, timestep: torch.Tensor, latents: Samp
         # A mask may also have been changed in place.
         if changed or any(f"{name}_attention_mask" in asked for name in _TEXTS):
             drawing.condition_on(_changed_conditions(drawing, changed))
-        # Features may have been changed in place, and adapters through the pipeline.
-        if any(name in Conditioning._fields for name in asked) or getattr(drawing.pipeline.unet, "peft_config", None):
+        if may_change_inputs(drawing):
             drawing.model_inputs.clear()
         return _checked_samples(returned.get("latents", latents), latents)
     except ValueError as error:
         raise ValueError(f"What the callback of step {step} returned does not fit the drawing: {error}") from error
+
+
+def may_change_inputs(drawing: Drawing) -> bool:
+    """Return whether a callback may change the conditions, or the model's adapters, between two steps.
+
+    Features may be changed in place, and adapters through the pipeline.
+    """
+    asked = drawing.request.callback_on_step_end_tensor_inputs or ()
+    has_adapters = bool(getattr(drawing.pipeline.unet, "peft_config", None))
+    return has_adapters or any(name in Conditioning._fields for name in asked)
 
 
 def _is_cutoff(returned: Any, given: Any) -> bool:

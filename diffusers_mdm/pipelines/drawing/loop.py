@@ -52,6 +52,7 @@ def denoise(drawing: Drawing, latents: Sample) -> Sample:
             if opening is not None:
                 latents = hold_known(drawing, opening.opened(latents, position), timestep)
             running = latents if opening is None else opening.running(latents, position)
+            drawing.position = position
             prediction = predict(drawing, scheduler.scale_model_input(running, timestep), timestep, step)
             magnitudes.append(largest_magnitudes(prediction))
             if drawing.average is not None:

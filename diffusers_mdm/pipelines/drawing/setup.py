@@ -194,14 +194,14 @@ class Drawing:
         micro_conditioning: see `MicroConditioning`.
         timesteps: timesteps of the drawing, in decreasing order.
         positions: index of the timestep of each model call; consecutive, except where steps are repeated.
-        model_inputs: the model's arguments for the conditions, computed at the first step that needs them.
+        model_inputs: `guidance.prediction.ModelInputs` for the conditions, made at the first step that needs them.
         model_dtypes: see `dtype_of`.
         known: known pixels, None for none.
-        average: `(B, C, h, w)`, for clips `(B, C, f, h, w)`, in [-1, 1], required averages of the predicted images,
-            see `with_given_average`; None for no constraint.
+        average: `(B, C, h, w)`, or with frames, required averages in [-1, 1], see `with_given_average`; None for none.
         guidance: the guidance of each level, None for plain guidance.
         beside: `(B, c, H, W)`, further input channels of the model, which has one level; None without.
         step: how many steps were done before the one that goes on.
+        position: index of its timestep in `timesteps`.
     """
 
     pipeline: Any
@@ -216,13 +216,14 @@ class Drawing:
     micro_conditioning: MicroConditioning = field(default_factory=dict)
     timesteps: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     positions: Sequence[int] = ()
-    model_inputs: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    model_inputs: dict[Any, Any] = field(default_factory=dict)
     model_dtypes: dict[int, torch.dtype] = field(default_factory=dict)
     known: KnownPixels | None = None
     average: torch.Tensor | None = None
     guidance: Any = None
     beside: torch.Tensor | None = None
     step: int = 0
+    position: int = 0
 
     def dtype_of(self, model: Any) -> torch.dtype:
         """Return a model's dtype, which diffusers determines from all of its modules, so it is read only once."""

@@ -9,15 +9,19 @@ import operator
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from diffusers_mdm.pipelines.drawing.callbacks import may_change_inputs
 from diffusers_mdm.pipelines.drawing.conditioning import MicroConditioning
 from diffusers_mdm.pipelines.drawing.request import Request, Sample
 from diffusers_mdm.pipelines.drawing.setup import Drawing, adapters_to_itself
 from diffusers_mdm.pyramid import as_pyramid
 
+# Samples times steps that are embedded at once.
+_MOST_EMBEDDED = 64
 # One drawing at a time: each looks before its first call of the model, so that none runs while weights are moved.
 _LAYING_OUT = threading.Lock()
 _LAID_OUT: weakref.WeakSet[Any] = weakref.WeakSet()  # models that `lay_out_for` has converted to channels_last
@@ -157,14 +161,13 @@ def _run_group(
         beside = drawing.beside if samples is None else drawing.beside[samples]
         latents = each_level(lambda level: torch.cat([level, beside.to(level.dtype)], dim=1), latents)
     with adapters_to_itself(unet), _call_of(unet, drawing.step, group, guided=guided):
+        inputs = _inputs(drawing, unet, group, micro_conditioning, guided=guided)
         prediction = unet(
             each_level(lambda level: (torch.cat([level, level]) if guided else level).to(dtype), latents),
-            timestep.expand(2 * len(innermost) if guided else len(innermost)),
-            **_conditions(drawing, unet, group, guided=guided),
-            added_cond_kwargs={
-                key: value.flatten() if guided else value[1] for key, value in micro_conditioning.items()
-            },
-            cross_attention_kwargs=drawing.controls.cross_attention_kwargs,
+            _embedded(
+                drawing, unet, timestep, inputs, len(innermost) * (2 if guided else 1), is_clip=innermost.ndim > 4
+            ),
+            **inputs.arguments,
             return_dict=False,
         )[0]
     # Guidance multiplies rounding errors, so it is computed in the precision of the samples, not of the model.
@@ -178,8 +181,29 @@ def _call_of(unet: Any, step: int, group: int, *, guided: bool) -> contextlib.Ab
     return unet.cache_context(f"group {group}, {'guided' if guided else 'alone'}", step_index=step)
 
 
-def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dict[str, Any]:
-    """Return the model's arguments for the conditions of a group, which are the same at every step and computed once.
+@dataclass
+class ModelInputs:
+    """Inputs of a model that depend on the conditions and on the timestep, but not on the samples.
+
+    Attributes:
+        arguments: arguments of the model, the same at every step.
+        can_embed: whether the model can embed several timesteps at once.
+        timesteps: the timesteps to some of which `embeddings` belong.
+        first: index of the timestep of the first of these.
+        embeddings: results of the model's `embed_timesteps`, for steps that follow each other.
+    """
+
+    arguments: dict[str, Any]
+    can_embed: bool
+    timesteps: torch.Tensor | None = None
+    first: int = 0
+    embeddings: list[Any] = field(default_factory=list)
+
+
+def _inputs(
+    drawing: Drawing, unet: Any, group: int, micro_conditioning: MicroConditioning, *, guided: bool
+) -> ModelInputs:
+    """Return the model's inputs for a group, which are made at the first step.
 
     They include the keys and values of the text, which every attention layer would otherwise compute at every step.
     """
@@ -191,13 +215,36 @@ def _conditions(drawing: Drawing, unet: Any, group: int, *, guided: bool) -> dic
             lay_out_for(unet, drawing.device)
         alike = drawing.groups[group]
         conditioning = drawing.conditioning if alike.samples is None else drawing.conditioning.select(alike)
-        inputs = conditioning.model_inputs(guided=guided, has_pads=alike.has_pads, dtype=drawing.dtype_of(unet))
-        if "encoder_hidden_states" in inputs and weights_in_place and hasattr(unet, "encode_text"):
-            text, mask = inputs["encoder_hidden_states"], inputs.pop("encoder_attention_mask")
+        arguments = conditioning.model_inputs(guided=guided, has_pads=alike.has_pads, dtype=drawing.dtype_of(unet))
+        if "encoder_hidden_states" in arguments and weights_in_place and hasattr(unet, "encode_text"):
+            text, mask = arguments["encoder_hidden_states"], arguments.pop("encoder_attention_mask")
             encoded = unet.encode_text(text, mask, with_keys_values=True, cross_attention_kwargs=adapters)
-            inputs["encoder_hidden_states"] = encoded
-        drawing.model_inputs[key] = inputs
+            arguments["encoder_hidden_states"] = encoded
+        micro = {name: value.flatten() if guided else value[1] for name, value in micro_conditioning.items()}
+        arguments |= {"added_cond_kwargs": micro, "cross_attention_kwargs": adapters}
+        is_constant = drawing.request.callback_on_step_end is None or not may_change_inputs(drawing)
+        can_embed = weights_in_place and is_constant and hasattr(unet, "embed_timesteps")
+        drawing.model_inputs[key] = ModelInputs(arguments, can_embed)
     return drawing.model_inputs[key]
+
+
+def _embedded(
+    drawing: Drawing, unet: Any, timestep: torch.Tensor, inputs: ModelInputs, batch_size: int, *, is_clip: bool
+) -> Any:
+    """Return the timestep as the model takes it: for small batches of images, embedded together with later ones.
+
+    Layers that take embeddings spend most of their time reading weights, so many small batches take as long as one.
+    """
+    num_steps, position, timesteps = _MOST_EMBEDDED // batch_size, drawing.position, drawing.timesteps
+    if num_steps < 2 or is_clip or not inputs.can_embed:
+        return timestep.expand(batch_size)
+    index = position - inputs.first
+    if inputs.timesteps is not timesteps or not 0 <= index < len(inputs.embeddings):
+        inputs.timesteps, inputs.first, index = timesteps, position, 0
+        inputs.embeddings = unet.embed_timesteps(
+            timesteps[position : position + num_steps], batch_size, **inputs.arguments
+        )
+    return inputs.embeddings[index]
 
 
 def has_weights_in_place(unet: Any) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from diffusers_mdm.pipelines.drawing.guidance import prediction
 from diffusers_mdm.pipelines.drawing.guidance.prediction import (
     each_level,
     has_weights_in_place,
@@ -88,6 +89,42 @@ def test_a_text_is_projected_once_per_drawing():
     draw(pipe, prompt=["red", "a sad cat"], num_inference_steps=3, guidance_scale=3.0)
     assert len(counts) > 3
     assert set(counts.values()) == {2}, "once for each group of prompts of one length"
+
+
+def projections_of_time(unet):
+    """Count how often each layer runs that depends only on timestep and conditions."""
+    counts = Counter()
+    for name, module in unet.named_modules():
+        if name.endswith("time_emb_proj"):
+            module.register_forward_hook(lambda *_, name=name: counts.update([name]))
+    return counts
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(64, 1), (8, 3), (4, 6)])
+def test_timesteps_are_embedded_together(monkeypatch, at_once, expected):
+    """Six guided steps of two images: 4 samples a step."""
+    pipe = make_pipeline()
+    settings = {"prompt": ["red", "sad"], "num_inference_steps": 6, "guidance_scale": 3.0}
+    monkeypatch.setattr(prediction, "_MOST_EMBEDDED", 0)
+    alone = draw(pipe, **settings)
+    counts = projections_of_time(pipe.unet)
+    monkeypatch.setattr(prediction, "_MOST_EMBEDDED", at_once)
+    torch.testing.assert_close(draw(pipe, **settings), alone, atol=1e-4, rtol=0)
+    assert set(counts.values()) == {expected}
+
+
+def test_timesteps_are_not_embedded_together_if_a_callback_may_change_the_conditions():
+    pipe = make_pipeline()
+    counts = projections_of_time(pipe.unet)
+
+    def callback(pipeline, step, timestep, tensors):
+        return {}
+
+    settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "callback_on_step_end": callback}
+    draw(pipe, **settings)
+    assert set(counts.values()) == {1}
+    draw(pipe, **settings, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    assert set(counts.values()) == {4}
 
 
 def test_a_text_that_a_callback_changes_in_place_is_projected_again():
