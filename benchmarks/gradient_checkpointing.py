@@ -19,6 +19,7 @@ import torch
 from measuring import (
     MODELS,
     build_model,
+    bytes_kept_by,
     describe_machine,
     forward_and_backward,
     memory_format_on,
@@ -44,21 +45,8 @@ class CheckpointingCost:
 
 
 def saved_bytes(model: NestedUNetModel, inputs: Mapping[str, Any]) -> int:
-    """Bytes that one forward pass keeps for its backward pass, each storage once, without parameters and buffers."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage  # kept alive, so that its address is not reused
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        predictions = model(**inputs).sample
-    total = sum(storage.nbytes() for storage in kept.values())
-    del predictions
-    return total
+    """Bytes that one forward pass keeps for its backward pass."""
+    return bytes_kept_by(model, lambda: model(**inputs).sample)
 
 
 def peak_bytes(model: NestedUNetModel, inputs: Mapping[str, Any]) -> int:

@@ -125,3 +125,21 @@ def forward_and_backward(model: NestedUNetModel, inputs: Mapping[str, Any]) -> N
     predictions = model(**inputs).sample
     torch.stack([level.square().mean() for level in predictions]).sum().backward()
     model.zero_grad(set_to_none=True)
+
+
+def bytes_kept_by(model: torch.nn.Module, call: Callable[[], Any]) -> int:
+    """Bytes that `call` keeps for its backward pass, each storage once, without the model's parameters and buffers."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # kept alive, so that its address is not reused
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = call()
+    total = sum(storage.nbytes() for storage in kept.values())
+    del result
+    return total

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from measured_models import build, inputs_of, laid_out
+from measuring import bytes_kept_by
 from plain_unet import PlainUNet
 from results_table import Results
-from variants import add_flags, begin, compare, compiled, flops_of_batch, layout_of
+from variants import MIB, add_flags, begin, compare, compiled, flops_of_batch, layout_of
 
 from diffusers_mdm import NestedUNetModel
+from diffusers_mdm.training.loop.stage_setup import checkpoint_levels
 from diffusers_mdm.training.state.moving_average import Average
 
 LEARNING_RATE, DECAY = 1e-4, 0.999
@@ -109,10 +111,15 @@ def measure(name: str, rows: int, way: str, args: argparse.Namespace) -> dict[st
     model = build(name, args.device).train()
     plain = PlainUNet(model).train()
     model = model.to(memory_format=layout_of(args))
+    checkpoint_levels(model, args.gradient_checkpointing_levels)
     flops = {form: flops_of_batch(partial(backward_of, model, plain, form, args), rows) for form in ("plain", "ours")}
     model, batch = losses(model, plain, rows, args, way)
+    kept = {}
+    if way == "none":
+        modules = {"plain": plain, "ours": model}
+        kept = {f"{form}, MiB kept for backward": bytes_kept_by(modules[form], batch[form]) / MIB for form in batch}
     steps = {"plain": plain_step(plain, batch["plain"]), "ours": our_step(model, batch["ours"])}
-    return compare(steps, args, flops, images=rows)
+    return compare(steps, args, flops, images=rows) | kept
 
 
 def measure_all(args: argparse.Namespace, results: Results) -> None:
@@ -127,6 +134,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_flags(parser, models=["emoji"], batch_sizes=[16], rounds=3)
+    parser.add_argument(
+        "--gradient_checkpointing_levels", type=int, nargs="*", default=[], help="levels that recompute, in our form"
+    )
     return parser.parse_args(argv)
 
 

@@ -28,6 +28,7 @@ COLUMNS = (  # of the printed table
     *("model", "images", "rows", "steps", "compile", "plain", "ours", "plain / ours"),
     *("ours, images/s", "plain, GFLOP", "ours, GFLOP", "share of the rate of its operations"),
     *("ours, share of the rate of matrix products", "plain, MiB beside the weights", "ours, MiB beside the weights"),
+    *("plain, MiB kept for backward", "ours, MiB kept for backward"),
     *("first call, s", "graphs compiled after the first call", "relative difference", "failed"),
 )
 

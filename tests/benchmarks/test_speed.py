@@ -84,6 +84,17 @@ def test_models_are_measured(benchmark, only_tiny_models, tmp_path):
     assert all(value < 1e-4 for name, value in row.items() if "difference" in name)
 
 
+def test_a_training_step_that_recomputes_keeps_less(only_tiny_models, tmp_path):
+    kept = []
+    for levels in ([], ["0", "1"]):
+        words = ["--models", "emoji", "--batch_size", "2", "--rounds", "1", "--output", str(tmp_path / "rows.json")]
+        training_step.main([*words, "--gradient_checkpointing_levels", *levels])
+        row = rows_of(tmp_path / "rows.json")[0]
+        assert row["relative difference"] < 1e-4
+        kept.append(row["ours, MiB kept for backward"] / row["plain, MiB kept for backward"])
+    assert kept[1] < kept[0] < 1
+
+
 def test_levels_in_slices_take_less_memory(tiny_model):
     sample = [torch.randn(8, 3, side, side) for side in tiny_model.sample_sizes]
     inputs = (sample, 500, torch.randn(8, 3, 12))
