@@ -288,25 +288,29 @@ def standard_error(values: Sequence[float]) -> float:
 
 def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table with one row per setting; errors are standard errors."""
-    names = MEASURES | {key: name for key, name in BY_FEATURES.items() if key in summaries[0]}
+    names = MEASURES | {key: name for key, name in BY_FEATURES.items() if any(key in entry for entry in summaries)}
     lines = ["| setting | calls | GFLOP | " + " | ".join(names.values()) + " |", "|---|--:|--:|" + "--:|" * len(names)]
     for entry in summaries:
-        digits = {key: 1 if key == "fid" else 4 for key in names}
-        cells = [f"{entry[key][0]:.{digits[key]}f} ± {entry[key][1]:.{digits[key]}f}" for key in names]
+        cells = [number_with_error(entry[key], 1 if key == "fid" else 4) if key in entry else "–" for key in names]
         lines.append(f"| {entry['name']} | {entry['calls']:.0f} | {entry['gigaflops']:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def number_with_error(value: Sequence[float], digits: int) -> str:
+    """Return a number and its standard error as text."""
+    return f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+
+
 def plot(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot noise, distance and, if measured, kernel distance over operations."""
-    keys = [key for key in ("noise", "distance", "kid") if key in summaries[0]]
+    keys = [key for key in ("noise", "distance", "kid") if any(key in entry for entry in summaries)]
     figure = Figure(figsize=(4 * len(keys) + 4, 5.5), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys)), keys, strict=True):
         for number, entry in enumerate(summaries, start=1):
-            axes.errorbar(
-                entry["gigaflops"], entry[key][0], entry[key][1], fmt="o", label=f"{number}: {entry['name']}"
-            )
-            axes.annotate(f" {number}", (entry["gigaflops"], entry[key][0]), fontsize="small")
+            value, error = entry.get(key, (math.nan, math.nan))
+            axes.errorbar(entry["gigaflops"], value, error, fmt="o", label=f"{number}: {entry['name']}")
+            if not math.isnan(value):
+                axes.annotate(f" {number}", (entry["gigaflops"], value), fontsize="small")
         axes.set(xlabel="GFLOP per image", ylabel=(MEASURES | BY_FEATURES)[key], ylim=(0, None))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
     figure.savefig(path, dpi=110)

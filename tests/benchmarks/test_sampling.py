@@ -56,6 +56,17 @@ def test_distances_from_real_images_are_compared_seed_by_seed():
     assert math.isnan(of_two["fid"][1])  # without either there are too few images
 
 
+def test_the_table_has_the_distances_of_those_that_have_them(tmp_path):
+    plain = {"name": "plain", "calls": 8, "gigaflops": 1.25, **{key: [0.5, math.nan] for key in sampling.MEASURES}}
+    table = sampling.markdown_table([plain, {**plain, "kid": [0.1, 0.01], "fid": [90.0, 2.0]}]).splitlines()
+    assert table[0].endswith("| levels | KID | FID |")
+    assert table[2].endswith("| 0.5000 ± nan | – | – |")
+    assert table[3].endswith("| 0.1000 ± 0.0100 | 90.0 ± 2.0 |")
+    assert "KID" not in sampling.markdown_table([plain])
+    sampling.plot([plain, {**plain, "kid": [0.1, 0.01]}], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
 def test_features_of_generated_images_are_computed_once(tmp_path):
     images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     plan = Generation("", "MDMPipeline", 0, 3, "")
