@@ -102,7 +102,7 @@ class HeldOut:
 class Settings:
     """Arguments of `MDMUpscalePipeline`; the defaults were the best on the tuning images."""
 
-    num_inference_steps: int = 10
+    num_inference_steps: int = 5
     guidance_scale: float = 1.0
     num_resampling_steps: int = 4
     eta: float = 1.0
@@ -292,13 +292,14 @@ def table_of_tried(tried: Sequence[dict[str, Any]]) -> str:
 
 
 def draw_grid(held_out: HeldOut, images: dict[str, torch.Tensor], columns: int, path: Path) -> None:
-    """Draw one column per image: input, bicubic, one sample, the mean of all samples, original."""
-    lines = {"given": held_out.small, **{name: images[name] for name in ("bicubic", ONE, MEAN)}}
+    """Draw one column per image: input, bicubic, one sample, mean of samples, one without caption, original."""
+    lines = {"given": held_out.small, **{name: images[name] for name in ("bicubic", ONE, MEAN, NO_CAPTION)}}
     lines["truth"] = held_out.large
     figure = Figure(figsize=(0.9 * columns + 0.2, 0.9 * len(lines)), dpi=100, layout="constrained")
     panels = figure.subplots(len(lines), columns, squeeze=False)
     for row, (name, entries) in zip(panels, lines.items(), strict=True):
-        row[0].set_ylabel(name.replace(", ", ",\n").replace("mean of ", "mean of\n"), fontsize=6)
+        label = name.replace(", ", ",\n").replace(" of ", " of\n").replace(" without ", "\nwithout ")
+        row[0].set_ylabel(label, fontsize=6)
         for panel, image in zip(row, entries, strict=False):
             panel.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
             panel.set_xticks([])

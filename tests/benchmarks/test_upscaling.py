@@ -97,7 +97,7 @@ def test_settings_are_compared_with_the_first_ones_image_by_image(tmp_path):
     assert [entry["settings"]["eta"] for entry in tried] == [1.0, 0.0]
     assert set(tried[0]["values"]) == set(methods)
     last = upscaling.table_of_tried(tried).splitlines()[-1]
-    assert last == "| 10, 1, 4, 0 | 0.0400 ± 0.0100 | 0.0100 ± 0.0000 | 0.0400 ± 0.0100 | 0.0100 ± 0.0000 |"
+    assert last == "| 5, 1, 4, 0 | 0.0400 ± 0.0100 | 0.0100 ± 0.0000 | 0.0400 ± 0.0100 | 0.0100 ± 0.0000 |"
     assert upscaling.read_tried(None) == upscaling.read_tried(tmp_path) == []
 
 
