@@ -311,7 +311,7 @@ def plot(summaries: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.errorbar(entry["gigaflops"], value, error, fmt="o", label=f"{number}: {entry['name']}")
             if not math.isnan(value):
                 axes.annotate(f" {number}", (entry["gigaflops"], value), fontsize="small")
-        axes.set(xlabel="GFLOP per image", ylabel=(MEASURES | BY_FEATURES)[key], ylim=(0, None))
+        axes.set(xlabel="GFLOP per image", ylabel=(MEASURES | BY_FEATURES)[key], yscale="log")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
     figure.savefig(path, dpi=110)
 
