@@ -84,7 +84,8 @@ def small_recipe(recipe: Recipe, channels: Sequence[int], batch_size: int) -> Re
     """Return the recipe of the innermost level alone, with this width and batch size."""
     level = {**recipe.levels[0], "block_out_channels": list(channels)}
     stage = dataclasses.replace(recipe.stages[0], batch_size=batch_size)
-    return dataclasses.replace(recipe, levels=(level,), stages=(stage,))
+    scheduler = {**recipe.scheduler, "prediction_type": "v_prediction"}
+    return dataclasses.replace(recipe, levels=(level,), stages=(stage,), scheduler=scheduler)
 
 
 def variant_recipe(recipe: Recipe, variant: Variant, steps: int) -> Recipe:
