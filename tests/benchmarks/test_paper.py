@@ -132,6 +132,20 @@ def test_claims_need_seeds_and_a_difference(distances, seeds, said):
     assert found[1].startswith("- Not measured in the time: emoji, MDM is better than cascade after equal images")
 
 
+def test_a_row_of_another_cost_is_compared_at_equal_images_and_at_equal_operations():
+    half = next(row for row in ROWS if row.changes.stage.get("batch_fractions"))
+    results = [result(MDM, seed, 100.0 + seed) for seed in range(3)]
+    for images, flops, distance in ((64, 0.8e9, 120.0), (80, 1e9, 90.0)):
+        results += [result(half, seed, distance + seed, images, flops) for seed in range(3)]
+    said = [line for line in report.claims(results) if "batch" in line]
+    assert "is better than half, equal images: **holds at this scale** (101 and 121" in said[0]
+    assert "is better than half, equal operations: **does not hold at this scale** (101 and 91" in said[1]
+    assert [line.split(" | ")[3:5] for line in report.ablation_table(results) if "batch" in line] == [
+        ["64", "8.00e+08"],
+        ["80", "1.00e+09"],
+    ]
+
+
 def test_few_images_are_compared_by_what_they_cost():
     names = {"mdm on 10 %": 120.0, "simple on 10 %": 190.0, MDM.name: 100.0, PLAIN.name: 110.0}
     rows = [row for row in ROWS if row.name in names and row.data == EMOJI]
