@@ -11,6 +11,7 @@ def test_ratios_are_those_of_each_round():
     found = summary([2.0, 9.0, 4.0], [1.0, 3.0, 4.0])
     assert (found["earlier, s"], found["ours, s"]) == (4.0, 3.0)
     assert (found["smallest"], found["earlier / ours"], found["largest"]) == (1.0, 2.0, 3.0)
+    assert found["of the fastest"] == 2.0
 
 
 @pytest.mark.slow
