@@ -50,6 +50,7 @@ PAGES = [
     ROOT / "training" / "README.md",
     ROOT / "benchmarks" / "README.md",
     ROOT / "benchmarks" / "paper" / "README.md",
+    ROOT / "benchmarks" / "paper" / "larger" / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "model_cards").glob("*/README.md")),

@@ -2,6 +2,7 @@
 """Write the report from the results of `run.py`: tables, curves, drawings, and what they say about each claim.
 
 python -m benchmarks.paper.report --output_dir runs/paper
+python -m benchmarks.paper.report --output_dir runs/paper-4096 --page benchmarks/paper/larger/README.md
 """
 
 from __future__ import annotations
@@ -288,6 +289,8 @@ def plot(results: Sequence[Result], data: str, path: Path) -> None:
     for panel, key in zip(figure.subplots(1, 2, sharey=True), ("images", "flops"), strict=True):
         for row in (row for row in ROWS if (row.group, row.data) == (METHODS, data)):
             found = points(results, row)
+            if not found:
+                continue
             across = [point[0][key] for point in found]
             values = [[entry["distance"] for entry in point] for point in found]
             panel.plot(across, list(map(statistics.fmean, values)), ".-", label=row.name)
