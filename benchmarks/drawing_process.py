@@ -34,7 +34,7 @@ class DrawingProcess:
             env={**os.environ, "PYTHONPATH": str(code), **threads},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
 
     def begin(self) -> None:

@@ -58,6 +58,7 @@ class MDMLoopDenoiser(ModularPipelineBlocks):
     def __call__(self, components: Any, block_state: BlockState, i: int, t: torch.Tensor) -> tuple[Any, BlockState]:
         """Predict at step `i` and timestep `t`."""
         scaled = block_state.drawing.scheduler.scale_model_input(block_state.latents, t)
+        block_state.drawing.position = i
         block_state.prediction = predict(block_state.drawing, scaled, t, i)
         return components, block_state
 

@@ -52,7 +52,8 @@ def gate_of(model: ServedModel) -> Iterator[Gate]:
     gate = Gate()
 
     def wait(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        gate.wait(int(torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten()[0]))
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        gate.wait(int(torch.as_tensor(getattr(timestep, "timesteps", timestep)).flatten()[0]))
 
     hook = model.pipeline.unet.register_forward_pre_hook(wait, with_kwargs=True)
     try:

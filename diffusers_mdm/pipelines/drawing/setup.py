@@ -201,7 +201,7 @@ class Drawing:
         guidance: the guidance of each level, None for plain guidance.
         beside: `(B, c, H, W)`, further input channels of the model, which has one level; None without.
         step: how many steps were done before the one that goes on.
-        position: index of its timestep in `timesteps`.
+        position: index of its timestep in `timesteps`; None if the loop does not tell.
     """
 
     pipeline: Any
@@ -223,7 +223,7 @@ class Drawing:
     guidance: Any = None
     beside: torch.Tensor | None = None
     step: int = 0
-    position: int = 0
+    position: int | None = None
 
     def dtype_of(self, model: Any) -> torch.dtype:
         """Return a model's dtype, which diffusers determines from all of its modules, so it is read only once."""

@@ -236,7 +236,7 @@ def _embedded(
     Layers that take embeddings spend most of their time reading weights, so many small batches take as long as one.
     """
     num_steps, position, timesteps = _MOST_EMBEDDED // batch_size, drawing.position, drawing.timesteps
-    if num_steps < 2 or is_clip or not inputs.can_embed:
+    if position is None or num_steps < 2 or is_clip or not inputs.can_embed:
         return timestep.expand(batch_size)
     index = position - inputs.first
     if inputs.timesteps is not timesteps or not 0 <= index < len(inputs.embeddings):
