@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from drawing_process import DrawingProcess
-
-ROOT = Path(__file__).parents[1]
+from measuring import ROOT
 
 
 @contextlib.contextmanager

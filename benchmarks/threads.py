@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from drawing_process import DrawingProcess
-
-ROOT = Path(__file__).parents[1]
+from measuring import ROOT
 
 
 def measure(settings: Mapping[str, Any], num_threads: int, rounds: int) -> dict[str, list[float]]:
