@@ -83,9 +83,18 @@ class StepEmbedding:
 
 
 def modulations_of(timestep: Any, index: int, batch: int) -> tuple[Modulation, ...] | None:
-    """Return the modulations of level `index` for its first `batch` samples; None if `timestep` is not embedded."""
+    """Return the modulations of level `index` for its first `batch` samples; None if `timestep` is not embedded.
+
+    Raises:
+        ValueError: the timestep was embedded for fewer levels.
+    """
     if not isinstance(timestep, StepEmbedding):
         return None
+    if index >= len(timestep.levels):
+        raise ValueError(
+            f"`timestep` was embedded for {len(timestep.levels)} levels, but level {index} of `sample` needs it, too; "
+            "call `embed_timesteps` of the model that runs."
+        )
     if batch == timestep.timesteps.shape[0]:
         return timestep.levels[index]
     return tuple((scale[:batch], shift[:batch]) for scale, shift in timestep.levels[index])

@@ -131,3 +131,9 @@ def test_micro_conditions_are_given_to_every_batch_row():
     values = micro_conditions({"scale": 8}, ["scale"], 3, torch.device("cpu"))
     assert values["scale"].tolist() == [8, 8, 8]
     assert micro_conditions(None, ["scale"], 3, torch.device("cpu")) == {}
+
+
+def test_embeddings_of_too_few_levels_are_named():
+    step = StepEmbedding(torch.tensor([7]), ((),))
+    with pytest.raises(ValueError, match=r"embedded for 1 levels, but level 1 of `sample`.*embed_timesteps"):
+        modulations_of(step, 1, 1)
