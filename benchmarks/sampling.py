@@ -80,7 +80,7 @@ def drawn_in(num_steps: int, scheduler: Mapping[str, Any], reuse_every: int = 1,
 
 
 SETTINGS: dict[str, Setting] = {
-    # The settings of the shipped models, with which the others are compared.
+    # The one with which the others are compared.
     "12 DDIM, log SNR, guidance 1.5": drawn_in(12, EVEN, guidance_scale=1.5),
     # Steps, spacing and guidance scale.
     "25 DDIM, guidance 3": drawn_in(25, {}, guidance_scale=3.0),
@@ -208,18 +208,23 @@ def folder_of(output_dir: Path, name: str, seed: int) -> Path:
     return output_dir / name.replace(",", "").replace(" ", "-") / str(seed)
 
 
-def draw_and_measure(
-    pipeline: MDMPipeline, name: str, seed: int, truth: Truth, output_dir: Path, batch_size: int
-) -> dict[str, float]:
-    """Generate the images of one setting and seed that are not there yet, and measure all of them."""
-    setting, folder = SETTINGS[name], folder_of(output_dir, name, seed)
+def drawn_levels(
+    pipeline: MDMPipeline,
+    name: str,
+    setting: Setting,
+    seed: int,
+    captions: Sequence[str],
+    output_dir: Path,
+    batch_size: int,
+) -> list[torch.Tensor]:
+    """Generate the images of a setting and seed that are not there yet, and return all, `(N, 3, S, S)` per level."""
+    folder = folder_of(output_dir, name, seed)
     reuse = {"reuse_every": setting.reuse_every} if setting.reuse_every > 1 else {}
     model = json.dumps({"scheduler": dict(setting.scheduler), **reuse})
     # Seeds of captions do not overlap.
     first = seed * 10_000
-    generate(prepared(pipeline, setting), truth.captions, folder, model, first, batch_size, setting.call)
-    levels = [torch.cat(list(batches_of(level, batch_size))) for level in open_levels(folder)]
-    return measure(levels, truth)
+    generate(prepared(pipeline, setting), captions, folder, model, first, batch_size, setting.call)
+    return [torch.cat(list(batches_of(level, batch_size))) for level in open_levels(folder)]
 
 
 def by_features(drawn: Sequence[torch.Tensor], first: Sequence[torch.Tensor], real: Real) -> dict[str, list[float]]:
@@ -341,7 +346,10 @@ def main() -> None:
     # After an interruption, all settings have the same number of finished seeds.
     for seed in range(args.num_seeds):
         for name, found in by_name.items():
-            found.append(draw_and_measure(pipeline, name, seed, truth, args.output_dir, args.batch_size))
+            levels = drawn_levels(
+                pipeline, name, SETTINGS[name], seed, truth.captions, args.output_dir, args.batch_size
+            )
+            found.append(measure(levels, truth))
             shown = ", ".join(f"{key} {value:.4f}" for key, value in found[-1].items())
             print(f"seed {seed}, {name}: {shown}", flush=True)
         first = by_name[args.settings[0]]
