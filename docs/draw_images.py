@@ -62,7 +62,7 @@ def draw_levels(pipeline: MDMPipeline) -> None:
     grid(levels, names).save(IMAGES / "levels.webp", quality=90, method=6)
 
 
-def draw_steps(pipeline: MDMPipeline, steps: tuple[int, ...] = (0, 3, 5, 7, 9, 11)) -> None:
+def draw_steps(pipeline: MDMPipeline, steps: tuple[int, ...] = (0, 2, 3, 4, 5, 7)) -> None:
     """The samples of all levels as the noise goes, and below them a preview: the finished image that is predicted."""
     seen: dict[int, tuple[list[Any], list[Any]]] = {}
 
