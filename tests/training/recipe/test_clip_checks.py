@@ -152,7 +152,7 @@ def test_the_published_direction_is_nested_in_time_and_in_space():
 
 
 @pytest.mark.slow
-def test_the_demo_model_fits_into_six_megabytes():
+def test_the_demo_model_fits_into_seven_megabytes():
     recipe = load_recipe(RECIPES / "emoji_clips_64.yaml")
     described = describe_run(recipe)
     assert "stage pictures-16: levels 0-0, 16 pixels, images" in described
@@ -160,7 +160,7 @@ def test_the_demo_model_fits_into_six_megabytes():
     assert "16 images through all levels" in described
     memory = estimate_stage(recipe, dataclasses.replace(recipe.stages[2], joint_images=0, batch_size=3), OPTIONS, 0)
     text = count_text_parameters(recipe)
-    assert (memory.weights // 4 + text) * 2 < 6e6
+    assert (memory.weights // 4 + text) * 2 < 7e6
 
 
 def test_clips_take_as_much_memory_as_they_have_frames(recipe):
