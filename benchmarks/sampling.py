@@ -43,7 +43,7 @@ from diffusers_mdm.evaluation.distances import MIN_FRECHET, frechet_distance, ke
 from diffusers_mdm.evaluation.features import FeatureExtractor, InceptionFeatures, extract
 from diffusers_mdm.evaluation.generate import generate, open_levels
 from diffusers_mdm.evaluation.images import batches_of
-from diffusers_mdm.evaluation.levels import corner_noise, disagreement
+from diffusers_mdm.evaluation.levels import corner_noise, disagreement, pixel_distance
 from diffusers_mdm.evaluation.reference import load_reference
 from diffusers_mdm.evaluation.retrieval import retrieve, thumbnail
 from diffusers_mdm.training.commands.evaluation.measure import choose
@@ -194,10 +194,9 @@ def costs(pipeline: MDMPipeline, setting: Setting, caption: str) -> dict[str, fl
 def measure(levels: Sequence[torch.Tensor], truth: Truth) -> dict[str, float]:
     """Measure the images of one seed, `(N, 3, S, S)` uint8 per level, innermost first."""
     outer = levels[-1]
-    difference = (outer.float() - truth.images.float()) / 255
     return {
         "noise": corner_noise(outer, truth.images)[0],
-        "distance": float(difference.square().flatten(1).mean(1).sqrt().mean()),
+        "distance": pixel_distance(outer, truth.images),
         "own": retrieve(outer, truth.captions, truth.thumbnails, truth.all_captions).own_image,
         "levels": disagreement(levels)[-1] if len(levels) > 1 else math.nan,
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of single images: grain in white corners, and the agreement of an image's levels."""
+"""Measures of single images: grain in white corners, distance to real ones, and the agreement of an image's levels."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ def corner_noise(drawn: torch.Tensor, real: torch.Tensor) -> tuple[float, int]:
         return float("nan"), 0
     found = torch.cat(values)
     return float(found.mean()), len(found)
+
+
+def pixel_distance(drawn: torch.Tensor, real: torch.Tensor) -> float:
+    """Measure how far images are from others, such as the real ones of the same captions.
+
+    Args:
+        drawn: N images `(N, 3, S, S)`, uint8.
+        real: as many others.
+
+    Returns:
+        The mean over images of the root mean square difference of pixels in [0, 1].
+    """
+    return float((drawn.float() - real.float()).square().flatten(1).mean(1).sqrt().mean() / 255)
 
 
 def disagreement(pyramid: Sequence[torch.Tensor]) -> list[float]:

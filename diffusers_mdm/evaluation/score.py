@@ -14,7 +14,7 @@ import torch
 from .distances import clip_discrepancy, frechet_distance, kernel_distance, precision_and_recall
 from .features import CLIPTextFeatures, FeatureExtractor, TransformersFeatures, extract
 from .images import Images, batches_of
-from .levels import corner_noise, disagreement
+from .levels import corner_noise, disagreement, pixel_distance
 from .reference import Reference
 from .retrieval import retrieve
 
@@ -242,6 +242,6 @@ def compare_pixels(
     if "noise" in metrics and truth is not None:
         real = torch.cat(list(batches_of(truth, batch_size, images.shape[-1])))
         noise, corners = corner_noise(images, real)
-        distance = (images.float() - real.float()).square().flatten(1).mean(1).sqrt().mean() / 255
-        found.update({"noise": noise, "noise_corners": float(corners), "distance_to_truth": float(distance)})
+        distance = pixel_distance(images, real)
+        found.update({"noise": noise, "noise_corners": float(corners), "distance_to_truth": distance})
     return found

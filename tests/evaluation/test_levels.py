@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_mdm.evaluation.images import average_down
-from diffusers_mdm.evaluation.levels import corner_noise, disagreement
+from diffusers_mdm.evaluation.levels import corner_noise, disagreement, pixel_distance
 from tests.evaluation.tiny_images import random_images
 
 
@@ -26,6 +26,13 @@ def test_without_white_corners_noise_is_not_a_number():
     noise, corners = corner_noise(dark, dark)
     assert math.isnan(noise)
     assert corners == 0
+
+
+def test_the_distance_is_the_mean_over_images():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    others = images.clone()
+    others[1] = 51
+    assert pixel_distance(images, others) == pytest.approx(0.1)
 
 
 def test_levels_that_agree_differ_by_rounding_only():
