@@ -5,7 +5,8 @@ With very many steps, DDIM solves the probability-flow ODE of a model nearly exa
 seeds of `sampling.py`, images are generated in that many steps at times even in log SNR, once per guidance scale. The
 images of every setting with plain guidance are compared with those of its own scale from the same noise. The measure
 is the root mean square difference of the outermost level, of a range of 1: its mean over captions, and the standard
-error of that over seeds. It says how well a setting solves the ODE, not how good its images are.
+error of that over seeds. It says how well a setting solves the ODE, not how good its images are; for that, the same
+distance to the real images of the captions stands beside it.
 
 Images of the settings are taken from the folder of `sampling.py`, or generated into it:
 
@@ -46,38 +47,58 @@ def many_steps_of(setting: sampling.Setting, num_steps: int) -> tuple[str, sampl
     return name, sampling.drawn_in(num_steps, sampling.EVEN, guidance_scale=scale)
 
 
-def mean_distance(images: torch.Tensor, others: torch.Tensor) -> float:
-    """Return the mean over images of the root mean square difference; both `(N, 3, S, S)`, uint8."""
-    return float(((images.float() - others.float()) / 255).square().flatten(1).mean(1).sqrt().mean())
-
-
-def measure(pipeline: MDMPipeline, captions: Sequence[str], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the distance of every comparable setting that is asked for, from few to many operations per image."""
-    found = []
+def measure(pipeline: MDMPipeline, truth: sampling.Truth, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the distances of every setting that is asked for, and of many steps, from few to many operations."""
+    settings, limits = {}, {}
     for name, setting in comparable_settings().items():
-        if setting.call["guidance_scale"] not in args.guidance_scales:
-            continue
-        many_name, many = many_steps_of(setting, args.num_steps)
-        by_seed = []
-        for seed in range(args.num_seeds):
-            few_and_many = [
-                sampling.drawn_levels(pipeline, one, how, seed, which, args.output_dir, args.batch_size)[-1]
-                for one, how, which in ((name, setting, captions), (many_name, many, captions[: args.num_compared]))
-            ]
-            by_seed.append(mean_distance(few_and_many[0][: args.num_compared], few_and_many[1]))
-        price = sampling.costs(pipeline, setting, captions[0])
-        error = sampling.standard_error(by_seed)
-        found.append({"name": name, "distance": [statistics.fmean(by_seed), error], **price})
-        print(f"{name}: {found[-1]['distance']}", flush=True)
+        if setting.call["guidance_scale"] in args.guidance_scales:
+            limit, many = many_steps_of(setting, args.num_steps)
+            settings[name], limits[name] = setting, limit
+            settings[limit], limits[limit] = many, limit
+    drawn = {
+        name: [
+            # Only the settings of `sampling.py` are drawn for all of its captions, since they share its folder.
+            sampling.drawn_levels(
+                pipeline,
+                name,
+                setting,
+                seed,
+                truth.captions[: args.num_compared] if name == limits[name] else truth.captions,
+                args.output_dir,
+                args.batch_size,
+            )[-1][: args.num_compared]
+            for seed in range(args.num_seeds)
+        ]
+        for name, setting in settings.items()
+    }
+    real = [truth.images[: args.num_compared]] * args.num_seeds
+    found = [
+        {
+            "name": name,
+            "distance": distance(images, drawn[limits[name]]),
+            "real": distance(images, real),
+            **sampling.costs(pipeline, settings[name], truth.captions[0]),
+        }
+        for name, images in drawn.items()
+    ]
     return sorted(found, key=lambda entry: entry["gigaflops"])
+
+
+def distance(images: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> list[float]:
+    """Return the mean over seeds of the distance between images, `(N, 3, S, S)` uint8 each, and its standard error."""
+    by_seed = [sampling.pixel_distance(one, other) for one, other in zip(images, others, strict=True)]
+    return [statistics.fmean(by_seed), sampling.standard_error(by_seed)]
 
 
 def markdown_table(entries: Sequence[Mapping[str, Any]], num_steps: int) -> str:
     """Return a Markdown table with one row per setting."""
-    lines = [f"| setting | calls | GFLOP | distance to {num_steps:,} steps |", "|---|--:|--:|--:|"]
+    lines = [
+        f"| setting | calls | GFLOP | distance to {num_steps:,} steps | to the real images |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for entry in entries:
-        distance = sampling.number_with_error(entry["distance"], 4)
-        lines.append(f"| {entry['name']} | {entry['calls']:.0f} | {entry['gigaflops']:.1f} | {distance} |")
+        cells = [sampling.number_with_error(entry[key], 4) for key in ("distance", "real")]
+        lines.append(f"| {entry['name']} | {entry['calls']:.0f} | {entry['gigaflops']:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -101,8 +122,8 @@ def main() -> None:
     args = parse_args()
     pipeline = MDMPipeline.from_pretrained(args.model_dir, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    captions = sampling.load_truth(args.data_dir, pipeline.image_sides[-1], args.num_captions).captions
-    entries = measure(pipeline, captions, args)
+    truth = sampling.load_truth(args.data_dir, pipeline.image_sides[-1], args.num_captions)
+    entries = measure(pipeline, truth, args)
     kept = ("num_steps", "num_compared", "num_seeds")
     result = {"machine": describe_machine("cpu"), **{key: getattr(args, key) for key in kept}, "settings": entries}
     text = json.dumps(result, indent=1).replace("NaN", "null")
