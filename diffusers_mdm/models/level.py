@@ -98,6 +98,8 @@ def embeddings_of(blocks: Sequence[ResolutionBlock], embedding: Embedding) -> li
 class LevelEncoder(nn.Module):
     """Encoder of a level: from its pixels to its coarsest features, and to the features for the level inside.
 
+    With `is_closed`, the level inside gets no features: gradients need not run through it to an adapter that is zero.
+
     Frames of clips are part of the batch, here and in `LevelDecoder`: in the shape `(B, C, H, W)`, B is the number of
     samples times their frames. Embedding and text have one entry per sample.
 
@@ -133,6 +135,7 @@ class LevelEncoder(nn.Module):
             ]
         )
         self.in_adapter = nn.Conv2d(channels[-1], inner_channels, 3, padding=1) if inner_channels else None
+        self.is_closed = False
 
     def forward(
         self,
@@ -179,8 +182,8 @@ class LevelEncoder(nn.Module):
         return cast("list[ResolutionBlock]", list(self.down_blocks))
 
     def towards_inner(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor | None:
-        """Return the features for the level inside, which has `num_frames` frames."""
-        if self.in_adapter is None:
+        """Return the features for the level inside, which has `num_frames` frames; none if it is closed."""
+        if self.in_adapter is None or self.is_closed:
             return None
         if self.tiled_adapters:
             return on_tiled_frames(self.in_adapter, hidden_states, num_frames)

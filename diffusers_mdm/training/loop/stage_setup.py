@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from ...models.level import Level
 from ...models.nested_unet import NestedUNetModel
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..modules.autoencoder import vae_dtype
@@ -57,11 +58,25 @@ def choose_trained(run: Run, stage: StageRecipe) -> None:
 
 
 def freeze_levels(unet: NestedUNetModel, frozen_levels: int) -> None:
-    """Train all parameters, or with frozen levels only those of the levels around them."""
+    """Train all parameters, or with frozen levels only those of the levels around them.
+
+    The adapter from outside into the frozen levels is frozen, too. That of a new level is zero, so that what the
+    frozen levels predict stays as it was; trained, it would give them features that they never learnt to use.
+    """
+    into_frozen = f"levels.{frozen_levels}.encoder.in_adapter."
     for name, parameter in unet.named_parameters():
         parts = name.split(".")
-        is_outer = parts[0] == "levels" and int(parts[1]) >= frozen_levels
+        is_outer = parts[0] == "levels" and int(parts[1]) >= frozen_levels and not name.startswith(into_frozen)
         parameter.requires_grad_(frozen_levels == 0 or is_outer)
+    for index, level in enumerate(cast("list[Level]", list(unet.levels))):
+        level.encoder.is_closed = index == frozen_levels > 0 and is_zero(level.encoder.in_adapter)
+
+
+def is_zero(layer: torch.nn.Module | None) -> bool:
+    """Return whether all weights of a layer are zero; False without contents, as in an estimate of memory."""
+    if layer is None:
+        return False
+    return not any(parameter.is_meta or bool(parameter.any()) for parameter in layer.parameters())
 
 
 def checkpoint_levels(unet: NestedUNetModel, levels: Collection[int]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from diffusers_mdm.training.data.batch import Batch
-from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage
+from diffusers_mdm.training.loop.stage_setup import begin_stage, end_stage, freeze_levels
 from diffusers_mdm.training.loop.start import start_run
 from diffusers_mdm.training.loop.step import compute_loss, noise_batch, optimizer_step, plan_steps, update_weights
 from diffusers_mdm.training.state.averages import averaged_weights
@@ -127,6 +127,37 @@ def test_frozen_levels_keep_the_averages_and_do_not_learn(images_dir, tmp_path):
     assert all(torch.equal(old, new) for old, new in zip(text, run.text_encoder.parameters(), strict=True))
     assert not torch.equal(outer, run.unet.levels[1].decoder.conv_out.weight)
     assert run.progress.stage_ends == (f"{first.name}: because",)
+
+
+def test_training_around_frozen_levels_leaves_their_predictions_as_they_were(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path, {"lr_warmup_steps": 0}, {"zero_init": False})
+    stage = dataclasses.replace(run.recipe.stages[1], frozen_levels=1, gradient_accumulation_steps=1)
+    begin_stage(run, stage)
+    pyramid = [torch.randn(2, 3, side, side) for side in (8, 16)]
+    width = run.unet.config["encoder_hid_dim"] or run.unet.config["cross_attention_dim"]
+    text = torch.randn(2, 4, width)
+    with torch.no_grad():
+        alone = run.unet(pyramid[0], 500, text).sample
+    assert run.unet.levels[1].encoder.is_closed
+    for _ in range(2):
+        optimizer_step(run, plan_steps(run, stage), [batch_at([0, 1, 2, 3], side=16)])
+    assert all(parameter.grad is None for parameter in run.unet.levels[0].parameters())
+    begin_stage(run, run.recipe.stages[1])  # where the adapter is open for training
+    assert not run.unet.levels[1].encoder.is_closed
+    with torch.no_grad():
+        around = run.unet(pyramid, 500, text).sample
+    torch.testing.assert_close(around[0], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_an_adapter_into_frozen_levels_that_was_trained_before_stays_open(images_dir, tmp_path):
+    run = new_run(images_dir, tmp_path)
+    stage = dataclasses.replace(run.recipe.stages[1], frozen_levels=1)
+    begin_stage(run, run.recipe.stages[1])
+    adapter = run.unet.levels[1].encoder.in_adapter
+    torch.nn.init.constant_(adapter.bias, 0.1)
+    freeze_levels(run.unet, stage.frozen_levels)
+    assert not run.unet.levels[1].encoder.is_closed
+    assert not any(parameter.requires_grad for parameter in adapter.parameters())
 
 
 def test_stages_shift_the_noise_schedule(images_dir, tmp_path):
