@@ -56,6 +56,7 @@ VARIANTS = {
     "v": Variant("v_prediction"),
     "sample": Variant("sample"),
     "residual": Variant("residual"),
+    "sample_residual": Variant("sample_residual"),
     "sample, plain weights": Variant("sample", snr_gamma=None),
     "sample, wider": Variant("sample", {"block_out_channels": [64, 96]}),
     "sample, no patches": Variant(

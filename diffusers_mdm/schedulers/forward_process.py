@@ -119,7 +119,9 @@ class PyramidForwardProcess(PyramidPredictions):
     def velocities_of(self, model_output: Sample, clean: Sample, sample: Sample, timesteps: torch.Tensor) -> Pyramid:
         """Convert predictions to v, so that losses of all prediction types compare errors of v.
 
-        Residuals are relative to the true image of the level inside, which is known during training.
+        A "residual" is relative to the true image of the level inside, which is known during training; a
+        "sample_residual" to the predicted one, as in sampling, so that it also learns to correct it. The
+        level inside gets no gradient from that.
 
         Args:
             model_output: the network's predictions, with the shapes of `sample`.
@@ -137,13 +139,16 @@ class PyramidForwardProcess(PyramidPredictions):
         if all(kind == "v_prediction" for kind in kinds):
             return outputs
         powers = self.level_alphas_cumprod(sample, as_timesteps(timesteps).to(levels[0].device))
-        velocities = []
+        velocities: Pyramid = []
+        predicted: Pyramid = []
         for index, (output, level, power) in enumerate(zip(outputs, levels, powers, strict=True)):
             alpha, sigma = amplitudes_per_sample(power, level)
-            base = self._base(kinds[index], images[:index], level, ratios[index])
+            inner = images[:index] if kinds[index] == "residual" else predicted
+            base = self._base(kinds[index], inner, level, ratios[index])
             meaning = LevelPrediction(kinds[index], alpha, sigma, sigmas[index], base)
             noisy = in_full_precision(level)
             found = meaning.clean(in_full_precision(output), noisy)
+            predicted.append(self._threshold((found * self._image_scale(ratios[index])).detach()))
             velocities.append(LevelPrediction("v_prediction", alpha, sigma).output(found, noisy))
         return velocities
 

@@ -25,7 +25,9 @@ Sample = torch.Tensor | Sequence[torch.Tensor]
 Power = TypeVar("Power", float, torch.Tensor)
 Powers = TypeVar("Powers", torch.Tensor, np.ndarray)
 
-PREDICTION_TYPES = ("v_prediction", "epsilon", "sample", "residual")
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample", "residual", "sample_residual")
+# Those that are relative to the enlarged clean image of the level inside.
+RESIDUALS = ("residual", "sample_residual")
 
 
 def level_predictions(prediction_type: str | Sequence[str], num_levels: int) -> list[str]:
@@ -33,14 +35,15 @@ def level_predictions(prediction_type: str | Sequence[str], num_levels: int) -> 
 
     Args:
         prediction_type: one for all levels, or one per level, innermost first; those of missing outer levels are
-            ignored. A single "residual" applies to the outer levels, with v-prediction at level 0.
+            ignored. A single "residual" applies to the outer levels, with v-prediction at level 0; likewise a single
+            "sample_residual", with "sample" there.
         num_levels: at least 1.
 
     Raises:
         ValueError: fewer than there are levels.
     """
     if isinstance(prediction_type, str):
-        innermost = "v_prediction" if prediction_type == "residual" else prediction_type
+        innermost = {"residual": "v_prediction", "sample_residual": "sample"}.get(prediction_type, prediction_type)
         return [innermost] + [prediction_type] * (num_levels - 1)
     return _of_levels("prediction_type", prediction_type, num_levels)
 
@@ -83,12 +86,15 @@ class LevelPrediction:
     for a network output F, whose target has unit variance at every t (Karras et al. 2022, arXiv:2206.00364, appendix
     B.6, for a variance-preserving process and data of standard deviation s). With u = 0 and s = 1, F is v.
 
+    "sample_residual": x0 = u + s F, so F is r / s whatever t is. The network need not pass on the noise, and where
+    the image is flat, r and so F is 0. With u = 0 and s = 1, F is the sample.
+
     Attributes:
         kind: one of `PREDICTION_TYPES`.
         alpha: amplitude of the signal: a number, or a tensor that broadcasts against the level.
         sigma: amplitude of the noise; like `alpha`.
-        sigma_data: s, for "residual".
-        base: u, in the units of the process, for "residual".
+        sigma_data: s, for both residuals.
+        base: u, in the units of the process, for both residuals.
     """
 
     kind: str
@@ -114,6 +120,8 @@ class LevelPrediction:
             return (sample - self.sigma * output) / self.alpha
         if self.kind == "sample":
             return output
+        if self.kind == "sample_residual":
+            return self._known_base() + self.sigma_data * output
         base, c_skip, c_out = self._residual()
         return base + c_skip * (sample - self.alpha * base) - c_out * output
 
@@ -125,6 +133,8 @@ class LevelPrediction:
             return noise_from_clean(clean, sample, self.alpha, self.sigma)
         if self.kind == "sample":
             return clean
+        if self.kind == "sample_residual":
+            return (clean - self._known_base()) / self.sigma_data
         base, c_skip, c_out = self._residual()
         return (base + c_skip * (sample - self.alpha * base) - clean) / c_out
 
@@ -132,13 +142,16 @@ class LevelPrediction:
         """Return u, c_skip and c_out."""
         if self.kind != "residual":
             raise ValueError(f"`prediction_type` is {self.kind!r}; expected one of {', '.join(PREDICTION_TYPES)}.")
-        if self.base is None:
-            raise ValueError(
-                'A "residual" is relative to the level inside it, so it needs the whole pyramid, not a single level.'
-            )
         s, alpha, sigma = self.sigma_data, self.alpha, self.sigma
         variance = (alpha * s) ** 2 + sigma**2
-        return self.base, alpha * s**2 / variance, sigma * s / variance**0.5
+        return self._known_base(), alpha * s**2 / variance, sigma * s / variance**0.5
+
+    def _known_base(self) -> torch.Tensor:
+        if self.base is None:
+            raise ValueError(
+                f'A "{self.kind}" is relative to the level inside it, so it needs the whole pyramid, not one level.'
+            )
+        return self.base
 
 
 def error_factor(kind: str, power: torch.Tensor, sigma_data: float = 1.0) -> torch.Tensor | None:
@@ -147,7 +160,7 @@ def error_factor(kind: str, power: torch.Tensor, sigma_data: float = 1.0) -> tor
     Args:
         kind: one of `PREDICTION_TYPES`.
         power: g of each sample, `(B,)`.
-        sigma_data: s, for "residual".
+        sigma_data: s, for both residuals.
 
     Returns:
         `(B,)`; None for v itself.
@@ -156,6 +169,8 @@ def error_factor(kind: str, power: torch.Tensor, sigma_data: float = 1.0) -> tor
         return None
     if kind == "residual":
         return power + (1 - power) / sigma_data**2
+    if kind == "sample_residual":
+        return (1 - power) / sigma_data**2
     return power if kind == "epsilon" else 1 - power
 
 
@@ -219,7 +234,7 @@ class PyramidPredictions:
             ValueError: a single level other than level 0, if the levels have different prediction types.
         """
         kind = self.config.prediction_type
-        if is_alone and ratios[0] > 1 and (kind == "residual" or not isinstance(kind, str)):
+        if is_alone and ratios[0] > 1 and (kind in RESIDUALS or not isinstance(kind, str)):
             raise ValueError(
                 f"`prediction_type` is {kind!r}, which differs from level to level: pass the whole pyramid, not one "
                 "level of it."
@@ -228,7 +243,7 @@ class PyramidPredictions:
 
     def _base(self, kind: str, inner: Pyramid, like: torch.Tensor, ratio: float) -> torch.Tensor | None:
         """Return the base of a residual, in the units of the process: the enlarged image of the level inside."""
-        if kind != "residual":
+        if kind not in RESIDUALS:
             return None
         image = in_full_precision(inner[-1][: len(like)])
         return enlarge(image, like) / self._image_scale(ratio)

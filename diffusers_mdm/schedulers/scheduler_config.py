@@ -12,7 +12,7 @@ import diffusers
 from ..checked_values import check_flag, check_number, check_whole_number, describe
 from ..library_internals import DEFAULTED_KEYS
 from .noise_schedules import BETA_SCHEDULES
-from .predictions import PREDICTION_TYPES
+from .predictions import PREDICTION_TYPES, RESIDUALS
 from .reverse_steps import ALGORITHMS, TIMESTEP_SPACINGS
 
 CHOICES: dict[str, tuple[str | int, ...]] = {
@@ -88,10 +88,10 @@ def check_predictions(prediction_type: Any, sigma_data: Any) -> None:
             f"`prediction_type` is {describe(prediction_type)}; expected one of {', '.join(PREDICTION_TYPES)}, or a "
             "list of them, one for each level, innermost first."
         )
-    if kinds[0] == "residual" and not isinstance(prediction_type, str):
+    if kinds[0] in RESIDUALS and not isinstance(prediction_type, str):
         raise ValueError(
             f"`prediction_type` is {describe(prediction_type)}, but level 0 has no level inside it whose image a "
-            '"residual" could complete; let it predict "v_prediction" or "sample".'
+            f'"{kinds[0]}" could complete; let it predict "v_prediction" or "sample".'
         )
     for sigma in sigma_data if isinstance(sigma_data, (list, tuple)) else [sigma_data]:
         check_number(sigma, "`sigma_data`", 0.0, above=True)

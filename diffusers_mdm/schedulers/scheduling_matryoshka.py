@@ -91,7 +91,8 @@ class MatryoshkaScheduler(PyramidForwardProcess, SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: rescale the betas so that the last timestep is pure noise.
         prediction_type: what the network predicts: "v_prediction", "epsilon", "sample" (the clean image), or one of
             these per level, innermost first. Outer levels can also predict the "residual", the difference from the
-            enlarged clean image of the level inside (see `LevelPrediction`); a single "residual" means v at level 0.
+            enlarged clean image of the level inside, or the clean image by way of this difference, the
+            "sample_residual" (see `LevelPrediction`); single ones mean v and "sample" at level 0.
         shift_power: p (published: 1 for two levels, 2 for three).
         base_sample_size: side of level 0 in pixels, used for bare tensors only.
         level_scaling: how the size of a level affects its noise. "shift" shifts the schedule as above; "rescale" does

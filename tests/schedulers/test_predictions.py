@@ -12,6 +12,7 @@ from diffusers_mdm.schedulers.block_averages import average_down, enlarge
 from diffusers_mdm.schedulers.forward_process import velocity
 from diffusers_mdm.schedulers.predictions import (
     PREDICTION_TYPES,
+    RESIDUALS,
     LevelPrediction,
     amplitudes,
     level_predictions,
@@ -99,6 +100,35 @@ def test_a_residual_over_zero_with_unit_deviation_is_v():
     )
 
 
+def test_a_sample_residual_over_zero_with_unit_deviation_is_the_sample():
+    alpha, sigma = amplitudes(0.3)
+    output, sample = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    residual = LevelPrediction("sample_residual", alpha, sigma, 1.0, torch.zeros_like(sample))
+    assert torch.equal(residual.clean(output, sample), output)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_a_zero_sample_residual_is_the_enlarged_inner_image_at_any_noise(power):
+    base, sample = torch.rand(1, 3, 8, 8), torch.randn(1, 3, 8, 8)
+    residual = LevelPrediction("sample_residual", *amplitudes(power), 0.2, base)
+    assert torch.equal(residual.clean(torch.zeros_like(sample), sample), base)
+
+
+def test_a_sample_residual_learns_to_correct_the_inner_prediction(clean):
+    """Its target is relative to the inner image that the network predicts, which gets no gradient from it."""
+    scheduler = make_scheduler(prediction_type=["sample", "sample_residual"], sigma_data=0.2)
+    inner, outer = clean[:2]
+    noise, timesteps = pyramid_noise([inner.shape, outer.shape]), torch.tensor([150, 700])
+    sample = scheduler.add_noise([inner, outer], noise, timesteps)
+    wrong = (inner + 0.3).requires_grad_()
+    outputs = [wrong, (outer - enlarge(wrong.detach(), outer)) / 0.2]
+    found = scheduler.velocities_of(outputs, [inner, outer], sample, timesteps)
+    truth = scheduler.get_velocity([inner, outer], noise, timesteps)
+    torch.testing.assert_close(found[1], truth[1], atol=1e-4, rtol=0)
+    assert found[0].requires_grad
+    assert not found[1].requires_grad
+
+
 @pytest.mark.parametrize("power", [0.999, 0.5, 0.001])
 def test_the_target_of_a_residual_has_unit_variance(power):
     alpha, sigma = amplitudes(power)
@@ -140,8 +170,9 @@ def test_guiding_predictions_guides_clean_images(clean, kind):
     torch.testing.assert_close(images(guided), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_clips_have_residuals_between_frames():
-    scheduler = make_scheduler(prediction_type=["sample", "residual"], sigma_data=0.2)
+@pytest.mark.parametrize("kind", RESIDUALS)
+def test_clips_have_residuals_between_frames(kind):
+    scheduler = make_scheduler(prediction_type=["sample", kind], sigma_data=0.2)
     clip = torch.rand(1, 3, 4, 8, 8) * 2 - 1
     clean = build_pyramid(clip, SIDES[:2], [2, 4])
     sample = pyramid_noise([level.shape for level in clean])
@@ -174,6 +205,7 @@ def test_predictions_of_inner_levels_do_not_depend_on_outer_ones(clean):
 def test_prediction_types_of_levels():
     assert level_predictions("epsilon", 2) == ["epsilon", "epsilon"]
     assert level_predictions("residual", 3) == ["v_prediction", "residual", "residual"]
+    assert level_predictions("sample_residual", 2) == ["sample", "sample_residual"]
     assert level_predictions(["sample", "residual", "epsilon"], 2) == ["sample", "residual"]
 
 
@@ -181,10 +213,11 @@ def test_prediction_types_of_levels():
     ("config", "message"),
     [
         ({"prediction_type": ["residual", "sample"]}, "level 0 has no level inside it"),
+        ({"prediction_type": ["sample_residual", "sample"]}, '"sample_residual" could complete'),
         ({"prediction_type": []}, r"`prediction_type` is \[\]; expected one of v_prediction"),
         (
             {"prediction_type": ["sample", "flow"]},
-            "v_prediction, epsilon, sample, residual, or a list",
+            "v_prediction, epsilon, sample, residual, sample_residual, or a list",
         ),
         ({"sigma_data": 0.0}, "`sigma_data` is 0.0"),
         ({"sigma_data": [0.2, math.nan]}, "`sigma_data` is nan"),
@@ -204,8 +237,9 @@ def test_more_levels_than_in_the_config_are_refused(clean):
             scheduler.step(sample, 5, sample)
 
 
-def test_a_single_outer_level_is_refused(clean):
-    scheduler = make_scheduler(prediction_type=["v_prediction", "residual", "residual"])
+@pytest.mark.parametrize("kind", RESIDUALS)
+def test_a_single_outer_level_is_refused(clean, kind):
+    scheduler = make_scheduler(prediction_type=["v_prediction", kind, kind])
     scheduler.set_timesteps(3)
     with pytest.raises(ValueError, match="pass the whole pyramid"):
         scheduler.step(clean[1], 5, clean[1])
@@ -221,7 +255,7 @@ def test_the_config_is_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("power", POWERS)
-@pytest.mark.parametrize("prediction_type", [kind for kind in PREDICTION_TYPES if kind != "residual"])
+@pytest.mark.parametrize("prediction_type", [kind for kind in PREDICTION_TYPES if kind not in RESIDUALS])
 def test_a_perfect_prediction_of_any_kind_gives_the_clean_sample_and_its_noise(prediction_type, power):
     clean, noise = torch.rand(2, 3, 4, 4).double() * 2 - 1, torch.randn(2, 3, 4, 4).double()
     alpha, sigma = amplitudes(power)

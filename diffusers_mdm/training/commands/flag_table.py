@@ -134,8 +134,8 @@ LOSS = (
     Flag(
         "prediction_type",
         None,
-        "what the levels predict: v_prediction, epsilon or sample, outer ones also residual; one for all, or one "
-        "per level, such as v_prediction,residual (default v_prediction, or that of the pipeline)",
+        "what the levels predict: v_prediction, epsilon or sample, outer ones also residual or sample_residual; one "
+        "for all, or one per level, such as v_prediction,residual (default v_prediction, or that of the pipeline)",
         names,
     ),
     Flag(

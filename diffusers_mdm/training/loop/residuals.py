@@ -10,7 +10,7 @@ import logging
 import torch
 
 from ...schedulers.block_averages import enlarge
-from ...schedulers.predictions import level_predictions
+from ...schedulers.predictions import RESIDUALS, level_predictions
 from ...schedulers.scheduling_matryoshka import MatryoshkaScheduler
 from ..data.order import BatchOrder
 from ..data.sources import TrainingImages
@@ -35,7 +35,7 @@ def fix_sigma_data(run: Run, stage: StageRecipe, images: TrainingImages, order: 
         order: the order of its batches on this process.
     """
     kinds = level_predictions(run.scheduler.config["prediction_type"], stage.levels)
-    if "residual" not in kinds or "sigma_data" in run.recipe.scheduler:
+    if not set(kinds).intersection(RESIDUALS) or "sigma_data" in run.recipe.scheduler:
         return
     known = run.progress.sigma_data
     if len(known) < stage.levels - 1:

@@ -19,6 +19,7 @@ PREDICTIONS = {
     "epsilon": "the noise",
     "sample": "the clean image",
     "residual": "what the enlarged inner image lacks",
+    "sample_residual": "the image, as a difference from the enlarged inner one",
 }
 MODIFIERS = ("snr_gamma", "p2_gamma", "p2_k", "sigmoid_bias")
 DEFAULT_SCHEDULE = "squaredcos_cap_v2"

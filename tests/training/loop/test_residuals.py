@@ -12,6 +12,7 @@ import torch
 
 from diffusers_mdm import MDMPipeline, build_pyramid
 from diffusers_mdm.schedulers.block_averages import enlarge
+from diffusers_mdm.schedulers.predictions import RESIDUALS
 from diffusers_mdm.training.data.order import BatchOrder
 from diffusers_mdm.training.data.sources import open_training_images
 from diffusers_mdm.training.loop.engine import run_recipe
@@ -62,8 +63,9 @@ def test_resumed_runs_keep_sigma_data(residual_run, images_dir, tmp_path, step):
     assert len(counters(tmp_path / "checkpoint-8")["sigma_data"]) == 1
 
 
-def test_sigma_data_of_the_recipe_is_not_measured(images_dir, tmp_path):
-    recipe = recipe_of(images_dir, prediction_type="residual", sigma_data=0.7)
+@pytest.mark.parametrize("kind", RESIDUALS)
+def test_sigma_data_of_the_recipe_is_not_measured(images_dir, tmp_path, kind):
+    recipe = recipe_of(images_dir, prediction_type=kind, sigma_data=0.7)
     stages = tuple(dataclasses.replace(stage, steps=1) for stage in recipe.stages)
     run_recipe(dataclasses.replace(recipe, stages=stages), only_result(tmp_path))
     assert MDMPipeline.from_pretrained(tmp_path).scheduler.config.sigma_data == 0.7

@@ -187,16 +187,17 @@ def test_no_noise_and_no_signal_have_finite_weights(weighting, gamma):
     assert weights[1] == (0 if gamma == 5.0 else 1)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "residual"])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "residual", "sample_residual"])
 def test_errors_of_what_is_predicted_follow_from_those_of_v(kind):
     scheduler = MatryoshkaScheduler(prediction_type=["v_prediction", kind], sigma_data=0.3, base_sample_size=4)
     clean = build_pyramid(torch.rand(2, 3, 8, 8) * 2 - 1, [4, 8])
     noise, timesteps = pyramid_noise([level.shape for level in clean]), torch.tensor([200, 800])
     sample, powers = scheduler.add_noise(clean, noise, timesteps), scheduler.level_alphas_cumprod(clean, timesteps)
     outputs = [torch.randn_like(level) for level in clean]
-    moved = [output + 0.5 for output in outputs]
-    one, other = (scheduler.velocities_of(given, clean, sample, timesteps) for given in (outputs, moved))
+    one = scheduler.velocities_of(outputs, clean, sample, timesteps)
     for level, factor in enumerate(scheduler.own_error_factors(powers)):
+        moved = [output + 0.5 if index == level else output for index, output in enumerate(outputs)]
+        other = scheduler.velocities_of(moved, clean, sample, timesteps)
         errors = (other[level] - one[level]).square().flatten(1).mean(1)
         weights = error_weights(powers[level], "prediction", own_factor=factor)
         found = errors if weights is None else errors * weights

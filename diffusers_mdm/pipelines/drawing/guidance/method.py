@@ -16,7 +16,13 @@ from diffusers_mdm.pipelines.drawing.open_levels import log_snrs
 from diffusers_mdm.pipelines.drawing.request import Sample
 from diffusers_mdm.pipelines.drawing.setup import Drawing
 from diffusers_mdm.pyramid import as_pyramid
-from diffusers_mdm.schedulers.predictions import LevelPrediction, amplitudes, level_predictions, level_sigmas
+from diffusers_mdm.schedulers.predictions import (
+    RESIDUALS,
+    LevelPrediction,
+    amplitudes,
+    level_predictions,
+    level_sigmas,
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class LevelStep:
         config, inner = self.noise.scheduler.config, self.level + 1
         kind = level_predictions(config.get("prediction_type", "epsilon"), inner)[-1]
         base, sigma_data = None, 1.0
-        if kind == "residual":
+        if kind in RESIDUALS:
             # Guidance compares predictions with the same inner image, which is not known yet.
             base, sigma_data = torch.zeros_like(self.sample), level_sigmas(config["sigma_data"], inner)[-1]
         return LevelPrediction(kind, *amplitudes(self.noise.powers[self.level]), sigma_data, base)
