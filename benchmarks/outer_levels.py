@@ -24,10 +24,11 @@ import torch
 from measuring import EMOJI_RECIPE, describe_machine
 from sampling import EVEN, PAIR, Setting, drawn_in, load_truth, measure, prepared, standard_error
 
-from diffusers_mdm import MDMPipeline
+from diffusers_mdm import MatryoshkaScheduler, MDMPipeline
 from diffusers_mdm.demo import best_device
 from diffusers_mdm.evaluation.generate import generate, open_levels
 from diffusers_mdm.evaluation.images import batches_of
+from diffusers_mdm.schedulers.predictions import level_predictions
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.recipe.data import TableData
 from diffusers_mdm.training.recipe.loading import load_recipe
@@ -83,10 +84,28 @@ def inner_recipe(recipe: Recipe, steps: int | None) -> Recipe:
     return dataclasses.replace(recipe, levels=recipe.levels[:1], stages=(stage,), scheduler=scheduler)
 
 
-def outer_recipe(recipe: Recipe, variant: Variant, inner_dir: Path, steps: int | None) -> Recipe:
-    """Return the recipe of a variant, which starts from the pipeline in `inner_dir`."""
+def save_inner_level(model_dir: Path, inner_dir: Path) -> None:
+    """Save the innermost level of a pipeline as a pipeline, unless that is done."""
+    if not (inner_dir / "model_index.json").exists():
+        pipeline = MDMPipeline.from_pretrained(model_dir, dtype=torch.float32)
+        kind = level_predictions(pipeline.scheduler.config["prediction_type"], 1)[0]
+        scheduler = MatryoshkaScheduler.from_config(pipeline.scheduler.config, prediction_type=kind)
+        MDMPipeline.from_pipe(pipeline, unet=pipeline.unet.inner_model(1), scheduler=scheduler).save_pretrained(
+            inner_dir
+        )
+
+
+def outer_recipe(recipe: Recipe, variant: Variant, inner_dir: Path, args: argparse.Namespace) -> Recipe:
+    """Return the recipe of a variant, which starts from the pipeline in `inner_dir`; flags override its stage."""
     old = recipe.stages[1]
-    stage = dataclasses.replace(old, steps=steps or old.steps, snr_gamma=variant.snr_gamma)
+    stage = dataclasses.replace(
+        old,
+        steps=args.outer_steps or old.steps,
+        batch_size=args.outer_batch_size or old.batch_size,
+        lr_warmup_steps=old.lr_warmup_steps if args.outer_warmup_steps is None else args.outer_warmup_steps,
+        ema_decay=old.ema_decay if args.outer_ema_decay is None else args.outer_ema_decay,
+        snr_gamma=variant.snr_gamma,
+    )
     encoder = recipe.text_encoder
     if encoder is not None:
         encoder = TextEncoderRecipe(
@@ -152,7 +171,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--num_seeds", type=int, default=3)
     parser.add_argument("--inner_steps", type=int, help="instead of those of the recipe")
-    parser.add_argument("--outer_steps", type=int, help="the same for every variant")
+    parser.add_argument(
+        "--inner_from", type=Path, help="pipeline whose innermost level to use, in place of training one"
+    )
+    parser.add_argument("--outer_steps", type=int, help="the same for every variant; so are the following")
+    parser.add_argument("--outer_batch_size", type=int)
+    parser.add_argument("--outer_warmup_steps", type=int)
+    parser.add_argument("--outer_ema_decay", type=float)
     parser.add_argument("--num_captions", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=64, help="images generated together")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"])
@@ -165,6 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     recipe = load_recipe(args.recipe)
     inner_dir = args.output_dir / "inner"
+    if args.inner_from is not None:
+        save_inner_level(args.inner_from, inner_dir)
     train(inner_recipe(recipe, args.inner_steps), inner_dir, 0, args.mixed_precision)
     data_dir = Path(cast(TableData, recipe.data).path)
     report: dict[str, Any] = {"machine": describe_machine(best_device())}
@@ -172,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
         runs = []
         for seed in range(args.num_seeds):
             model_dir = args.output_dir / name.replace(",", "").replace(" ", "-") / str(seed)
-            outer = outer_recipe(recipe, VARIANTS[name], inner_dir, args.outer_steps)
+            outer = outer_recipe(recipe, VARIANTS[name], inner_dir, args)
             train(outer, model_dir, seed, args.mixed_precision)
             runs.append(measured(model_dir, data_dir, args.num_captions, args.batch_size))
         report[name] = summarised(runs)
