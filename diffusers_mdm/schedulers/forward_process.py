@@ -148,7 +148,8 @@ class PyramidForwardProcess(PyramidPredictions):
             meaning = LevelPrediction(kinds[index], alpha, sigma, sigmas[index], base)
             noisy = in_full_precision(level)
             found = meaning.clean(in_full_precision(output), noisy)
-            predicted.append(self._threshold((found * self._image_scale(ratios[index])).detach()))
+            if kinds[index + 1 : index + 2] == ["sample_residual"]:
+                predicted = [self._threshold((found * self._image_scale(ratios[index])).detach())]
             velocities.append(LevelPrediction("v_prediction", alpha, sigma).output(found, noisy))
         return velocities
 
