@@ -19,12 +19,11 @@ python benchmarks/enlargement.py --generated runs/generated-256 runs/generated-6
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from measuring import describe_machine
+from measuring import describe_machine, open_training_split, write_numbers
 from PIL import Image
 from upscaling import enlarge
 
@@ -34,8 +33,6 @@ from diffusers_mdm.evaluation.generate import open_levels
 from diffusers_mdm.evaluation.images import average_down, batches_of
 from diffusers_mdm.evaluation.levels import corner_noise, pixel_distance
 from diffusers_mdm.evaluation.reference import load_reference
-from diffusers_mdm.training.data.sources import open_validation_images, validation_captions
-from diffusers_mdm.training.recipe.data import TableData
 
 BATCH_SIZE = 10
 
@@ -58,12 +55,11 @@ def real_images(data_dir: Path, side: int, captions: Sequence[str]) -> torch.Ten
     """Return the images of captions of the training data, `(N, 3, side, side)`, uint8.
 
     Raises:
-        ValueError: a caption is not in the training data.
+        ValueError: a caption is not in the training data, or there are none.
     """
-    recipe = TableData(path=data_dir, validation_split="train", max_skipped_images=0)
-    images, known = open_validation_images(recipe, side), list(validation_captions(recipe))
+    images, known = open_training_split(data_dir, side)
     missing = sorted(set(captions).difference(known))
-    if images is None or missing:
+    if missing:
         raise ValueError(
             f"The training data in {data_dir} do not have captions of the generated images, such as {missing[:1]}; "
             "pass the `--data_dir` for which the images were generated."
@@ -133,8 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print and save."""
     args = parse_args(argv)
     entries = compare(args, InceptionFeatures())
-    result = {"machine": describe_machine("cpu"), "images": entries}
-    args.output.write_text(json.dumps(result, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
+    write_numbers(args.output, {"machine": describe_machine("cpu"), "images": entries})
     print(markdown_table(entries))
 
 

@@ -16,7 +16,6 @@ python benchmarks/many_steps.py --output_dir runs/sampling --num_captions 32 --n
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import sampling
 import torch
-from measuring import describe_machine
+from measuring import describe_machine, write_numbers
 
 from diffusers_mdm import MDMPipeline
 
@@ -126,8 +125,7 @@ def main() -> None:
     entries = measure(pipeline, truth, args)
     kept = ("num_steps", "num_compared", "num_seeds")
     result = {"machine": describe_machine("cpu"), **{key: getattr(args, key) for key in kept}, "settings": entries}
-    text = json.dumps(result, indent=1).replace("NaN", "null")
-    (args.output_dir / "many_steps.json").write_text(text + "\n", encoding="utf-8")
+    write_numbers(args.output_dir / "many_steps.json", result)
     print(markdown_table(entries, args.num_steps))
 
 

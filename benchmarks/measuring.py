@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
@@ -16,6 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
+from diffusers_mdm.training.data.numbered import CaptionedImages
+from diffusers_mdm.training.data.sources import open_validation_images, validation_captions
+from diffusers_mdm.training.recipe.data import TableData
 from diffusers_mdm.training.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +36,27 @@ def describe_machine(device: str) -> str:
         else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     return f"torch {torch.__version__}, diffusers {diffusers.__version__}, {where}"
+
+
+def write_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Write numbers as JSON, NaN as null."""
+    path.write_text(json.dumps(numbers, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
+
+
+def open_training_split(data_dir: Path, side: int) -> tuple[CaptionedImages, list[str]]:
+    """Open the training split of a data set, to read images of `side` pixels by their numbers.
+
+    Returns:
+        The images, and the captions of all of them.
+
+    Raises:
+        ValueError: it has no images.
+    """
+    recipe = TableData(path=data_dir, validation_split="train", max_skipped_images=0)
+    images = open_validation_images(recipe, side)
+    if images is None:
+        raise ValueError(f"{data_dir} has no training images.")
+    return images, list(validation_captions(recipe))
 
 
 def time_by_turns(

@@ -18,7 +18,6 @@ python benchmarks/names_alone.py --output_dir runs/names --reference runs/refere
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from typing import Any
 
 import sampling
 import torch
-from measuring import describe_machine
+from measuring import describe_machine, write_numbers
 
 from diffusers_mdm import MDMPipeline
 from diffusers_mdm.evaluation.distances import kernel_distance_of_all
@@ -103,8 +102,7 @@ def main() -> None:
     names = choose_names(args.data_dir, args.num_names)
     entries = measure(pipeline, names, sampling.Real(InceptionFeatures(), features), args)
     result = {"machine": describe_machine("cpu"), "num_names": len(names), "num_seeds": args.num_seeds}
-    text = json.dumps({**result, "steps": entries}, indent=1).replace("NaN", "null")
-    (args.output_dir / "names_alone.json").write_text(text + "\n", encoding="utf-8")
+    write_numbers(args.output_dir / "names_alone.json", {**result, "steps": entries})
     print(markdown_table(entries))
 
 

@@ -97,15 +97,14 @@ def save_inner_level(model_dir: Path, inner_dir: Path) -> None:
 
 def outer_recipe(recipe: Recipe, variant: Variant, inner_dir: Path, args: argparse.Namespace) -> Recipe:
     """Return the recipe of a variant, which starts from the pipeline in `inner_dir`; flags override its stage."""
-    old = recipe.stages[1]
-    stage = dataclasses.replace(
-        old,
-        steps=args.outer_steps or old.steps,
-        batch_size=args.outer_batch_size or old.batch_size,
-        lr_warmup_steps=old.lr_warmup_steps if args.outer_warmup_steps is None else args.outer_warmup_steps,
-        ema_decay=old.ema_decay if args.outer_ema_decay is None else args.outer_ema_decay,
-        snr_gamma=variant.snr_gamma,
-    )
+    flags = {
+        "steps": args.outer_steps,
+        "batch_size": args.outer_batch_size,
+        "lr_warmup_steps": args.outer_warmup_steps,
+        "ema_decay": args.outer_ema_decay,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    stage = dataclasses.replace(recipe.stages[1], snr_gamma=variant.snr_gamma, **given)
     encoder = recipe.text_encoder
     if encoder is not None:
         encoder = TextEncoderRecipe(

@@ -36,7 +36,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
-from measuring import ROOT, count_flops, describe_machine
+from measuring import ROOT, count_flops, describe_machine, open_training_split, write_numbers
 
 from diffusers_mdm import InnerLevelCacheConfig, MatryoshkaScheduler, MDMPipeline
 from diffusers_mdm.evaluation.distances import MIN_FRECHET, frechet_distance, kernel_distance_of_all
@@ -47,8 +47,6 @@ from diffusers_mdm.evaluation.levels import corner_noise, disagreement, pixel_di
 from diffusers_mdm.evaluation.reference import load_reference
 from diffusers_mdm.evaluation.retrieval import retrieve, thumbnail
 from diffusers_mdm.training.commands.evaluation.measure import choose
-from diffusers_mdm.training.data.sources import open_validation_images, validation_captions
-from diffusers_mdm.training.recipe.data import TableData
 
 MODEL_DIR = ROOT / "model_cards" / "mdm-emoji-64"
 DATA_DIR = ROOT / "training" / "data" / "emoji-styles-64"
@@ -159,10 +157,7 @@ def load_real(reference: Path, truth: Truth) -> Real:
 
 def load_truth(data_dir: Path, side: int, num_captions: int) -> Truth:
     """Read captions of the training data, the same every time, and all images."""
-    recipe = TableData(path=data_dir, validation_split="train", max_skipped_images=0)
-    images, captions = open_validation_images(recipe, side), list(validation_captions(recipe))
-    if images is None:
-        raise ValueError(f"{data_dir} has no training images.")
+    images, captions = open_training_split(data_dir, side)
     numbers = choose(len(captions), num_captions, seed=0)
     batches = [range(start, min(start + 256, len(captions))) for start in range(0, len(captions), 256)]
     small = torch.cat([thumbnail(images.load(list(batch)).pixels) for batch in batches])
@@ -387,8 +382,7 @@ def write_results(
         **(more or {}),
         "settings": list(summaries),
     }
-    text = json.dumps(result, indent=1)
-    (args.output_dir / "results.json").write_text(text.replace("NaN", "null") + "\n", encoding="utf-8")
+    write_numbers(args.output_dir / "results.json", result)
     (args.output_dir / "table.md").write_text(markdown_table(summaries) + "\n", encoding="utf-8")
     plot(summaries, args.output_dir / "sampling.png")
 

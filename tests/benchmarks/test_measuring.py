@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import math
 import time
 
 import pytest
 import torch
-from measuring import build_model, count_flops, random_inputs, ratio_of_medians, time_by_turns
+from measuring import (
+    build_model,
+    count_flops,
+    open_training_split,
+    random_inputs,
+    ratio_of_medians,
+    time_by_turns,
+    write_numbers,
+)
+
+from tests.training.tiny_run import write_images
 
 
 def test_calls_take_turns_after_one_round_of_warming_up():
@@ -45,3 +57,14 @@ def test_models_take_the_inputs_made_for_them(name, sides):
     with torch.no_grad():
         predictions = model(**random_inputs(model, [2, 1])).sample
     assert [tuple(level.shape) for level in predictions] == [(2, 3, sides[0], sides[0]), (1, 3, sides[1], sides[1])]
+
+
+def test_numbers_that_are_unknown_are_written_as_null(tmp_path):
+    write_numbers(tmp_path / "numbers.json", {"mean": [1.5, math.nan]})
+    assert json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8")) == {"mean": [1.5, None]}
+
+
+def test_the_training_split_is_read_by_number(tmp_path):
+    images, captions = open_training_split(write_images(tmp_path / "data"), 8)
+    assert captions[:2] == ["red rectangle", "red ellipse"]
+    assert images.load([3, 0]).pixels.shape == (2, 3, 8, 8)
