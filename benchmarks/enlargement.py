@@ -4,7 +4,9 @@ r"""Compare an outermost level with enlarging the level inside it, and with the 
 The images of folders that `evaluate generate` has written, all for the same captions, are compared with real ones
 by features of Inception-v3 and by pixels. Images smaller than those of the reference are enlarged with Lanczos'
 filter. To see what the numbers mean, the real images of the same captions are measured in the same way: whole, and
-averaged down to smaller sides and enlarged again.
+averaged down to smaller sides and enlarged again. To see what a level around smaller images could reach that leaves
+them as they are, these are measured with the detail of the real image that they have no pixels for (what it loses when
+it is averaged down to their side and enlarged again), as they are and with their errors halved.
 
 python training/evaluate.py reference --data_dir training/data/emoji-styles-256 --num_images 500 \
   --features inception --sides 256 --output_dir runs/reference-256
@@ -44,11 +46,32 @@ def enlarged(images: torch.Tensor, side: int) -> torch.Tensor:
     return (255 * enlarge(images / 255, side, Image.Resampling.LANCZOS)).round().to(torch.uint8)
 
 
-def generated_images(folder: Path, side: int) -> tuple[list[str], torch.Tensor]:
-    """Return the captions and the outermost level of generated images, enlarged to `side` pixels if it is smaller."""
+def reduced(images: torch.Tensor, inner_side: int) -> torch.Tensor:
+    """Average images `(N, 3, S, S)`, uint8, down to a smaller side, and enlarge them to S pixels again."""
+    return enlarged(average_down(images, inner_side), images.shape[-1])
+
+
+def with_real_detail(images: torch.Tensor, truth: torch.Tensor, inner_side: int, errors: float = 1.0) -> torch.Tensor:
+    """Add to enlarged images what the real ones lose at a smaller side.
+
+    Args:
+        images: images of `inner_side` pixels, enlarged, `(N, 3, S, S)`, uint8.
+        truth: the real images of the same captions, of the same shape.
+        inner_side: the side before enlarging, in pixels.
+        errors: the part that is kept of what the enlarged images have different from the real ones, reduced and
+            enlarged likewise: 1 for all of it; with 0 the result is `truth`.
+
+    Returns:
+        Images `(N, 3, S, S)`, uint8.
+    """
+    wrong = images.float() - reduced(truth, inner_side)
+    return (truth + errors * wrong).round().clamp(0, 255).to(torch.uint8)
+
+
+def generated_images(folder: Path) -> tuple[list[str], torch.Tensor]:
+    """Return the captions and the outermost level, `(N, 3, S, S)`, uint8, of generated images."""
     level = open_levels(folder)[-1]
-    images = torch.cat([enlarged(batch, side) for batch in batches_of(level, BATCH_SIZE)])
-    return list(level.captions), images
+    return list(level.captions), torch.cat(list(batches_of(level, BATCH_SIZE)))
 
 
 def real_images(data_dir: Path, side: int, captions: Sequence[str]) -> torch.Tensor:
@@ -113,14 +136,21 @@ def compare(args: argparse.Namespace, extractor: FeatureExtractor) -> dict[str, 
         ValueError: the folders have different captions.
     """
     features = load_reference(args.reference).features["inception", args.side]
-    generated = {folder.name: generated_images(folder, args.side) for folder in args.generated}
+    generated = {folder.name: generated_images(folder) for folder in args.generated}
     captions = next(iter(generated.values()))[0]
     if any(own != captions for own, _ in generated.values()):
         raise ValueError("The folders in --generated have different captions; generate them with the same flags.")
     truth = real_images(args.data_dir, args.side, captions)
-    sets = {name: images for name, (_, images) in generated.items()}
+    sets = {}
+    for name, (_, images) in generated.items():
+        inner_side = images.shape[-1]
+        sets[name] = enlarged(images, args.side)
+        if inner_side < args.side:
+            for errors, kept in ((1.0, ""), (0.5, " and half of its errors")):
+                detailed = with_real_detail(sets[name], truth, inner_side, errors)
+                sets[f"{name}, with the real detail{kept}"] = detailed
     for side in args.real_sides:
-        sets[f"real images of {side} pixels, enlarged"] = enlarged(average_down(truth, side), args.side)
+        sets[f"real images of {side} pixels, enlarged"] = reduced(truth, side)
     sets["real images"] = truth
     return {name: measure(images, truth, features, extractor) for name, images in sets.items()}
 

@@ -35,6 +35,19 @@ def test_images_are_enlarged_as_pillow_does_it():
     assert enlargement.enlarged(images, 16) is images
 
 
+def test_real_detail_completes_smaller_images_up_to_their_errors():
+    truth = random_images(3, SIDE).load(range(3))
+    exact = enlargement.reduced(truth, 16)
+    assert torch.equal(enlargement.with_real_detail(exact, truth, 16), truth)
+    darker = (exact.float() - 20).clamp(0, 255).to(torch.uint8)
+    whole = enlargement.with_real_detail(darker, truth, 16).float() - truth
+    half = enlargement.with_real_detail(darker, truth, 16, errors=0.5).float() - truth
+    inside = (truth > 20) & (exact >= 20)
+    assert (whole[inside] == -20).all()
+    assert (half[inside] == -10).all()
+    assert torch.equal(enlargement.with_real_detail(darker, truth, 16, errors=0.0), truth)
+
+
 @pytest.fixture
 def args(tmp_path):
     real = random_images(60, SIDE)
@@ -58,6 +71,8 @@ def test_real_images_are_at_distance_zero_and_smaller_ones_further_away(args):
     assert list(found) == [
         "same",
         "small",
+        "small, with the real detail",
+        "small, with the real detail and half of its errors",
         "real images of 16 pixels, enlarged",
         "real images of 8 pixels, enlarged",
         "real images",
@@ -65,8 +80,10 @@ def test_real_images_are_at_distance_zero_and_smaller_ones_further_away(args):
     assert found["same"] == pytest.approx(found["real images"], nan_ok=True)
     assert found["same"]["distance"] == 0
     assert found["small"] == pytest.approx(found["real images of 16 pixels, enlarged"], nan_ok=True)
+    # The pixels of the small images are exactly the averages of the real ones.
+    assert found["small, with the real detail"] == pytest.approx(found["same"], nan_ok=True)
     assert 0 < found["small"]["distance"] < found["real images of 8 pixels, enlarged"]["distance"]
-    assert enlargement.markdown_table(found).count("\n") == 6
+    assert enlargement.markdown_table(found).count("\n") == 8
 
 
 def test_folders_with_different_captions_are_refused(args, tmp_path):
