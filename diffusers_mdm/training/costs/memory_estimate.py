@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ...library_internals import FAKE_TENSORS, storage_address
+from ...models.level import Level
 from ...models.level_config import LevelConfig
 from ...models.nested_unet import NestedUNetModel
 from ...pyramid import Size
@@ -175,9 +176,27 @@ def fake_unet(recipe: Recipe, num_levels: int, as_images: bool = False) -> Neste
 
 
 def freeze(unet: NestedUNetModel, recipe: Recipe, stage: StageRecipe) -> None:
-    """Freeze what is not trained in a stage: its frozen levels and what levels share, or everything except LoRA."""
-    if recipe.lora is None:
-        freeze_levels(unet, stage.frozen_levels)
+    """Freeze what is not trained in a stage: its frozen levels and what levels share, or everything except LoRA.
+
+    A level that is new around frozen levels gives them no features; weights without contents do not tell which is new.
+    """
+    if recipe.lora is not None:
+        return
+    freeze_levels(unet, stage.frozen_levels)
+    if has_new_adapter(recipe, stage):
+        cast("Level", unet.levels[stage.frozen_levels]).encoder.is_closed = True
+
+
+def has_new_adapter(recipe: Recipe, stage: StageRecipe) -> bool:
+    """Return whether the run grows the level around a stage's frozen levels and has never trained its adapter into
+    them, which is then still zero.
+    """
+    frozen = stage.frozen_levels
+    earlier = recipe.stages[: [one.name for one in recipe.stages].index(stage.name)]
+    # Of a pretrained model, the levels are not known here.
+    if frozen == 0 or recipe.pretrained is not None or not earlier or earlier[0].levels > frozen:
+        return False
+    return all(one.levels <= frozen or one.frozen_levels == frozen for one in earlier)
 
 
 def count(module: torch.nn.Module, trained_only: bool = False) -> int:
