@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ...processes import wait_for_everyone
 from ..modules.autoencoder import open_vae
 from ..modules.classes import TrainedPipeline
 from ..modules.lora import save_lora
-from ..modules.saved_configs import forget_origin
+from ..modules.saved_configs import forget_last_call, forget_origin
 from ..modules.text_encoder import frozen_text_encoder
 from ..precision import DTYPES
 from ..reports.hub import push_output
@@ -59,6 +60,8 @@ def save_result(run: Run, folder: Path) -> None:
             forget_origin(module)
             # diffusers' own `to` would warn about dtypes that it keeps.
             torch.nn.Module.to(module.eval(), dtype=DTYPES[run.options.save_dtype])
+        elif isinstance(module, PreTrainedTokenizerBase):
+            forget_last_call(module)
     pipeline.save_pretrained(folder)
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corrections of a component's config before it is saved."""
+"""Corrections of components before they are saved."""
 
 import torch
 from diffusers.configuration_utils import FrozenDict
-from transformers import PretrainedConfig
+from tokenizers import Tokenizer
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ...library_internals import ORIGIN_KEY, replace_config
 
@@ -27,3 +28,18 @@ def forget_origin(*modules: torch.nn.Module) -> None:
         elif isinstance(config, PretrainedConfig):
             config.name_or_path = ""
             setattr(module, "name_or_path", "")  # noqa: B010
+
+
+def forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Reset a tokenizer's truncation and padding, so that its saved files do not depend on the text that it saw last.
+
+    Tokenizers of the library tokenizers keep both from their last call, and write them to `tokenizer.json`; every
+    call of transformers sets them anew.
+
+    Args:
+        tokenizer: a tokenizer of transformers; those in Python have nothing to reset.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(backend, Tokenizer):
+        backend.no_truncation()
+        backend.no_padding()

@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 from ...models.nested_unet import NestedUNetModel
 from ..modules.growth import grow_model
 from ..modules.lora import load_lora, save_lora
-from ..modules.saved_configs import forget_origin
+from ..modules.saved_configs import forget_last_call, forget_origin
 from ..optimizers.registry import family_of
 from .average_files import load_averages, save_averages
 from .averages import whole_averages
@@ -91,6 +91,7 @@ def save_modules(run: Run, modules: dict[str, Any], folder: Path) -> None:
     if "text_encoder" in modules and run.tokenizer is not None:
         forget_origin(modules["text_encoder"])
         modules["text_encoder"].save_pretrained(folder / "text_encoder")
+        forget_last_call(run.tokenizer)
         run.tokenizer.save_pretrained(folder / "tokenizer")
 
 

@@ -32,6 +32,9 @@ def test_a_saved_run_goes_on(images_dir, tmp_path):
     progress = json.loads((tmp_path / "checkpoint-4" / "progress.json").read_text(encoding="utf-8"))["progress"]
     assert (progress["total_steps"], progress["total_images"]) == (4, 8)
     assert load_recipe(tmp_path / "recipe.json").stages[0].steps == 4
+    for folder in (tmp_path, tmp_path / "checkpoint-4"):
+        tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+        assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
 
 
 def test_another_model_cannot_go_on_from_it_and_nothing_is_written(images_dir, tmp_path):

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saved components do not tell where they were loaded from."""
+"""Saved components do not tell where they were loaded from, nor what a tokenizer saw last."""
 
 import json
 
 import torch
-from transformers import T5Config, T5EncoderModel
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from diffusers_mdm import LevelConfig, NestedUNetModel
-from diffusers_mdm.training.modules.saved_configs import forget_origin
+from diffusers_mdm.training.modules.saved_configs import forget_last_call, forget_origin
+from diffusers_mdm.training.modules.text_encoder import train_tokenizer
 from diffusers_mdm.training.recipe.loading import load_recipe
 from tests.training.tiny_run import RECIPES
 
@@ -47,3 +48,23 @@ def test_text_encoder_forgets_where_it_came_from(tmp_path):
 
 def test_modules_without_a_config_are_left_alone():
     forget_origin(torch.nn.Linear(2, 2))
+
+
+def test_tokenizers_are_saved_as_they_were_before_any_call(tmp_path):
+    tokenizer = train_tokenizer(["a frog", "two toads"] * 4, 64)
+    tokenizer.save_pretrained(tmp_path / "new")
+    expected = tokenizer(["a frog and two toads", "a frog"], padding="max_length", truncation=True, max_length=4)
+    tokenizer.save_pretrained(tmp_path / "used")
+    assert texts_of(tmp_path / "used") != texts_of(tmp_path / "new")  # else there would be nothing to forget
+    forget_last_call(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "forgetful")
+    assert texts_of(tmp_path / "forgetful") == texts_of(tmp_path / "new")
+    again = tokenizer(["a frog and two toads", "a frog"], padding="max_length", truncation=True, max_length=4)
+    assert again.data == expected.data
+
+
+def test_tokenizers_in_python_have_nothing_to_forget():
+    tokenizer = ByT5Tokenizer()
+    before = tokenizer("a frog").input_ids
+    forget_last_call(tokenizer)
+    assert tokenizer("a frog").input_ids == before
