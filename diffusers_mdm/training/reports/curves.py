@@ -20,6 +20,9 @@ TRAINING, VALIDATION = "loss", "validation_loss"
 SMOOTHED_SHARE = 0.04
 MAX_DOTS = 60
 _SIZE_INCHES, _DPI = (8.0, 3.2), 120
+# Fixed margins, since measuring every label to lay out a figure takes as long as drawing it.
+# Those on the left have room for the widest numbers, such as 0.00012.
+_LEFT, _RIGHT, _TOP, _BOTTOM, _BETWEEN, _LABEL = 1.0, 0.15, 0.3, 0.5, 0.1, 0.25  # inches
 
 
 class Curve(NamedTuple):
@@ -62,14 +65,15 @@ def plot_curves(history: History, path: Path, sides: Sequence[int] = ()) -> Path
         return None
     width, height = _SIZE_INCHES
     # A figure with its own canvas does not touch matplotlib's global state or open windows.
-    figure = Figure(figsize=(width, height * len(kinds)), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(len(kinds), sharex=True, squeeze=False)[:, 0].tolist()
+    figure = Figure(figsize=(width, height * len(kinds)), dpi=_DPI)
+    panels = figure.subplots(len(kinds), sharex=True, squeeze=False, gridspec_kw=_margins(len(kinds)))[:, 0].tolist()
     for panel, kind in zip(panels, kinds, strict=True):
         for level, curve in level_curves(entries, kind).items():
             label = f"level {level}" + (f" ({sides[level]} px)" if level < len(sides) else "")
             draw = _draw_training if kind == TRAINING else _draw_validation
             draw(panel, curve, f"C{level}", label)
         panel.set_ylabel("training loss" if kind == TRAINING else "validation loss (error of v)")
+        panel.yaxis.set_label_coords((_LABEL - _LEFT) / (width - _LEFT - _RIGHT), 0.5)
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
         panel.yaxis.set_minor_formatter(_sparse_labels())
@@ -82,6 +86,19 @@ def plot_curves(history: History, path: Path, sides: Sequence[int] = ()) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
     return path
+
+
+def _margins(num_panels: int) -> dict[str, float]:
+    """Return the places of panels in a figure, as fractions of its size."""
+    width, height = _SIZE_INCHES[0], _SIZE_INCHES[1] * num_panels
+    panel = (height - _TOP - _BOTTOM - _BETWEEN * (num_panels - 1)) / num_panels
+    return {
+        "left": _LEFT / width,
+        "right": 1 - _RIGHT / width,
+        "top": 1 - _TOP / height,
+        "bottom": _BOTTOM / height,
+        "hspace": _BETWEEN / panel,
+    }
 
 
 def _sparse_labels() -> Formatter:
