@@ -2,6 +2,7 @@
 """What every pipeline keeps, whatever its task: saving and loading, batches, seeds, outputs, callbacks, precision."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,29 @@ from tests.pipelines.tiny_tasks import task as find_task
 BATCH_TOLERANCE = 1e-4
 
 
-@pytest.fixture(params=TASKS)
+@pytest.fixture(scope="module", params=TASKS)
 def task(request) -> Task:
     return find_task(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pipe(task) -> Any:
+    """One pipeline of the task for all tests that leave it as it is."""
     return task.make()
+
+
+@pytest.fixture
+def own_pipe(task) -> Any:
+    """A pipeline for a test that changes it."""
+    return task.make()
+
+
+@pytest.fixture(scope="module")
+def saved(task, pipe, tmp_path_factory) -> tuple[Path, torch.Tensor]:
+    """The folder of the saved pipeline, and what it draws."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipe.save_pretrained(folder)
+    return folder, task.draw(pipe)
 
 
 def assert_nearly_same(task: Task, first: torch.Tensor, second: torch.Tensor) -> None:
@@ -43,24 +59,24 @@ def assert_nearly_same(task: Task, first: torch.Tensor, second: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("way", ["own class", "diffusers", "file beside the weights"])
-def test_saved_and_loaded_it_draws_the_same(task, pipe, tmp_path, way):
-    pipe.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
+def test_saved_and_loaded_it_draws_the_same(task, saved, way):
+    folder, images = saved
+    index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == task.pipeline.__name__
     assert index["unet"] == ["diffusers_mdm", "NestedUNetModel"]
     if way == "own class":
-        loaded = task.pipeline.from_pretrained(tmp_path)
+        loaded = task.pipeline.from_pretrained(folder)
     elif way == "diffusers":
-        loaded = DiffusionPipeline.from_pretrained(tmp_path)
+        loaded = DiffusionPipeline.from_pretrained(folder)
     else:
-        loaded = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
+        loaded = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
     assert type(loaded) is task.pipeline
     loaded.set_progress_bar_config(disable=True)
     # Loaded weights lie elsewhere in memory, which may change the order of sums.
-    torch.testing.assert_close(task.draw(loaded), task.draw(pipe), rtol=0, atol=1e-5)
+    torch.testing.assert_close(task.draw(loaded), images, rtol=0, atol=1e-5)
 
 
-def test_a_image_does_not_depend_on_its_batch(task, pipe):
+def test_an_image_does_not_depend_on_its_batch(task, pipe):
     together = task.draw(pipe, slice(None), eta=1.0)
     assert together.shape == (3, *task.shape)
     for row in range(3):
@@ -129,33 +145,33 @@ def test_interrupt_skips_the_remaining_steps(task, pipe):
     assert not torch.equal(stopped, task.draw(pipe, num_inference_steps=4))
 
 
-def test_guidance_off_runs_the_model_once_a_row(task, pipe):
+def test_guidance_off_runs_the_model_once_a_row(task, own_pipe):
     if task.of_nothing:
         pytest.skip("this pipeline has no guidance")
     rows = []
-    pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(as_pyramid(args[0])[0][0])))
-    task.draw(pipe, guidance_scale=1.0)
+    own_pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(as_pyramid(args[0])[0][0])))
+    task.draw(own_pipe, guidance_scale=1.0)
     assert set(rows) == {1}
     rows.clear()
-    task.draw(pipe, guidance_scale=2.0)
+    task.draw(own_pipe, guidance_scale=2.0)
     assert set(rows) == {2}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_draws_nearly_the_same(task, pipe, dtype):
+def test_half_precision_draws_nearly_the_same(task, pipe, own_pipe, dtype):
     full = task.draw(pipe, guidance_scale=1.0)
-    half = task.draw(pipe.to(dtype=dtype), guidance_scale=1.0)
+    half = task.draw(own_pipe.to(dtype=dtype), guidance_scale=1.0)
     assert half.dtype == torch.float32
     assert (half - full).abs().mean() < 0.15
-    assert pipe.unet.dtype == dtype
+    assert own_pipe.unet.dtype == dtype
 
 
 @needs_group_offloading
-def test_group_offload_changes_nothing(task, pipe):
-    images = task.draw(pipe)
-    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+def test_group_offload_changes_nothing(task, own_pipe):
+    images = task.draw(own_pipe)
+    own_pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     # Weights that move are read layer by layer, the text with them, and stay in the order of memory that they have.
-    torch.testing.assert_close(task.draw(pipe), images, atol=1e-4, rtol=0)
+    assert_nearly_same(task, task.draw(own_pipe), images)
 
 
 @pytest.mark.gpu
