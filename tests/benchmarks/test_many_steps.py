@@ -28,17 +28,17 @@ def test_a_setting_is_compared_with_its_own_guidance_scale():
 
 def test_more_steps_end_closer_to_many(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        sampling, "SETTINGS", {f"{steps} steps": sampling.drawn_in(steps, sampling.EVEN) for steps in (2, 16)}
+        sampling, "SETTINGS", {f"{steps} steps": sampling.drawn_in(steps, sampling.EVEN) for steps in (2, 10)}
     )
     args = argparse.Namespace(
-        output_dir=tmp_path, num_compared=1, num_seeds=2, num_steps=40, guidance_scales=[2.0], batch_size=2
+        output_dir=tmp_path, num_compared=1, num_seeds=2, num_steps=20, guidance_scales=[2.0], batch_size=2
     )
     real = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     truth = sampling.Truth(["a red apple", "a green apple"], real, sampling.thumbnail(real), [])
     pipeline = make_pipeline()
     found = many_steps.measure(pipeline, truth, args)
     few, more, many = found
-    assert [few["name"], more["name"], many["name"]] == ["2 steps", "16 steps", "40 DDIM, log SNR, guidance 2"]
+    assert [few["name"], more["name"], many["name"]] == ["2 steps", "10 steps", "20 DDIM, log SNR, guidance 2"]
     assert few["distance"][0] > 2 * more["distance"][0] > many["distance"][0] == 0
     drawn = [
         sampling.drawn_levels(pipeline, "2 steps", sampling.SETTINGS["2 steps"], seed, truth.captions, tmp_path, 2)[-1]
@@ -46,7 +46,7 @@ def test_more_steps_end_closer_to_many(tmp_path, monkeypatch):
     ]
     expected = sum(sampling.pixel_distance(images[:1], real[:1]) for images in drawn) / 2
     assert few["real"][0] == pytest.approx(expected)
-    table = many_steps.markdown_table(found, 40).splitlines()
+    table = many_steps.markdown_table(found, 20).splitlines()
     assert len(table) == 5
     assert table[2].startswith("| 2 steps | 4 |")
     args.guidance_scales = [1.0]

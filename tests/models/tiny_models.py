@@ -34,7 +34,7 @@ def two_level_config() -> dict[str, Any]:
 
 
 def video_config() -> dict[str, Any]:
-    """One frame of 8 pixels → 4 frames of 8 → 4 frames of 16: a image model in a temporal and a spatial level."""
+    """One frame of 8 pixels → 4 frames of 8 → 4 frames of 16: an image model in a temporal and a spatial level."""
     return {
         "sample_size": 8,
         "block_out_channels": ((16, 32), (32, 16, 32), (16, 32)),

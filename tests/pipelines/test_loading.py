@@ -59,7 +59,11 @@ for name, where in (("folder", folder), ("file", folder + "/pipeline.py")):
     images[name] = draw(pipe)
 pipe.save_pretrained(out + "/again")
 save_file(images, out + "/images.safetensors")
+print(*sorted({name.split(".")[1] for name in sys.modules if name.startswith("diffusers_mdm.")}))
 """
+# What of the package is imported to load, draw and save: nothing of the commands, of training or of evaluation.
+PARTS = {"checked_values", "config_reading", "library_internals", "pyramid", "rgb_images", "models", "schedulers"}
+PARTS |= {"loaders", "pipelines", "registration", "conversion", "public_names"}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +155,8 @@ def test_without_importing_the_package_first(folder, images, tmp_path):
     command = [sys.executable, "-c", WITHOUT_IMPORTING, str(folder), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    parts = set(done.stdout.splitlines()[-1].split())
+    assert {"models", "schedulers", "pipelines"} <= parts <= PARTS
     drawn = load_file(tmp_path / "images.safetensors")
     # The other process may have another number of threads, which changes the order of sums (1.7e-6 seen).
     torch.testing.assert_close(drawn["folder"], images, atol=1e-5, rtol=0)

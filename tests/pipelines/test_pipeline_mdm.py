@@ -21,7 +21,7 @@ PROMPTS = ["a cat", "a very long picture of " * 37 + "the very sad dog house in 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_a_image_does_not_depend_on_its_batch(masked, guidance_scale):
+def test_an_image_does_not_depend_on_its_batch(masked, guidance_scale):
     pipe = make_pipeline(use_cross_attention_mask=masked)
     assert len(PROMPTS[1]) >= 850
     pipe.tokenizer.model_max_length = 512

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong types and values in public calls end in a image, or in an error of our own that says what was expected."""
+"""Wrong types and values in public calls end in an image, or in an error of our own that says what was expected."""
 
 import inspect
 import math
@@ -105,7 +105,7 @@ def wrong_step(choice: random.Random, _: Any) -> tuple[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(NUM_CHUNKS))
-def test_anything_ends_in_a_image_or_in_an_error_of_ours(chunk):
+def test_anything_ends_in_an_image_or_in_an_error_of_ours(chunk):
     choice = random.Random(chunk)
     pipes = {name: task(name).make() for name in ONE_OF_EACH}
     failures = []

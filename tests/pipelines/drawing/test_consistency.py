@@ -53,7 +53,7 @@ def test_of_a_clip_every_given_frame_is_projected_and_the_others_are_free():
         torch.testing.assert_close(projected[:, :, frame], expected, atol=1e-6, rtol=0)
 
 
-def test_a_image_with_the_averages_stays():
+def test_an_image_with_the_averages_stays():
     image = torch.rand(1, 3, 8, 8, generator=seed(0)) * 2 - 1
     torch.testing.assert_close(project_onto_average(image, F.avg_pool2d(image, 2)), image, atol=1e-6, rtol=0)
 

@@ -145,7 +145,7 @@ def test_latents_are_told_by_their_channels():
     assert torch.equal(read.tensor, latents)
     assert torch.equal(read_images(list(latents), 3, num_latent_channels=4).latents, latents)
     assert read_images(FRACTIONS, 3, num_latent_channels=4).latents is None
-    # An array of four channels is a image with an alpha channel.
+    # An array of four channels is an image with an alpha channel.
     rgba = torch.ones(8, 8, 4).numpy()
     assert read_images(rgba, 3, num_latent_channels=4).pixels.shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match="from -"):

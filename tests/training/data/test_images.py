@@ -124,7 +124,7 @@ def test_images_that_were_cut_short_are_refused(form):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000"])
-def test_damage_gives_a_image_or_a_reason(form):
+def test_damage_gives_an_image_or_a_reason(form):
     whole = bytearray(encoded(noise_image(32, 32), form))
     random = np.random.default_rng(0)
     for _ in range(60):
@@ -146,7 +146,7 @@ def test_decompression_bombs_are_refused(side):
         open_image(bomb)
 
 
-def test_a_image_of_sixteen_bits_is_never_unpacked_to_many_times_its_pixels():
+def test_an_image_of_sixteen_bits_is_never_unpacked_to_many_times_its_pixels():
     content = png_bomb(2000, depth=16)
     tracemalloc.start()
     open_image(content)
@@ -156,7 +156,7 @@ def test_a_image_of_sixteen_bits_is_never_unpacked_to_many_times_its_pixels():
     assert peak < 2000**2 * 6
 
 
-def test_notes_in_a_image_that_are_damaged_or_too_long_do_not_cost_it():
+def test_notes_in_an_image_that_are_damaged_or_too_long_do_not_cost_it():
     notes = PngImagePlugin.PngInfo()
     notes.add_text("note", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
     exif = Image.Exif()

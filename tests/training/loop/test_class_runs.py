@@ -172,7 +172,7 @@ def test_a_validation_prompt_that_is_no_class_ends_the_run_before_it_trains(name
         start_run(recipe, options(tmp_path))
 
 
-def test_a_image_of_a_class_that_the_model_lacks_is_refused(images_dir, tmp_path):
+def test_an_image_of_a_class_that_the_model_lacks_is_refused(images_dir, tmp_path):
     folder = write_labelled(images_dir, tmp_path / "data", names=None, first=1)
     with pytest.raises(ValueError, match="A sample has class 3, but the model has the classes 0 to 2"):
         run_recipe(class_recipe(folder), options(tmp_path / "out"))

@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_rows(clips_dir, images_dir, t
 
 
 def test_accumulated_steps_equal_whole_ones(clips_dir, images_dir, tmp_path):
-    """Four clips and two images at once, or twice two clips and a image; row j of batch m has place 2j + m."""
+    """Four clips and two images at once, or twice two clips and an image; row j of batch m has place 2j + m."""
     whole = clips_run(clips_dir, images_dir, tmp_path / "whole")
     halves = clips_run(
         clips_dir, images_dir, tmp_path / "halves", batch_size=2, joint_images=1, gradient_accumulation_steps=2

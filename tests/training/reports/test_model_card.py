@@ -192,7 +192,7 @@ def class_recipe(recipe):
 
 
 @pytest.mark.parametrize("broken", ["plot_curves", "copy_samples"])
-def test_a_image_that_cannot_be_made_does_not_cost_the_card(again, monkeypatch, caplog, broken):
+def test_an_image_that_cannot_be_made_does_not_cost_the_card(again, monkeypatch, caplog, broken):
     def fail(*_):
         raise RuntimeError("no font")
 

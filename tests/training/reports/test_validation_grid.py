@@ -64,7 +64,7 @@ def differences(first, second) -> list[int]:
     return [int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max()) for one, other in pairs]
 
 
-def test_grid_has_a_column_a_image_and_a_row_a_level(tmp_path):
+def test_grid_has_a_column_an_image_and_a_row_a_level(tmp_path):
     path = draw_validation_grid(new_run(tmp_path, num_validation_images=2))
     assert path == tmp_path / "samples" / "step-0000007.png"
     with Image.open(path) as grid:
@@ -94,7 +94,7 @@ def test_images_are_those_of_the_averaged_weights_and_training_goes_on_as_before
         assert drawn.tobytes() != other.tobytes()
 
 
-def test_a_image_has_the_same_noise_every_time_and_in_every_batch():
+def test_an_image_has_the_same_noise_every_time_and_in_every_batch():
     pipeline = make_pipeline()
     three = draw_prompts(pipeline, settings(num_validation_images=3))
     assert [len(level) for level in three] == [6, 6]

@@ -101,6 +101,6 @@ def test_classes_must_be_whole_numbers(folder):
         ({"bytes": None, "path": "/dev/zero"}, "outside the data set|cannot be found"),
     ],
 )
-def test_cells_without_a_image_of_their_own_say_why(tmp_path, cell, message):
+def test_cells_without_an_image_of_their_own_say_why(tmp_path, cell, message):
     with pytest.raises(UnusableSampleError, match=message):
         encoded_file(cell, AllowedFolders.of_folder(tmp_path))
