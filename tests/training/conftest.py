@@ -37,4 +37,4 @@ def no_forward(monkeypatch):
     """Leave out the forward passes without memory by which costs are estimated; they take a second per stage."""
     for module in (memory_estimate, dry_run):
         monkeypatch.setattr(module, "stage_activations", lambda *arguments: [memory_estimate.Activations()])
-    monkeypatch.setattr(compute_estimate, "forward_flops", lambda *arguments: 1e9)
+    monkeypatch.setattr(compute_estimate, "pass_flops", lambda *arguments: 1e9)

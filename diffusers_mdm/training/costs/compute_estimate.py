@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimate of the GPU hours of a recipe, from the operations of a model without weights.
 
-Matrix products and convolutions of the forward pass are counted on tensors that have shapes and no contents; the
-backward pass has twice as many, for the gradients of inputs and of weights.
+Matrix products and convolutions of a forward and a backward pass are counted on tensors that have shapes and no
+contents. Where everything learns, the backward pass has twice as many as the forward pass, for the gradients of inputs
+and of weights. What gradient checkpointing computes again is not counted.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...checked_values import check_number
+from ...pyramid import as_pyramid
 from ..recipe.clip_stages import joint_stage
 from ..recipe.recipe import Recipe
 from ..recipe.stage import StageRecipe
-from .memory_estimate import fake_inputs, fake_unet
+from .memory_estimate import fake_inputs, fake_unet, freeze
 
-BACKWARD = 2  # operations of a backward pass relative to the forward pass
 SECONDS_PER_HOUR = 3600
 
 
@@ -86,17 +87,19 @@ def estimate_stage_compute(recipe: Recipe, stage: StageRecipe, num_processes: in
     steps = stage.max_steps(num_processes)
     images = None if steps is None else steps * stage.images_per_step * num_processes
     joint = joint_stage(recipe, stage)
-    forward = forward_flops(recipe, stage) + (0.0 if joint is None else forward_flops(recipe, joint))
-    return StageCompute(stage.name, images, forward * (1 + BACKWARD) / stage.batch_size)
+    flops = pass_flops(recipe, stage) + (0.0 if joint is None else pass_flops(recipe, joint))
+    return StageCompute(stage.name, images, flops / stage.batch_size)
 
 
-def forward_flops(recipe: Recipe, stage: StageRecipe) -> float:
-    """Count the operations of a forward pass with the batch of a stage, on tensors without memory."""
+def pass_flops(recipe: Recipe, stage: StageRecipe) -> float:
+    """Count the operations of a forward and a backward pass with the batch of a stage, on tensors without memory."""
     unet, counter = fake_unet(recipe, stage.levels, stage.as_images), FlopCounterMode(display=False)
+    freeze(unet, recipe, stage)
     with torch.device("meta"):
         inputs = fake_inputs(unet, recipe, stage)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        unet(**inputs)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        levels = as_pyramid(unet(**inputs).sample)[0]
+        torch.stack([level.sum() for level in levels]).sum().backward()
     return float(counter.get_total_flops())
 
 

@@ -91,7 +91,7 @@ def test_settings_of_the_whole_run_and_losses_of_each_stage_are_described(text):
 
 
 def test_memory_is_a_sum_and_follows_the_options(monkeypatch):
-    monkeypatch.setattr(compute_estimate, "forward_flops", lambda *arguments: 1e9)
+    monkeypatch.setattr(compute_estimate, "pass_flops", lambda *arguments: 1e9)
     big = dataclasses.replace(TINY, stages=(dataclasses.replace(TINY.stages[0], batch_size=4096),))
 
     def activations(**fields) -> float:

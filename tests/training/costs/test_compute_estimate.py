@@ -10,21 +10,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_mdm.cli.training import estimate
+from diffusers_mdm.models.nested_unet import NestedUNetModel
 from diffusers_mdm.training.commands.dry_run import describe_run
-from diffusers_mdm.training.costs.compute_estimate import Gpu, describe_compute, estimate_compute, forward_flops
+from diffusers_mdm.training.costs.compute_estimate import Gpu, describe_compute, estimate_compute, pass_flops
+from diffusers_mdm.training.loop.stage_setup import freeze_levels
 from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.recipe.loading import load_recipe
+from diffusers_mdm.training.recipe.pretrained import LoraRecipe, PretrainedRecipe
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
+from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
 from tests.training.tiny_run import RECIPES
 
 ACCELERATE = RECIPES.parent / "accelerate"
 TINY = load_recipe(RECIPES / "tiny.yaml")
 
 
-def test_operations_are_those_of_a_model_with_weights():
-    """A third of forward and backward together, up to the first convolution, whose input needs no gradient."""
-    stage = TINY.stages[1]
-    unet = build_unet(TINY, 2).train()
+def operations(unet: NestedUNetModel) -> int:
+    """Count the operations of a forward and a backward pass with the batch of the outer stage."""
     inputs = {
         "sample": [torch.randn(4, 3, 8, 8), torch.randn(2, 3, 16, 16)],
         "timestep": torch.zeros(4, dtype=torch.int64),
@@ -34,7 +36,36 @@ def test_operations_are_those_of_a_model_with_weights():
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         torch.stack([level.mean() for level in unet(**inputs).sample]).sum().backward()
-    assert 3 * forward_flops(TINY, stage) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    return counter.get_total_flops()
+
+
+def test_operations_are_those_of_a_model_with_weights():
+    assert pass_flops(TINY, TINY.stages[1]) == operations(build_unet(TINY, 2).train())
+
+
+def test_what_does_not_learn_costs_less():
+    """Weights of frozen levels need no gradients, nor do their inputs unless something outside them learns by them."""
+    stage = dataclasses.replace(TINY.stages[1], frozen_levels=1)
+    unet = build_unet(TINY, 2).train()
+    whole = operations(unet)
+    torch.nn.init.zeros_(unet.levels[1].encoder.in_adapter.weight)
+    torch.nn.init.zeros_(unet.levels[1].encoder.in_adapter.bias)
+    freeze_levels(unet, 1)
+    closed = operations(unet)
+    torch.nn.init.normal_(unet.levels[1].encoder.in_adapter.weight)
+    freeze_levels(unet, 1)
+    opened = operations(unet)
+    assert pass_flops(TINY, stage) == closed
+    assert pass_flops(dataclasses.replace(TINY, stages=(stage,)), stage) == opened
+    assert closed < opened < whole
+    adapted = dataclasses.replace(
+        TINY,
+        stages=TINY.stages[1:],
+        lora=LoraRecipe(rank=2),
+        pretrained=PretrainedRecipe("somewhere"),
+        text_encoder=TextEncoderRecipe(from_pipeline=True),
+    )
+    assert pass_flops(adapted, adapted.stages[0]) < 0.8 * whole
 
 
 def test_stages_add_up_over_processes():
