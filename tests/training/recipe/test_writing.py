@@ -11,7 +11,9 @@ from tests.training.tiny_run import RECIPES, tiny_recipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_what_is_written_reads_back_as_the_same_recipe(path, tmp_path):
+def test_what_is_written_reads_back_as_the_same_recipe(path, tmp_path, monkeypatch):
+    # A path that is not beside the recipe is one from the current folder, which must not happen to have such a file.
+    monkeypatch.chdir(tmp_path)
     recipe = load_recipe(path)
     assert load_recipe(write_recipe(recipe, tmp_path / "new")) == recipe
 
