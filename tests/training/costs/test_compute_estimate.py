@@ -13,12 +13,10 @@ from diffusers_mdm.cli.training import estimate
 from diffusers_mdm.models.nested_unet import NestedUNetModel
 from diffusers_mdm.training.commands.dry_run import describe_run
 from diffusers_mdm.training.costs.compute_estimate import Gpu, describe_compute, estimate_compute, pass_flops
-from diffusers_mdm.training.loop.stage_setup import freeze_levels
 from diffusers_mdm.training.loop.start import build_unet
 from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.recipe.pretrained import LoraRecipe, PretrainedRecipe
 from diffusers_mdm.training.recipe.stage import PlateauRecipe
-from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
+from tests.training.costs.partly_trained import freeze_inside_new_level, freeze_inside_trained_level, lora_recipe
 from tests.training.tiny_run import RECIPES
 
 ACCELERATE = RECIPES.parent / "accelerate"
@@ -48,23 +46,14 @@ def test_what_does_not_learn_costs_less():
     stage = dataclasses.replace(TINY.stages[1], frozen_levels=1)
     unet = build_unet(TINY, 2).train()
     whole = operations(unet)
-    torch.nn.init.zeros_(unet.levels[1].encoder.in_adapter.weight)
-    torch.nn.init.zeros_(unet.levels[1].encoder.in_adapter.bias)
-    freeze_levels(unet, 1)
+    freeze_inside_new_level(unet)
     closed = operations(unet)
-    torch.nn.init.normal_(unet.levels[1].encoder.in_adapter.weight)
-    freeze_levels(unet, 1)
+    freeze_inside_trained_level(unet)
     opened = operations(unet)
     assert pass_flops(TINY, stage) == closed
     assert pass_flops(dataclasses.replace(TINY, stages=(stage,)), stage) == opened
     assert closed < opened < whole
-    adapted = dataclasses.replace(
-        TINY,
-        stages=TINY.stages[1:],
-        lora=LoraRecipe(rank=2),
-        pretrained=PretrainedRecipe("somewhere"),
-        text_encoder=TextEncoderRecipe(from_pipeline=True),
-    )
+    adapted = lora_recipe(TINY)
     assert pass_flops(adapted, adapted.stages[0]) < 0.8 * whole
 
 

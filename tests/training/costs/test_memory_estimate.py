@@ -11,12 +11,11 @@ import torch
 from diffusers_mdm.models.level_config import LevelConfig
 from diffusers_mdm.models.nested_unet import NestedUNetModel
 from diffusers_mdm.training.costs.memory_estimate import estimate_stage, has_new_adapter, stage_activations
-from diffusers_mdm.training.loop.stage_setup import freeze_levels
 from diffusers_mdm.training.modules.lora import add_lora
 from diffusers_mdm.training.recipe.loading import load_recipe
-from diffusers_mdm.training.recipe.recipe import LoraRecipe, PretrainedRecipe, Recipe
-from diffusers_mdm.training.recipe.text_encoder import TextEncoderRecipe
+from diffusers_mdm.training.recipe.recipe import Recipe
 from diffusers_mdm.training.state.run import RunOptions
+from tests.training.costs.partly_trained import freeze_inside_new_level, freeze_inside_trained_level, lora_recipe
 from tests.training.tiny_run import RECIPES
 
 OPTIONS = RunOptions(output_dir=Path("out"))
@@ -29,16 +28,6 @@ def recipe() -> Recipe:
 
 def real_unet(recipe: Recipe, levels: int) -> NestedUNetModel:
     return NestedUNetModel(**recipe.model, **LevelConfig.columns_from(recipe.level_configs[:levels])).train()
-
-
-def lora_recipe(recipe: Recipe) -> Recipe:
-    return dataclasses.replace(
-        recipe,
-        stages=recipe.stages[1:],
-        lora=LoraRecipe(rank=2),
-        pretrained=PretrainedRecipe("somewhere"),
-        text_encoder=TextEncoderRecipe(from_pipeline=True),
-    )
 
 
 def saved_bytes(unet: NestedUNetModel, recipe: Recipe, rows: tuple[int, ...], autocast: bool = False) -> int:
@@ -77,14 +66,11 @@ def test_activations_are_those_of_a_real_forward_pass(recipe, number):
 def test_activations_around_frozen_levels_are_kept_where_gradients_run(recipe):
     stage = dataclasses.replace(recipe.stages[1], frozen_levels=1)
     unet = real_unet(recipe, 2)
-    torch.nn.init.zeros_(unet.levels[1].encoder.in_adapter.weight)
-    torch.nn.init.zeros_(unet.levels[1].encoder.in_adapter.bias)
-    freeze_levels(unet, 1)
+    freeze_inside_new_level(unet)
     real = saved_bytes(unet, recipe, stage.samples_per_level)
     assert estimate_stage(recipe, stage, OPTIONS, 0).activations == pytest.approx(real, rel=0.02)
     # After a stage that has trained the adapter, gradients run through the frozen levels to what is around them.
-    torch.nn.init.normal_(unet.levels[1].encoder.in_adapter.weight)
-    freeze_levels(unet, 1)
+    freeze_inside_trained_level(unet)
     later = dataclasses.replace(stage, name="later")
     longer = dataclasses.replace(recipe, stages=(*recipe.stages, later))
     open_real = saved_bytes(unet, recipe, stage.samples_per_level)
