@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from measuring import EMOJI_RECIPE, describe_machine
+from measuring import EMOJI_RECIPE, describe_machine, write_numbers
 from sampling import EVEN, PAIR, Setting, drawn_in, load_truth, measure, prepared, standard_error
 
 from diffusers_mdm import MatryoshkaScheduler, MDMPipeline
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
             train(outer, model_dir, seed, args.mixed_precision)
             runs.append(measured(model_dir, data_dir, args.num_captions, args.batch_size))
         report[name] = summarised(runs)
-        (args.output_dir / "outer_levels.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_numbers(args.output_dir / "outer_levels.json", report)
         for setting, values in report[name].items():
             print(f"{name}; {setting}: " + ", ".join(f"{key} {m:.4f} ± {e:.4f}" for key, (m, e) in values.items()))
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from measuring import ROOT, count_flops, describe_machine, forward_and_backward, random_inputs
+from measuring import ROOT, count_flops, describe_machine, forward_and_backward, random_inputs, write_numbers
 
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.loop.start import build_unet
@@ -118,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     sides = build_unet(recipe, len(recipe.levels)).sample_sizes
     plot(curves, sides, args.output_dir / "progressive_vs_scratch.png")
     report = {name: [dataclasses.asdict(point) for point in points] for name, points in curves.items()}
-    (args.output_dir / "progressive_vs_scratch.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_numbers(args.output_dir / "progressive_vs_scratch.json", report)
     print(describe_machine("cpu"))
     for name, points in curves.items():
         losses = ", ".join(f"{side} px {loss:.4f}" for side, loss in zip(sides, points[-1].losses, strict=True))

@@ -13,7 +13,6 @@ python benchmarks/quantization.py --output runs/quantization.json
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import PipelineQuantizationConfig
-from measuring import ROOT, describe_machine
+from measuring import ROOT, describe_machine, write_numbers
 
 from diffusers_mdm import MDMPipeline
 
@@ -145,7 +144,7 @@ def main() -> None:
             del entry["images"]
         result = {"machine": describe_machine("cpu"), "num_captions": len(CAPTIONS), "forms": found}
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_numbers(args.output, result)
 
 
 if __name__ == "__main__":

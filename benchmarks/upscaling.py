@@ -48,7 +48,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from measuring import ROOT, describe_machine
+from measuring import ROOT, describe_machine, write_numbers
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -366,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
         "drawings": args.num_samples,
         "measures": {name: round_all(entry) for name, entry in summary.items()},
     }
-    (folder / "upscaling.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_numbers(folder / "upscaling.json", report)
     draw_grid(held_out, images, min(args.grid_columns, len(held_out.numbers)), folder / "upscaling.png")
 
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import logging
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measuring import ROOT, describe_machine, random_inputs, time_by_turns
+from measuring import ROOT, describe_machine, random_inputs, time_by_turns, write_numbers
 
 from diffusers_mdm.training.loop.engine import run_recipe
 from diffusers_mdm.training.loop.start import build_unet
@@ -158,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
             parameters, parameters - inner_parameters, losses[name], round(seconds[name], 4), round(ratio, 4)
         )
     report = {name: dataclasses.asdict(result) for name, result in results.items()}
-    (args.output_dir / "weight_sharing.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_numbers(args.output_dir / "weight_sharing.json", report)
     print(describe_machine("cpu"))
     sides = build_unet(recipes[NO_SHARING], 2).sample_sizes
     for name, result in results.items():
